@@ -1,0 +1,114 @@
+"""What a target showed when it was observed. Facts age: nothing acts on a memory of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Health(StrEnum):
+    """What a running instance says of itself. NONE: it declares no health check, so running is all that is known."""
+
+    HEALTHY = "healthy"
+    STARTING = "starting"
+    UNHEALTHY = "unhealthy"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceFacts:
+    """One container or process. artifact: image ID or tree hash. instance: container ID, or pid and start time.
+
+    release: the release it was started for, empty when somebody else started it. exit_code: None while it runs.
+    config_hash: as in ServiceRecord, empty when it cannot be told.
+    """
+
+    service: str
+    instance: str
+    artifact: str
+    running: bool
+    health: Health
+    release: str = ""
+    config_hash: str = ""
+    restarts: int = 0
+    oom_killed: bool = False
+    exit_code: int | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Running, and either healthy or without a health check of its own."""
+        return self.running and self.health in (Health.HEALTHY, Health.NONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerFacts:
+    """serving: the instances that get traffic. candidates: started beside them by the gate. stateful: never touched.
+
+    held: artifacts that can be started right now without asking a registry.
+    """
+
+    observed_at: datetime
+    serving: tuple[InstanceFacts, ...]
+    candidates: tuple[InstanceFacts, ...] = ()
+    stateful: tuple[InstanceFacts, ...] = ()
+    held: frozenset[str] = frozenset()
+
+    def of(self, service: str) -> tuple[InstanceFacts, ...]:
+        """Return the serving instances of a service, empty when there is none."""
+        return tuple(i for i in self.serving if i.service == service)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseFacts:
+    """What the server shows. `database`: the live name; `exists` False between the two renames of a swap.
+
+    fingerprint: of the live schema. migrations: finished ones, oldest first; failed_migrations: started, not finished.
+    restore_points: ids whose dump is present and whose trial restore was proved. clones: databases kept for a swap.
+    exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
+    dumps: names of finished safety dumps. fenced: the live database (or the renamed one) refuses connections.
+    """
+
+    observed_at: datetime
+    database: str
+    exists: bool
+    fenced: bool
+    fingerprint: str
+    size_bytes: int
+    migrations: tuple[str, ...] = ()
+    failed_migrations: tuple[str, ...] = ()
+    restore_points: frozenset[str] = frozenset()
+    clones: frozenset[str] = frozenset()
+    exports: frozenset[str] = frozenset()
+    dumps: frozenset[str] = frozenset()
+    swaps: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendDeployment:
+    """One deployment at the frontend host. state: READY, BUILDING, ERROR, ... in the host's own words."""
+
+    id: str
+    commit: str
+    state: str
+    created_at: datetime
+    can_return: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendFacts:
+    """production: deployment that the project serves. domains: (domain, deployment id seen there; empty if it could not be told).
+
+    auto_assign: whether the next push goes live by itself (a rollback at Vercel turns this off).
+    busy: a promotion or rollback is under way there.
+    """
+
+    observed_at: datetime
+    production: str
+    auto_assign: bool
+    busy: bool = False
+    domains: tuple[tuple[str, str], ...] = ()
+    deployments: tuple[FrontendDeployment, ...] = ()
+
+
+Facts = ContainerFacts | DatabaseFacts | FrontendFacts

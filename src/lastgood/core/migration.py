@@ -1,0 +1,148 @@
+"""Did the migration cause the failure, can the last good release run on today's schema, and which rung follows.
+
+Evidence is collected by the database target; this file only weighs it (facts: SQLSTATE class 42 is "syntax error or
+access rule violation", PostgreSQL 15 docs appendix A). A rollback of the schema is never the answer to a storage fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Rung(StrEnum):
+    """How far the database goes back, from the least to the most invasive."""
+
+    D0 = "D0 leave the schema"
+    D3 = "D3 swap to the clone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaChange:
+    """One difference between the schema before the deploy and now. object: `table` or `table.column`, change: one line."""
+
+    object: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlError:
+    """Errors of one SQLSTATE since the deploy. names: identifiers found in the server's message. count: how often."""
+
+    sqlstate: str
+    names: tuple[str, ...]
+    message: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenInvariant:
+    """An invariant that held before the deploy. by_migration: rows whose xmin is the migration's; by_others: the rest.
+
+    keys: examples, at most 20.
+    """
+
+    invariant: str
+    by_migration: int
+    by_others: int
+    keys: tuple[str, ...]
+
+
+class Fit(StrEnum):
+    """Whether a release runs on a schema. UNKNOWN is not YES."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitsSchema:
+    """Result of executing a release's recorded statements on a clone of today's schema. tried: how many."""
+
+    fit: Fit
+    tried: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritesSince:
+    """Rows written after a restore point by others than the migration. tables: (table, rows), most rows first.
+
+    rate_per_s: rows a second over the last minute known. exact: counted behind the fence, not estimated while writing goes on.
+    """
+
+    tables: tuple[tuple[str, int], ...]
+    rate_per_s: float = 0.0
+    exact: bool = False
+
+    @property
+    def total(self) -> int:
+        """Rows over all tables."""
+        return sum(rows for _, rows in self.tables)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseEvidence:
+    """Everything the database target could find out, read-only, before a plan is made."""
+
+    database: str
+    changes: tuple[SchemaChange, ...]
+    errors: tuple[SqlError, ...]
+    broken: tuple[BrokenInvariant, ...]
+    old_release: FitsSchema
+    writes: WritesSince | None
+    storage_faults: tuple[str, ...] = ()
+    size_bytes: int = 0
+
+
+class Blame(StrEnum):
+    """Who caused it, as far as the evidence goes."""
+
+    NOBODY = "no schema difference"
+    MIGRATION = "the migration"
+    APPLICATION = "the application, not the migration"
+    STORAGE = "the storage"
+    NOT_PROVED = "not proved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationVerdict:
+    """blame, with one sentence for each piece of evidence that led to it."""
+
+    blame: Blame
+    reasons: tuple[str, ...]
+
+
+def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
+    """Weigh the evidence. MIGRATION only with a schema difference and a class 42 error that names a changed object, or
+    an invariant that held before and is broken in rows that the migration's own transaction wrote."""
+    if evidence.storage_faults:
+        return MigrationVerdict(blame=Blame.STORAGE, reasons=evidence.storage_faults)
+    by_others = tuple(
+        f"invariant {b.invariant}: {b.by_others} rows broken by later transactions" for b in evidence.broken if b.by_others
+    )
+    if not evidence.changes:
+        blame = Blame.APPLICATION if by_others else Blame.NOBODY
+        return MigrationVerdict(blame=blame, reasons=("the schema is the one from before the deploy", *by_others))
+    changed = {name for change in evidence.changes for name in change.object.split(".")}
+    by_migration = (
+        *(
+            f"SQLSTATE {e.sqlstate}, {e.count} times, names {', '.join(sorted(changed & set(e.names)))}: {e.message}"
+            for e in evidence.errors
+            if e.sqlstate.startswith("42") and changed & set(e.names)
+        ),
+        *(
+            f"invariant {b.invariant} held before the deploy and is broken in {b.by_migration} rows that the migration wrote"
+            for b in evidence.broken
+            if b.by_migration
+        ),
+    )
+    if by_migration:
+        return MigrationVerdict(blame=Blame.MIGRATION, reasons=(*by_migration, *by_others))
+    if by_others:
+        return MigrationVerdict(blame=Blame.APPLICATION, reasons=by_others)
+    return MigrationVerdict(
+        blame=Blame.NOT_PROVED,
+        reasons=("the schema changed, but no error names a changed object and no invariant broke",),
+    )

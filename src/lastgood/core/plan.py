@@ -1,0 +1,288 @@
+"""Plans: ordered intentions, and for each step how the facts show that it is done.
+
+A plan is computed, shown, hashed and stored; the run carries out that object and nothing else. A deploy and a
+rollback are both plans: a rollback is forward motion to an earlier release. How plans are made is in
+`core.deploying` and `core.returning`; how they are carried out, one record at a time, in `core.run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal, assert_never
+
+from pydantic import TypeAdapter
+
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts
+from lastgood.core.migration import Rung, WritesSince
+
+
+class Role(StrEnum):
+    """Which hand carries a step out."""
+
+    CONTAINERS = "containers"
+    DATABASE = "database"
+    FRONTEND = "frontend"
+
+
+class Purpose(StrEnum):
+    """Why a plan was made."""
+
+    DEPLOY = "deploy"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassGate:
+    """Start each service's candidate from `artifacts` beside what serves and wait until it is healthy. Traffic does not move.
+
+    artifacts: (service, artifact) pairs.
+    """
+
+    release: str
+    artifacts: tuple[tuple[str, str], ...]
+    kind: Literal["pass_gate"] = "pass_gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """Make one service serve from `artifact` of `release`; the instance that served is stopped, not deleted, where the engine allows."""
+
+    release: str
+    service: str
+    artifact: str
+    kind: Literal["serve"] = "serve"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearCandidates:
+    """Remove what the gate started and what no longer serves. Never touches a serving or a stateful instance."""
+
+    kind: Literal["clear_candidates"] = "clear_candidates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeRestorePoint:
+    """Dump the live database, hash the dump, restore it beside the live one, prove it, and keep that clone."""
+
+    restore_point: str
+    kind: Literal["take_restore_point"] = "take_restore_point"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrate:
+    """Run the release's own migration command. migrations: those that must be finished afterwards."""
+
+    release: str
+    migrations: tuple[str, ...]
+    kind: Literal["migrate"] = "migrate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveDump:
+    """Dump the live database as it is now, bad rows and all, before anything destructive."""
+
+    name: str
+    kind: Literal["save_dump"] = "save_dump"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """Refuse connections to the live database and end the sessions it has."""
+
+    kind: Literal["fence"] = "fence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportWrites:
+    """Write the rows changed since the restore point to files, and count them. Runs behind the fence."""
+
+    export: str
+    restore_point: str
+    kind: Literal["export_writes"] = "export_writes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapDatabase:
+    """Rename the live database away (`kept_as`) and its verified clone in. `swap` is the ledger's key: it happens once."""
+
+    swap: str
+    restore_point: str
+    clone: str
+    kept_as: str
+    kind: Literal["swap_database"] = "swap_database"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnFrontend:
+    """Make an earlier frontend deployment serve production again (the host's rollback call)."""
+
+    deployment: str
+    kind: Literal["return_frontend"] = "return_frontend"
+
+
+ContainerAction = PassGate | Serve | ClearCandidates
+DatabaseAction = TakeRestorePoint | Migrate | SaveDump | Fence | ExportWrites | SwapDatabase
+FrontendAction = ReturnFrontend
+Action = ContainerAction | DatabaseAction | FrontendAction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One intention. name: unique within its plan. deadline_s: for one attempt, seconds.
+
+    explain: what it does, one calm line. loses: what it takes away, empty for nothing.
+    needs_approval: a point of no return that only a person may pass.
+    """
+
+    name: str
+    action: Action
+    deadline_s: float
+    explain: str
+    loses: str = ""
+    needs_approval: bool = False
+    attempts: int = 3
+
+    @property
+    def role(self) -> Role:
+        """The hand that carries this step out."""
+        match self.action:
+            case PassGate() | Serve() | ClearCandidates():
+                return Role.CONTAINERS
+            case TakeRestorePoint() | Migrate() | SaveDump() | Fence() | ExportWrites() | SwapDatabase():
+                return Role.DATABASE
+            case ReturnFrontend():
+                return Role.FRONTEND
+            case _:
+                assert_never(self.action)
+
+    @property
+    def changes_what_serves(self) -> bool:
+        """Whether users can notice that this step began: the moment from which a deploy is taken up, not undone."""
+        return isinstance(self.action, Serve | SwapDatabase | Fence | ReturnFrontend | Migrate)
+
+
+class Seen(StrEnum):
+    """What the facts say of a step."""
+
+    DONE = "done"
+    NOT_DONE = "not done"
+    UNKNOWN = "unknown"
+
+
+def seen(step: Step, facts: Facts) -> Seen:
+    """Say whether `facts` show that the step is done. UNKNOWN when these facts cannot tell: then nothing is repeated."""
+    match step.action, facts:
+        case PassGate() as action, ContainerFacts():
+            return _when(all(_gate_passed(service, artifact, facts) for service, artifact in action.artifacts))
+        case Serve() as action, ContainerFacts():
+            instances = facts.of(action.service)
+            return _when(bool(instances) and all(i.artifact == action.artifact and i.serves for i in instances))
+        case ClearCandidates(), ContainerFacts():
+            return _when(not facts.candidates)
+        case TakeRestorePoint() as action, DatabaseFacts():
+            return _when(action.restore_point in facts.restore_points)
+        case Migrate() as action, DatabaseFacts():
+            if facts.failed_migrations:
+                return Seen.UNKNOWN
+            return _when(set(action.migrations) <= set(facts.migrations))
+        case SaveDump() as action, DatabaseFacts():
+            return _when(action.name in facts.dumps)
+        case Fence(), DatabaseFacts():
+            return _when(facts.fenced)
+        case ExportWrites() as action, DatabaseFacts():
+            return _when(action.export in facts.exports)
+        case SwapDatabase() as action, DatabaseFacts():
+            return _when(action.swap in facts.swaps and facts.exists)
+        case ReturnFrontend() as action, FrontendFacts():
+            if facts.production != action.deployment:
+                return Seen.UNKNOWN if facts.busy else Seen.NOT_DONE
+            return _when(all(shown == action.deployment for _, shown in facts.domains))
+        case _:
+            return Seen.UNKNOWN
+
+
+def _when(done: bool) -> Seen:
+    return Seen.DONE if done else Seen.NOT_DONE
+
+
+def _gate_passed(service: str, artifact: str, facts: ContainerFacts) -> bool:
+    beside = [i for i in facts.candidates if i.service == service and i.artifact == artifact]
+    return any(i.serves for i in beside) or any(i.artifact == artifact and i.serves for i in facts.of(service))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseDecision:
+    """What the plan does with the database, and why: shown before anybody is asked.
+
+    restore_point: its id, empty on D0. loses: rows per table that would leave the live data, counted at `counted_at`.
+    rate_per_s: rows written a second at that moment.
+    """
+
+    rung: Rung
+    reasons: tuple[str, ...]
+    restore_point: str = ""
+    restore_point_taken_at: datetime | None = None
+    loses: WritesSince | None = None
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Ordered steps from one release to another. `skipped`: parts with nothing to do and the reason, one line each.
+
+    from_release: what serves now, empty on a first deploy. warnings: what a person should know before saying yes.
+    """
+
+    id: str
+    purpose: Purpose
+    made_at: datetime
+    from_release: str
+    to_release: str
+    steps: tuple[Step, ...]
+    rung: str
+    reasons: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    database: DatabaseDecision | None = None
+
+    @property
+    def needs_approval(self) -> bool:
+        """Whether some step waits for a person."""
+        return any(step.needs_approval for step in self.steps)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the canonical form: what an approval is bound to."""
+        return hashlib.sha256(_PLAN.dump_json(self)).hexdigest()
+
+    def step(self, name: str) -> Step:
+        """Return the step of that name. KeyError when the plan has none."""
+        return {step.name: step for step in self.steps}[name]
+
+
+_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+
+
+def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
+    """Return what a plan needs and `facts` no longer show, one line each; empty when it can start.
+
+    Only preconditions that the facts can tell: every artifact it starts is held, the clone it swaps in exists.
+    """
+    missing: list[str] = []
+    containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
+    for step in plan.steps:
+        match step.action:
+            case Serve() as action if isinstance(containers, ContainerFacts):
+                running = any(i.artifact == action.artifact and i.serves for i in containers.of(action.service))
+                if action.artifact not in containers.held and not running:
+                    missing.append(f"{action.service}: {action.artifact[:19]} of {action.release} is not on this host")
+            case SwapDatabase() as action if isinstance(database, DatabaseFacts):
+                if action.swap not in database.swaps and action.clone not in database.clones:
+                    missing.append(f"database {action.clone}, the clone of restore point {action.restore_point}, is gone")
+            case _:
+                pass
+    return tuple(missing)

@@ -1,0 +1,192 @@
+"""The doors of the core: what every eye, hand, memory and voice promises.
+
+One contract suite per port (tests/contract) runs over every adapter and every stand-in that ships. Each guarantee
+below is tested there. Adapters raise the errors of `core.errors` and nothing else; each call ends within its deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts
+from lastgood.core.migration import DatabaseEvidence
+from lastgood.core.plan import Role, Step
+from lastgood.core.reading import Reading, Window
+from lastgood.core.record import Event, Record
+from lastgood.core.release import Release, RestorePoint
+from lastgood.core.report import Check, Loss
+
+
+class Clock(Protocol):
+    """Time, so that a test can own it."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; returns early never."""
+        ...
+
+
+class SignalSource(Protocol):
+    """An eye. Reads only; leaves no rows behind."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the configuration; triggers name it."""
+        ...
+
+    def read(self, window: Window) -> Reading:
+        """Return what happened in `window`. Never raises for a source that is down, slow, or talks nonsense: that is
+        SourceDown. Nothing new is NoData. The first call of a counting source sees no earlier value and returns NoData.
+        Ends within 5 s."""
+        ...
+
+
+class Target(Protocol):
+    """A hand."""
+
+    @property
+    def role(self) -> Role:
+        """Which steps it takes."""
+        ...
+
+    def observe(self) -> Facts:
+        """Look. Changes nothing. Raises Retryable when it cannot look now: never facts that were not seen."""
+        ...
+
+    def apply(self, step: Step) -> None:
+        """Carry the step out. Safe to repeat: applying a step that is done changes nothing.
+        Raises Refused or Retryable: this attempt left nothing changed. OutcomeUnknown: sent, answer lost.
+        Afterwards `core.plan.seen(step, observe())` tells whether it is done. Ends within step.deadline_s."""
+        ...
+
+
+class Containers(Target, Protocol):
+    """The services that may go back: compose, process, later swarm."""
+
+    def observe(self) -> ContainerFacts: ...
+
+    def prepare(self, name: str, recorded_at: datetime) -> Release:
+        """Build or pull what the files on disk say, hold it, and describe it. What serves is not touched. Repeating
+        gives the same artifacts. Raises Refused with the place when the stack cannot be rolled back as it is."""
+        ...
+
+    def describe_running(self, name: str, recorded_at: datetime) -> Release:
+        """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
+        ...
+
+    def rung(self) -> str:
+        """Name the rung that a rollback would take here and why not a higher one, one line."""
+        ...
+
+    def evidence(self, into: Path) -> tuple[str, ...]:
+        """Save logs (last 2,000 lines each) and inspect output of the serving instances; return the files' names."""
+        ...
+
+    def checks(self, release: Release) -> tuple[Check, ...]:
+        """Compare every serving instance with `release`: artifact, and that no instance of another release serves."""
+        ...
+
+
+class Database(Target, Protocol):
+    """The one database that belongs to the release."""
+
+    def observe(self) -> DatabaseFacts: ...
+
+    def preflight(self) -> tuple[str, ...]:
+        """Return what would keep a restore point from being taken or used here, one line each; empty when all is well."""
+        ...
+
+    def restore_point(self, restore_point: str) -> RestorePoint:
+        """Return a kept restore point. Raises Refused when there is none of that id or its dump fails its hash."""
+        ...
+
+    def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
+        """Collect the evidence since `since`, and try `target`'s statements on a clone of today's schema. Read-only on
+        the live database."""
+        ...
+
+    def losses(self, export: str) -> tuple[Loss, ...]:
+        """Return the rows that a finished export holds, per table. Raises Refused when there is no such export."""
+        ...
+
+    def checks(self, fingerprint: str) -> tuple[Check, ...]:
+        """Compare the live schema with a fingerprint (empty: only that it answers), and that it accepts a connection."""
+        ...
+
+
+class Frontend(Target, Protocol):
+    """The frontend host."""
+
+    def observe(self) -> FrontendFacts: ...
+
+    def checks(self, deployment: str) -> tuple[Check, ...]:
+        """Fetch every configured production domain and compare what answers with `deployment`."""
+        ...
+
+    def resume_auto_assign(self) -> None:
+        """Let later pushes go live again after a rollback turned that off. Raises as `apply` does."""
+        ...
+
+
+class Notifier(Protocol):
+    """A voice."""
+
+    @property
+    def channel(self) -> str:
+        """Where it speaks, for the report."""
+        ...
+
+    def send(self, text: str, *, event_id: str) -> None:
+        """Send the text once per `event_id` as far as the service allows. Raises Retryable, Refused or OutcomeUnknown.
+        Foreign text in it is escaped. Ends within 10 s."""
+        ...
+
+
+class Checker(Protocol):
+    """A set of yes-or-no checks run after a rollback: health addresses, the smoke tests."""
+
+    def run(self, expected_release: str) -> tuple[Check, ...]:
+        """Run them all within the configured deadline. A check that could not run is a check that did not pass, and says so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to execute. fencing: grows with every claim; owner: who holds it, for people."""
+
+    owner: str
+    fencing: int
+
+
+class Journal(Protocol):
+    """The memory. Append-only; durable when `append` returns; never in the database that may be restored."""
+
+    def append(self, event: Event) -> Record:
+        """Write one line, fsynced. Raises NeedsHuman when it cannot be made durable: then no effect may follow."""
+        ...
+
+    def records(self, *, after: int = 0) -> Sequence[Record]:
+        """Return the lines with seq > `after`, oldest first. Raises NeedsHuman when the chain does not hold."""
+        ...
+
+    def claim(self, owner: str) -> AbstractContextManager[Lease]:
+        """Take the right to execute for as long as the block lasts and this process lives. Raises Refused when another
+        living process has it, naming it."""
+        ...
+
+    def holder(self) -> str | None:
+        """Return who holds the lease now, None when nobody does."""
+        ...
+
+    def verify(self) -> tuple[str, ...]:
+        """Check every hash, the order, the count and the head kept in the second file. Returns what is wrong, one line
+        each, empty when the chain holds."""
+        ...

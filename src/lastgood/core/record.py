@@ -1,0 +1,264 @@
+"""The lines of the journal: what happened, in the order in which it happened.
+
+Every event is an immutable value; the journal stores its canonical JSON and chains the hashes. State is never stored:
+`core.history` folds these events. New fields get defaults, so that a journal written by an older version is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from lastgood.core.plan import Plan, Seen
+from lastgood.core.reading import Bucket
+from lastgood.core.release import Deployment, Release, RestorePoint
+from lastgood.core.report import Report, TerminalState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRecorded:
+    """A release became known."""
+
+    release: Release
+    kind: Literal["release_recorded"] = "release_recorded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseCompleted:
+    """What was learnt once the release served: the schema it left, the frontend deployment that belongs to it (empty: unchanged or none)."""
+
+    release: str
+    fingerprint: str = ""
+    frontend: str = ""
+    kind: Literal["release_completed"] = "release_completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseJudged:
+    """A release became good (its watch ended Healthy, or a person vouches) or barred (it was rolled back)."""
+
+    release: str
+    good: bool
+    by: str
+    why: str = ""
+    kind: Literal["release_judged"] = "release_judged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentStarted:
+    """A release is being put into production; `baseline` is what the signals showed before the first effect."""
+
+    deployment: Deployment
+    kind: Literal["deployment_started"] = "deployment_started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineTaken:
+    """Readings before the first effect, oldest first; violations that stood already and failing triggers are not blamed on the release."""
+
+    deployment: str
+    buckets: tuple[Bucket, ...]
+    kind: Literal["baseline_taken"] = "baseline_taken"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchStarted:
+    """The watch window of a deployment began. The hour is counted from `at`, not from a process.
+
+    bake: the window after a rollback, whose failure opens a linked incident instead of another rollback.
+    """
+
+    deployment: str
+    at: datetime
+    window_s: float
+    bake: bool = False
+    kind: Literal["watch_started"] = "watch_started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketSeen:
+    """All readings of one interval of a watch."""
+
+    deployment: str
+    bucket: Bucket
+    kind: Literal["bucket_seen"] = "bucket_seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEnded:
+    """The watch came to an end: kept (healthy or inconclusive), rolled back, or superseded by a newer deployment."""
+
+    deployment: str
+    terminal: TerminalState
+    sentence: str
+    kind: Literal["watch_ended"] = "watch_ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestorePointKept:
+    """A restore point was taken and proved."""
+
+    restore_point: RestorePoint
+    kind: Literal["restore_point_kept"] = "restore_point_kept"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """A plan began to be carried out. trigger: what asked for it: a trigger's name, or `person`. sentence: why, one sentence."""
+
+    run: str
+    plan: Plan
+    trigger: str
+    sentence: str
+    by: str
+    deployment: str = ""
+    fencing: int = 0
+    kind: Literal["run_started"] = "run_started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted:
+    """The intent, durable before the target is touched. attempt: from 1."""
+
+    run: str
+    step: str
+    attempt: int
+    kind: Literal["step_started"] = "step_started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSeen:
+    """What the target showed of the step when it was looked at. elapsed_s: since the attempt began."""
+
+    run: str
+    step: str
+    seen: Seen
+    elapsed_s: float = 0.0
+    note: str = ""
+    kind: Literal["step_seen"] = "step_seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed:
+    """The target said no, and that nothing changed by this attempt. again: worth another attempt, after delay_s."""
+
+    run: str
+    step: str
+    reason: str
+    again: bool
+    delay_s: float = 0.0
+    hint: str = ""
+    kind: Literal["step_failed"] = "step_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalGiven:
+    """A person approved the plan with this hash. Valid for ten minutes from its record, for one run."""
+
+    run: str
+    plan_hash: str
+    by: str
+    kind: Literal["approval_given"] = "approval_given"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDenied:
+    """A person said no."""
+
+    run: str
+    by: str
+    why: str = ""
+    kind: Literal["approval_denied"] = "approval_denied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbortAsked:
+    """A person wants the run to stop before its next effect."""
+
+    run: str
+    by: str
+    why: str = ""
+    kind: Literal["abort_asked"] = "abort_asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """A run reached its terminal state. serving: the release that serves now."""
+
+    run: str
+    terminal: TerminalState
+    serving: str
+    report: Report
+    kind: Literal["run_ended"] = "run_ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """Deploys are refused until a person lifts it."""
+
+    by: str
+    why: str
+    kind: Literal["frozen"] = "frozen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfrozen:
+    """Deploys are allowed again."""
+
+    by: str
+    why: str
+    kind: Literal["unfrozen"] = "unfrozen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A message was sent, or could not be. A failure never stops a rollback; it stands in the report."""
+
+    run: str
+    channel: str
+    text: str
+    delivered: bool
+    error: str = ""
+    kind: Literal["told"] = "told"
+
+
+Event = (
+    ReleaseRecorded
+    | ReleaseCompleted
+    | ReleaseJudged
+    | DeploymentStarted
+    | BaselineTaken
+    | WatchStarted
+    | BucketSeen
+    | WatchEnded
+    | RestorePointKept
+    | RunStarted
+    | StepStarted
+    | StepSeen
+    | StepFailed
+    | ApprovalGiven
+    | ApprovalDenied
+    | AbortAsked
+    | RunEnded
+    | Frozen
+    | Unfrozen
+    | Told
+)
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+"""Canonical JSON of events: `EVENT.dump_json(event)` and `EVENT.validate_json(text)` are each other's inverse."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One journal line. seq: from 1, without gaps. at: aware UTC. hash: over (previous hash, seq, at, event)."""
+
+    seq: int
+    at: datetime
+    event: Event
+    hash: str
+
+

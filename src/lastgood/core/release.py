@@ -1,0 +1,99 @@
+"""What was put into production: a Release, the act of putting it there, and the place the database can return to.
+
+A Release is immutable and named once. What is learnt after the deployment (the schema it left, its frontend
+deployment) is a `ReleaseCompleted` record beside it, folded together in `core.history`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+NAME_GRAMMAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""Names of releases, services, restore points and runs: no leading dash, nothing a shell or a path would read."""
+
+
+class Standing(StrEnum):
+    """What is known of a release. Only GOOD ones are targets; a BARRED one was rolled back."""
+
+    RECORDED = "recorded"
+    GOOD = "good"
+    BARRED = "barred"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRecord:
+    """One service of a release, as it must be found again on the day of a rollback.
+
+    artifact: what runs: the image ID (`sha256:...`), or on the process engine the tree hash of the code.
+    held_as: what keeps the artifact from being cleaned away: a tag `lastgood/<service>:<release>`, or a directory.
+    config_hash: of the resolved configuration without secret values; env_hash: keyed hash of the environment values.
+    """
+
+    name: str
+    artifact: str
+    held_as: str
+    reference: str = ""
+    digest: str | None = None
+    config_hash: str = ""
+    env_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """An immutable set of what serves together.
+
+    id: the name given at deploy time. commit: full git id of the checkout, None where there is no git.
+    config_file: the resolved configuration, kept 0600 in the state directory, relative to it.
+    migrations: names of the schema migrations that this release ships, oldest first.
+    statements: what the release says to the database, kept to be tried on a later schema.
+    """
+
+    id: str
+    recorded_at: datetime
+    engine: str
+    services: tuple[ServiceRecord, ...]
+    commit: str | None = None
+    dirty: bool = False
+    config_file: str = ""
+    config_hash: str = ""
+    migrations: tuple[str, ...] = ()
+    statements: tuple[str, ...] = ()
+
+    def service(self, name: str) -> ServiceRecord | None:
+        """Return the service of that name, None when the release does not have it."""
+        return next((s for s in self.services if s.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One act of putting a release into the environment. `previous`: the release that served before, None for the first."""
+
+    id: str
+    release: str
+    previous: str | None
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestorePoint:
+    """A named place that the database can return to; it counts only when proved by a trial restore.
+
+    path: the dump, relative to the configured directory. sha256: of the dump. taken_at: when its snapshot was taken.
+    snapshot: Postgres' `pg_current_snapshot()` text of that moment, the boundary of "written since".
+    clone: the database kept from the trial restore, which a swap puts in place. rows: per table, in that snapshot.
+    """
+
+    id: str
+    database: str
+    taken_at: datetime
+    path: str
+    sha256: str
+    size_bytes: int
+    fingerprint: str
+    snapshot: str
+    clone: str
+    rows: tuple[tuple[str, int], ...] = ()
+    proved_at: datetime | None = None

@@ -1,0 +1,79 @@
+"""What every target promises (core.ports.Target), shown on a real world each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import LastgoodError, Refused, Retryable
+from lastgood.core.plan import Seen, seen
+from tests.contract.rigs import TargetRig
+
+RIGS = [
+    pytest.param("process", id="process"),
+    pytest.param("postgres_embedded", id="postgres-embedded"),
+    pytest.param("vercel", id="vercel"),
+    pytest.param("compose", id="compose", marks=pytest.mark.needs_docker),
+    pytest.param("postgres_container", id="postgres-container", marks=pytest.mark.needs_docker),
+]
+
+
+@pytest.fixture(params=RIGS)
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TargetRig]:
+    module = import_module(f"tests.contract.rigs.{request.param}")
+    with module.rig(tmp_path) as made:
+        yield made
+
+
+def test_looking_changes_nothing(rig: TargetRig) -> None:
+    before = rig.effects()
+    rig.target.observe()
+    rig.target.observe()
+    assert rig.effects() == before
+
+
+def test_each_step_is_seen_not_done_then_applied_then_seen_done(rig: TargetRig) -> None:
+    for step in rig.steps:
+        assert seen(step, rig.target.observe()) is Seen.NOT_DONE, step.name
+        rig.target.apply(step)
+        assert seen(step, rig.target.observe()) is Seen.DONE, step.name
+
+
+def test_applying_a_done_step_again_has_no_effect(rig: TargetRig) -> None:
+    for step in rig.steps:
+        rig.target.apply(step)
+        after = rig.effects()
+        rig.target.apply(step)
+        assert rig.effects() == after, step.name
+        assert seen(step, rig.target.observe()) is Seen.DONE, step.name
+
+
+def test_a_step_that_names_what_is_not_there_is_refused_and_changes_nothing(rig: TargetRig) -> None:
+    before = rig.effects()
+    with pytest.raises(Refused) as refused:
+        rig.target.apply(rig.refused)
+    assert rig.effects() == before
+    assert refused.value.message
+
+
+def test_a_step_of_another_role_is_refused_and_changes_nothing(rig: TargetRig) -> None:
+    before = rig.effects()
+    with pytest.raises(Refused):
+        rig.target.apply(rig.foreign)
+    assert rig.effects() == before
+
+
+def test_a_world_that_does_not_answer_gives_an_error_and_never_facts(rig: TargetRig) -> None:
+    with rig.unreachable(), pytest.raises(Retryable):
+        rig.target.observe()
+
+
+def test_applying_to_a_world_that_does_not_answer_is_a_named_error_and_works_afterwards(rig: TargetRig) -> None:
+    first = rig.steps[0]
+    with rig.unreachable(), pytest.raises(LastgoodError):
+        rig.target.apply(first)
+    rig.target.apply(first)
+    assert seen(first, rig.target.observe()) is Seen.DONE
