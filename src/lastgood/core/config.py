@@ -240,7 +240,10 @@ class ProcessConfig(_Section):
 
 
 class PostgresConfig(_Section):
-    """The database. container: reach it at that container, with the tools inside; else host and port, with the tools in `bin` or on PATH."""
+    """The database. container: reach it at that container, with the tools inside; else host and port, with the tools in `bin` or on PATH.
+
+    log: the server's log file, read for SQL errors; of a container its own log is read.
+    """
 
     name: str
     user: str
@@ -249,6 +252,7 @@ class PostgresConfig(_Section):
     host: str = "127.0.0.1"
     port: Port = 5432
     bin: str | None = None
+    log: str | None = None
 
 
 class MigrationsConfig(_Section):

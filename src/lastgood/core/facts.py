@@ -61,24 +61,23 @@ class ContainerFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseFacts:
-    """What the server shows. `database`: the live name; `exists` False between the two renames of a swap.
+    """What the server shows. `database`: the live name; `exists` False between the fence and the swap.
 
     fingerprint: of the live schema. migrations: finished ones, oldest first; failed_migrations: started, not finished.
     restore_points: ids whose dump is present and whose trial restore was proved. clones: databases kept for a swap.
     exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
-    dumps: names of finished safety dumps. fenced: the live database (or the renamed one) refuses connections.
+    dumps: names of finished safety dumps. databases: every database of the server.
     """
 
     observed_at: datetime
     database: str
     exists: bool
-    fenced: bool
     fingerprint: str
     size_bytes: int
     migrations: tuple[str, ...] = ()
     failed_migrations: tuple[str, ...] = ()
     restore_points: frozenset[str] = frozenset()
-    clones: frozenset[str] = frozenset()
+    databases: frozenset[str] = frozenset()
     exports: frozenset[str] = frozenset()
     dumps: frozenset[str] = frozenset()
     swaps: frozenset[str] = frozenset()

@@ -91,28 +91,40 @@ class SaveDump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """Refuse connections to the live database and end the sessions it has."""
+    """Refuse connections to the live database, end its sessions, rename it to `kept_as`, and let tools connect to it there.
 
+    A rename is the only fence that holds against an application which connects as superuser.
+    """
+
+    kept_as: str
     kind: Literal["fence"] = "fence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LiftFence:
+    """Compensation of Fence before the swap: give the database its name back and let everybody in."""
+
+    kept_as: str
+    kind: Literal["lift_fence"] = "lift_fence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportWrites:
-    """Write the rows changed since the restore point to files, and count them. Runs behind the fence."""
+    """Write the rows of `kept_as` changed since the restore point to files, and count them. Runs behind the fence."""
 
     export: str
     restore_point: str
+    kept_as: str
     kind: Literal["export_writes"] = "export_writes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapDatabase:
-    """Rename the live database away (`kept_as`) and its verified clone in. `swap` is the ledger's key: it happens once."""
+    """Give the verified clone the live name. `swap` is the key of the ledger row that makes it happen once."""
 
     swap: str
     restore_point: str
     clone: str
-    kept_as: str
     kind: Literal["swap_database"] = "swap_database"
 
 
@@ -125,7 +137,7 @@ class ReturnFrontend:
 
 
 ContainerAction = PassGate | Serve | ClearCandidates
-DatabaseAction = TakeRestorePoint | Migrate | SaveDump | Fence | ExportWrites | SwapDatabase
+DatabaseAction = TakeRestorePoint | Migrate | SaveDump | Fence | LiftFence | ExportWrites | SwapDatabase
 FrontendAction = ReturnFrontend
 Action = ContainerAction | DatabaseAction | FrontendAction
 
@@ -152,7 +164,7 @@ class Step:
         match self.action:
             case PassGate() | Serve() | ClearCandidates():
                 return Role.CONTAINERS
-            case TakeRestorePoint() | Migrate() | SaveDump() | Fence() | ExportWrites() | SwapDatabase():
+            case TakeRestorePoint() | Migrate() | SaveDump() | Fence() | LiftFence() | ExportWrites() | SwapDatabase():
                 return Role.DATABASE
             case ReturnFrontend():
                 return Role.FRONTEND
@@ -191,8 +203,10 @@ def seen(step: Step, facts: Facts) -> Seen:
             return _when(set(action.migrations) <= set(facts.migrations))
         case SaveDump() as action, DatabaseFacts():
             return _when(action.name in facts.dumps)
-        case Fence(), DatabaseFacts():
-            return _when(facts.fenced)
+        case Fence() as action, DatabaseFacts():
+            return _when(action.kept_as in facts.databases)
+        case LiftFence() as action, DatabaseFacts():
+            return _when(facts.exists and action.kept_as not in facts.databases)
         case ExportWrites() as action, DatabaseFacts():
             return _when(action.export in facts.exports)
         case SwapDatabase() as action, DatabaseFacts():
@@ -281,7 +295,7 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
                 if action.artifact not in containers.held and not running:
                     missing.append(f"{action.service}: {action.artifact[:19]} of {action.release} is not on this host")
             case SwapDatabase() as action if isinstance(database, DatabaseFacts):
-                if action.swap not in database.swaps and action.clone not in database.clones:
+                if action.swap not in database.swaps and action.clone not in database.databases:
                     missing.append(f"database {action.clone}, the clone of restore point {action.restore_point}, is gone")
             case _:
                 pass

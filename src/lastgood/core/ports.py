@@ -18,7 +18,7 @@ from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import Role, Step
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
-from lastgood.core.release import Release, RestorePoint
+from lastgood.core.release import Release, RestorePoint, Shipped
 from lastgood.core.report import Check, Loss
 
 
@@ -102,6 +102,10 @@ class Database(Target, Protocol):
 
     def preflight(self) -> tuple[str, ...]:
         """Return what would keep a restore point from being taken or used here, one line each; empty when all is well."""
+        ...
+
+    def ships(self, release: str) -> Shipped:
+        """Read what the files of a prepared release say about the database. Raises ConfigError with the place."""
         ...
 
     def restore_point(self, restore_point: str) -> RestorePoint:
