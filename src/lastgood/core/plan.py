@@ -16,8 +16,9 @@ from typing import Literal, assert_never
 
 from pydantic import TypeAdapter
 
-from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Rung, WritesSince
+from lastgood.core.release import ServiceRecord
 
 
 class Role(StrEnum):
@@ -49,11 +50,15 @@ class PassGate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """Make one service serve from `artifact` of `release`; the instance that served is stopped, not deleted, where the engine allows."""
+    """Make one service serve from `artifact` of `release`; the instance that served is stopped, not deleted, where the engine allows.
+
+    config_hash: of the resolved configuration it must run with, empty when the release does not know it.
+    """
 
     release: str
     service: str
     artifact: str
+    config_hash: str = ""
     kind: Literal["serve"] = "serve"
 
 
@@ -192,7 +197,7 @@ def seen(step: Step, facts: Facts) -> Seen:
             return _when(all(_gate_passed(service, artifact, facts) for service, artifact in action.artifacts))
         case Serve() as action, ContainerFacts():
             instances = facts.of(action.service)
-            return _when(bool(instances) and all(i.artifact == action.artifact and i.serves for i in instances))
+            return _when(bool(instances) and all(i.serves and runs(action, i) for i in instances))
         case ClearCandidates(), ContainerFacts():
             return _when(not facts.candidates)
         case TakeRestorePoint() as action, DatabaseFacts():
@@ -221,6 +226,12 @@ def seen(step: Step, facts: Facts) -> Seen:
 
 def _when(done: bool) -> Seen:
     return Seen.DONE if done else Seen.NOT_DONE
+
+
+def runs(wanted: Serve | ServiceRecord, instance: InstanceFacts) -> bool:
+    """Whether an instance runs the wanted artifact with the wanted configuration, as far as both are known."""
+    same_config = not wanted.config_hash or instance.config_hash in ("", wanted.config_hash)
+    return instance.artifact == wanted.artifact and same_config
 
 
 def _gate_passed(service: str, artifact: str, facts: ContainerFacts) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -162,9 +163,17 @@ class Checker(Protocol):
         ...
 
 
+class Right(StrEnum):
+    """RUN: to carry a plan out. WATCH: to write the buckets of a watch, so that no request is counted twice; it never
+    keeps anybody from a rollback."""
+
+    RUN = "run"
+    WATCH = "watch"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to execute. fencing: grows with every claim; owner: who holds it, for people."""
+    """A right that is held. fencing: grows with every claim; owner: who holds it, for people."""
 
     owner: str
     fencing: int
@@ -181,13 +190,13 @@ class Journal(Protocol):
         """Return the lines with seq > `after`, oldest first. Raises NeedsHuman when the chain does not hold."""
         ...
 
-    def claim(self, owner: str) -> AbstractContextManager[Lease]:
-        """Take the right to execute for as long as the block lasts and this process lives. Raises Refused when another
-        living process has it, naming it."""
+    def claim(self, owner: str, right: Right = Right.RUN) -> AbstractContextManager[Lease]:
+        """Take a right for as long as the block lasts and this process lives. Raises Refused when another living
+        process has it, naming it."""
         ...
 
-    def holder(self) -> str | None:
-        """Return who holds the lease now, None when nobody does."""
+    def holder(self, right: Right = Right.RUN) -> str | None:
+        """Return who holds a right now, None when nobody does."""
         ...
 
     def verify(self) -> tuple[str, ...]:

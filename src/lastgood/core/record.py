@@ -49,9 +49,10 @@ class ReleaseJudged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentStarted:
-    """A release is being put into production; `baseline` is what the signals showed before the first effect."""
+    """A release is being put into production. serving: somebody else's tool did it already; there is no run for it."""
 
     deployment: Deployment
+    serving: bool = False
     kind: Literal["deployment_started"] = "deployment_started"
 
 
@@ -88,13 +89,13 @@ class BucketSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchEnded:
-    """The watch came to an end: kept (healthy or inconclusive), rolled back, or superseded by a newer deployment."""
+class DeploymentEnded:
+    """The incident that every deployment is came to its one end."""
 
     deployment: str
     terminal: TerminalState
     sentence: str
-    kind: Literal["watch_ended"] = "watch_ended"
+    kind: Literal["deployment_ended"] = "deployment_ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +187,16 @@ class AbortAsked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """A run reached its terminal state. serving: the release that serves now."""
+    """A run is over. terminal: None for a deploy whose ending the watch or a rollback decides. serving: what serves now.
+
+    stopped: why a deploy's plan was not carried out to its end, empty when it was.
+    """
 
     run: str
-    terminal: TerminalState
+    terminal: TerminalState | None
     serving: str
-    report: Report
+    report: Report | None = None
+    stopped: str = ""
     kind: Literal["run_ended"] = "run_ended"
 
 
@@ -233,7 +238,7 @@ Event = (
     | BaselineTaken
     | WatchStarted
     | BucketSeen
-    | WatchEnded
+    | DeploymentEnded
     | RestorePointKept
     | RunStarted
     | StepStarted

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import assert_never
 
 
 class TerminalState(StrEnum):
@@ -73,3 +74,37 @@ class Report:
     notes: tuple[str, ...] = ()
     evidence_file: str = ""
     owner: str = ""
+
+
+def announcement(report: Report) -> str:
+    """Say to the team how it ended. The procedure's sentence, word for word, only for a verified rollback."""
+    left, back, who = report.from_release, report.to_release, report.owner
+    match report.terminal:
+        case TerminalState.ROLLED_BACK_VERIFIED:
+            said = (
+                f"🚨 Deployment failed. Rollback to {back} completed. System operating normally. Investigation started."
+            )
+            return "\n".join((said, *_remaining(report)))
+        case TerminalState.ROLLED_BACK_DEGRADED:
+            failed = ", ".join(c.name for c in report.checks if not c.passed)
+            return f"⚠️ Deployment of {left} failed. {back} runs again, but these checks fail: {failed}. {who} is needed."
+        case TerminalState.REFUSED:
+            return f"⚠️ {left} is bad ({report.sentence}). Rollback refused, nothing was touched. {who} is needed."
+        case TerminalState.DENIED:
+            return f"ℹ️ Rollback of {left} was denied. {left} still serves."  # noqa: RUF001  the sign is meant
+        case TerminalState.ABORTED_BY_HUMAN:
+            return f"⚠️ Rollback of {left} was aborted by a person: {'; '.join(report.next_steps)}"
+        case TerminalState.NEEDS_HUMAN:
+            return f"🚨 Rollback of {left} stopped and needs {who}: {report.sentence}. Next: {'; '.join(report.next_steps)}"
+        case TerminalState.INCONCLUSIVE_KEPT:
+            return f"⚠️ {left} was kept, but is not proved good: {report.sentence}"
+        case TerminalState.HEALTHY_KEPT:
+            return f"✅ {left} was watched and is kept as good."
+        case TerminalState.SUPERSEDED:
+            return f"ℹ️ The watch of {left} ended: a newer deployment took over."  # noqa: RUF001  the sign is meant
+        case _:
+            assert_never(report.terminal)
+
+
+def _remaining(report: Report) -> tuple[str, ...]:
+    return (f"Invalid rows remain: {'; '.join(report.remaining)}",) if report.remaining else ()

@@ -1,0 +1,178 @@
+"""The plan of the house: reads lastgood.yaml and builds the rooms. The only file that knows concrete classes."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lastgood.core.config import (
+    Config,
+    ContainersTrigger,
+    DatabaseConfig,
+    DataTrigger,
+    FeatureTrigger,
+    LatencyTrigger,
+    parse_config,
+)
+from lastgood.core.errors import ConfigError
+from lastgood.core.ports import Checker, Clock, Containers, Frontend, Notifier, SignalSource
+from lastgood.core.verdict import INSTANCES_SOURCE, TRAFFIC_SOURCE
+from lastgood.journal.sqlite import SqliteJournal
+from lastgood.notify.slack import SlackNotifier
+from lastgood.runbook.rooms import Memory, Rooms, Story
+from lastgood.signals.health import HealthAddresses
+from lastgood.signals.instances import InstanceStates
+from lastgood.signals.invariants import Invariants
+from lastgood.signals.metrics_page import MetricsPage
+from lastgood.signals.probe import Probe
+from lastgood.signals.smoke import SmokeTests
+from lastgood.targets.compose import ComposeTarget
+from lastgood.targets.postgres import PostgresTarget, connect
+from lastgood.targets.process import ProcessTarget
+from lastgood.targets.vercel import VercelTarget
+
+CONFIG_FILE = "lastgood.yaml"
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        return datetime.now(UTC)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait `seconds`."""
+        if seconds > 0:
+            time.sleep(seconds)
+
+
+def load_config(path: Path, env: Mapping[str, str] | None = None) -> Config:
+    """Read lastgood.yaml. Raises ConfigError naming file, line, column and what was expected."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="lastgood init") from error
+
+    def read_file(name: str) -> str:
+        return (path.parent / name).read_text(encoding="utf-8")
+
+    return parse_config(text, file=str(path), env=os.environ if env is None else env, read_file=read_file)
+
+
+def build(path: Path, story: Story) -> Rooms:
+    """Build the rooms of the stack whose lastgood.yaml is at `path`. Reads files; connects to nothing yet."""
+    config = load_config(path)
+    root = path.resolve().parent
+    state = root / config.state
+    clock = SystemClock()
+    containers, workdir = _containers(config, root=root, state=state, clock=clock)
+    invariants = {
+        name: _sql_files(root, trigger.invariants)
+        for name, trigger in config.watch.triggers.items()
+        if isinstance(trigger, DataTrigger)
+    }
+    database = None
+    if config.database:
+        database = PostgresTarget(
+            config.database,
+            root=root,
+            state=state,
+            clock=clock,
+            workdir=workdir,
+            invariants={stem: sql for files in invariants.values() for stem, sql in files.items()},
+        )
+    return Rooms(
+        config=config,
+        memory=Memory(SqliteJournal(state, clock=clock)),
+        clock=clock,
+        containers=containers,
+        database=database,
+        frontend=_frontend(config),
+        sources=_sources(config, containers, invariants),
+        checkers=_checkers(config, root),
+        notifiers=_notifiers(config),
+        root=root,
+        state=state,
+        who=f"{getpass.getuser()}@{socket.gethostname()}",
+        story=story,
+    )
+
+
+def _containers(
+    config: Config, *, root: Path, state: Path, clock: Clock
+) -> tuple[Containers, Callable[[str], Path]]:
+    """The engine, and where the files of a release lie."""
+    if config.process:
+        process = ProcessTarget(config.process, stack=config.stack, root=root, state=state, clock=clock)
+        return process, lambda release: state / "releases" / release / "tree"
+    if config.containers:
+        return ComposeTarget(config.containers, root=root, state=state, clock=clock), lambda _release: root
+    raise ConfigError("expected containers or process")
+
+
+def _frontend(config: Config) -> Frontend | None:
+    return VercelTarget(config.frontend.vercel) if config.frontend else None
+
+
+def _sources(
+    config: Config, containers: Containers, invariants: Mapping[str, Mapping[str, str]]
+) -> tuple[SignalSource, ...]:
+    """One source for the traffic, one for the instances, and one for each feature and data trigger."""
+    watch = config.watch
+    sources: list[SignalSource] = []
+    if watch.traffic:
+        latency = next((t for t in watch.triggers.values() if isinstance(t, LatencyTrigger)), None)
+        sources.append(
+            MetricsPage(
+                TRAFFIC_SOURCE,
+                pages=watch.traffic.pages,
+                exclude=watch.traffic.exclude,
+                latency_limit_s=latency.limit if latency else None,
+            )
+        )
+    for name, trigger in watch.triggers.items():
+        match trigger:
+            case FeatureTrigger(probe=probe):
+                sources.append(Probe(name, probe))
+            case DataTrigger(timeout=timeout_s):
+                sources.append(
+                    Invariants(name, invariants[name], connect=_database_connection(name, config.database), timeout_s=timeout_s)
+                )
+            case ContainersTrigger():
+                sources.append(InstanceStates(INSTANCES_SOURCE, containers.observe))
+            case _:
+                pass
+    return tuple(sources)
+
+
+def _database_connection(trigger: str, database: DatabaseConfig | None) -> Callable[[], connect.Connection]:
+    if database is None:
+        raise ConfigError(f"watch.triggers.{trigger}: reads invariants: expected a database section")
+    return lambda: connect.connect(database.postgres)
+
+
+def _checkers(config: Config, root: Path) -> tuple[Checker, ...]:
+    checkers: list[Checker] = []
+    if config.verify.health:
+        checkers.append(HealthAddresses(config.verify.health))
+    if config.verify.smoke:
+        checkers.append(SmokeTests(config.verify.smoke, cwd=root))
+    return tuple(checkers)
+
+
+def _notifiers(config: Config) -> tuple[Notifier, ...]:
+    return (SlackNotifier(config.notify.slack),) if config.notify.slack else ()
+
+
+def _sql_files(root: Path, pattern: str) -> dict[str, str]:
+    """Read SQL files by glob, keyed by stem. Raises ConfigError when none matches: a check of nothing must not look green."""
+    files = {path.stem: path.read_text(encoding="utf-8") for path in sorted(root.glob(pattern))}
+    if not files:
+        raise ConfigError(f"{root / pattern}: no file matches")
+    return files

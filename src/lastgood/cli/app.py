@@ -1,0 +1,534 @@
+"""The command line. Each command builds the rooms, calls one runbook and prints: stdout is the result, stderr the story."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic import TypeAdapter
+
+from lastgood import __version__
+from lastgood.assembly import CONFIG_FILE, build
+from lastgood.cli.rendering import (
+    clean,
+    findings_lines,
+    history_rows,
+    plan_lines,
+    release_rows,
+    report_lines,
+    run_lines,
+    table,
+    when,
+)
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.history import DeploymentHistory, RunHistory
+from lastgood.core.plan import Plan, Purpose, Role
+from lastgood.core.ports import Right
+from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, Frozen, Unfrozen
+from lastgood.core.release import Release, RestorePoint
+from lastgood.core.report import Report, TerminalState
+from lastgood.core.verdict import Watching
+from lastgood.runbook import deploy as deploying
+from lastgood.runbook import record as recording
+from lastgood.runbook import rollback as returning
+from lastgood.runbook import watch as watching
+from lastgood.runbook.doctor import Answer, Finding, examine
+from lastgood.runbook.rooms import Rooms
+
+EXIT_CODES: Final = """
+Exit codes: 0 done and good · 1 ended, but not good (see the terminal state) · 2 configuration or argument ·
+3 refused, nothing changed · 4 could not look, or an answer was lost · 5 a person is needed · 70 a bug of lastgood
+"""
+NOT_GOOD: Final = 1
+NEEDS_PERSON: Final = 5
+
+app = typer.Typer(
+    name="lastgood",
+    help="Put production back after a bad deploy." + "\n\n" + EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+audit = typer.Typer(help="Check the journal.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="lastgood.yaml of the stack.", envvar="LASTGOOD_CONFIG")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting. Never approves a database step.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Why = Annotated[str, typer.Option("-m", "--message", help="Why, for the journal.")]
+
+
+def main() -> None:
+    """Run the command line; every error of this program becomes its exit code, its message and one hint on stderr."""
+    try:
+        app(standalone_mode=True)
+    except LastgoodError as error:
+        say(f"lastgood: {error.message}")
+        if error.hint:
+            say(f" hint: {error.hint}")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        say("interrupted; the journal has everything. Go on with: lastgood watch   (see: lastgood status)")
+        raise SystemExit(130) from None
+
+
+def say(line: str) -> None:
+    """One line of the story, to stderr, at once."""
+    print(clean(line), file=sys.stderr, flush=True)
+
+
+def out(line: str = "") -> None:
+    """One line of the result, to stdout, at once."""
+    print(line, flush=True)
+
+
+def show(value: object, kind: Any) -> None:
+    """Print a value as JSON."""
+    out(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2, ensure_ascii=False))
+
+
+def opened(config: Path) -> Rooms:
+    """Build the rooms of the stack."""
+    return build(config, say)
+
+
+@contextmanager
+def leased(rooms: Rooms) -> Iterator[None]:
+    """Hold the right to execute for the length of the block."""
+    with rooms.memory.journal.claim(rooms.who):
+        yield
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Ask on the terminal; without one, or with --yes, the answer is what --yes says."""
+    if yes or not sys.stdin.isatty():
+        return yes
+    return typer.confirm(question, default=False, err=True)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:  # noqa: FBT002  typer reads flags as bools with defaults
+    if version:
+        out(f"lastgood {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+    """Could we roll back right now? Changes nothing. Example: lastgood doctor"""
+    findings = examine(opened(config))
+    if as_json:
+        show(findings, tuple[Finding, ...])
+    else:
+        for line in findings_lines(findings):
+            out(line)
+    if any(f.answer is Answer.FAILED for f in findings):
+        raise typer.Exit(NOT_GOOD)
+
+
+@app.command()
+def deploy(
+    config: ConfigOption = Path(CONFIG_FILE),
+    release: Annotated[str | None, typer.Option("--release", help="Name; defaults to `git describe`.")] = None,
+    first: Annotated[bool, typer.Option("--first", help="There is no good release yet.")] = False,  # noqa: FBT002  typer flag
+    even_if_barred: Annotated[bool, typer.Option("--even-if-barred", help="Deploy a release that was rolled back.")] = False,  # noqa: FBT002  typer flag
+    no_watch: Annotated[bool, typer.Option("--no-watch", help="Do not watch in the foreground; take it up with `watch`.")] = False,  # noqa: FBT002  typer flag
+    yes: Yes = False,  # noqa: FBT002  typer flag
+) -> None:
+    """Deploy what the files on disk say, then watch. Changes containers and schema. Example: lastgood deploy --release v2.0.6"""
+    rooms = opened(config)
+    name = release or described(rooms.root)
+
+    def confirm(plan: Plan) -> bool:
+        for line in plan_lines(plan):
+            say(line)
+        return confirmed("Deploy?", yes=yes)
+
+    with leased(rooms):
+        done = deploying.deploy(rooms, name, first=first, override=even_if_barred, confirm=confirm)
+    if done.report:
+        ended(done.report)
+    if no_watch:
+        out(f"{name} serves; the watch is recorded. Take it up with: lastgood watch")
+        return
+    watch_and_end(rooms, done.deployment)
+
+
+def described(root: Path) -> str:
+    """Name the checkout by `git describe`. Raises Refused when there is no git or no commit."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--tags", "--always", "--dirty=-dirty"],  # noqa: S607  git is found on PATH
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused(f"git does not answer: {error}", hint="lastgood deploy --release NAME") from error
+    name = found.stdout.strip()
+    if found.returncode or not name:
+        raise Refused(f"{root} has no git commit to name the release by", hint="lastgood deploy --release NAME")
+    return name
+
+
+def watch_and_end(rooms: Rooms, deployment: str) -> None:
+    """Watch in the foreground and exit by how it ended."""
+    outcome = watching.watch_on(rooms, deployment)
+    if outcome.report:
+        ended(outcome.report)
+    out(f"{outcome.terminal.value}  {outcome.sentence}")
+    raise typer.Exit(0 if outcome.terminal is TerminalState.HEALTHY_KEPT else NOT_GOOD)
+
+
+def ended(report: Report, *, good: frozenset[TerminalState] = frozenset()) -> None:
+    """Print a report and exit by how it ended. A deploy that was rolled back is not a success of the deploy."""
+    for line in report_lines(report):
+        out(line)
+    if report.terminal in good:
+        raise typer.Exit
+    codes = {TerminalState.REFUSED: Refused.exit_code, TerminalState.NEEDS_HUMAN: NEEDS_PERSON}
+    raise typer.Exit(codes.get(report.terminal, NOT_GOOD))
+
+
+@app.command()
+def record(
+    config: ConfigOption = Path(CONFIG_FILE),
+    release: Annotated[str | None, typer.Option("--release", help="Name; defaults to what serves, else `git describe`.")] = None,
+    good: Annotated[bool, typer.Option("--good", help="A person vouches for it: it becomes a target.")] = False,  # noqa: FBT002  typer flag
+    why: Why = "",
+) -> None:
+    """Record what serves now; with --good, vouch for it. Writes the journal only. Example: lastgood record --good -m 'seen'"""
+    rooms = opened(config)
+    serving = rooms.memory.history().serving
+    name = release or serving or described(rooms.root)
+    if not (good and name == serving):
+        with leased(rooms):
+            recording.record(rooms, name)
+        out(f"recorded {name}")
+    if good:
+        recording.vouch(rooms, name, why=why)
+        out(f"{name} is good (vouched for by {rooms.who})")
+
+
+@app.command()
+def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
+    """Take up the watch, or a run that was interrupted, where it was. Acts as the mode says. Example: lastgood watch"""
+    rooms = opened(config)
+    history = rooms.memory.history()
+    if history.open_run is not None:
+        with leased(rooms):
+            report = returning.take_up(rooms)
+            if report is not None:
+                ended(report, good=frozenset({TerminalState.ROLLED_BACK_VERIFIED}))
+            done = deploying.take_up(rooms)
+        if done and done.report:
+            ended(done.report)
+    under = rooms.memory.history().open_deployment or _baking(rooms)
+    if under is None:
+        raise Refused("nothing to watch: no deployment is under way", hint="lastgood deploy")
+    if under.watch is None:
+        watching.start_watch(rooms, under.deployment.id)
+    watch_and_end(rooms, under.deployment.id)
+
+
+def _baking(rooms: Rooms) -> DeploymentHistory | None:
+    """The deployment whose rollback is to be watched again; its bake begins now when it did not yet."""
+    newest = next(reversed(rooms.memory.history().deployments.values()), None)
+    if newest is None or newest.ended is None or newest.ended.terminal is not TerminalState.ROLLED_BACK_VERIFIED:
+        return None
+    if newest.watch is None or not newest.watch.bake:
+        watching.start_watch(rooms, newest.deployment.id, bake=True)
+    return rooms.memory.history().deployments[newest.deployment.id]
+
+
+@app.command()
+def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+    """What serves, what is watched, what waits for a person. Changes nothing. Example: lastgood status"""
+    rooms = opened(config)
+    history = rooms.memory.history()
+    run, under = history.open_run, history.open_deployment
+    holder = rooms.memory.journal.holder()
+    watcher = rooms.memory.journal.holder(Right.WATCH)
+    lines: list[str] = []
+    state = "IDLE"
+    if run is not None:
+        state = "RUNNING" if holder else "INTERRUPTED"
+        lines += [f"{run.plan.purpose.value} {run.started.run}: {run.plan.from_release or 'nothing'} -> {run.plan.to_release}"]
+        lines += list(run_lines(run))[1:]
+    elif under is not None:
+        judged = watching.state_of(rooms.config.watch, under)
+        verdict = judged.judge(rooms.clock.now()) if judged else None
+        state = "WATCHING" if watcher else "WATCH INTERRUPTED"
+        if isinstance(verdict, Watching):
+            lines += [f"{verdict.left_s / 60:.0f} min left", *verdict.lines]
+            lines += [f"blind to: {b}" for b in verdict.blind_to]
+        if not watcher:
+            lines.append("next: lastgood watch")
+    if history.frozen:
+        lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
+    if as_json:
+        show(
+            {
+                "state": state,
+                "serving": history.serving,
+                "run": run.started.run if run else None,
+                "deployment": under.deployment.id if under else None,
+                "frozen": bool(history.frozen),
+                "lines": lines,
+            },
+            dict[str, Any],
+        )
+        return
+    out(f"{state}  {history.serving or 'nothing'} serves")
+    for line in lines:
+        out(clean(line))
+
+
+@app.command()
+def plan(
+    config: ConfigOption = Path(CONFIG_FILE),
+    release: Annotated[str | None, typer.Argument(help="Good release to go back to; default: the one before.")] = None,
+    as_json: AsJson = False,  # noqa: FBT002  typer flag
+) -> None:
+    """What a rollback would do and lose, now. Changes nothing. Example: lastgood plan"""
+    rooms = opened(config)
+    history = rooms.memory.history()
+    target = returning.choose_target(history, release)
+    made = returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history))
+    if as_json:
+        show(made, Plan)
+        return
+    for line in plan_lines(made):
+        out(line)
+
+
+@app.command()
+def rollback(
+    config: ConfigOption = Path(CONFIG_FILE),
+    release: Annotated[str | None, typer.Argument(help="Good release to go back to; default: the one before.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="containers, frontend, database; comma-separated.")] = None,
+    why: Why = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan that would run.")] = False,  # noqa: FBT002  typer flag
+    yes: Yes = False,  # noqa: FBT002  typer flag
+) -> None:
+    """Go back to the last good release, or go on with a rollback. Changes production. Example: lastgood rollback -m 'chat is down'"""
+    rooms = opened(config)
+    roles = _roles(only)
+    good = frozenset({TerminalState.ROLLED_BACK_VERIFIED})
+    history = rooms.memory.history()
+    if dry_run:
+        target = returning.choose_target(history, release)
+        for line in plan_lines(
+            returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history), only=roles)
+        ):
+            out(line)
+        return
+    run = history.open_run
+    if run is not None and run.plan.purpose is Purpose.ROLLBACK and rooms.memory.journal.holder():
+        say(f"rollback {run.started.run} is under way by {rooms.memory.journal.holder()}; following it")
+        ended(_follow(rooms, run.started.run), good=good)
+    with leased(rooms):
+        if (report := returning.take_up(rooms)) is not None:
+            ended(report, good=good)
+        deploying.give_up(rooms, f"given up by {rooms.who}")
+        history = rooms.memory.history()
+        target = returning.choose_target(history, release)
+        made = returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history), only=roles)
+        for line in plan_lines(made):
+            say(line)
+        if not confirmed("Roll back?", yes=yes):
+            raise Refused("not confirmed", hint="lastgood rollback --yes")
+        under = history.open_deployment
+        cause = returning.Cause(
+            trigger="person",
+            sentence=why or f"{rooms.who} asked for it",
+            by=rooms.who,
+            deployment=under.deployment.id if under else "",
+        )
+        report = returning.roll_back(rooms, cause, target=target.release.id, only=roles)
+    ended(report, good=good)
+
+
+def _roles(only: str | None) -> frozenset[Role]:
+    if only is None:
+        return frozenset(Role)
+    known = {role.value: role for role in Role}
+    words = [word.strip() for word in only.split(",")]
+    if unknown := [word for word in words if word not in known]:
+        raise Refused(f"--only {', '.join(unknown)}: not known", hint=f"one or more of {', '.join(known)}")
+    return frozenset(known[word] for word in words)
+
+
+def _follow(rooms: Rooms, run: str) -> Report:
+    """Wait for another process's run to end. Raises Refused when that process dies first."""
+    while True:
+        known = rooms.memory.history().runs[run]
+        if known.ended and known.ended.report:
+            return known.ended.report
+        if rooms.memory.journal.holder() is None:
+            raise Refused(f"run {run} was left by its process", hint="lastgood rollback")
+        rooms.clock.sleep(0.5)
+
+
+def _waiting(rooms: Rooms, run: str | None) -> RunHistory:
+    history = rooms.memory.history()
+    found = history.runs.get(run) if run else history.open_run
+    if found is None or found.ended is not None:
+        raise Refused(f"run {run or ''} is not open".replace("  ", " "), hint="lastgood status")
+    return found
+
+
+RunArgument = Annotated[str | None, typer.Argument(help="Run; default: the open one.")]
+
+
+@app.command()
+def approve(
+    config: ConfigOption = Path(CONFIG_FILE),
+    run: RunArgument = None,
+    database: Annotated[str | None, typer.Option("--database", help="Name of the database that may be replaced.")] = None,
+) -> None:
+    """Approve what a run waits for; a database step asks for the database's name. Example: lastgood approve --database hypercode"""
+    rooms = opened(config)
+    waiting = _waiting(rooms, run)
+    if not waiting.plan.needs_approval:
+        raise Refused(f"run {waiting.started.run} waits for nobody", hint="lastgood status")
+    for line in returning.approval_text(rooms, waiting.plan):
+        say(line)
+    decision = waiting.plan.database
+    if decision and decision.restore_point and rooms.config.database:
+        name = rooms.config.database.postgres.name
+        typed = database or (typer.prompt(f"Type the name of the database ({name}) to approve", err=True) if sys.stdin.isatty() else "")
+        if typed != name:
+            raise Refused(f"the database is {name!r}, not {typed!r}", hint=f"lastgood approve --database {name}")
+    rooms.memory.note(ApprovalGiven(run=waiting.started.run, plan_hash=waiting.plan.hash, by=rooms.who))
+    out(f"approved {waiting.started.run} (plan {waiting.plan.hash[:12]}), valid for ten minutes")
+
+
+@app.command()
+def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why: Why = "") -> None:
+    """Say no to what a run waits for; it ends DENIED. Example: lastgood deny -m 'we fix forward'"""
+    rooms = opened(config)
+    waiting = _waiting(rooms, run)
+    rooms.memory.note(ApprovalDenied(run=waiting.started.run, by=rooms.who, why=why))
+    out(f"denied {waiting.started.run}")
+
+
+@app.command()
+def abort(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why: Why = "") -> None:
+    """Stop a run before its next effect; what is done stays done. Example: lastgood abort -m 'wrong release'"""
+    rooms = opened(config)
+    waiting = _waiting(rooms, run)
+    rooms.memory.note(AbortAsked(run=waiting.started.run, by=rooms.who, why=why))
+    out(f"abort of {waiting.started.run} is asked for; it stops before its next effect")
+
+
+@app.command()
+def freeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
+    """Refuse deploys until it is lifted. Writes the journal only. Example: lastgood freeze -m 'sale day'"""
+    rooms = opened(config)
+    rooms.memory.note(Frozen(by=rooms.who, why=why or "no reason given"))
+    out("deploys are frozen")
+
+
+@app.command()
+def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
+    """Allow deploys again, and pushes of the frontend to go live. Example: lastgood unfreeze -m 'fixed in 4e1f'"""
+    if not why:
+        raise Refused("lifting the freeze needs a reason", hint="lastgood unfreeze -m 'why it is safe'")
+    rooms = opened(config)
+    if rooms.frontend is not None and not rooms.frontend.observe().auto_assign:
+        rooms.frontend.resume_auto_assign()
+        out("frontend: pushes go live again")
+    rooms.memory.note(Unfrozen(by=rooms.who, why=why))
+    out("deploys are allowed again")
+
+
+@app.command("restore-points")
+def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+    """List the restore points with age and size. Changes nothing. Example: lastgood restore-points"""
+    rooms = opened(config)
+    points = tuple(rooms.memory.history().restore_points.values())
+    if as_json:
+        show(points, tuple[RestorePoint, ...])
+        return
+    now = rooms.clock.now()
+    kept = rooms.database.observe().restore_points if rooms.database else frozenset[str]()
+    for line in table(
+        (
+            p.id,
+            when(p.taken_at),
+            f"{(now - p.taken_at).total_seconds() / 60:.0f} min old",
+            f"{p.size_bytes / 1e6:.1f} MB",
+            "proved, kept" if p.id in kept else "gone",
+        )
+        for p in points
+    ):
+        out(line)
+    if not points:
+        out("no restore point yet; one is taken at each deploy")
+
+
+@app.command()
+def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+    """List the releases and which are good. Changes nothing. Example: lastgood releases"""
+    history = opened(config).memory.history()
+    if as_json:
+        show(tuple(r.release for r in history.releases.values()), tuple[Release, ...])
+        return
+    for line in table(release_rows(history)):
+        out(line)
+    if not history.releases:
+        out("no release yet; begin with: lastgood deploy --first   or: lastgood record --good")
+
+
+@app.command()
+def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+    """List the deployments and how each ended. Changes nothing. Example: lastgood history"""
+    known = opened(config).memory.history()
+    rows = list(history_rows(known))
+    if as_json:
+        keys = ("deployment", "release", "started_at", "ended", "runs", "sentence")
+        show([dict(zip(keys, row, strict=True)) for row in rows], list[dict[str, str]])
+        return
+    for line in table(rows):
+        out(line)
+    if not rows:
+        out("no deployment yet")
+
+
+@app.command()
+def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+    """Tell a run from the journal as its report. Changes nothing. Example: lastgood explain r2"""
+    known = opened(config).memory.history()
+    found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)
+    if found is None:
+        raise Refused(f"run {run or ''} not found; known: {', '.join(known.runs) or 'none'}", hint="lastgood history")
+    if as_json:
+        report = found.ended.report if found.ended else None
+        show(report, Report | None)
+        return
+    for line in run_lines(found):
+        out(line)
+
+
+@audit.command("verify")
+def audit_verify(config: ConfigOption = Path(CONFIG_FILE)) -> None:
+    """Find an edited, missing or reordered record. Changes nothing. Example: lastgood audit verify"""
+    rooms = opened(config)
+    wrong = rooms.memory.journal.verify()
+    for line in wrong:
+        out(line)
+    if wrong:
+        raise typer.Exit(NEEDS_PERSON)
+    out(f"the chain holds: {rooms.memory.history().last_seq} records")
+
+

@@ -1,0 +1,145 @@
+"""Turning values into the lines that a tired person reads: the verdict first, then the reason with the value beside its
+limit, then what to do. Foreign text is cleaned of control characters before it reaches a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Final
+
+from lastgood.core.history import History, RunHistory
+from lastgood.core.plan import Plan, Purpose
+from lastgood.core.report import Report, TerminalState
+from lastgood.core.run import outcomes
+from lastgood.runbook.doctor import Answer, Finding
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """Return `text` without escape sequences, control and direction characters; newlines stay."""
+    return _CONTROL.sub("�", text)
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Yield aligned lines; nothing for no rows."""
+    all_rows = [tuple(clean(cell) for cell in row) for row in rows]
+    if not all_rows:
+        return
+    widths = [max(len(row[i]) for row in all_rows) for i in range(len(all_rows[0]))]
+    for row in all_rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def when(moment: datetime) -> str:
+    """A time as people of one team read it: UTC, to the second."""
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The plan, as `plan`, `--dry-run` and the approval show it."""
+    what = f"{plan.from_release or 'nothing'} -> {plan.to_release}"
+    yield f"{what}, if started now (plan {plan.id} {plan.hash[:8]}; nothing changed)"
+    rows = [
+        (
+            str(number),
+            step.role.value,
+            step.explain,
+            "loses nothing" if not step.loses else f"loses: {step.loses}",
+            "asks a person" if step.needs_approval else "",
+        )
+        for number, step in enumerate(plan.steps, start=1)
+    ]
+    yield from table(rows)
+    if not plan.steps:
+        yield "nothing to do"
+    yield f"rung      {plan.rung}"
+    yield from (f"skipped   {line}" for line in plan.skipped)
+    if plan.database:
+        yield f"database  {plan.database.rung.value}"
+        yield from (f"because   {reason}" for reason in plan.database.reasons)
+        if plan.database.loses:
+            tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.loses.tables if rows)
+            yield f"leaves    {plan.database.loses.total} rows written since {plan.database.restore_point} ({tables or 'none'})"
+    yield from (f"note      {clean(warning)}" for warning in plan.warnings)
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """The report of an incident."""
+    yield f"{report.terminal.value}  {report.from_release} -> {report.to_release}  (run {report.run})"
+    yield f"why        {report.trigger}: {clean(report.sentence)}"
+    took = (report.ended_at - report.began_at).total_seconds()
+    yield f"when       {when(report.began_at)}, took {took:.1f} s"
+    rows = [(f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in report.steps]
+    if rows:
+        yield "steps"
+        yield from table(rows)
+    if report.checks:
+        yield "verified"
+        yield from table(("  ok" if c.passed else "  FAILED", c.name, c.detail) for c in report.checks)
+    if report.losses:
+        yield "left the live data"
+        yield from table((f"  {loss.table}", f"{loss.rows} rows", loss.file) for loss in report.losses)
+    yield from (f"remains    {line}" for line in report.remaining)
+    yield from (f"note       {clean(line)}" for line in report.notes)
+    yield f"evidence   {report.evidence_file} (incident of {report.owner})"
+    yield from (f"next       {line}" for line in report.next_steps)
+
+
+def run_lines(run: RunHistory) -> Iterator[str]:
+    """A run from the journal: its report when it ended with one, else what is done and what is not."""
+    if run.ended and run.ended.report:
+        yield from report_lines(run.ended.report)
+        return
+    plan = run.plan
+    state = "did not finish" if run.ended is None else (f"stopped: {run.ended.stopped}" if run.ended.stopped else "carried out")
+    yield f"{plan.purpose.value} {run.started.run}  {plan.from_release or 'nothing'} -> {plan.to_release}  {clean(state)}"
+    yield f"why        {run.started.trigger}: {clean(run.started.sentence)}"
+    yield from table((f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in outcomes(plan, run.records))
+    if run.ended is None:
+        yield f"next       {'lastgood rollback' if plan.purpose is Purpose.ROLLBACK else 'lastgood rollback, or lastgood watch'}"
+
+
+def findings_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """The doctor's answer: the verdict first, then each check with its hint."""
+    found = tuple(findings)
+    failed = [f.check for f in found if f.answer is Answer.FAILED]
+    blind = [f.check for f in found if f.answer is Answer.COULD_NOT_LOOK]
+    if failed:
+        yield f"NOT READY: {', '.join(failed)}"
+    elif blind:
+        yield f"READY, as far as could be seen; not seen: {', '.join(blind)}"
+    else:
+        yield "READY"
+    order = {Answer.FAILED: 0, Answer.COULD_NOT_LOOK: 1, Answer.OK: 2}
+    for finding in sorted(found, key=lambda f: order[f.answer]):
+        yield f"{finding.answer.value:<15} {finding.check}  {clean(finding.evidence)}"
+        if finding.hint:
+            yield f"  fix: {finding.hint}"
+
+
+def release_rows(history: History) -> Iterator[tuple[str, ...]]:
+    """Releases, newest last: name, standing, commit, when, who judged."""
+    for known in history.releases.values():
+        release = known.release
+        mark = "serves" if history.serving == release.id else ""
+        commit = (release.commit or "no commit")[:12] + ("+dirty" if release.dirty else "")
+        yield release.id, known.standing.value, mark, commit, when(release.recorded_at), known.judged_by
+
+
+def history_rows(history: History) -> Iterator[tuple[str, ...]]:
+    """Deployments and how each ended, oldest first."""
+    for known in history.deployments.values():
+        ended = known.ended
+        yield (
+            known.deployment.id,
+            known.deployment.release,
+            when(known.deployment.started_at),
+            ended.terminal.value if ended else "under way",
+            ", ".join(known.runs),
+            ended.sentence if ended else "",
+        )
+
+
+GOOD_ENDS: Final = frozenset({TerminalState.HEALTHY_KEPT, TerminalState.ROLLED_BACK_VERIFIED})

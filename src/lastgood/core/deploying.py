@@ -1,0 +1,146 @@
+"""The plan that puts a new release into production: restore point, gate, migrate, roll out service by service.
+
+Until the first service is switched nothing that users see has changed, so a deploy that stops at the gate is undone by
+removing what the gate started.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from lastgood.core.facts import ContainerFacts, DatabaseFacts
+from lastgood.core.plan import (
+    ClearCandidates,
+    Migrate,
+    PassGate,
+    Plan,
+    Purpose,
+    Serve,
+    Step,
+    TakeRestorePoint,
+    runs,
+)
+from lastgood.core.release import Release, ServiceRecord
+
+
+def make_deploy_plan(
+    release: Release,
+    *,
+    plan_id: str,
+    now: datetime,
+    serving: str,
+    containers: ContainerFacts,
+    database: DatabaseFacts | None,
+    restore_point: str,
+    rung: str,
+    boot_s: float,
+    restore_s: float,
+    migrate_s: float,
+) -> Plan:
+    """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
+
+    restore_point: id for the one that is taken first, when there is a database. boot_s, restore_s, migrate_s: deadlines.
+    A service that already runs the wanted artifact is left alone.
+    """
+    steps: list[Step] = []
+    skipped: list[str] = []
+    if database is None:
+        skipped.append("database: none configured")
+    else:
+        steps.append(
+            Step(
+                name="take-restore-point",
+                action=TakeRestorePoint(restore_point=restore_point),
+                deadline_s=restore_s,
+                explain=f"dump {database.database}, restore it beside and prove it ({restore_point})",
+                attempts=2,
+            )
+        )
+    changed = changed_services(release, containers)
+    if not changed:
+        skipped.append(f"containers: every service already runs {release.id}")
+    steps += gate_step(release, changed, boot_s=boot_s, attempts=1)
+    if database is not None:
+        pending = tuple(m for m in release.migrations if m not in database.migrations)
+        if pending:
+            steps.append(
+                Step(
+                    name="migrate",
+                    action=Migrate(release=release.id, migrations=pending),
+                    deadline_s=migrate_s,
+                    explain=f"apply {', '.join(pending)}",
+                    attempts=1,
+                )
+            )
+        else:
+            skipped.append("migrations: none pending")
+    steps += serve_steps(release, changed, boot_s=boot_s)
+    return Plan(
+        id=plan_id,
+        purpose=Purpose.DEPLOY,
+        made_at=now,
+        from_release=serving,
+        to_release=release.id,
+        steps=tuple(steps),
+        rung=rung,
+        skipped=tuple(skipped),
+    )
+
+
+def changed_services(release: Release, containers: ContainerFacts) -> tuple[ServiceRecord, ...]:
+    """Return the services of `release` that do not serve from it now, in the release's order."""
+    return tuple(
+        service
+        for service in release.services
+        if not containers.of(service.name) or not all(i.serves and runs(service, i) for i in containers.of(service.name))
+    )
+
+
+def gate_step(release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, attempts: int) -> list[Step]:
+    """The gate for the services that change; empty when none does."""
+    if not changed:
+        return []
+    names = ", ".join(s.name for s in changed)
+    return [
+        Step(
+            name="pass-gate",
+            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in changed)),
+            deadline_s=boot_s * len(changed),
+            explain=f"start {names} of {release.id} beside what serves, until healthy",
+            attempts=attempts,
+        )
+    ]
+
+
+def serve_steps(
+    release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, needs_approval: bool = False
+) -> list[Step]:
+    """One step a service, then the removal of what the gate started; empty when nothing changes."""
+    if not changed:
+        return []
+    serve = [
+        Step(
+            name=f"serve-{service.name}",
+            action=Serve(
+                release=release.id,
+                service=service.name,
+                artifact=service.artifact,
+                config_hash=service.config_hash,
+            ),
+            deadline_s=boot_s,
+            explain=f"{service.name} serves from {release.id}",
+            needs_approval=needs_approval,
+        )
+        for service in changed
+    ]
+    return [*serve, clear_step(boot_s=boot_s)]
+
+
+def clear_step(*, boot_s: float) -> Step:
+    """Remove what the gate started."""
+    return Step(
+        name="clear-candidates",
+        action=ClearCandidates(),
+        deadline_s=boot_s,
+        explain="remove what was started beside and does not serve",
+    )

@@ -1,0 +1,187 @@
+"""The journal, folded: which releases are known and good, what serves, what is under way. Nothing is stored but events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lastgood.core.plan import Plan, Purpose
+from lastgood.core.reading import Bucket
+from lastgood.core.record import (
+    AbortAsked,
+    ApprovalDenied,
+    ApprovalGiven,
+    BaselineTaken,
+    BucketSeen,
+    DeploymentEnded,
+    DeploymentStarted,
+    Event,
+    Frozen,
+    Record,
+    ReleaseCompleted,
+    ReleaseJudged,
+    ReleaseRecorded,
+    RestorePointKept,
+    RunEnded,
+    RunStarted,
+    StepFailed,
+    StepSeen,
+    StepStarted,
+    Told,
+    Unfrozen,
+    WatchStarted,
+)
+from lastgood.core.release import Deployment, Release, RestorePoint, Standing
+from lastgood.core.report import TerminalState
+
+
+@dataclass(slots=True)
+class ReleaseHistory:
+    """A release with what was learnt of it. judged_by: who made it good or barred, and why."""
+
+    release: Release
+    standing: Standing = Standing.RECORDED
+    judged_by: str = ""
+    fingerprint: str = ""
+    frontend: str = ""
+
+
+@dataclass(slots=True)
+class RunHistory:
+    """A run: how it began, its own records oldest first, how it ended (None: it did not, or its process died)."""
+
+    started: RunStarted
+    record: Record
+    records: list[Record] = field(default_factory=list)
+    ended: RunEnded | None = None
+    told: list[Told] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was stored when the run began."""
+        return self.started.plan
+
+
+@dataclass(slots=True)
+class DeploymentHistory:
+    """A deployment and its watch. baseline and buckets: oldest first; after a rollback, buckets are those of the bake."""
+
+    deployment: Deployment
+    runs: list[str] = field(default_factory=list)
+    watch: WatchStarted | None = None
+    baseline: tuple[Bucket, ...] = ()
+    buckets: list[Bucket] = field(default_factory=list)
+    ended: DeploymentEnded | None = None
+
+
+@dataclass(slots=True)
+class History:
+    """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record."""
+
+    releases: dict[str, ReleaseHistory] = field(default_factory=dict)
+    deployments: dict[str, DeploymentHistory] = field(default_factory=dict)
+    runs: dict[str, RunHistory] = field(default_factory=dict)
+    restore_points: dict[str, RestorePoint] = field(default_factory=dict)
+    serving: str = ""
+    frozen: Frozen | None = None
+    last_seq: int = 0
+
+    @property
+    def open_run(self) -> RunHistory | None:
+        """The newest run without an end: one is under way, or its process died."""
+        return next((run for run in reversed(self.runs.values()) if run.ended is None), None)
+
+    @property
+    def open_deployment(self) -> DeploymentHistory | None:
+        """The newest deployment, if it did not come to its end yet."""
+        newest = next(reversed(self.deployments.values()), None)
+        return newest if newest and newest.ended is None else None
+
+    def deploy_run(self, deployment: str) -> RunHistory | None:
+        """The run that carries the deployment out; None when somebody else's tool deployed."""
+        runs = (self.runs[r] for r in self.deployments[deployment].runs)
+        return next((run for run in runs if run.plan.purpose is Purpose.DEPLOY), None)
+
+    def last_good(self, *, before: str) -> ReleaseHistory | None:
+        """The newest good release deployed before the one that runs; never `before` itself, never a barred one."""
+        order = [d.deployment.release for d in self.deployments.values()]
+        known = order[: len(order) - 1 - order[::-1].index(before)] if before in order else order
+        ranked = [*known[::-1], *reversed(self.releases)]
+        return next(
+            (self.releases[r] for r in ranked if r != before and self.releases[r].standing is Standing.GOOD),
+            None,
+        )
+
+    def restore_point_of(self, deployment: str) -> RestorePoint | None:
+        """The proved restore point taken when this deployment began."""
+        return self.restore_points.get(f"rp-{deployment}")
+
+
+def fold(records: Iterable[Record], history: History | None = None) -> History:
+    """Fold records, oldest first, into `history` (changed in place and returned) or into a new one."""
+    history = history or History()
+    for record in records:
+        _take(history, record.event, record)
+        history.last_seq = record.seq
+    return history
+
+
+def _take(history: History, event: Event, record: Record) -> None:
+    match event:
+        case ReleaseRecorded(release=release):
+            history.releases[release.id] = ReleaseHistory(release=release)
+        case ReleaseCompleted():
+            known = history.releases[event.release]
+            known.fingerprint, known.frontend = event.fingerprint, event.frontend or known.frontend
+        case ReleaseJudged():
+            known = history.releases[event.release]
+            known.standing = Standing.GOOD if event.good else Standing.BARRED
+            known.judged_by = f"{event.by}: {event.why}" if event.why else event.by
+        case DeploymentStarted(deployment=deployment):
+            history.deployments[deployment.id] = DeploymentHistory(deployment=deployment)
+            if event.serving:
+                history.serving = deployment.release
+        case BaselineTaken():
+            history.deployments[event.deployment].baseline = event.buckets
+        case WatchStarted():
+            under = history.deployments[event.deployment]
+            under.watch, under.buckets = event, []
+        case BucketSeen():
+            history.deployments[event.deployment].buckets.append(event.bucket)
+        case DeploymentEnded():
+            history.deployments[event.deployment].ended = event
+        case RestorePointKept(restore_point=restore_point):
+            history.restore_points[restore_point.id] = restore_point
+        case RunStarted():
+            history.runs[event.run] = RunHistory(started=event, record=record)
+            if event.deployment in history.deployments:
+                history.deployments[event.deployment].runs.append(event.run)
+        case StepStarted() | StepSeen() | StepFailed() | ApprovalGiven() | ApprovalDenied() | AbortAsked():
+            history.runs[event.run].records.append(record)
+        case RunEnded():
+            _end_run(history, event)
+        case Told():
+            if event.run in history.runs:
+                history.runs[event.run].told.append(event)
+        case Frozen():
+            history.frozen = event
+        case Unfrozen():
+            history.frozen = None
+
+
+def _end_run(history: History, event: RunEnded) -> None:
+    """A run with a terminal state ends its deployment too, and a release that was rolled back is barred."""
+    run = history.runs[event.run]
+    run.ended = event
+    history.serving = event.serving
+    if event.terminal is None:
+        return
+    deployment = history.deployments.get(run.started.deployment)
+    if deployment and deployment.ended is None:
+        deployment.ended = DeploymentEnded(
+            deployment=deployment.deployment.id, terminal=event.terminal, sentence=run.started.sentence
+        )
+    if event.terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED):
+        left = history.releases.get(run.plan.from_release)
+        if left:
+            left.standing, left.judged_by = Standing.BARRED, f"rolled back by run {event.run}"

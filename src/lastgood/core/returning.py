@@ -1,0 +1,297 @@
+"""The plan of a rollback: what goes back, in which order, on which rung, and what it would lose.
+
+If the last good release can run on today's schema, containers and frontend go back first and at once. If it cannot,
+containers alone would make things worse: the database goes first, and the whole plan waits for a person. If nobody can
+tell, a person is asked before anything serves from the old release. No migration to blame, no swap to repair data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from lastgood.core.deploying import changed_services, clear_step, gate_step, serve_steps
+from lastgood.core.errors import Refused
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
+from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
+from lastgood.core.plan import (
+    DatabaseDecision,
+    ExportWrites,
+    Fence,
+    LiftFence,
+    Plan,
+    Purpose,
+    ReturnFrontend,
+    Role,
+    SaveDump,
+    Step,
+    SwapDatabase,
+)
+from lastgood.core.release import Release, RestorePoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds for one attempt of a step, from the configuration."""
+
+    boot_s: float = 60.0
+    frontend_s: float = 60.0
+    database_s: float = 3600.0
+    fence_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What a rollback plan is made from, all observed just now. None: that part is not configured.
+
+    restore_point: the proved one from before the deployment. frontend_target: deployment of the target release, empty
+    when it is not known. rung: what the container target says of itself.
+    """
+
+    containers: ContainerFacts
+    rung: str
+    database: DatabaseFacts | None = None
+    evidence: DatabaseEvidence | None = None
+    restore_point: RestorePoint | None = None
+    frontend: FrontendFacts | None = None
+    frontend_target: str = ""
+
+
+@dataclass(slots=True)
+class _Draft:
+    before: list[Step] = field(default_factory=list)
+    after: list[Step] = field(default_factory=list)
+    decision: DatabaseDecision | None = None
+    serve_needs_approval: bool = False
+    reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    target: Release,
+    world: World,
+    *,
+    plan_id: str,
+    now: datetime,
+    serving: str,
+    deadlines: Deadlines,
+    only: frozenset[Role] = frozenset(Role),
+) -> Plan:
+    """Plan the way back to `target`. serving: the release that serves now.
+
+    Raises Refused, nothing changed, when the database would have to go back and cannot, or when `only` would leave the
+    last good release on a schema that it cannot run on.
+    """
+    draft = _Draft()
+    _decide_database(draft, target, world, plan_id=plan_id, deadlines=deadlines, only=only)
+    containers: list[Step] = []
+    if Role.CONTAINERS in only:
+        changed = changed_services(target, world.containers)
+        gate = gate_step(target, changed, boot_s=deadlines.boot_s, attempts=2)
+        containers = [
+            *draft.before,
+            *serve_steps(target, changed, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval),
+        ]
+        containers = [*gate, *containers]
+        if not changed:
+            draft.skipped.append(f"containers: every service already runs {target.id}")
+            if world.containers.candidates:
+                containers.append(clear_step(boot_s=deadlines.boot_s))
+    else:
+        containers = draft.before
+        draft.skipped.append("containers: not asked for")
+    steps = (*containers, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
+    return Plan(
+        id=plan_id,
+        purpose=Purpose.ROLLBACK,
+        made_at=now,
+        from_release=serving,
+        to_release=target.id,
+        steps=steps,
+        rung=world.rung,
+        reasons=tuple(draft.reasons),
+        skipped=tuple(draft.skipped),
+        warnings=tuple(draft.warnings),
+        database=draft.decision,
+    )
+
+
+def _frontend(draft: _Draft, world: World, *, only: frozenset[Role], deadlines: Deadlines) -> list[Step]:
+    if Role.FRONTEND not in only:
+        draft.skipped.append("frontend: not asked for")
+    elif world.frontend is None:
+        draft.skipped.append("frontend: none configured")
+    elif not world.frontend_target:
+        draft.skipped.append("frontend: the last good release recorded no frontend deployment")
+    elif world.frontend.production == world.frontend_target:
+        draft.skipped.append(f"frontend: {world.frontend_target} is production already")
+    else:
+        draft.warnings.append(
+            "frontend: after this, pushes do not go live by themselves until `lastgood unfreeze`; "
+            "environment variables stay those of the older build"
+        )
+        return [
+            Step(
+                name="return-frontend",
+                action=ReturnFrontend(deployment=world.frontend_target),
+                deadline_s=deadlines.frontend_s,
+                explain=f"{world.frontend_target} is production again",
+            )
+        ]
+    return []
+
+
+def _decide_database(
+    draft: _Draft, target: Release, world: World, *, plan_id: str, deadlines: Deadlines, only: frozenset[Role]
+) -> None:
+    """Fill the draft's database steps: before the containers when the old release cannot run without them, else after."""
+    evidence = world.evidence
+    if world.database is None:
+        draft.skipped.append("database: none configured")
+        return
+    if evidence is None:
+        draft.skipped.append("database: no restore point of this deployment, so its schema is not compared")
+        return
+    verdict = judge_migration(evidence)
+    draft.reasons += verdict.reasons
+    fit = evidence.old_release
+    if not evidence.changes:
+        draft.decision = DatabaseDecision(rung=Rung.D0, reasons=verdict.reasons, size_bytes=evidence.size_bytes)
+        draft.skipped.append("database: no step, the schema did not change")
+        _remaining_rows(draft, evidence)
+    elif fit.fit is Fit.NO:
+        _swap_first(draft, target, world, evidence, verdict, plan_id=plan_id, deadlines=deadlines, only=only)
+    elif fit.fit is Fit.YES and verdict.blame is not Blame.MIGRATION:
+        draft.decision = DatabaseDecision(rung=Rung.D0, reasons=(fit.reason,), size_bytes=evidence.size_bytes)
+        draft.skipped.append(f"database: no step, {target.id} runs on this schema ({fit.reason})")
+        _remaining_rows(draft, evidence)
+    elif fit.fit is Fit.YES:
+        draft.decision, draft.after = _swap(world, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines)
+        if Role.DATABASE not in only:
+            draft.after = []
+            draft.skipped.append("database: not asked for; the rows that the migration broke stay")
+    else:
+        draft.serve_needs_approval = True
+        draft.decision = DatabaseDecision(rung=Rung.D0, reasons=(fit.reason,), size_bytes=evidence.size_bytes)
+        draft.warnings.append(
+            f"the schema changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides"
+        )
+
+
+def _swap_first(
+    draft: _Draft,
+    target: Release,
+    world: World,
+    evidence: DatabaseEvidence,
+    verdict: MigrationVerdict,
+    *,
+    plan_id: str,
+    deadlines: Deadlines,
+    only: frozenset[Role],
+) -> None:
+    fit = evidence.old_release
+    if verdict.blame is Blame.STORAGE:
+        raise Refused(
+            f"{target.id} cannot run on today's schema, and the storage reports faults: {'; '.join(verdict.reasons)}",
+            hint="look at the disk before anything is restored",
+        )
+    if Role.DATABASE not in only:
+        raise Refused(
+            f"{target.id} cannot run on today's schema ({fit.reason}): containers alone would make things worse",
+            hint="lastgood rollback",
+        )
+    draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
+    if verdict.blame is not Blame.MIGRATION:
+        draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
+    draft.decision, draft.before = _swap(
+        world, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
+    )
+
+
+def _swap(
+    world: World, evidence: DatabaseEvidence, reasons: tuple[str, ...], *, plan_id: str, deadlines: Deadlines
+) -> tuple[DatabaseDecision, list[Step]]:
+    """The swap to the clone: safety dump, then a person, then fence, export, swap. Nothing is dropped."""
+    point, name = world.restore_point, evidence.database
+    if point is None or point.proved_at is None:
+        raise Refused(
+            "the database would have to go back, and there is no proved restore point from before the deployment",
+            hint="lastgood restore-points",
+        )
+    kept_as, export = f"{name}_bad_{plan_id}", f"export-{plan_id}"
+    decision = DatabaseDecision(
+        rung=Rung.D3,
+        reasons=reasons,
+        restore_point=point.id,
+        restore_point_taken_at=point.taken_at,
+        loses=evidence.writes,
+        size_bytes=evidence.size_bytes,
+    )
+    rows = f"{evidence.writes.total} rows written since" if evidence.writes else "the rows written since"
+    loses = f"{rows} leave the live data; they are exported first, and {kept_as} is kept"
+    slow, quick = deadlines.database_s, deadlines.fence_s
+    return decision, [
+        Step(
+            name="save-dump",
+            action=SaveDump(name=f"{name}-{plan_id}"),
+            deadline_s=slow,
+            explain=f"dump {name} as it is now",
+        ),
+        Step(
+            name="fence",
+            action=Fence(kept_as=kept_as),
+            deadline_s=quick,
+            explain=f"end every session of {name} and rename it to {kept_as}",
+            loses=loses,
+            needs_approval=True,
+        ),
+        Step(
+            name="export-writes",
+            action=ExportWrites(export=export, restore_point=point.id, kept_as=kept_as),
+            deadline_s=slow,
+            explain=f"write the rows changed since {point.id} to files",
+            needs_approval=True,
+        ),
+        Step(
+            name="swap-database",
+            action=SwapDatabase(swap=f"swap-{plan_id}", restore_point=point.id, clone=point.clone),
+            deadline_s=quick,
+            explain=f"{point.clone}, verified, becomes {name}",
+            loses=loses,
+            needs_approval=True,
+        ),
+    ]
+
+
+def _remaining_rows(draft: _Draft, evidence: DatabaseEvidence) -> None:
+    for broken in evidence.broken:
+        rows = broken.by_migration + broken.by_others
+        examples = ", ".join(broken.keys[:5])
+        draft.warnings.append(f"{rows} invalid rows stay: invariant {broken.invariant}, keys {examples}")
+
+
+def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan | None:
+    """The compensation for a rollback that stopped between fence and swap: give the database its name back.
+
+    None when `plan` has no fence. Needs no approval: it only takes back what the fence did.
+    """
+    fence = next((s.action for s in plan.steps if isinstance(s.action, Fence)), None)
+    if fence is None:
+        return None
+    step = Step(
+        name="lift-fence",
+        action=LiftFence(kept_as=fence.kept_as),
+        deadline_s=deadlines.fence_s,
+        explain=f"{fence.kept_as} gets its name back",
+    )
+    return Plan(
+        id=plan_id,
+        purpose=Purpose.ROLLBACK,
+        made_at=now,
+        from_release=plan.from_release,
+        to_release=plan.from_release,
+        steps=(step,),
+        rung=plan.rung,
+        reasons=(f"plan {plan.id} stopped behind the fence",),
+    )

@@ -1,0 +1,221 @@
+"""Carrying out a plan, one decision at a time: what to do next follows from the plan and the journal alone.
+
+The invariant: an effect is only started after its intent is durable, and a step whose intent is found without an
+answer is looked at before anything is sent again. So a run that dies anywhere reaches the same end when it is taken
+up again, with every effect once, as long as `observe` is truthful. Where a target cannot tell, the run stops for a
+person; it never guesses, and no waiting time ends in an effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from lastgood.core.plan import Plan, Seen, Step
+from lastgood.core.record import (
+    AbortAsked,
+    ApprovalDenied,
+    ApprovalGiven,
+    Record,
+    StepFailed,
+    StepSeen,
+    StepStarted,
+)
+from lastgood.core.report import StepOutcome, TerminalState
+
+APPROVAL_LIFE: Final = timedelta(minutes=10)
+"""OWASP ASVS 5.0, 6.5.5: an out-of-band approval lives at most ten minutes."""
+LOOKS: Final = 5
+"""How often an unclear answer is looked at again before a person is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Journal the intent with this attempt number, look, act unless it is done, look again, journal what was seen."""
+
+    step: Step
+    attempt: int
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observe:
+    """Look at the step and journal what was seen; send nothing."""
+
+    step: Step
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitApproval:
+    """A person must approve before this step. Nothing happens until then."""
+
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The run ends before the plan does. step: where, None before the first."""
+
+    terminal: TerminalState
+    reason: str
+    step: Step | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Every step was seen done."""
+
+
+Next = Apply | Observe | AwaitApproval | Stop | Finish
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the journal says of one step."""
+
+    attempts: int = 0
+    open: bool = False
+    done: bool = False
+    unclear: int = 0
+    failed: StepFailed | None = None
+    elapsed_s: float = 0.0
+    note: str = ""
+
+
+@dataclass(slots=True)
+class _Tally:
+    steps: dict[str, _Progress] = field(default_factory=dict)
+    approved_at: datetime | None = None
+    denied: ApprovalDenied | None = None
+    abort: AbortAsked | None = None
+
+
+def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
+    """Say what to do next. records: of this run, oldest first. now: aware UTC, used only for the age of an approval."""
+    tally = _tally(plan, records)
+    for step in plan.steps:
+        progress = tally.steps[step.name]
+        if progress.done:
+            continue
+        if progress.open:
+            return _look(step, progress)
+        if tally.abort:
+            return Stop(
+                terminal=TerminalState.ABORTED_BY_HUMAN, step=step, reason=_who("aborted", tally.abort.by, tally.abort.why)
+            )
+        if progress.failed and not progress.failed.again:
+            return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
+        if progress.attempts >= step.attempts:
+            last = progress.failed.reason if progress.failed else "it was applied, and the target does not show it"
+            return _stopped(plan, tally, step, f"gave up after {progress.attempts} attempts: {last}", "")
+        if step.needs_approval and not _approved(plan, tally, now):
+            if tally.denied:
+                reason = _who("denied", tally.denied.by, tally.denied.why)
+                return Stop(terminal=TerminalState.DENIED, step=step, reason=reason)
+            return AwaitApproval(step=step)
+        return Apply(step=step, attempt=progress.attempts + 1, delay_s=progress.failed.delay_s if progress.failed else 0.0)
+    return Finish()
+
+
+def _look(step: Step, progress: _Progress) -> Next:
+    if progress.unclear >= LOOKS:
+        return Stop(
+            terminal=TerminalState.NEEDS_HUMAN,
+            step=step,
+            reason=f"{step.name} was started and cannot be told done or not done: {progress.note or 'no clear answer'}",
+        )
+    return Observe(step=step, delay_s=2.0**progress.unclear if progress.unclear else 0.0)
+
+
+def _stopped(plan: Plan, tally: _Tally, step: Step, reason: str, hint: str) -> Stop:
+    """REFUSED only while nothing was changed: no earlier step is done and this one left nothing behind."""
+    untouched = not any(tally.steps[s.name].done and s.changes_what_serves for s in plan.steps)
+    terminal = TerminalState.REFUSED if untouched else TerminalState.NEEDS_HUMAN
+    return Stop(terminal=terminal, step=step, reason=f"{step.name}: {reason}", hint=hint)
+
+
+def _approved(plan: Plan, tally: _Tally, now: datetime) -> bool:
+    """An approval opens the first step that needs one for ten minutes; once that step began, it holds for the run."""
+    began = any(tally.steps[s.name].attempts for s in plan.steps if s.needs_approval)
+    return began or (tally.approved_at is not None and now - tally.approved_at <= APPROVAL_LIFE)
+
+
+def _who(what: str, by: str, why: str) -> str:
+    return f"{what} by {by}" + (f": {why}" if why else "")
+
+
+def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
+    tally = _Tally(steps={step.name: _Progress() for step in plan.steps})
+    for record in records:
+        match record.event:
+            case StepStarted(step=name, attempt=attempt):
+                progress = tally.steps[name]
+                progress.attempts, progress.open, progress.failed = attempt, True, None
+            case StepSeen(step=name) as event:
+                progress = tally.steps[name]
+                progress.elapsed_s += event.elapsed_s
+                progress.note = event.note
+                progress.done = event.seen is Seen.DONE
+                progress.open = event.seen is Seen.UNKNOWN
+                progress.unclear = progress.unclear + 1 if progress.open else 0
+            case StepFailed(step=name) as event:
+                progress = tally.steps[name]
+                progress.open, progress.failed, progress.note = False, event, event.reason
+            case ApprovalGiven(plan_hash=approved) if approved == plan.hash and tally.denied is None:
+                tally.approved_at = record.at
+            case ApprovalDenied() as event if tally.approved_at is None:
+                tally.denied = event
+            case AbortAsked() as event:
+                tally.abort = event
+            case _:
+                pass
+    return tally
+
+
+def outcomes(plan: Plan, records: Sequence[Record]) -> tuple[StepOutcome, ...]:
+    """What became of each step, in the plan's order. duration_s: over all attempts, as journaled."""
+    tally = _tally(plan, records)
+    found: list[StepOutcome] = []
+    for step in plan.steps:
+        progress = tally.steps[step.name]
+        state = (
+            "done"
+            if progress.done
+            else "unknown"
+            if progress.open
+            else "failed"
+            if progress.failed
+            else "not done"
+            if progress.attempts
+            else "not started"
+        )
+        found.append(
+            StepOutcome(
+                name=step.name, target=step.role.value, state=state, duration_s=round(progress.elapsed_s, 3), note=progress.note
+            )
+        )
+    return tuple(found)
+
+
+def began_serving_change(plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether a step that users can notice was started: from then on a killed deploy is taken up, before it undone."""
+    tally = _tally(plan, records)
+    return any(tally.steps[s.name].attempts for s in plan.steps if s.changes_what_serves)
+
+
+__all__ = [
+    "APPROVAL_LIFE",
+    "Apply",
+    "AwaitApproval",
+    "Finish",
+    "Next",
+    "Observe",
+    "Stop",
+    "advance",
+    "began_serving_change",
+    "outcomes",
+]

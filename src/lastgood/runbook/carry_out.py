@@ -1,0 +1,126 @@
+"""Carrying out a plan that is in the journal: ask `core.run.advance`, do that one thing, journal it, ask again.
+
+For each step: intent, look, act, look, journal what was seen. The same loop begins a run and takes one up that died;
+it cannot tell the difference, and need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, assert_never
+
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.history import RunHistory
+from lastgood.core.plan import Seen, Step, seen, world_agrees
+from lastgood.core.record import StepFailed, StepSeen, StepStarted
+from lastgood.core.report import TerminalState
+from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance
+from lastgood.runbook.killpoint import killpoint
+from lastgood.runbook.rooms import Rooms
+
+POLL_S: Final = 0.5
+APPROVAL_WAIT_S: Final = 12 * 3600.0
+"""A run that nobody answers for half a day ends NEEDS_HUMAN; it never ends in an effect."""
+
+
+def carry_out(
+    rooms: Rooms,
+    run: str,
+    *,
+    before_change: Callable[[], None] = lambda: None,
+    ask: Callable[[RunHistory, Step], None] = lambda _run, _step: None,
+) -> Finish | Stop:
+    """Carry the run's plan on from where the journal says it is, to its end or to a stop. Needs the RUN lease.
+
+    before_change: called once before the first step that users can notice. ask: called once when a person is needed.
+    """
+    changed = False
+    waiting_since: datetime | None = None
+    while True:
+        history = rooms.memory.history().runs[run]
+        plan = history.plan
+        match advance(plan, history.records, rooms.clock.now()):
+            case Finish() as finish:
+                return finish
+            case Stop() as stop:
+                return stop
+            case AwaitApproval(step=step):
+                if waiting_since is None:
+                    waiting_since = rooms.clock.now()
+                    ask(history, step)
+                elif (rooms.clock.now() - waiting_since).total_seconds() > APPROVAL_WAIT_S:
+                    return Stop(terminal=TerminalState.NEEDS_HUMAN, step=step, reason="nobody approved or denied")
+                rooms.clock.sleep(POLL_S)
+            case Observe(step=step, delay_s=delay_s):
+                rooms.clock.sleep(delay_s)
+                _note_seen(rooms, run, step, rooms.clock.now())
+            case Apply(step=step, attempt=attempt, delay_s=delay_s):
+                rooms.clock.sleep(delay_s)
+                if attempt == 1 and (drift := _drift(rooms, history, step)):
+                    return Stop(
+                        terminal=TerminalState.NEEDS_HUMAN if changed else TerminalState.REFUSED,
+                        step=step,
+                        reason=f"the world changed since the plan was made: {'; '.join(drift)}",
+                        hint="lastgood plan",
+                    )
+                if step.changes_what_serves and not changed:
+                    before_change()
+                    changed = True
+                _apply(rooms, run, step, attempt)
+            case other:
+                assert_never(other)
+
+
+def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
+    """Preconditions of the whole plan, looked at just before its first step and again after a person's answer."""
+    first = next(iter(history.plan.steps), None)
+    if step is not first and not step.needs_approval:
+        return ()
+    try:
+        facts = {s.role: rooms.target(s.role).observe() for s in history.plan.steps}
+    except (Retryable, OutcomeUnknown) as error:
+        return (f"could not look: {error.message}",)
+    return world_agrees(history.plan, facts)
+
+
+def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
+    killpoint("before-intent", step.name)
+    began = rooms.clock.now()
+    rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
+    killpoint("after-intent", step.name)
+    target = rooms.target(step.role)
+    rooms.story(f"  {step.explain} ...")
+    try:
+        if seen(step, target.observe()) is not Seen.DONE:
+            target.apply(step)
+    except (Refused, NeedsHuman) as error:
+        _note_failed(rooms, run, step, error, again=False)
+        return
+    except Retryable as error:
+        _note_failed(rooms, run, step, error, again=True, delay_s=error.delay_s)
+        return
+    except OutcomeUnknown as error:
+        rooms.story(f"  {step.name}: {error.message}; looking")
+    killpoint("after-act", step.name)
+    _note_seen(rooms, run, step, began)
+    killpoint("after-seen", step.name)
+
+
+def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime) -> None:
+    try:
+        state, note = seen(step, rooms.target(step.role).observe()), ""
+    except (Retryable, OutcomeUnknown) as error:
+        state, note = Seen.UNKNOWN, error.message
+    elapsed_s = (rooms.clock.now() - began).total_seconds()
+    rooms.memory.note(StepSeen(run=run, step=step.name, seen=state, elapsed_s=elapsed_s, note=note))
+    rooms.story(f"  {step.name}  {state.value}  {elapsed_s:.1f} s" + (f"  ({note})" if note else ""))
+
+
+def _note_failed(
+    rooms: Rooms, run: str, step: Step, error: LastgoodError, *, again: bool, delay_s: float = 0.0
+) -> None:
+    rooms.memory.note(
+        StepFailed(run=run, step=step.name, reason=error.message, again=again, delay_s=delay_s, hint=error.hint)
+    )
+    rooms.story(f"  {step.name}  failed: {error.message}")

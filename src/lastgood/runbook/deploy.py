@@ -1,0 +1,299 @@
+"""A deployment: prepare, restore point, gate, migrate, roll out, then watch. What could not be rolled back is refused first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from threading import Event as Flag
+from threading import Thread
+from typing import Final
+
+from lastgood.core.deploying import make_deploy_plan
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.history import History, RunHistory
+from lastgood.core.plan import Plan, Purpose, TakeRestorePoint
+from lastgood.core.reading import Bucket
+from lastgood.core.record import (
+    BaselineTaken,
+    DeploymentEnded,
+    DeploymentStarted,
+    ReleaseCompleted,
+    ReleaseRecorded,
+    RunEnded,
+    RunStarted,
+)
+from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
+from lastgood.core.report import Report, TerminalState
+from lastgood.core.run import Stop, began_serving_change
+from lastgood.runbook.carry_out import carry_out
+from lastgood.runbook.looking import Eyes
+from lastgood.runbook.rollback import BY_LASTGOOD, Cause, keep_restore_point, next_run_id, roll_back
+from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.watch import start_watch
+
+FRONTEND_WAIT_S: Final = 300.0
+FRONTEND_SEEN_S: Final = 10.0
+"""A push shows up at the frontend host within seconds; a commit it does not know by then did not change the frontend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """What became of a deploy's plan. report: of the rollback that followed when it stopped; None: it serves and is watched."""
+
+    deployment: str
+    report: Report | None = None
+
+
+def check_may_deploy(history: History) -> None:
+    """Raise Refused, nothing changed, when deploys are frozen or something unfinished lies in the way."""
+    if history.frozen:
+        raise Refused(
+            f"deploys are frozen by {history.frozen.by}: {history.frozen.why}", hint="lastgood unfreeze -m 'why it is safe'"
+        )
+    if (run := history.open_run) is not None:
+        raise Refused(
+            f"{run.plan.purpose.value} {run.started.run} of {run.plan.to_release} did not finish", hint="lastgood rollback"
+        )
+
+
+def check_release(history: History, name: str, *, first: bool, override: bool) -> None:
+    """Raise Refused, nothing changed, when this release may not be deployed, or could not be rolled back."""
+    if not NAME_GRAMMAR.fullmatch(name):
+        raise Refused(f"{name!r} is not a release name", hint="lastgood deploy --release NAME")
+    known = history.releases.get(name)
+    if known and known.standing is Standing.BARRED and not override:
+        raise Refused(
+            f"{name} is barred ({known.judged_by})", hint=f"lastgood deploy --release {name} --even-if-barred"
+        )
+    good = [r for r in history.releases.values() if r.standing is Standing.GOOD and r.release.id != name]
+    if not good and not first:
+        hint = "lastgood record --good" if history.serving else "lastgood deploy --first"
+        raise Refused("there is no good release to go back to, so this deploy could not be rolled back", hint=hint)
+
+
+def deploy(
+    rooms: Rooms,
+    name: str,
+    *,
+    first: bool,
+    override: bool,
+    confirm: Callable[[Plan], bool],
+) -> Deployed:
+    """Deploy what the files on disk say, as release `name`. Needs the RUN lease.
+
+    confirm: is shown the plan and says whether to go on. Raises Refused, nothing changed, when it may not be done.
+    """
+    history = rooms.memory.history()
+    check_may_deploy(history)
+    check_release(history, name, first=first, override=override)
+    with _Baseline(rooms) as baseline:
+        rooms.story(f"preparing {name}")
+        release = _prepared(rooms, name)
+        plan = _plan(rooms, release, history)
+        if not confirm(plan):
+            raise Refused(f"{name} was not deployed: not confirmed")
+        deployment = _begin(rooms, release, plan)
+        return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
+
+
+def take_up(rooms: Rooms) -> Deployed | None:
+    """Go on with a deploy whose process died after it changed what serves. None when there is none. Needs the RUN lease.
+
+    Raises Refused when it died before: then `rollback` removes what it began.
+    """
+    history = rooms.memory.history()
+    run = history.open_run
+    if run is None or run.plan.purpose is not Purpose.DEPLOY:
+        return None
+    if not began_serving_change(run.plan, run.records):
+        raise Refused(f"deploy of {run.plan.to_release} died before it changed what serves", hint="lastgood rollback")
+    rooms.story(f"taking up the deploy of {run.plan.to_release} ({run.started.run})")
+    return _go_on(rooms, run, run.started.deployment, lambda: ())
+
+
+def give_up(rooms: Rooms, why: str) -> None:
+    """End a deploy that died before it changed what serves, so that a rollback can undo it. Needs the RUN lease."""
+    run = rooms.memory.history().open_run
+    if run is not None and run.plan.purpose is Purpose.DEPLOY:
+        rooms.memory.note(RunEnded(run=run.started.run, terminal=None, serving=run.plan.from_release, stopped=why))
+
+
+def _prepared(rooms: Rooms, name: str) -> Release:
+    """Build or pull, hold, describe; with what the release says of the database. The same name with other content is refused."""
+    release = rooms.containers.prepare(name, rooms.clock.now())
+    if rooms.database:
+        shipped = rooms.database.ships(name)
+        release = replace(release, migrations=shipped.migrations, statements=shipped.statements)
+    known = rooms.memory.history().releases.get(name)
+    if known is None:
+        rooms.memory.note(ReleaseRecorded(release=release))
+        return release
+    if known.release.services != release.services:
+        raise Refused(f"{name} was recorded with other content before", hint="lastgood deploy --release ANOTHER-NAME")
+    return known.release
+
+
+def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
+    containers = rooms.containers.observe()
+    database = rooms.database.observe() if rooms.database else None
+    if rooms.database and (missing := rooms.database.preflight()):
+        raise Refused(f"no restore point could be taken: {'; '.join(missing)}", hint="lastgood doctor")
+    config = rooms.config.database
+    deadlines = rooms.deadlines
+    return make_deploy_plan(
+        release,
+        plan_id=next_run_id(history),
+        now=rooms.clock.now(),
+        serving=history.serving,
+        containers=containers,
+        database=database,
+        restore_point=f"rp-{_next_deployment(history)}",
+        rung=rooms.containers.rung(),
+        boot_s=deadlines.boot_s,
+        restore_s=deadlines.database_s,
+        migrate_s=config.migrations.timeout if config and config.migrations else deadlines.database_s,
+    )
+
+
+def _next_deployment(history: History) -> str:
+    return f"d{len(history.deployments) + 1}"
+
+
+def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
+    history = rooms.memory.history()
+    if (under := history.open_deployment) is not None:
+        rooms.memory.note(
+            DeploymentEnded(
+                deployment=under.deployment.id,
+                terminal=TerminalState.SUPERSEDED,
+                sentence=f"{release.id} was deployed before the watch of {under.deployment.release} ended",
+            )
+        )
+    deployment = Deployment(
+        id=_next_deployment(history),
+        release=release.id,
+        previous=history.serving or None,
+        started_at=rooms.clock.now(),
+    )
+    rooms.memory.note(DeploymentStarted(deployment=deployment))
+    rooms.memory.note(
+        RunStarted(
+            run=plan.id,
+            plan=plan,
+            trigger="person",
+            sentence=f"deploy {release.id}",
+            by=rooms.who,
+            deployment=deployment.id,
+        )
+    )
+    return deployment.id
+
+
+def _go_on(
+    rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]
+) -> Deployed:
+    plan = run.plan
+
+    def before_change() -> None:
+        if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
+            rooms.memory.note(BaselineTaken(deployment=deployment, buckets=buckets))
+
+    ending = carry_out(rooms, plan.id, before_change=before_change)
+    for step in plan.steps:
+        if isinstance(step.action, TakeRestorePoint) and rooms.database:
+            if step.action.restore_point in rooms.database.observe().restore_points:
+                keep_restore_point(rooms, step.action.restore_point)
+    if isinstance(ending, Stop):
+        return _undo(rooms, plan, deployment, ending)
+    frontend = _await_frontend(rooms, rooms.memory.history().releases[plan.to_release].release)
+    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
+    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint, frontend=frontend))
+    rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
+    start_watch(rooms, deployment)
+    rooms.story(f"{plan.to_release} serves")
+    return Deployed(deployment=deployment)
+
+
+def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
+    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do."""
+    rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
+    rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
+    trigger = "gate" if stop.step and stop.step.name == "pass-gate" else "deploy"
+    cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
+    try:
+        return Deployed(deployment=deployment, report=roll_back(rooms, cause))
+    except Refused as refused:
+        rooms.memory.note(
+            DeploymentEnded(
+                deployment=deployment,
+                terminal=TerminalState.NEEDS_HUMAN,
+                sentence=f"{stop.reason}; and no rollback could be planned: {refused.message}",
+            )
+        )
+        raise
+
+
+def _await_frontend(rooms: Rooms, release: Release) -> str:
+    """Wait for this commit's frontend deployment to serve production; return its id, or what serves when it is unchanged."""
+    if rooms.frontend is None:
+        return ""
+    began = rooms.clock.now()
+    while True:
+        try:
+            facts = rooms.frontend.observe()
+        except LastgoodError as error:
+            rooms.story(f"  frontend: could not look ({error.message})")
+            return ""
+        own = next((d for d in facts.deployments if release.commit and d.commit == release.commit), None)
+        waited_s = (rooms.clock.now() - began).total_seconds()
+        if own and own.id == facts.production:
+            rooms.story(f"  frontend  {own.id} is production")
+            return own.id
+        if own is None and waited_s >= FRONTEND_SEEN_S:
+            rooms.story(f"  frontend unchanged ({facts.production})")
+            return facts.production
+        if own is not None and (own.state in ("ERROR", "CANCELED") or waited_s >= FRONTEND_WAIT_S):
+            rooms.story(f"  frontend: {own.id} is {own.state}; {facts.production} stays production")
+            return facts.production
+        rooms.clock.sleep(1.0)
+
+
+class _Baseline:
+    """Readings before the first effect, gathered beside the preparation; `taken` waits until they are long enough."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._stop = Flag()
+        self._buckets: list[Bucket] = []
+        self._thread = Thread(target=self._gather, name="baseline", daemon=True)
+
+    def __enter__(self) -> _Baseline:
+        if self._needed():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _needed(self) -> bool:
+        return bool(self._rooms.memory.history().serving and self._rooms.sources and self._rooms.config.watch.baseline)
+
+    def _gather(self) -> None:
+        rules = self._rooms.config.watch
+        with Eyes(self._rooms.sources, self._rooms.clock) as eyes:
+            eyes.look()
+            while len(self._buckets) * rules.interval < rules.baseline and not self._stop.is_set():
+                self._rooms.clock.sleep(rules.interval)
+                self._buckets.append(eyes.look())
+
+    def taken(self) -> tuple[Bucket, ...]:
+        """Return the buckets, oldest first, after waiting for the rest of the baseline's length."""
+        if not self._thread.is_alive() and not self._buckets:
+            return ()
+        left_s = self._rooms.config.watch.baseline - len(self._buckets) * self._rooms.config.watch.interval
+        if left_s > 0:
+            self._rooms.story(f"  reading what is normal before anything changes, {left_s:.0f} s left")
+        self._thread.join(timeout=self._rooms.config.watch.baseline * 2)
+        return tuple(self._buckets)
+
+

@@ -1,0 +1,156 @@
+"""Could we roll back right now? Named checks, each ok, failed or could not look, with a value and one thing to type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lastgood.core.errors import LastgoodError
+from lastgood.core.facts import ContainerFacts, FrontendFacts
+from lastgood.core.history import History
+from lastgood.core.reading import NoData, SourceDown
+from lastgood.runbook.looking import Eyes
+from lastgood.runbook.rollback import bad_release
+from lastgood.runbook.rooms import Rooms
+
+
+class Answer(StrEnum):
+    """COULD_NOT_LOOK is neither ok nor failed."""
+
+    OK = "ok"
+    FAILED = "failed"
+    COULD_NOT_LOOK = "could not look"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check. hint: one thing to type, empty when it is ok."""
+
+    check: str
+    answer: Answer
+    evidence: str
+    hint: str = ""
+
+
+def examine(rooms: Rooms) -> tuple[Finding, ...]:
+    """Run every check, in the order of the house: memory, target, containers, database, frontend, eyes, voice. Changes nothing."""
+    history = rooms.memory.history()
+    checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+        ("journal", lambda: _journal(rooms)),
+        ("last good release", lambda: _last_good(history)),
+        ("containers", lambda: _containers(rooms, history)),
+        ("database", lambda: _database(rooms, history)),
+        ("frontend", lambda: _frontend(rooms, history)),
+        ("signals", lambda: _signals(rooms)),
+    )
+    found: list[Finding] = []
+    for name, look in checks:
+        try:
+            found += look()
+        except LastgoodError as error:
+            found.append(Finding(check=name, answer=Answer.COULD_NOT_LOOK, evidence=error.message, hint=error.hint))
+    return tuple(found)
+
+
+def _journal(rooms: Rooms) -> Iterator[Finding]:
+    wrong = rooms.memory.journal.verify()
+    yield Finding(
+        check="journal",
+        answer=Answer.FAILED if wrong else Answer.OK,
+        evidence="; ".join(wrong) or f"{rooms.memory.history().last_seq} records, the chain holds",
+        hint="lastgood audit verify" if wrong else "",
+    )
+
+
+def _last_good(history: History) -> Iterator[Finding]:
+    good = history.last_good(before=bad_release(history))
+    yield Finding(
+        check="last good release",
+        answer=Answer.OK if good else Answer.FAILED,
+        evidence=f"{good.release.id} ({good.judged_by})" if good else "none before the one that serves",
+        hint="" if good else "lastgood record --good",
+    )
+
+
+def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
+    facts: ContainerFacts = rooms.containers.observe()
+    down = [i.service for i in facts.serving if not i.serves]
+    yield Finding(
+        check="containers",
+        answer=Answer.FAILED if down or not facts.serving else Answer.OK,
+        evidence=f"{len(facts.serving)} serving" + (f"; not serving: {', '.join(down)}" if down else ""),
+        hint="lastgood status" if down or not facts.serving else "",
+    )
+    yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung())
+    if (good := history.last_good(before=bad_release(history))) is not None:
+        gone = [s.name for s in good.release.services if s.artifact not in facts.held]
+        yield Finding(
+            check="images",
+            answer=Answer.FAILED if gone else Answer.OK,
+            evidence=f"of {good.release.id}: " + (f"missing {', '.join(gone)}" if gone else "all held"),
+            hint=f"pull or rebuild {', '.join(gone)} of {good.release.id}, then lastgood doctor" if gone else "",
+        )
+
+
+def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
+    if rooms.database is None:
+        yield Finding(check="database", answer=Answer.OK, evidence="skipped: none configured")
+        return
+    facts = rooms.database.observe()
+    missing = rooms.database.preflight()
+    yield Finding(
+        check="database",
+        answer=Answer.FAILED if missing or not facts.exists else Answer.OK,
+        evidence="; ".join(missing) or f"{facts.database}, {facts.size_bytes / 1e6:.1f} MB",
+        hint="lastgood restore-points" if missing else "",
+    )
+    newest = next(reversed(history.restore_points.values()), None)
+    kept = newest is not None and newest.id in facts.restore_points
+    yield Finding(
+        check="restore point",
+        answer=Answer.OK if kept else Answer.FAILED,
+        evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved" if newest and kept else "none that is proved",
+        hint="" if kept else "one is taken at the next lastgood deploy",
+    )
+
+
+def _frontend(rooms: Rooms, history: History) -> Iterator[Finding]:
+    if rooms.frontend is None:
+        yield Finding(check="frontend", answer=Answer.OK, evidence="skipped: none configured")
+        return
+    facts: FrontendFacts = rooms.frontend.observe()
+    good = history.last_good(before=bad_release(history))
+    wanted = good.frontend if good else ""
+    found = next((d for d in facts.deployments if d.id == wanted), None)
+    returnable = not wanted or wanted == facts.production or (found is not None and found.can_return)
+    yield Finding(
+        check="frontend",
+        answer=Answer.OK if returnable else Answer.FAILED,
+        evidence=f"production {facts.production}" + (f", would go back to {wanted}" if wanted else ""),
+        hint="" if returnable else f"{wanted} cannot be rolled back to at the host; redeploy its commit",
+    )
+
+
+def _signals(rooms: Rooms) -> Iterator[Finding]:
+    with Eyes(rooms.sources, rooms.clock) as eyes:
+        eyes.look()
+        rooms.clock.sleep(1.0)
+        bucket = eyes.look()
+    for look in bucket.looks:
+        match look.reading:
+            case SourceDown(reason=reason):
+                yield Finding(
+                    check=f"signal {look.source}",
+                    answer=Answer.COULD_NOT_LOOK,
+                    evidence=reason,
+                    hint="check its address under watch in lastgood.yaml",
+                )
+            case NoData(reason=reason):
+                yield Finding(check=f"signal {look.source}", answer=Answer.COULD_NOT_LOOK, evidence=reason, hint="lastgood doctor")
+            case reading:
+                yield Finding(check=f"signal {look.source}", answer=Answer.OK, evidence=f"answers ({reading.kind})")
+    if not bucket.looks:
+        yield Finding(
+            check="signals", answer=Answer.FAILED, evidence="no trigger is configured", hint="add watch.triggers to lastgood.yaml"
+        )

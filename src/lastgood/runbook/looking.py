@@ -1,0 +1,55 @@
+"""Reading all signal sources for one interval, side by side, each within its own deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from datetime import datetime
+from types import TracebackType
+from typing import Final, Self
+
+from lastgood.core.ports import Clock, SignalSource
+from lastgood.core.reading import Bucket, Look, Reading, SourceDown, Window
+
+DEADLINE_S: Final = 5.0
+"""A source that has not answered by then is down for this interval; the next one starts on time."""
+
+
+class Eyes:
+    """All sources, one thread each. A source that hangs is not asked again until its last call came back."""
+
+    def __init__(self, sources: Sequence[SignalSource], clock: Clock) -> None:
+        self._sources = tuple(sources)
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(max_workers=max(1, len(self._sources)), thread_name_prefix="eye")
+        self._late: dict[str, Future[Reading]] = {}
+        self._since: datetime | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def look(self) -> Bucket:
+        """Read every source for the time since the last call. The first call only sets the counters' start."""
+        until = self._clock.now()
+        window = Window(since=self._since or until, until=until)
+        self._since = until
+        asked: dict[str, Future[Reading]] = {}
+        for source in self._sources:
+            late = self._late.get(source.name)
+            asked[source.name] = late if late and not late.done() else self._pool.submit(source.read, window)
+        wait_for(asked.values(), timeout=DEADLINE_S)
+        looks: list[Look] = []
+        for name, answer in asked.items():
+            reading: Reading = SourceDown(reason=f"no answer within {DEADLINE_S:.0f} s")
+            if answer.done() and answer is not self._late.get(name):
+                reading = answer.result()
+            if answer.done():
+                self._late.pop(name, None)
+            else:
+                self._late[name] = answer
+            looks.append(Look(source=name, reading=reading))
+        return Bucket(at=until, looks=tuple(looks))

@@ -1,0 +1,73 @@
+"""Recording what serves, when somebody else's tool deployed it, and a person's word that it is good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lastgood.core.errors import Refused
+from lastgood.core.record import DeploymentEnded, DeploymentStarted, ReleaseCompleted, ReleaseJudged, ReleaseRecorded
+from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
+from lastgood.core.report import TerminalState
+from lastgood.runbook.rooms import Rooms
+
+
+def record(rooms: Rooms, name: str) -> Release:
+    """Describe and hold what serves now, as release `name`. Needs the RUN lease.
+
+    Raises Refused, nothing changed, when the name is taken by something else or nothing serves.
+    """
+    history = rooms.memory.history()
+    if not NAME_GRAMMAR.fullmatch(name):
+        raise Refused(f"{name!r} is not a release name", hint="lastgood record --release NAME")
+    if (run := history.open_run) is not None:
+        raise Refused(f"{run.plan.purpose.value} {run.started.run} did not finish", hint="lastgood rollback")
+    release = rooms.containers.describe_running(name, rooms.clock.now())
+    if rooms.database:
+        shipped = rooms.database.ships(name)
+        release = replace(release, migrations=shipped.migrations, statements=shipped.statements)
+    known = history.releases.get(name)
+    if known and known.release.services != release.services:
+        raise Refused(f"{name} was recorded with other content before", hint="lastgood record --release ANOTHER-NAME")
+    if known is None:
+        rooms.memory.note(ReleaseRecorded(release=release))
+    deployment = Deployment(
+        id=f"d{len(history.deployments) + 1}",
+        release=name,
+        previous=history.serving or None,
+        started_at=rooms.clock.now(),
+    )
+    if (under := history.open_deployment) is not None:
+        rooms.memory.note(
+            DeploymentEnded(
+                deployment=under.deployment.id,
+                terminal=TerminalState.SUPERSEDED,
+                sentence=f"{name} was recorded as what serves",
+            )
+        )
+    rooms.memory.note(DeploymentStarted(deployment=deployment, serving=True))
+    rooms.memory.note(
+        ReleaseCompleted(
+            release=name,
+            fingerprint=rooms.database.observe().fingerprint if rooms.database else "",
+            frontend=rooms.frontend.observe().production if rooms.frontend else "",
+        )
+    )
+    return release
+
+
+def vouch(rooms: Rooms, name: str, *, why: str) -> None:
+    """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown or was rolled back."""
+    history = rooms.memory.history()
+    if name not in history.releases:
+        known = ", ".join(history.releases) or "none"
+        raise Refused(f"release {name!r} not found; known: {known}", hint="lastgood record --good")
+    if history.releases[name].standing is Standing.BARRED:
+        raise Refused(f"{name} is barred ({history.releases[name].judged_by})", hint="lastgood releases")
+    rooms.memory.note(ReleaseJudged(release=name, good=True, by=rooms.who, why=why))
+    under = history.open_deployment
+    if under and under.deployment.release == name and history.open_run is None:
+        rooms.memory.note(
+            DeploymentEnded(
+                deployment=under.deployment.id, terminal=TerminalState.HEALTHY_KEPT, sentence=f"vouched for by {rooms.who}"
+            )
+        )

@@ -1,0 +1,385 @@
+"""A rollback from decision to report: evidence saved, plan journaled, carried out, verified, told; resumable at any point.
+
+`roll_back` begins one; `take_up` goes on with one whose process died. Both end in the same function, because what is
+left to do is read from the journal.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from lastgood.core.config import Mode
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.history import History, ReleaseHistory, RunHistory
+from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
+from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen
+from lastgood.core.release import Standing
+from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
+from lastgood.core.returning import World, make_lift_plan, make_plan
+from lastgood.core.run import Finish, Stop, outcomes
+from lastgood.runbook.carry_out import carry_out
+from lastgood.runbook.killpoint import killpoint
+from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.tell import tell
+from lastgood.runbook.verify import verify
+
+BY_LASTGOOD: Final = "lastgood"
+COMPENSATION: Final = "compensation"
+PER_DAY: Final = 2
+"""Automatic rollbacks in 24 h; then it proposes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Why a rollback begins. trigger: a trigger's name or `person`. by: who. invalid_rows: rows that broke an invariant."""
+
+    trigger: str
+    sentence: str
+    by: str
+    deployment: str = ""
+    invalid_rows: tuple[str, ...] = ()
+
+
+def choose_target(history: History, name: str | None) -> ReleaseHistory:
+    """Return the release to go back to: the named one, else the newest good one before what serves.
+
+    Raises Refused, nothing changed, when there is none, or the named one is not good.
+    """
+    if name is None:
+        found = history.last_good(before=bad_release(history))
+        if found is None:
+            raise Refused("no good release to go back to", hint="lastgood releases")
+        return found
+    if name not in history.releases:
+        known = ", ".join(history.releases) or "none"
+        raise Refused(f"release {name!r} not found; known: {known}", hint="lastgood releases")
+    found = history.releases[name]
+    if found.standing is not Standing.GOOD:
+        raise Refused(f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases")
+    return found
+
+
+def bad_release(history: History) -> str:
+    """What is left by a rollback now: the release of an unfinished deployment, else the one that serves."""
+    deployment = history.open_deployment
+    return deployment.deployment.release if deployment else history.serving
+
+
+def plan_rollback(
+    rooms: Rooms, target: ReleaseHistory, *, plan_id: str, only: frozenset[Role] = frozenset(Role)
+) -> Plan:
+    """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
+    history = rooms.memory.history()
+    facts = rooms.containers.observe()
+    database = rooms.database.observe() if rooms.database else None
+    latest = next(reversed(history.deployments.values()), None)
+    # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
+    undone = [
+        d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id
+    ]
+    point = history.restore_point_of(undone[-1]) if undone else None
+    if point is None and latest is not None:
+        point = history.restore_point_of(latest.deployment.id)
+    evidence = (
+        rooms.database.inspect(since=point, target=target.release) if rooms.database and point is not None else None
+    )
+    world = World(
+        containers=facts,
+        rung=rooms.containers.rung(),
+        database=database,
+        evidence=evidence,
+        restore_point=point,
+        frontend=rooms.frontend.observe() if rooms.frontend else None,
+        frontend_target=target.frontend,
+    )
+    return make_plan(
+        target.release,
+        world,
+        plan_id=plan_id,
+        now=rooms.clock.now(),
+        serving=bad_release(history),
+        deadlines=rooms.deadlines,
+        only=only,
+    )
+
+
+def next_run_id(history: History) -> str:
+    """Ids of runs: r1, r2, ... in the order in which they began."""
+    return f"r{len(history.runs) + 1}"
+
+
+def roll_back(
+    rooms: Rooms,
+    cause: Cause,
+    *,
+    target: str | None = None,
+    only: frozenset[Role] = frozenset(Role),
+    confirm: bool = False,
+) -> Report:
+    """Begin a rollback and carry it to its end. Needs the RUN lease. confirm: a person must approve the plan first.
+
+    Raises Refused or Retryable when it could not be planned; then nothing changed.
+    """
+    history = rooms.memory.history()
+    chosen = choose_target(history, target)
+    run = next_run_id(history)
+    rooms.story(f"collecting evidence and planning the way back to {chosen.release.id}")
+    plan = plan_rollback(rooms, chosen, plan_id=run, only=only)
+    if confirm:
+        plan = asking(plan)
+    if not history.frozen:
+        rooms.memory.note(Frozen(by=BY_LASTGOOD, why=f"rollback {run}"))
+    rooms.memory.note(
+        RunStarted(
+            run=run, plan=plan, trigger=cause.trigger, sentence=cause.sentence, by=cause.by, deployment=cause.deployment
+        )
+    )
+    _save_evidence(rooms, run, cause)
+    killpoint("after-plan", "rollback")
+    return finish(rooms, run)
+
+
+def asking(plan: Plan) -> Plan:
+    """The same plan, whose every step that users can notice waits for a person."""
+    return replace(plan, steps=tuple(replace(s, needs_approval=s.needs_approval or s.changes_what_serves) for s in plan.steps))
+
+
+def automatic_allowed(rooms: Rooms, history: History) -> str:
+    """Return why no rollback may begin without a person; empty when it may: mode automatic, and the budget is not used up."""
+    if rooms.config.mode is not Mode.AUTOMATIC:
+        return f"mode is {rooms.config.mode.value}"
+    day_ago = rooms.clock.now() - timedelta(days=1)
+    own = [
+        r for r in history.runs.values() if r.plan.purpose is Purpose.ROLLBACK and r.started.by == BY_LASTGOOD
+    ]
+    if any(r.plan.from_release == bad_release(history) for r in own):
+        return f"{bad_release(history)} was rolled back automatically before"
+    if sum(r.record.at > day_ago for r in own) >= PER_DAY:
+        return f"{PER_DAY} automatic rollbacks in 24 h are the limit"
+    return ""
+
+
+def finish(rooms: Rooms, run: str) -> Report:
+    """Carry a journaled rollback on from where it stands, verify, tell, end it. Needs the RUN lease."""
+    started = rooms.memory.history().runs[run]
+    plan = started.plan
+    ending = carry_out(rooms, run, ask=lambda history, step: ask_approval(rooms, history, step))
+    if isinstance(ending, Stop):
+        return _stopped(rooms, started, ending)
+    history = rooms.memory.history()
+    target = history.releases[plan.to_release]
+    point = history.restore_points.get(plan.database.restore_point) if plan.database else None
+    rooms.story(f"verifying {target.release.id}")
+    checks = verify(rooms, plan, target, point)
+    good = all(check.passed for check in checks)
+    report = _report(
+        rooms,
+        started,
+        TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
+        checks=checks,
+        losses=_losses(rooms, plan),
+    )
+    return _end(rooms, report, serving=plan.to_release)
+
+
+def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
+    plan, run = started.plan, started.started.run
+    notes = [stop.reason]
+    next_steps = [stop.hint] if stop.hint else []
+    terminal, lifted = stop.terminal, True
+    if _behind_fence(rooms, plan):
+        lifted = _lift(rooms, plan)
+        notes.append("the fence was lifted again" if lifted else "the fence could not be lifted")
+        if not lifted:
+            terminal = TerminalState.NEEDS_HUMAN
+    if terminal is TerminalState.NEEDS_HUMAN:
+        next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
+    elif terminal in (TerminalState.REFUSED, TerminalState.DENIED):
+        next_steps.append("lastgood plan")
+    report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
+    report = _end(rooms, report, serving=_serving_now(rooms, plan))
+    if terminal in (TerminalState.REFUSED, TerminalState.DENIED):
+        frozen = rooms.memory.history().frozen
+        if frozen and frozen.why == f"rollback {run}":
+            rooms.memory.note(Unfrozen(by=BY_LASTGOOD, why=f"{run} touched nothing"))
+    return report
+
+
+def _serving_now(rooms: Rooms, plan: Plan) -> str:
+    """What serves after a stopped run, by looking: the target only when every one of its services serves."""
+    history = rooms.memory.history()
+    try:
+        checks = rooms.containers.checks(history.releases[plan.to_release].release)
+    except LastgoodError:
+        return plan.from_release
+    return plan.to_release if all(c.passed for c in checks) else plan.from_release
+
+
+def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
+    if rooms.database is None or make_lift_plan(plan, plan_id=plan.id, now=rooms.clock.now(), deadlines=rooms.deadlines) is None:
+        return False
+    try:
+        return not rooms.database.observe().exists
+    except LastgoodError:
+        return True
+
+
+def _lift(rooms: Rooms, plan: Plan) -> bool:
+    """Compensate a fence without a swap, as a journaled run of its own."""
+    history = rooms.memory.history()
+    run = next_run_id(history)
+    lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    if lift is None:
+        return True
+    rooms.memory.note(RunStarted(run=run, plan=lift, trigger=COMPENSATION, sentence=f"run {plan.id} stopped", by=BY_LASTGOOD))
+    return _finish_lift(rooms, lift)
+
+
+def _finish_lift(rooms: Rooms, lift: Plan) -> bool:
+    ending = carry_out(rooms, lift.id)
+    stopped = "" if isinstance(ending, Finish) else ending.reason
+    rooms.memory.note(RunEnded(run=lift.id, terminal=None, serving=lift.from_release, stopped=stopped))
+    return isinstance(ending, Finish)
+
+
+def _losses(rooms: Rooms, plan: Plan) -> tuple[Loss, ...]:
+    export = next((s.action.export for s in plan.steps if isinstance(s.action, ExportWrites)), None)
+    return rooms.database.losses(export) if rooms.database and export else ()
+
+
+def _report(
+    rooms: Rooms,
+    started: RunHistory,
+    terminal: TerminalState,
+    *,
+    checks: tuple[Check, ...] = (),
+    losses: tuple[Loss, ...] = (),
+    notes: tuple[str, ...] = (),
+    next_steps: tuple[str, ...] = (),
+) -> Report:
+    history = rooms.memory.history()
+    run = history.runs[started.started.run]
+    plan = run.plan
+    left = history.releases.get(plan.from_release)
+    commit = left.release.commit if left else None
+    rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
+    advice = []
+    if rolled_back:
+        if commit:
+            advice.append(f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused")
+        advice += [f"read the evidence in {_incident(rooms, plan.id)}", "lastgood unfreeze -m 'fixed: ...' once the cause is known"]
+    return Report(
+        run=plan.id,
+        terminal=terminal,
+        trigger=run.started.trigger,
+        sentence=run.started.sentence,
+        from_release=plan.from_release,
+        to_release=plan.to_release,
+        began_at=run.record.at,
+        ended_at=rooms.clock.now(),
+        steps=outcomes(plan, run.records),
+        checks=checks,
+        losses=losses,
+        remaining=tuple(w for w in plan.warnings if "invalid rows stay" in w),
+        next_steps=(*next_steps, *advice),
+        notes=(*plan.skipped, *plan.warnings, *notes),
+        evidence_file=_incident(rooms, plan.id),
+        owner=rooms.config.notify.owner,
+    )
+
+
+def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
+    tell(rooms, report.run, announcement(report), event_id=f"{report.run}-{report.terminal.value}")
+    killpoint("before-end", "rollback")
+    rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
+    return report
+
+
+def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
+    """Show what is asked, and tell the team once that a person is needed."""
+    for line in approval_text(rooms, run.plan):
+        rooms.story(line)
+    rooms.story(f"waiting at {step.name} for: lastgood approve {run.started.run}   (or: lastgood deny {run.started.run})")
+    tell(
+        rooms,
+        run.started.run,
+        f"✋ {run.plan.from_release} is bad ({run.started.sentence}). A person must approve: "
+        f"lastgood approve {run.started.run}",
+        event_id=f"{run.started.run}-ask",
+    )
+
+
+def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
+    """What an approval binds: the plan's hash, the objects by name, and what would leave the live data at this moment."""
+    lines = [f"plan {plan.id} ({plan.hash[:12]})  {plan.from_release} -> {plan.to_release}"]
+    decision, database = plan.database, rooms.config.database
+    if decision and decision.restore_point and database:
+        postgres = database.postgres
+        taken = decision.restore_point_taken_at
+        age = f", {(rooms.clock.now() - taken).total_seconds() / 60:.0f} min old" if taken else ""
+        lines += [
+            f"database       {postgres.name} at {postgres.container or postgres.host}, {decision.size_bytes / 1e6:.1f} MB",
+            f"rung           {decision.rung.value}",
+            f"restore point  {decision.restore_point}{age}",
+        ]
+        lines += [f"because        {reason}" for reason in decision.reasons]
+        if decision.loses:
+            tables = ", ".join(f"{table} {rows}" for table, rows in decision.loses.tables if rows)
+            lines.append(
+                f"leaves         {decision.loses.total} rows now ({tables or 'none'}), "
+                f"{decision.loses.rate_per_s:.1f} more a second; exported first, the replaced database is kept"
+            )
+    lines += [f"note           {warning}" for warning in plan.warnings]
+    return tuple(lines)
+
+
+def _incident(rooms: Rooms, run: str) -> str:
+    folder = rooms.state / "incidents" / run
+    return str(folder.relative_to(rooms.root) if folder.is_relative_to(rooms.root) else folder)
+
+
+def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
+    """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not fatal."""
+    folder = rooms.state / "incidents" / run
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    history = rooms.memory.history()
+    deployment = history.deployments.get(cause.deployment)
+    try:
+        rooms.containers.evidence(folder)
+    except LastgoodError as error:
+        rooms.story(f"  logs could not be saved: {error.message}")
+    story = {
+        "run": run,
+        "owner": rooms.config.notify.owner,
+        "trigger": cause.trigger,
+        "sentence": cause.sentence,
+        "invalid_rows": list(cause.invalid_rows),
+        "commits": {
+            name: history.releases[name].release.commit
+            for name in (bad_release(history), history.runs[run].plan.to_release)
+            if name in history.releases
+        },
+        "buckets": len(deployment.buckets) if deployment else 0,
+    }
+    (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
+
+
+def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
+    """Put a restore point that was just proved into the journal, once."""
+    if rooms.database and restore_point not in rooms.memory.history().restore_points:
+        rooms.memory.note(RestorePointKept(restore_point=rooms.database.restore_point(restore_point)))
+
+
+def take_up(rooms: Rooms) -> Report | None:
+    """Go on with a rollback whose process died. None when there is none. Needs the RUN lease."""
+    report = None
+    while (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
+        rooms.story(f"taking up {run.started.run}, begun at {run.record.at:%H:%M:%S} UTC by {run.started.by}")
+        if run.started.trigger == COMPENSATION:
+            _finish_lift(rooms, run.plan)
+        else:
+            report = finish(rooms, run.started.run)
+    return report

@@ -1,0 +1,25 @@
+"""Telling the team. A channel that fails is noted and never stops anything."""
+
+from __future__ import annotations
+
+from lastgood.core.errors import LastgoodError
+from lastgood.core.record import Told
+from lastgood.runbook.rooms import Rooms
+
+
+def tell(rooms: Rooms, run: str, text: str, *, event_id: str) -> None:
+    """Send `text` to every channel once per event, and note what became of it. A run that is taken up does not send again."""
+    history = rooms.memory.history()
+    told = history.runs[run].told if run in history.runs else []
+    for notifier in rooms.notifiers:
+        if any(t.delivered and t.channel == notifier.channel and t.text == text for t in told):
+            continue
+        error = ""
+        try:
+            notifier.send(text, event_id=event_id)
+        except LastgoodError as failure:
+            error = failure.message
+        rooms.memory.note(Told(run=run, channel=notifier.channel, text=text, delivered=not error, error=error))
+        rooms.story(f"{notifier.channel}  {text}" if not error else f"{notifier.channel} could not be told: {error}")
+    if not rooms.notifiers:
+        rooms.story(f"(no channel configured)  {text}")

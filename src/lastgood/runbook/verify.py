@@ -1,0 +1,56 @@
+"""Verification after a rollback: checks that say yes or no, each named in the report. Nothing is concluded from silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from lastgood.core.errors import LastgoodError
+from lastgood.core.history import ReleaseHistory
+from lastgood.core.plan import Plan, ReturnFrontend, SwapDatabase
+from lastgood.core.release import RestorePoint
+from lastgood.core.report import Check
+from lastgood.runbook.rooms import Rooms
+
+TRIES: Final = 3
+PAUSE_S: Final = 2.0
+"""A pool that reconnects after a switch needs a moment; three tries two seconds apart, then it is a failure."""
+
+
+def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: RestorePoint | None) -> tuple[Check, ...]:
+    """Run every configured check against `target`; a group that fails is tried three times in all."""
+    groups: list[tuple[str, Callable[[], tuple[Check, ...]]]] = [
+        ("containers", lambda: rooms.containers.checks(target.release)),
+    ]
+    if (database := rooms.database) is not None:
+        swapped = any(isinstance(s.action, SwapDatabase) for s in plan.steps)
+        fingerprint = restore_point.fingerprint if swapped and restore_point else ""
+        groups.append(("database", lambda: database.checks(fingerprint)))
+    if (frontend := rooms.frontend) is not None:
+        returned = next((s.action.deployment for s in plan.steps if isinstance(s.action, ReturnFrontend)), target.frontend)
+        if returned:
+            groups.append(("frontend", lambda: frontend.checks(returned)))
+    groups += [
+        (type(checker).__name__, lambda checker=checker: checker.run(target.release.id))  # type: ignore[misc]  # lambda default
+        for checker in rooms.checkers
+    ]
+    checks: list[Check] = []
+    for name, look in groups:
+        checks += _tried(rooms, name, look)
+    for check in checks:
+        rooms.story(f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}" + (f"  {check.detail}" if check.detail else ""))
+    return tuple(checks)
+
+
+def _tried(rooms: Rooms, name: str, look: Callable[[], tuple[Check, ...]]) -> tuple[Check, ...]:
+    found: tuple[Check, ...] = ()
+    for attempt in range(TRIES):
+        if attempt:
+            rooms.clock.sleep(PAUSE_S)
+        try:
+            found = look()
+        except LastgoodError as error:
+            found = (Check(name=name, passed=False, detail=f"could not look: {error.message}"),)
+        if all(check.passed for check in found):
+            break
+    return found

@@ -1,0 +1,193 @@
+"""The watch window: read, journal, judge, every few seconds, until a verdict ends it.
+
+The hour is counted from the journal, so a watch that was interrupted is taken up where it was. Watching takes no run
+lease; when a verdict asks for a rollback, the lease is claimed for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lastgood.core.config import Mode, WatchConfig
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.history import DeploymentHistory
+from lastgood.core.ports import Right
+from lastgood.core.record import BucketSeen, DeploymentEnded, ReleaseJudged, WatchStarted
+from lastgood.core.report import Report, TerminalState, announcement
+from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict, Watch, Watching
+from lastgood.runbook.looking import Eyes
+from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
+from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.tell import tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchOutcome:
+    """How the watch of a deployment ended. report: of the rollback, when there was one."""
+
+    terminal: TerminalState
+    sentence: str
+    report: Report | None = None
+
+
+def state_of(rules: WatchConfig, deployment: DeploymentHistory) -> Watch | None:
+    """Rebuild the watch from the journal; None when it never began."""
+    if deployment.watch is None:
+        return None
+    rules = rules.model_copy(update={"window": deployment.watch.window_s})
+    baseline = () if deployment.watch.bake else deployment.baseline
+    watch = Watch.begin(rules, started_at=deployment.watch.at, baseline=baseline)
+    for bucket in deployment.buckets:
+        watch = watch.after(bucket)
+    return watch
+
+
+def start_watch(rooms: Rooms, deployment: str, *, bake: bool = False) -> None:
+    """Begin the window of a deployment, or the bake after a rollback."""
+    window_s = rooms.config.watch.bake if bake else rooms.config.watch.window
+    rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s, bake=bake))
+
+
+def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
+    """Watch until the window ends or a rollback ended. Interruptible at any moment; call again to take it up.
+
+    Raises Refused when another process watches this stack already.
+    """
+    with rooms.memory.journal.claim(rooms.who, Right.WATCH), Eyes(rooms.sources, rooms.clock) as eyes:
+        under = rooms.memory.history().deployments[deployment]
+        watch = state_of(rooms.config.watch, under)
+        if watch is None:
+            raise Refused(f"deployment {deployment} has no watch yet", hint="lastgood status")
+        told_blind = proposed = False
+        eyes.look()
+        while True:
+            rooms.clock.sleep(rooms.config.watch.interval)
+            bucket = eyes.look()
+            rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
+            watch = watch.after(bucket)
+            under = rooms.memory.history().deployments[deployment]
+            if under.ended and not (under.watch and under.watch.bake):
+                return WatchOutcome(terminal=under.ended.terminal, sentence=under.ended.sentence)
+            verdict = watch.judge(rooms.clock.now())
+            match verdict:
+                case Watching():
+                    rooms.story(watching_line(under, verdict))
+                    if verdict.blind_to and not told_blind:
+                        told_blind = True
+                        tell(rooms, "", f"👁 watching {under.deployment.release}, blind to {'; '.join(verdict.blind_to)}", event_id=f"{deployment}-blind")
+                case Unhealthy() if under.watch and under.watch.bake:
+                    return _bake_failed(rooms, under, verdict)
+                case Unhealthy():
+                    if rooms.config.mode is Mode.OBSERVE:
+                        if not proposed:
+                            proposed = True
+                            _say_only(rooms, under, verdict)
+                        if _left_s(rooms, under) <= 0:
+                            return _kept(rooms, under, Inconclusive(reasons=tuple(e.sentence for e in verdict.evidence)))
+                        continue
+                    return _act(rooms, under, verdict, watch)
+                case Healthy() | Inconclusive():
+                    return _kept(rooms, under, verdict)
+
+
+def watching_line(under: DeploymentHistory, verdict: Watching) -> str:
+    """One line: what is seen now beside its limits, and how long the window still is."""
+    left = f"{verdict.left_s / 60:.0f} min left" if verdict.left_s > 90 else f"{verdict.left_s:.0f} s left"
+    blind = f"   blind to: {'; '.join(verdict.blind_to)}" if verdict.blind_to else ""
+    what = "baking" if under.watch and under.watch.bake else "watching"
+    return f"{what} {under.deployment.release}  {'  ·  '.join(verdict.lines)}   {left}{blind}"
+
+
+def _left_s(rooms: Rooms, under: DeploymentHistory) -> float:
+    assert under.watch is not None  # noqa: S101  a watch that is judged has begun
+    return under.watch.window_s - (rooms.clock.now() - under.watch.at).total_seconds()
+
+
+def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watch) -> WatchOutcome:
+    first = verdict.evidence[0]
+    for evidence in verdict.evidence:
+        rooms.story(f"UNHEALTHY  {evidence.sentence}")
+    cause = Cause(
+        trigger=first.trigger,
+        sentence=first.sentence,
+        by=BY_LASTGOOD,
+        deployment=under.deployment.id,
+        invalid_rows=watch.invalid_rows(),
+    )
+    with rooms.memory.journal.claim(rooms.who):
+        # somebody may have rolled back, or begun to, while this process read its signals
+        report = take_up(rooms)
+        if report is None:
+            why_ask = automatic_allowed(rooms, rooms.memory.history())
+            if why_ask:
+                rooms.story(f"asking first: {why_ask}")
+            try:
+                report = roll_back(rooms, cause, confirm=bool(why_ask))
+            except Refused as refused:
+                return _refused(rooms, under, cause, refused)
+    return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
+
+
+def _refused(rooms: Rooms, under: DeploymentHistory, cause: Cause, refused: LastgoodError) -> WatchOutcome:
+    """No plan could be made: nothing was touched, the bad release still serves, and a person must know."""
+    sentence = f"{cause.sentence}; rollback refused: {refused.message}"
+    tell(
+        rooms,
+        "",
+        f"⚠️ {under.deployment.release} is bad ({cause.sentence}). Rollback refused, nothing was touched: "
+        f"{refused.message}. {rooms.config.notify.owner} is needed.",
+        event_id=f"{under.deployment.id}-refused",
+    )
+    rooms.memory.note(DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.REFUSED, sentence=sentence))
+    return WatchOutcome(terminal=TerminalState.REFUSED, sentence=sentence)
+
+
+def _say_only(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> None:
+    sentence = "; ".join(e.sentence for e in verdict.evidence)
+    rooms.story(f"UNHEALTHY  {sentence}")
+    text = f"👁 {under.deployment.release} is bad ({sentence}). Mode observe: nothing is done. To go back: lastgood rollback"
+    tell(rooms, "", text, event_id=f"{under.deployment.id}-observed")
+
+
+def _bake_failed(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> WatchOutcome:
+    """Never a rollback of a rollback: the release that was put back is bad too, or the deployment was not the cause."""
+    sentence = "; ".join(e.sentence for e in verdict.evidence)
+    text = f"🚨 after the rollback of {under.deployment.release} the system is bad still or again: {sentence}. {rooms.config.notify.owner} is needed."
+    tell(rooms, "", text, event_id=f"{under.deployment.id}-bake")
+    rooms.memory.note(
+        DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_DEGRADED, sentence=sentence)
+    )
+    return WatchOutcome(terminal=TerminalState.ROLLED_BACK_DEGRADED, sentence=sentence)
+
+
+def _kept(rooms: Rooms, under: DeploymentHistory, verdict: Verdict) -> WatchOutcome:
+    release, bake = under.deployment.release, bool(under.watch and under.watch.bake)
+    if bake:
+        said = "the bake after the rollback ended without a trigger"
+        rooms.memory.note(
+            DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
+        )
+        rooms.story(said)
+        return WatchOutcome(terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
+    if isinstance(verdict, Healthy):
+        terminal, sentence = TerminalState.HEALTHY_KEPT, verdict.sentence
+        if not verdict.proved:
+            sentence += f"; not proved, {verdict.more_requests:,} more requests without an error would"
+        rooms.memory.note(ReleaseJudged(release=release, good=True, by=BY_LASTGOOD, why="its watch ended healthy"))
+    else:
+        reasons = verdict.reasons if isinstance(verdict, Inconclusive) else ()
+        terminal, sentence = TerminalState.INCONCLUSIVE_KEPT, "; ".join(reasons)
+    rooms.memory.note(DeploymentEnded(deployment=under.deployment.id, terminal=terminal, sentence=sentence))
+    report = Report(
+        run="",
+        terminal=terminal,
+        trigger="",
+        sentence=sentence,
+        from_release=release,
+        to_release=release,
+        began_at=under.deployment.started_at,
+        ended_at=rooms.clock.now(),
+        owner=rooms.config.notify.owner,
+    )
+    tell(rooms, "", announcement(report), event_id=f"{under.deployment.id}-{terminal.value}")
+    return WatchOutcome(terminal=terminal, sentence=sentence)
