@@ -1,41 +1,43 @@
-# The same recipes serve a person and CI. `make help` lists them.
+# The same recipes serve a person and CI. The line above each target is what `make help` shows.
 .DEFAULT_GOAL := check
 .PHONY: help setup check test system docs demo
 SHELL := /bin/bash
 
 PYTEST := .venv/bin/python -m pytest
+# No engine and no right to install one (exit 3): go on, and the tests that need it are reported as not run.
+ENGINE := scripts/engine.sh || { code=$$?; [ $$code = 3 ] && [ -z "$$LASTGOOD_REQUIRE_ENGINE" ]; }
 # Which part of the system suite, and how often in a row.
 SYSTEM ?= system
 ROUNDS ?= 3
 
+## list these targets
 help:
-	## list these targets
-	@awk '/^[a-z]+:/ { name = $$1 } /^\t## / { sub(/^\t## /, ""); printf "make %-8s %s\n", name, $$0 }' $(MAKEFILE_LIST)
+	@awk '/^## / { text = substr($$0, 4) } /^[a-z]+:/ { sub(/:.*/, ""); printf "make %-8s %s\n", $$0, text }' $(MAKEFILE_LIST)
 
+## make .venv with everything pinned in it, .venv/bin/lastgood included
 setup:
-	## make .venv with everything pinned in it, .venv/bin/lastgood included
 	@scripts/setup.sh dev
 
+## style, types, import contract, and the tests that need no engine; under 30 s
 check: setup
-	## style, types, import contract, and the tests that need no engine; under 30 s
 	@scripts/check.sh
 
+## all of check, and the tests on real Postgres, Compose and registry; installs and starts the Docker engine where it may
 test: setup
-	## all of check, and the tests on real Postgres, Compose and registry; starts the Docker engine where it may
-	@scripts/engine.sh || { code=$$?; [ $$code = 3 ] && [ -z "$$LASTGOOD_REQUIRE_ENGINE" ]; }
+	@$(ENGINE)
 	@scripts/check.sh --static
 	@$(PYTEST) -m 'not system'
 
+## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row
 system: setup
-	## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row
-	@scripts/engine.sh || { code=$$?; [ $$code = 3 ] && [ -z "$$LASTGOOD_REQUIRE_ENGINE" ]; }
+	@$(ENGINE)
 	@set -e; for round in $$(seq $(ROUNDS)); do echo "system  round $$round of $(ROUNDS)"; $(PYTEST) -m '$(SYSTEM)'; done
 
+## write the generated parts of the docs anew
 docs: setup
-	## write the generated parts of the docs anew
 	@files=$$(grep -rlF '[[[cog' README.md docs) && .venv/bin/cog -r $$files
 
+## see a bad release go live and be rolled back; ARGS="--fault NAME --engine compose"
 demo:
-	## see a bad release go live and be rolled back; ARGS="--fault NAME --engine compose ..."
 	@scripts/setup.sh demo
 	@.venv/bin/lastgood demo $(ARGS)

@@ -6,7 +6,7 @@
 #
 # Exit 1 if any of them failed. What failed shows its output; the tests show theirs last.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 bin=${VENV:-.venv}/bin
 out=$(mktemp -d)
