@@ -29,7 +29,7 @@ run() {
 # Files with generated parts: they carry cog's mark.
 mapfile -t generated < <(grep -rlF '[[[cog' README.md docs 2>/dev/null)
 
-run ruff "$bin/ruff" check --quiet
+run ruff "$bin/ruff" check --quiet --output-format concise
 run format "$bin/ruff" format --check --quiet
 run mypy "$bin/mypy"
 run pyright "$bin/pyright" --pythonpath "$bin/python"
