@@ -1,0 +1,43 @@
+# The same recipes serve a person and CI. The line above each target is what `make help` shows.
+.DEFAULT_GOAL := check
+.PHONY: help setup check test system docs demo
+SHELL := /bin/bash
+
+PYTEST := .venv/bin/python -m pytest
+# No engine and no right to install one (exit 3): go on, and the tests that need it are reported as not run.
+ENGINE := scripts/engine.sh || { code=$$?; [ $$code = 3 ] && [ -z "$$LASTGOOD_REQUIRE_ENGINE" ]; }
+# Which part of the system suite, and how often in a row.
+SYSTEM ?= system
+ROUNDS ?= 3
+
+## list these targets
+help:
+	@awk '/^## / { text = substr($$0, 4) } /^[a-z]+:/ { sub(/:.*/, ""); printf "make %-8s %s\n", $$0, text }' $(MAKEFILE_LIST)
+
+## make .venv with everything pinned in it, .venv/bin/lastgood included
+setup:
+	@scripts/setup.sh dev
+
+## style, types, import contract, and the tests that need no engine; under 30 s
+check: setup
+	@scripts/check.sh
+
+## all of check, and the tests on real Postgres, Compose and registry; installs and starts the Docker engine where it may
+test: setup
+	@$(ENGINE)
+	@scripts/check.sh --static
+	@$(PYTEST) -m 'not system'
+
+## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row
+system: setup
+	@$(ENGINE)
+	@set -e; for round in $$(seq $(ROUNDS)); do echo "system  round $$round of $(ROUNDS)"; $(PYTEST) -m '$(SYSTEM)'; done
+
+## write the generated parts of the docs anew
+docs: setup
+	@files=$$(grep -rlF '[[[cog' README.md docs) && .venv/bin/cog -r $$files
+
+## see a bad release go live and be rolled back; ARGS="--fault NAME --engine compose"
+demo:
+	@scripts/setup.sh demo
+	@.venv/bin/lastgood demo $(ARGS)

@@ -1,0 +1,50 @@
+#!/bin/bash
+# Style, types, the import contract and the generated docs, side by side; each prints its own verdict and time.
+#
+#   scripts/check.sh            these, and the tests that need neither an engine nor minutes
+#   scripts/check.sh --static   only these
+#
+# Exit 1 if any of them failed. What failed shows its output; the tests show theirs last.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+
+bin=${VENV:-.venv}/bin
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+names=()
+
+# run NAME COMMAND...: starts it, keeps its output, its exit code and its seconds.
+run() {
+  local name=$1
+  shift
+  names+=("$name")
+  {
+    local start=$EPOCHREALTIME
+    "$@" >"$out/$name.log" 2>&1 </dev/null
+    echo "$?" >"$out/$name.code"
+    awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }' >"$out/$name.seconds"
+  } &
+}
+
+# Files with generated parts: they carry cog's mark.
+mapfile -t generated < <(grep -rlF '[[[cog' README.md docs 2>/dev/null)
+
+run ruff "$bin/ruff" check --quiet --output-format concise
+run format "$bin/ruff" format --check --quiet
+run mypy "$bin/mypy"
+run pyright "$bin/pyright" --pythonpath "$bin/python"
+run imports "$bin/lint-imports"
+if [ ${#generated[@]} -gt 0 ]; then run docs "$bin/cog" --check "${generated[@]}"; fi
+if [ "${1:-}" != --static ]; then
+  run tests "$bin/python" -m pytest -q -m 'not needs_docker and not system' --ignore tests/integration --ignore tests/system
+fi
+wait
+
+failed=0
+for name in "${names[@]}"; do
+  if [ "$(cat "$out/$name.code")" = 0 ]; then verdict=ok; else verdict=FAILED failed=1; fi
+  if [ "$verdict" = FAILED ] && [ "$name" != tests ]; then cat "$out/$name.log"; fi
+  printf '%-7s %-8s %5s s\n' "$verdict" "$name" "$(cat "$out/$name.seconds")"
+done
+if [ -f "$out/tests.log" ]; then cat "$out/tests.log"; fi
+exit $failed
