@@ -104,9 +104,7 @@ def build(path: Path, story: Story) -> Rooms:
     )
 
 
-def _containers(
-    config: Config, *, root: Path, state: Path, clock: Clock
-) -> tuple[Containers, Callable[[str], Path]]:
+def _containers(config: Config, *, root: Path, state: Path, clock: Clock) -> tuple[Containers, Callable[[str], Path]]:
     """The engine, and where the files of a release lie."""
     if config.process:
         process = ProcessTarget(config.process, stack=config.stack, root=root, state=state, clock=clock)
@@ -142,7 +140,9 @@ def _sources(
                 sources.append(Probe(name, probe))
             case DataTrigger(timeout=timeout_s):
                 sources.append(
-                    Invariants(name, invariants[name], connect=_database_connection(name, config.database), timeout_s=timeout_s)
+                    Invariants(
+                        name, invariants[name], connect=_database_connection(name, config.database), timeout_s=timeout_s
+                    )
                 )
             case ContainersTrigger():
                 sources.append(InstanceStates(INSTANCES_SOURCE, containers.observe))

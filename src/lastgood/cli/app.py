@@ -1,4 +1,5 @@
-"""The command line. Each command builds the rooms, calls one runbook and prints: stdout is the result, stderr the story."""
+"""The command line. Each command builds the rooms, calls one runbook and prints: stdout is the result, stderr the
+story."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ app = typer.Typer(
 audit = typer.Typer(help="Check the journal.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="lastgood.yaml of the stack.", envvar="LASTGOOD_CONFIG")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="lastgood.yaml of the stack.", envvar="LASTGOOD_CONFIG")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting. Never approves a database step.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Why = Annotated[str, typer.Option("-m", "--message", help="Why, for the journal.")]
@@ -114,14 +117,14 @@ def confirmed(question: str, *, yes: bool) -> bool:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:  # noqa: FBT002  typer reads flags as bools with defaults
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         out(f"lastgood {__version__}")
         raise typer.Exit
 
 
 @app.command()
-def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """Could we roll back right now? Changes nothing. Example: lastgood doctor"""
     findings = examine(opened(config))
     if as_json:
@@ -137,12 +140,17 @@ def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
 def deploy(
     config: ConfigOption = Path(CONFIG_FILE),
     release: Annotated[str | None, typer.Option("--release", help="Name; defaults to `git describe`.")] = None,
-    first: Annotated[bool, typer.Option("--first", help="There is no good release yet.")] = False,  # noqa: FBT002  typer flag
-    even_if_barred: Annotated[bool, typer.Option("--even-if-barred", help="Deploy a release that was rolled back.")] = False,  # noqa: FBT002  typer flag
-    no_watch: Annotated[bool, typer.Option("--no-watch", help="Do not watch in the foreground; take it up with `watch`.")] = False,  # noqa: FBT002  typer flag
-    yes: Yes = False,  # noqa: FBT002  typer flag
+    first: Annotated[bool, typer.Option("--first", help="There is no good release yet.")] = False,
+    even_if_barred: Annotated[
+        bool, typer.Option("--even-if-barred", help="Deploy a release that was rolled back.")
+    ] = False,
+    no_watch: Annotated[
+        bool, typer.Option("--no-watch", help="Do not watch in the foreground; take it up with `watch`.")
+    ] = False,
+    yes: Yes = False,
 ) -> None:
-    """Deploy what the files on disk say, then watch. Changes containers and schema. Example: lastgood deploy --release v2.0.6"""
+    """Deploy what the files on disk say, then watch. Changes containers and schema. Example: lastgood deploy
+    --release v2.0.6"""
     rooms = opened(config)
     name = release or described(rooms.root)
 
@@ -165,7 +173,7 @@ def described(root: Path) -> str:
     """Name the checkout by `git describe`. Raises Refused when there is no git or no commit."""
     try:
         found = subprocess.run(
-            ["git", "describe", "--tags", "--always", "--dirty=-dirty"],  # noqa: S607  git is found on PATH
+            ["git", "describe", "--tags", "--always", "--dirty=-dirty"],
             cwd=root,
             capture_output=True,
             text=True,
@@ -202,11 +210,14 @@ def ended(report: Report, *, good: frozenset[TerminalState] = frozenset()) -> No
 @app.command()
 def record(
     config: ConfigOption = Path(CONFIG_FILE),
-    release: Annotated[str | None, typer.Option("--release", help="Name; defaults to what serves, else `git describe`.")] = None,
-    good: Annotated[bool, typer.Option("--good", help="A person vouches for it: it becomes a target.")] = False,  # noqa: FBT002  typer flag
+    release: Annotated[
+        str | None, typer.Option("--release", help="Name; defaults to what serves, else `git describe`.")
+    ] = None,
+    good: Annotated[bool, typer.Option("--good", help="A person vouches for it: it becomes a target.")] = False,
     why: Why = "",
 ) -> None:
-    """Record what serves now; with --good, vouch for it. Writes the journal only. Example: lastgood record --good -m 'seen'"""
+    """Record what serves now; with --good, vouch for it. Writes the journal only. Example: lastgood record --good -m
+    'seen'"""
     rooms = opened(config)
     serving = rooms.memory.history().serving
     name = release or serving or described(rooms.root)
@@ -251,7 +262,7 @@ def _baking(rooms: Rooms) -> DeploymentHistory | None:
 
 
 @app.command()
-def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """What serves, what is watched, what waits for a person. Changes nothing. Example: lastgood status"""
     rooms = opened(config)
     history = rooms.memory.history()
@@ -262,7 +273,9 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
     state = "IDLE"
     if run is not None:
         state = "RUNNING" if holder else "INTERRUPTED"
-        lines += [f"{run.plan.purpose.value} {run.started.run}: {run.plan.from_release or 'nothing'} -> {run.plan.to_release}"]
+        lines += [
+            f"{run.plan.purpose.value} {run.started.run}: {run.plan.from_release or 'nothing'} -> {run.plan.to_release}"
+        ]
         lines += list(run_lines(run))[1:]
     elif under is not None:
         judged = watching.state_of(rooms.config.watch, under)
@@ -297,7 +310,7 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
 def plan(
     config: ConfigOption = Path(CONFIG_FILE),
     release: Annotated[str | None, typer.Argument(help="Good release to go back to; default: the one before.")] = None,
-    as_json: AsJson = False,  # noqa: FBT002  typer flag
+    as_json: AsJson = False,
 ) -> None:
     """What a rollback would do and lose, now. Changes nothing. Example: lastgood plan"""
     rooms = opened(config)
@@ -317,10 +330,11 @@ def rollback(
     release: Annotated[str | None, typer.Argument(help="Good release to go back to; default: the one before.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="containers, frontend, database; comma-separated.")] = None,
     why: Why = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan that would run.")] = False,  # noqa: FBT002  typer flag
-    yes: Yes = False,  # noqa: FBT002  typer flag
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan that would run.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Go back to the last good release, or go on with a rollback. Changes production. Example: lastgood rollback -m 'chat is down'"""
+    """Go back to the last good release, or go on with a rollback. Changes production. Example: lastgood rollback -m
+    'chat is down'"""
     rooms = opened(config)
     roles = _roles(only)
     good = frozenset({TerminalState.ROLLED_BACK_VERIFIED})
@@ -394,9 +408,12 @@ RunArgument = Annotated[str | None, typer.Argument(help="Run; default: the open 
 def approve(
     config: ConfigOption = Path(CONFIG_FILE),
     run: RunArgument = None,
-    database: Annotated[str | None, typer.Option("--database", help="Name of the database that may be replaced.")] = None,
+    database: Annotated[
+        str | None, typer.Option("--database", help="Name of the database that may be replaced.")
+    ] = None,
 ) -> None:
-    """Approve what a run waits for; a database step asks for the database's name. Example: lastgood approve --database hypercode"""
+    """Approve what a run waits for; a database step asks for the database's name. Example: lastgood approve
+    --database hypercode"""
     rooms = opened(config)
     waiting = _waiting(rooms, run)
     if not waiting.plan.needs_approval:
@@ -406,7 +423,9 @@ def approve(
     decision = waiting.plan.database
     if decision and decision.restore_point and rooms.config.database:
         name = rooms.config.database.postgres.name
-        typed = database or (typer.prompt(f"Type the name of the database ({name}) to approve", err=True) if sys.stdin.isatty() else "")
+        typed = database or (
+            typer.prompt(f"Type the name of the database ({name}) to approve", err=True) if sys.stdin.isatty() else ""
+        )
         if typed != name:
             raise Refused(f"the database is {name!r}, not {typed!r}", hint=f"lastgood approve --database {name}")
     rooms.memory.note(ApprovalGiven(run=waiting.started.run, plan_hash=waiting.plan.hash, by=rooms.who))
@@ -453,7 +472,7 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
 
 @app.command("restore-points")
-def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """List the restore points with age and size. Changes nothing. Example: lastgood restore-points"""
     rooms = opened(config)
     points = tuple(rooms.memory.history().restore_points.values())
@@ -478,7 +497,7 @@ def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = F
 
 
 @app.command()
-def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """List the releases and which are good. Changes nothing. Example: lastgood releases"""
     history = opened(config).memory.history()
     if as_json:
@@ -491,7 +510,7 @@ def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) 
 
 
 @app.command()
-def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """List the deployments and how each ended. Changes nothing. Example: lastgood history"""
     known = opened(config).memory.history()
     rows = list(history_rows(known))
@@ -506,7 +525,7 @@ def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -
 
 
 @app.command()
-def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:  # noqa: FBT002  typer flag
+def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """Tell a run from the journal as its report. Changes nothing. Example: lastgood explain r2"""
     known = opened(config).memory.history()
     found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)
@@ -530,5 +549,3 @@ def audit_verify(config: ConfigOption = Path(CONFIG_FILE)) -> None:
     if wrong:
         raise typer.Exit(NEEDS_PERSON)
     out(f"the chain holds: {rooms.memory.history().last_seq} records")
-
-

@@ -93,10 +93,16 @@ def run_lines(run: RunHistory) -> Iterator[str]:
         yield from report_lines(run.ended.report)
         return
     plan = run.plan
-    state = "did not finish" if run.ended is None else (f"stopped: {run.ended.stopped}" if run.ended.stopped else "carried out")
+    state = (
+        "did not finish"
+        if run.ended is None
+        else (f"stopped: {run.ended.stopped}" if run.ended.stopped else "carried out")
+    )
     yield f"{plan.purpose.value} {run.started.run}  {plan.from_release or 'nothing'} -> {plan.to_release}  {clean(state)}"
     yield f"why        {run.started.trigger}: {clean(run.started.sentence)}"
-    yield from table((f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in outcomes(plan, run.records))
+    yield from table(
+        (f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in outcomes(plan, run.records)
+    )
     if run.ended is None:
         yield f"next       {'lastgood rollback' if plan.purpose is Purpose.ROLLBACK else 'lastgood rollback, or lastgood watch'}"
 

@@ -1,4 +1,5 @@
-"""lastgood.yaml: one versioned file, parsed into frozen values; every error names file, line, column and what was expected.
+"""lastgood.yaml: one versioned file, parsed into frozen values; every error names file, line, column and what was
+expected.
 
 Pure: the text and the environment come in, nothing is opened. `${VAR}` is filled from the environment that is passed
 in; a field of type Secret may also be `file:PATH`, which the caller resolves through `read_file`.
@@ -109,7 +110,8 @@ class Mode(StrEnum):
 
 
 class TrafficConfig(_Section):
-    """Where finished requests are counted. metrics: a Prometheus text page of the service. exclude: handlers of health checks."""
+    """Where finished requests are counted. metrics: a Prometheus text page of the service. exclude: handlers of
+    health checks."""
 
     metrics: HttpUrl | tuple[HttpUrl, ...]
     exclude: tuple[str, ...] = ("/health", "/metrics")
@@ -121,7 +123,8 @@ class TrafficConfig(_Section):
 
 
 class ProbeConfig(_Section):
-    """A request that asks a feature to do its work. expect: keys of the JSON answer; `present` asks only that it is there and not empty."""
+    """A request that asks a feature to do its work. expect: keys of the JSON answer; `present` asks only that it is
+    there and not empty."""
 
     post: HttpUrl | None = None
     get: HttpUrl | None = None
@@ -162,7 +165,8 @@ class FeatureTrigger(_Section):
 
 
 class DataTrigger(_Section):
-    """Invalid rows. invariants: glob of SQL files, relative to lastgood.yaml, each a SELECT of the rows that break it, key first."""
+    """Invalid rows. invariants: glob of SQL files, relative to lastgood.yaml, each a SELECT of the rows that break
+    it, key first."""
 
     kind: Literal["data"]
     invariants: str
@@ -182,7 +186,8 @@ TriggerConfig = Annotated[
 
 
 class WatchConfig(_Section):
-    """The watch window and what is watched in it. false_alarm: chance of a false rollback over the whole window, all triggers together."""
+    """The watch window and what is watched in it. false_alarm: chance of a false rollback over the whole window, all
+    triggers together."""
 
     window: Duration = 3600.0
     interval: Duration = 5.0
@@ -203,7 +208,8 @@ class WatchConfig(_Section):
 
 
 class ComposeConfig(_Section):
-    """The compose project. files: relative to lastgood.yaml. profiles and env_file as they are given to docker compose."""
+    """The compose project. files: relative to lastgood.yaml. profiles and env_file as they are given to docker
+    compose."""
 
     files: tuple[str, ...] = ("docker-compose.yml",)
     project: Name
@@ -221,7 +227,8 @@ class ContainersConfig(_Section):
 
 
 class ProcessService(_Section):
-    """One service of the process engine. It gets its private port in PORT; the holder owns `port` and forwards to it."""
+    """One service of the process engine. It gets its private port in PORT; the holder owns `port` and forwards to
+    it."""
 
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     port: Port
@@ -240,7 +247,8 @@ class ProcessConfig(_Section):
 
 
 class PostgresConfig(_Section):
-    """The database. container: reach it at that container, with the tools inside; else host and port, with the tools in `bin` or on PATH.
+    """The database. container: reach it at that container, with the tools inside; else host and port, with the tools
+    in `bin` or on PATH.
 
     log: the server's log file, read for SQL errors; of a container its own log is read.
     """
@@ -272,7 +280,8 @@ class RestorePointsConfig(_Section):
 
 
 class DatabaseConfig(_Section):
-    """The database that belongs to the release. statements: glob of what the release says to it, tried on today's schema."""
+    """The database that belongs to the release. statements: glob of what the release says to it, tried on today's
+    schema."""
 
     postgres: PostgresConfig
     migrations: MigrationsConfig | None = None
@@ -281,7 +290,8 @@ class DatabaseConfig(_Section):
 
 
 class VercelConfig(_Section):
-    """The project at Vercel. url: only for a stand-in. domains: fetched after a rollback; site: how to reach them where DNS does not."""
+    """The project at Vercel. url: only for a stand-in. domains: fetched after a rollback; site: how to reach them
+    where DNS does not."""
 
     project: Name
     team: str | None = None
@@ -299,7 +309,8 @@ class FrontendConfig(_Section):
 
 
 class SmokeConfig(_Section):
-    """The team's own smoke tests: a command that writes JUnit XML where `--junitxml=FILE` says (pytest does), or just exits 0."""
+    """The team's own smoke tests: a command that writes JUnit XML where `--junitxml=FILE` says (pytest does), or just
+    exits 0."""
 
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     timeout: Duration = 60.0
@@ -307,7 +318,8 @@ class SmokeConfig(_Section):
 
 
 class VerifyConfig(_Section):
-    """What must pass after a rollback. health: addresses that must answer 200; where the body or X-Release names a release, it must be the planned one."""
+    """What must pass after a rollback. health: addresses that must answer 200; where the body or X-Release names a
+    release, it must be the planned one."""
 
     health: tuple[HttpUrl, ...] = ()
     smoke: SmokeConfig | None = None
@@ -329,7 +341,8 @@ class NotifyConfig(_Section):
 
 
 class Config(_Section):
-    """The whole file. state: directory of the journal and of what is kept of each release, relative to lastgood.yaml."""
+    """The whole file. state: directory of the journal and of what is kept of each release, relative to
+    lastgood.yaml."""
 
     version: Literal[1]
     stack: Name
@@ -366,7 +379,10 @@ def parse_config(text: str, *, file: str, env: Mapping[str, str], read_file: Cal
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [_fault(tree, file, e["loc"], e["msg"], e["type"]) for e in error.errors(include_url=False, include_input=False)]
+        lines = [
+            _fault(tree, file, e["loc"], e["msg"], e["type"])
+            for e in error.errors(include_url=False, include_input=False)
+        ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -377,7 +393,9 @@ def _load(text: str, file: str) -> CommentedMap:
         for event in YAML(typ="rt").parse(text):
             if isinstance(event, AliasEvent):
                 at = event.start_mark
-                raise ConfigError(f"{file}:{at.line + 1}:{at.column + 1}: aliases are not read here; write the value out")
+                raise ConfigError(
+                    f"{file}:{at.line + 1}:{at.column + 1}: aliases are not read here; write the value out"
+                )
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -405,7 +423,13 @@ def _filled(
 
     def down(child: object, position: tuple[int, int], name: object) -> Any:
         return _filled(
-            child, env=env, read_file=read_file, file=file, at=position, place=f"{place}.{name}".lstrip("."), faults=faults
+            child,
+            env=env,
+            read_file=read_file,
+            file=file,
+            at=position,
+            place=f"{place}.{name}".lstrip("."),
+            faults=faults,
         )
 
     if isinstance(node, CommentedMap):

@@ -39,7 +39,8 @@ def make_deploy_plan(
 ) -> Plan:
     """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
 
-    restore_point: id for the one that is taken first, when there is a database. boot_s, restore_s, migrate_s: deadlines.
+    restore_point: id for the one that is taken first, when there is a database. boot_s, restore_s, migrate_s:
+    deadlines.
     A service that already runs the wanted artifact is left alone.
     """
     steps: list[Step] = []
@@ -92,7 +93,8 @@ def changed_services(release: Release, containers: ContainerFacts) -> tuple[Serv
     return tuple(
         service
         for service in release.services
-        if not containers.of(service.name) or not all(i.serves and runs(service, i) for i in containers.of(service.name))
+        if not containers.of(service.name)
+        or not all(i.serves and runs(service, i) for i in containers.of(service.name))
     )
 
 

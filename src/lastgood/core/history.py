@@ -1,4 +1,5 @@
-"""The journal, folded: which releases are known and good, what serves, what is under way. Nothing is stored but events."""
+"""The journal, folded: which releases are known and good, what serves, what is under way. Nothing is stored but
+events."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class RunHistory:
 
 @dataclass(slots=True)
 class DeploymentHistory:
-    """A deployment and its watch. baseline and buckets: oldest first; after a rollback, buckets are those of the bake."""
+    """A deployment and its watch. baseline and buckets: oldest first; after a rollback, buckets are those of the
+    bake."""
 
     deployment: Deployment
     runs: list[str] = field(default_factory=list)

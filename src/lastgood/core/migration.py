@@ -19,7 +19,8 @@ class Rung(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaChange:
-    """One difference between the schema before the deploy and now. object: `table` or `table.column`, change: one line."""
+    """One difference between the schema before the deploy and now. object: `table` or `table.column`, change: one
+    line."""
 
     object: str
     change: str
@@ -69,7 +70,8 @@ class FitsSchema:
 class WritesSince:
     """Rows written after a restore point by others than the migration. tables: (table, rows), most rows first.
 
-    rate_per_s: rows a second over the last minute known. exact: counted behind the fence, not estimated while writing goes on.
+    rate_per_s: rows a second over the last minute known. exact: counted behind the fence, not estimated while writing
+    goes on.
     """
 
     tables: tuple[tuple[str, int], ...]
@@ -120,7 +122,9 @@ def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
     if evidence.storage_faults:
         return MigrationVerdict(blame=Blame.STORAGE, reasons=evidence.storage_faults)
     by_others = tuple(
-        f"invariant {b.invariant}: {b.by_others} rows broken by later transactions" for b in evidence.broken if b.by_others
+        f"invariant {b.invariant}: {b.by_others} rows broken by later transactions"
+        for b in evidence.broken
+        if b.by_others
     )
     if not evidence.changes:
         blame = Blame.APPLICATION if by_others else Blame.NOBODY

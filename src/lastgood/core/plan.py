@@ -38,7 +38,8 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassGate:
-    """Start each service's candidate from `artifacts` beside what serves and wait until it is healthy. Traffic does not move.
+    """Start each service's candidate from `artifacts` beside what serves and wait until it is healthy. Traffic does
+    not move.
 
     artifacts: (service, artifact) pairs.
     """
@@ -50,7 +51,8 @@ class PassGate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """Make one service serve from `artifact` of `release`; the instance that served is stopped, not deleted, where the engine allows.
+    """Make one service serve from `artifact` of `release`; the instance that served is stopped, not deleted, where
+    the engine allows.
 
     config_hash: of the resolved configuration it must run with, empty when the release does not know it.
     """
@@ -96,7 +98,8 @@ class SaveDump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """Refuse connections to the live database, end its sessions, rename it to `kept_as`, and let tools connect to it there.
+    """Refuse connections to the live database, end its sessions, rename it to `kept_as`, and let tools connect to it
+    there.
 
     A rename is the only fence that holds against an application which connects as superuser.
     """
@@ -191,7 +194,8 @@ class Seen(StrEnum):
 
 
 def seen(step: Step, facts: Facts) -> Seen:
-    """Say whether `facts` show that the step is done. UNKNOWN when these facts cannot tell: then nothing is repeated."""
+    """Say whether `facts` show that the step is done. UNKNOWN when these facts cannot tell: then nothing is
+    repeated."""
     match step.action, facts:
         case PassGate() as action, ContainerFacts():
             return _when(all(_gate_passed(service, artifact, facts) for service, artifact in action.artifacts))
@@ -307,7 +311,9 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
                     missing.append(f"{action.service}: {action.artifact[:19]} of {action.release} is not on this host")
             case SwapDatabase() as action if isinstance(database, DatabaseFacts):
                 if action.swap not in database.swaps and action.clone not in database.databases:
-                    missing.append(f"database {action.clone}, the clone of restore point {action.restore_point}, is gone")
+                    missing.append(
+                        f"database {action.clone}, the clone of restore point {action.restore_point}, is gone"
+                    )
             case _:
                 pass
     return tuple(missing)

@@ -102,7 +102,8 @@ class Database(Target, Protocol):
     def observe(self) -> DatabaseFacts: ...
 
     def preflight(self) -> tuple[str, ...]:
-        """Return what would keep a restore point from being taken or used here, one line each; empty when all is well."""
+        """Return what would keep a restore point from being taken or used here, one line each; empty when all is
+        well."""
         ...
 
     def ships(self, release: str) -> Shipped:
@@ -123,7 +124,8 @@ class Database(Target, Protocol):
         ...
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:
-        """Compare the live schema with a fingerprint (empty: only that it answers), and that it accepts a connection."""
+        """Compare the live schema with a fingerprint (empty: only that it answers), and that it accepts a
+        connection."""
         ...
 
 
@@ -159,7 +161,8 @@ class Checker(Protocol):
     """A set of yes-or-no checks run after a rollback: health addresses, the smoke tests."""
 
     def run(self, expected_release: str) -> tuple[Check, ...]:
-        """Run them all within the configured deadline. A check that could not run is a check that did not pass, and says so."""
+        """Run them all within the configured deadline. A check that could not run is a check that did not pass, and
+        says so."""
         ...
 
 

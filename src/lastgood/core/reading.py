@@ -22,7 +22,8 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Requests finished in the window, health checks left out. errors: answered 5xx. slow: took longer than the latency limit."""
+    """Requests finished in the window, health checks left out. errors: answered 5xx. slow: took longer than the
+    latency limit."""
 
     requests: int
     errors: int
@@ -50,7 +51,8 @@ class Violation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violations:
-    """Rows that break invariants now, at most `cap` per invariant; total counts beyond the cap. unchecked: invariants that could not run, and why."""
+    """Rows that break invariants now, at most `cap` per invariant; total counts beyond the cap. unchecked: invariants
+    that could not run, and why."""
 
     found: frozenset[Violation]
     total: int

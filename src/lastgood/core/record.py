@@ -28,7 +28,8 @@ class ReleaseRecorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseCompleted:
-    """What was learnt once the release served: the schema it left, the frontend deployment that belongs to it (empty: unchanged or none)."""
+    """What was learnt once the release served: the schema it left, the frontend deployment that belongs to it (empty:
+    unchanged or none)."""
 
     release: str
     fingerprint: str = ""
@@ -58,7 +59,8 @@ class DeploymentStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineTaken:
-    """Readings before the first effect, oldest first; violations that stood already and failing triggers are not blamed on the release."""
+    """Readings before the first effect, oldest first; violations that stood already and failing triggers are not
+    blamed on the release."""
 
     deployment: str
     buckets: tuple[Bucket, ...]
@@ -108,7 +110,8 @@ class RestorePointKept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """A plan began to be carried out. trigger: what asked for it: a trigger's name, or `person`. sentence: why, one sentence."""
+    """A plan began to be carried out. trigger: what asked for it: a trigger's name, or `person`. sentence: why, one
+    sentence."""
 
     run: str
     plan: Plan
@@ -187,7 +190,8 @@ class AbortAsked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """A run is over. terminal: None for a deploy whose ending the watch or a rollback decides. serving: what serves now.
+    """A run is over. terminal: None for a deploy whose ending the watch or a rollback decides. serving: what serves
+    now.
 
     stopped: why a deploy's plan was not carried out to its end, empty when it was.
     """
@@ -265,5 +269,3 @@ class Record:
     at: datetime
     event: Event
     hash: str
-
-

@@ -69,7 +69,8 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """What the files of a release say about the database. migrations: names, oldest first; statements: SQL, one each."""
+    """What the files of a release say about the database. migrations: names, oldest first; statements: SQL, one
+    each."""
 
     migrations: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
@@ -77,7 +78,8 @@ class Shipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One act of putting a release into the environment. `previous`: the release that served before, None for the first."""
+    """One act of putting a release into the environment. `previous`: the release that served before, None for the
+    first."""
 
     id: str
     release: str

@@ -87,11 +87,13 @@ def announcement(report: Report) -> str:
             return "\n".join((said, *_remaining(report)))
         case TerminalState.ROLLED_BACK_DEGRADED:
             failed = ", ".join(c.name for c in report.checks if not c.passed)
-            return f"⚠️ Deployment of {left} failed. {back} runs again, but these checks fail: {failed}. {who} is needed."
+            return (
+                f"⚠️ Deployment of {left} failed. {back} runs again, but these checks fail: {failed}. {who} is needed."
+            )
         case TerminalState.REFUSED:
             return f"⚠️ {left} is bad ({report.sentence}). Rollback refused, nothing was touched. {who} is needed."
         case TerminalState.DENIED:
-            return f"ℹ️ Rollback of {left} was denied. {left} still serves."  # noqa: RUF001  the sign is meant
+            return f"ℹ️ Rollback of {left} was denied. {left} still serves."
         case TerminalState.ABORTED_BY_HUMAN:
             return f"⚠️ Rollback of {left} was aborted by a person: {'; '.join(report.next_steps)}"
         case TerminalState.NEEDS_HUMAN:
@@ -101,7 +103,7 @@ def announcement(report: Report) -> str:
         case TerminalState.HEALTHY_KEPT:
             return f"✅ {left} was watched and is kept as good."
         case TerminalState.SUPERSEDED:
-            return f"ℹ️ The watch of {left} ended: a newer deployment took over."  # noqa: RUF001  the sign is meant
+            return f"ℹ️ The watch of {left} ended: a newer deployment took over."
         case _:
             assert_never(report.terminal)
 

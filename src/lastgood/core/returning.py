@@ -145,7 +145,8 @@ def _frontend(draft: _Draft, world: World, *, only: frozenset[Role], deadlines: 
 def _decide_database(
     draft: _Draft, target: Release, world: World, *, plan_id: str, deadlines: Deadlines, only: frozenset[Role]
 ) -> None:
-    """Fill the draft's database steps: before the containers when the old release cannot run without them, else after."""
+    """Fill the draft's database steps: before the containers when the old release cannot run without them, else
+    after."""
     evidence = world.evidence
     if world.database is None:
         draft.skipped.append("database: none configured")

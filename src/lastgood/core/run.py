@@ -105,7 +105,9 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
             return _look(step, progress)
         if tally.abort:
             return Stop(
-                terminal=TerminalState.ABORTED_BY_HUMAN, step=step, reason=_who("aborted", tally.abort.by, tally.abort.why)
+                terminal=TerminalState.ABORTED_BY_HUMAN,
+                step=step,
+                reason=_who("aborted", tally.abort.by, tally.abort.why),
             )
         if progress.failed and not progress.failed.again:
             return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
@@ -117,7 +119,9 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
                 reason = _who("denied", tally.denied.by, tally.denied.why)
                 return Stop(terminal=TerminalState.DENIED, step=step, reason=reason)
             return AwaitApproval(step=step)
-        return Apply(step=step, attempt=progress.attempts + 1, delay_s=progress.failed.delay_s if progress.failed else 0.0)
+        return Apply(
+            step=step, attempt=progress.attempts + 1, delay_s=progress.failed.delay_s if progress.failed else 0.0
+        )
     return Finish()
 
 
@@ -195,7 +199,11 @@ def outcomes(plan: Plan, records: Sequence[Record]) -> tuple[StepOutcome, ...]:
         )
         found.append(
             StepOutcome(
-                name=step.name, target=step.role.value, state=state, duration_s=round(progress.elapsed_s, 3), note=progress.note
+                name=step.name,
+                target=step.role.value,
+                state=state,
+                duration_s=round(progress.elapsed_s, 3),
+                note=progress.note,
             )
         )
     return tuple(found)

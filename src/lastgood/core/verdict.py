@@ -57,7 +57,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Healthy:
-    """The window ended without a trigger. proved: an anytime bound shows the rate under its limit; else more_requests say how many more would."""
+    """The window ended without a trigger. proved: an anytime bound shows the rate under its limit; else more_requests
+    say how many more would."""
 
     proved: bool
     more_requests: int
@@ -104,7 +105,8 @@ def source_of(name: str, trigger: TriggerConfig) -> str:
 
 
 def counts(trigger: TriggerConfig, bucket: Bucket, source: str) -> tuple[int, int] | None:
-    """Return (total, bad) that a bucket holds for a statistical trigger; None when it was not seen or is not statistical."""
+    """Return (total, bad) that a bucket holds for a statistical trigger; None when it was not seen or is not
+    statistical."""
     match trigger, bucket.reading(source):
         case ErrorRateTrigger(), Traffic(requests=requests, errors=errors):
             return requests, errors
@@ -154,9 +156,12 @@ class Watch:
 
     @classmethod
     def begin(cls, rules: WatchConfig, *, started_at: datetime, baseline: Sequence[Bucket]) -> Watch:
-        """Arm the triggers. baseline: readings before the first effect, oldest first; empty: everything is armed, burst factor 1."""
+        """Arm the triggers. baseline: readings before the first effect, oldest first; empty: everything is armed,
+        burst factor 1."""
         statistical = {
-            name: t for name, t in rules.triggers.items() if isinstance(t, ErrorRateTrigger | LatencyTrigger | FeatureTrigger)
+            name: t
+            for name, t in rules.triggers.items()
+            if isinstance(t, ErrorRateTrigger | LatencyTrigger | FeatureTrigger)
         }
         detectors: dict[str, Detector] = {}
         unarmed: dict[str, str] = {}
@@ -165,7 +170,9 @@ class Watch:
             before = [c for b in baseline if (c := counts(trigger, b, source_of(name, trigger))) is not None]
             if already_red(before, objective):
                 bad, total = sum(b for _, b in before), sum(n for n, _ in before)
-                unarmed[name] = f"already over its limit before the deploy ({bad} of {total}); a rollback would not help"
+                unarmed[name] = (
+                    f"already over its limit before the deploy ({bad} of {total}); a rollback would not help"
+                )
                 continue
             feature = isinstance(trigger, FeatureTrigger)
             policy = DetectorPolicy(
@@ -301,7 +308,11 @@ class Watch:
             if reason:
                 found.append(
                     Evidence(
-                        trigger=name, kind=trigger.kind, sentence=reason, value=float(grown), limit=float(trigger.restarts - 1)
+                        trigger=name,
+                        kind=trigger.kind,
+                        sentence=reason,
+                        value=float(grown),
+                        limit=float(trigger.restarts - 1),
                     )
                 )
         return tuple(found)
@@ -313,12 +324,16 @@ class Watch:
             observed = self.eyes.get(source, _Eye()).observed
             # the first look of a counting source has nothing to compare with
             if observed + 1 < NEEDED_COVERAGE * expected:
-                reasons.append(f"{source} was observed in {observed} of {expected} intervals, needed {NEEDED_COVERAGE:.0%}")
+                reasons.append(
+                    f"{source} was observed in {observed} of {expected} intervals, needed {NEEDED_COVERAGE:.0%}"
+                )
         more = 0
         for name, detector in self.detectors.items():
             ending = detector.ending()
             if isinstance(ending, LiteralBreach):
-                reasons.append(f"{label(name, self.rules.triggers[name])}: over its limit, not proved: {self._rate(name)}")
+                reasons.append(
+                    f"{label(name, self.rules.triggers[name])}: over its limit, not proved: {self._rate(name)}"
+                )
             elif isinstance(ending, Unproved) and not isinstance(self.rules.triggers[name], FeatureTrigger):
                 more = max(more, ending.more_requests)
         if reasons:

@@ -1,4 +1,5 @@
-"""A deployment: prepare, restore point, gate, migrate, roll out, then watch. What could not be rolled back is refused first."""
+"""A deployment: prepare, restore point, gate, migrate, roll out, then watch. What could not be rolled back is refused
+first."""
 
 from __future__ import annotations
 
@@ -33,12 +34,14 @@ from lastgood.runbook.watch import start_watch
 
 FRONTEND_WAIT_S: Final = 300.0
 FRONTEND_SEEN_S: Final = 10.0
-"""A push shows up at the frontend host within seconds; a commit it does not know by then did not change the frontend."""
+"""A push shows up at the frontend host within seconds; a commit it does not know by then did not change the
+frontend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
-    """What became of a deploy's plan. report: of the rollback that followed when it stopped; None: it serves and is watched."""
+    """What became of a deploy's plan. report: of the rollback that followed when it stopped; None: it serves and is
+    watched."""
 
     deployment: str
     report: Report | None = None
@@ -48,11 +51,13 @@ def check_may_deploy(history: History) -> None:
     """Raise Refused, nothing changed, when deploys are frozen or something unfinished lies in the way."""
     if history.frozen:
         raise Refused(
-            f"deploys are frozen by {history.frozen.by}: {history.frozen.why}", hint="lastgood unfreeze -m 'why it is safe'"
+            f"deploys are frozen by {history.frozen.by}: {history.frozen.why}",
+            hint="lastgood unfreeze -m 'why it is safe'",
         )
     if (run := history.open_run) is not None:
         raise Refused(
-            f"{run.plan.purpose.value} {run.started.run} of {run.plan.to_release} did not finish", hint="lastgood rollback"
+            f"{run.plan.purpose.value} {run.started.run} of {run.plan.to_release} did not finish",
+            hint="lastgood rollback",
         )
 
 
@@ -97,7 +102,8 @@ def deploy(
 
 
 def take_up(rooms: Rooms) -> Deployed | None:
-    """Go on with a deploy whose process died after it changed what serves. None when there is none. Needs the RUN lease.
+    """Go on with a deploy whose process died after it changed what serves. None when there is none. Needs the RUN
+    lease.
 
     Raises Refused when it died before: then `rollback` removes what it began.
     """
@@ -119,7 +125,8 @@ def give_up(rooms: Rooms, why: str) -> None:
 
 
 def _prepared(rooms: Rooms, name: str) -> Release:
-    """Build or pull, hold, describe; with what the release says of the database. The same name with other content is refused."""
+    """Build or pull, hold, describe; with what the release says of the database. The same name with other content is
+    refused."""
     release = rooms.containers.prepare(name, rooms.clock.now())
     if rooms.database:
         shipped = rooms.database.ships(name)
@@ -189,9 +196,7 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     return deployment.id
 
 
-def _go_on(
-    rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]
-) -> Deployed:
+def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]) -> Deployed:
     plan = run.plan
 
     def before_change() -> None:
@@ -234,7 +239,8 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
 
 
 def _await_frontend(rooms: Rooms, release: Release) -> str:
-    """Wait for this commit's frontend deployment to serve production; return its id, or what serves when it is unchanged."""
+    """Wait for this commit's frontend deployment to serve production; return its id, or what serves when it is
+    unchanged."""
     if rooms.frontend is None:
         return ""
     began = rooms.clock.now()
@@ -295,5 +301,3 @@ class _Baseline:
             self._rooms.story(f"  reading what is normal before anything changes, {left_s:.0f} s left")
         self._thread.join(timeout=self._rooms.config.watch.baseline * 2)
         return tuple(self._buckets)
-
-

@@ -34,7 +34,8 @@ class Finding:
 
 
 def examine(rooms: Rooms) -> tuple[Finding, ...]:
-    """Run every check, in the order of the house: memory, target, containers, database, frontend, eyes, voice. Changes nothing."""
+    """Run every check, in the order of the house: memory, target, containers, database, frontend, eyes, voice.
+    Changes nothing."""
     history = rooms.memory.history()
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("journal", lambda: _journal(rooms)),
@@ -110,7 +111,9 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
     yield Finding(
         check="restore point",
         answer=Answer.OK if kept else Answer.FAILED,
-        evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved" if newest and kept else "none that is proved",
+        evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
+        if newest and kept
+        else "none that is proved",
         hint="" if kept else "one is taken at the next lastgood deploy",
     )
 
@@ -147,10 +150,15 @@ def _signals(rooms: Rooms) -> Iterator[Finding]:
                     hint="check its address under watch in lastgood.yaml",
                 )
             case NoData(reason=reason):
-                yield Finding(check=f"signal {look.source}", answer=Answer.COULD_NOT_LOOK, evidence=reason, hint="lastgood doctor")
+                yield Finding(
+                    check=f"signal {look.source}", answer=Answer.COULD_NOT_LOOK, evidence=reason, hint="lastgood doctor"
+                )
             case reading:
                 yield Finding(check=f"signal {look.source}", answer=Answer.OK, evidence=f"answers ({reading.kind})")
     if not bucket.looks:
         yield Finding(
-            check="signals", answer=Answer.FAILED, evidence="no trigger is configured", hint="add watch.triggers to lastgood.yaml"
+            check="signals",
+            answer=Answer.FAILED,
+            evidence="no trigger is configured",
+            hint="add watch.triggers to lastgood.yaml",
         )

@@ -1,4 +1,5 @@
-"""Named points at which this process kills itself, so that everybody can see a run resume: LASTGOOD_DIE_AT=after-intent:fence.
+"""Named points at which this process kills itself, so that everybody can see a run resume:
+LASTGOOD_DIE_AT=after-intent:fence.
 
 Points: before-intent, after-intent, after-act, after-seen, each of any step; after-plan:rollback, before-end:rollback.
 """

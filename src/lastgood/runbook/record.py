@@ -56,7 +56,8 @@ def record(rooms: Rooms, name: str) -> Release:
 
 
 def vouch(rooms: Rooms, name: str, *, why: str) -> None:
-    """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown or was rolled back."""
+    """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown or was rolled
+    back."""
     history = rooms.memory.history()
     if name not in history.releases:
         known = ", ".join(history.releases) or "none"
@@ -68,6 +69,8 @@ def vouch(rooms: Rooms, name: str, *, why: str) -> None:
     if under and under.deployment.release == name and history.open_run is None:
         rooms.memory.note(
             DeploymentEnded(
-                deployment=under.deployment.id, terminal=TerminalState.HEALTHY_KEPT, sentence=f"vouched for by {rooms.who}"
+                deployment=under.deployment.id,
+                terminal=TerminalState.HEALTHY_KEPT,
+                sentence=f"vouched for by {rooms.who}",
             )
         )

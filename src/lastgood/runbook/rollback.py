@@ -1,4 +1,5 @@
-"""A rollback from decision to report: evidence saved, plan journaled, carried out, verified, told; resumable at any point.
+"""A rollback from decision to report: evidence saved, plan journaled, carried out, verified, told; resumable at any
+point.
 
 `roll_back` begins one; `take_up` goes on with one whose process died. Both end in the same function, because what is
 left to do is read from the journal.
@@ -34,7 +35,8 @@ PER_DAY: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """Why a rollback begins. trigger: a trigger's name or `person`. by: who. invalid_rows: rows that broke an invariant."""
+    """Why a rollback begins. trigger: a trigger's name or `person`. by: who. invalid_rows: rows that broke an
+    invariant."""
 
     trigger: str
     sentence: str
@@ -58,7 +60,9 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
         raise Refused(f"release {name!r} not found; known: {known}", hint="lastgood releases")
     found = history.releases[name]
     if found.standing is not Standing.GOOD:
-        raise Refused(f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases")
+        raise Refused(
+            f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases"
+        )
     return found
 
 
@@ -77,9 +81,7 @@ def plan_rollback(
     database = rooms.database.observe() if rooms.database else None
     latest = next(reversed(history.deployments.values()), None)
     # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
-    undone = [
-        d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id
-    ]
+    undone = [d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id]
     point = history.restore_point_of(undone[-1]) if undone else None
     if point is None and latest is not None:
         point = history.restore_point_of(latest.deployment.id)
@@ -144,17 +146,18 @@ def roll_back(
 
 def asking(plan: Plan) -> Plan:
     """The same plan, whose every step that users can notice waits for a person."""
-    return replace(plan, steps=tuple(replace(s, needs_approval=s.needs_approval or s.changes_what_serves) for s in plan.steps))
+    return replace(
+        plan, steps=tuple(replace(s, needs_approval=s.needs_approval or s.changes_what_serves) for s in plan.steps)
+    )
 
 
 def automatic_allowed(rooms: Rooms, history: History) -> str:
-    """Return why no rollback may begin without a person; empty when it may: mode automatic, and the budget is not used up."""
+    """Return why no rollback may begin without a person; empty when it may: mode automatic, and the budget is not
+    used up."""
     if rooms.config.mode is not Mode.AUTOMATIC:
         return f"mode is {rooms.config.mode.value}"
     day_ago = rooms.clock.now() - timedelta(days=1)
-    own = [
-        r for r in history.runs.values() if r.plan.purpose is Purpose.ROLLBACK and r.started.by == BY_LASTGOOD
-    ]
+    own = [r for r in history.runs.values() if r.plan.purpose is Purpose.ROLLBACK and r.started.by == BY_LASTGOOD]
     if any(r.plan.from_release == bad_release(history) for r in own):
         return f"{bad_release(history)} was rolled back automatically before"
     if sum(r.record.at > day_ago for r in own) >= PER_DAY:
@@ -219,7 +222,10 @@ def _serving_now(rooms: Rooms, plan: Plan) -> str:
 
 
 def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
-    if rooms.database is None or make_lift_plan(plan, plan_id=plan.id, now=rooms.clock.now(), deadlines=rooms.deadlines) is None:
+    if (
+        rooms.database is None
+        or make_lift_plan(plan, plan_id=plan.id, now=rooms.clock.now(), deadlines=rooms.deadlines) is None
+    ):
         return False
     try:
         return not rooms.database.observe().exists
@@ -234,7 +240,9 @@ def _lift(rooms: Rooms, plan: Plan) -> bool:
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
     if lift is None:
         return True
-    rooms.memory.note(RunStarted(run=run, plan=lift, trigger=COMPENSATION, sentence=f"run {plan.id} stopped", by=BY_LASTGOOD))
+    rooms.memory.note(
+        RunStarted(run=run, plan=lift, trigger=COMPENSATION, sentence=f"run {plan.id} stopped", by=BY_LASTGOOD)
+    )
     return _finish_lift(rooms, lift)
 
 
@@ -269,8 +277,13 @@ def _report(
     advice = []
     if rolled_back:
         if commit:
-            advice.append(f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused")
-        advice += [f"read the evidence in {_incident(rooms, plan.id)}", "lastgood unfreeze -m 'fixed: ...' once the cause is known"]
+            advice.append(
+                f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
+            )
+        advice += [
+            f"read the evidence in {_incident(rooms, plan.id)}",
+            "lastgood unfreeze -m 'fixed: ...' once the cause is known",
+        ]
     return Report(
         run=plan.id,
         terminal=terminal,
@@ -302,7 +315,9 @@ def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
     """Show what is asked, and tell the team once that a person is needed."""
     for line in approval_text(rooms, run.plan):
         rooms.story(line)
-    rooms.story(f"waiting at {step.name} for: lastgood approve {run.started.run}   (or: lastgood deny {run.started.run})")
+    rooms.story(
+        f"waiting at {step.name} for: lastgood approve {run.started.run}   (or: lastgood deny {run.started.run})"
+    )
     tell(
         rooms,
         run.started.run,
@@ -313,7 +328,8 @@ def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
 
 
 def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
-    """What an approval binds: the plan's hash, the objects by name, and what would leave the live data at this moment."""
+    """What an approval binds: the plan's hash, the objects by name, and what would leave the live data at this
+    moment."""
     lines = [f"plan {plan.id} ({plan.hash[:12]})  {plan.from_release} -> {plan.to_release}"]
     decision, database = plan.database, rooms.config.database
     if decision and decision.restore_point and database:
@@ -342,7 +358,8 @@ def _incident(rooms: Rooms, run: str) -> str:
 
 
 def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
-    """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not fatal."""
+    """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not
+    fatal."""
     folder = rooms.state / "incidents" / run
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     history = rooms.memory.history()

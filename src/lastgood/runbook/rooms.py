@@ -36,7 +36,8 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rooms:
-    """One stack's ports. database, frontend: None when not configured. root: folder of lastgood.yaml. who: for the journal."""
+    """One stack's ports. database, frontend: None when not configured. root: folder of lastgood.yaml. who: for the
+    journal."""
 
     config: Config
     memory: Memory

@@ -8,7 +8,8 @@ from lastgood.runbook.rooms import Rooms
 
 
 def tell(rooms: Rooms, run: str, text: str, *, event_id: str) -> None:
-    """Send `text` to every channel once per event, and note what became of it. A run that is taken up does not send again."""
+    """Send `text` to every channel once per event, and note what became of it. A run that is taken up does not send
+    again."""
     history = rooms.memory.history()
     told = history.runs[run].told if run in history.runs else []
     for notifier in rooms.notifiers:

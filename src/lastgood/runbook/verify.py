@@ -1,4 +1,5 @@
-"""Verification after a rollback: checks that say yes or no, each named in the report. Nothing is concluded from silence."""
+"""Verification after a rollback: checks that say yes or no, each named in the report. Nothing is concluded from
+silence."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
         fingerprint = restore_point.fingerprint if swapped and restore_point else ""
         groups.append(("database", lambda: database.checks(fingerprint)))
     if (frontend := rooms.frontend) is not None:
-        returned = next((s.action.deployment for s in plan.steps if isinstance(s.action, ReturnFrontend)), target.frontend)
+        returned = next(
+            (s.action.deployment for s in plan.steps if isinstance(s.action, ReturnFrontend)), target.frontend
+        )
         if returned:
             groups.append(("frontend", lambda: frontend.checks(returned)))
     groups += [
@@ -38,7 +41,9 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
     for name, look in groups:
         checks += _tried(rooms, name, look)
     for check in checks:
-        rooms.story(f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}" + (f"  {check.detail}" if check.detail else ""))
+        rooms.story(
+            f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}" + (f"  {check.detail}" if check.detail else "")
+        )
     return tuple(checks)
 
 

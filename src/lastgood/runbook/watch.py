@@ -74,7 +74,12 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                     rooms.story(watching_line(under, verdict))
                     if verdict.blind_to and not told_blind:
                         told_blind = True
-                        tell(rooms, "", f"👁 watching {under.deployment.release}, blind to {'; '.join(verdict.blind_to)}", event_id=f"{deployment}-blind")
+                        tell(
+                            rooms,
+                            "",
+                            f"👁 watching {under.deployment.release}, blind to {'; '.join(verdict.blind_to)}",
+                            event_id=f"{deployment}-blind",
+                        )
                 case Unhealthy() if under.watch and under.watch.bake:
                     return _bake_failed(rooms, under, verdict)
                 case Unhealthy():
@@ -83,7 +88,9 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                             proposed = True
                             _say_only(rooms, under, verdict)
                         if _left_s(rooms, under) <= 0:
-                            return _kept(rooms, under, Inconclusive(reasons=tuple(e.sentence for e in verdict.evidence)))
+                            return _kept(
+                                rooms, under, Inconclusive(reasons=tuple(e.sentence for e in verdict.evidence))
+                            )
                         continue
                     return _act(rooms, under, verdict, watch)
                 case Healthy() | Inconclusive():
@@ -138,7 +145,9 @@ def _refused(rooms: Rooms, under: DeploymentHistory, cause: Cause, refused: Last
         f"{refused.message}. {rooms.config.notify.owner} is needed.",
         event_id=f"{under.deployment.id}-refused",
     )
-    rooms.memory.note(DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.REFUSED, sentence=sentence))
+    rooms.memory.note(
+        DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.REFUSED, sentence=sentence)
+    )
     return WatchOutcome(terminal=TerminalState.REFUSED, sentence=sentence)
 
 
