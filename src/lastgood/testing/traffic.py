@@ -204,11 +204,12 @@ class Traffic:
         The wait is bounded, since every request has its own deadline. Raises LoginRefusedError.
         """
         await self._first_login()
-        begin = time.monotonic()
+        now = asyncio.get_running_loop().time
+        begin = now()
         in_flight: set[asyncio.Task[None]] = set()
         n = 0
         while not self.stopping.is_set() and (duration_s is None or n < duration_s * self.rate):
-            if await self._stopped_within(begin + n / self.rate - time.monotonic()):
+            if await self._stopped_within(begin + n / self.rate - now()):
                 break
             task = asyncio.create_task(self._send(n, self._next_kind(), self._next_client()))
             in_flight.add(task)
@@ -219,7 +220,8 @@ class Traffic:
 
     async def _first_login(self) -> None:
         """Wait for a stack that is still starting. These attempts are not traffic and are not counted."""
-        give_up_at = time.monotonic() + LOGIN_WAIT_S
+        now = asyncio.get_running_loop().time
+        give_up_at = now() + LOGIN_WAIT_S
         last = "no answer"
         while not self.token and not self.stopping.is_set():
             try:
@@ -229,7 +231,7 @@ class Traffic:
                     self.token = _text(answer, "token") or ""
             except httpx.TransportError as error:
                 last = str(error) or type(error).__name__
-            if not self.token and time.monotonic() > give_up_at:
+            if not self.token and now() > give_up_at:
                 raise LoginRefusedError(f"no login as {USER} within {LOGIN_WAIT_S:g} s: {last}")
             if not self.token:
                 await self._stopped_within(LOGIN_PAUSE_S)
@@ -271,7 +273,8 @@ class Traffic:
 
     async def _send(self, n: int, kind: Kind, client: httpx.AsyncClient) -> None:
         request = self._build(n, kind, client)
-        sent_at, begin = datetime.now(UTC), time.perf_counter()
+        sent_at = datetime.now(UTC)  # noqa: TID251 (the ledger is compared with what the program says of its own time)
+        begin = time.perf_counter()
         status: int | Lost
         answer: httpx.Response | None = None
         try:
@@ -344,7 +347,7 @@ async def generate(url: str, *, rate: float, ledger: Path, seed: int | None, dur
     # Buffered by line, in the loop's own thread: one write and one flush a request.
     with ledger.open("a", encoding="utf-8", buffering=1) as book:
         async with kept, fresh:
-            traffic = Traffic(kept=kept, fresh=fresh, ledger=book, rate=rate, draw=random.Random(seed))
+            traffic = Traffic(kept=kept, fresh=fresh, ledger=book, rate=rate, draw=random.Random(seed))  # noqa: S311 (traffic, not secrets)
             loop = asyncio.get_running_loop()
             for signum in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(signum, traffic.stopping.set)
@@ -378,7 +381,7 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         )
     except LoginRefusedError as error:
-        print(f"traffic: {error}", file=sys.stderr)
+        sys.stderr.write(f"traffic: {error}\n")
         return 1
     return 0
 

@@ -35,7 +35,7 @@ from lastgood.testing.vercel_world import (
 )
 
 # The real tool refuses a token that contains "-".
-DEFAULT_TOKEN = "vercel_standin_token"
+DEFAULT_TOKEN = "vercel_standin_token"  # noqa: S105 (it opens nothing but the stand-in)
 DEFAULT_TEAM, DEFAULT_PROJECT, DEFAULT_DOMAIN = "hypercode", "hypercode-web", "hypercode.example"
 USER_ID, USER_NAME = "standin", "standin"
 LIST_LIMIT = 20
@@ -351,6 +351,12 @@ class VercelStandIn(StandIn):
 
     def control(self, call: Call, parts: tuple[str, ...]) -> Answer:
         """What the methods above do, over HTTP; the bodies' fields bear the names of their parameters."""
+        try:
+            return self._driven(call, parts)
+        except RefusedError as refusal:
+            return _error(refusal.status, str(refusal))
+
+    def _driven(self, call: Call, parts: tuple[str, ...]) -> Answer:
         fields = call.fields()
         match call.method, parts:
             case "GET", ("state",):
@@ -458,7 +464,7 @@ def main(words: Sequence[str] | None = None) -> int:
             job=timedelta(seconds=options.job_s),
         )
     except OSError as error:
-        print(f"vercel stand-in: cannot listen on port {options.port}: {error.strerror}", file=sys.stderr)
+        sys.stderr.write(f"vercel stand-in: cannot listen on port {options.port}: {error.strerror}\n")
         return 1
     serve_until_told(standin)
     return 0
