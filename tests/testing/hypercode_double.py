@@ -78,6 +78,7 @@ def _handler(double: HyperCodeDouble) -> type[BaseHTTPRequestHandler]:
                 self._answer(401, {})
             elif self.path == "/missions":
                 assert 1 <= sent["credits"] <= 500
+                assert sent["priority"] in ("low", "normal", "high")
                 with double.lock:
                     mission = str(len(double.missions) + 1)
                     cut, double.cut_next_mission = double.cut_next_mission, False

@@ -32,11 +32,12 @@ import httpx
 REQUEST_DEADLINE_S = 5.0
 LOGIN_WAIT_S = 120.0
 LOGIN_PAUSE_S = 0.2
-# Shorter than uvicorn's 5 s keep-alive: a client that reuses a connection at the very moment the server
-# drops it would count failures that the stack never had.
+# Shorter than what servers grant (uvicorn: 5 s by default): a client that reuses a connection at the very moment
+# the server gives it up would count failures that the stack never had.
 KEEP_ALIVE_S = 2.0
 NEW_CONNECTION_SHARE = 0.25
 REMEMBERED_MISSIONS = 1_000
+PRIORITIES = ("low", "normal", "high")
 USER, PASSWORD = "ada", "lovelace"
 
 
@@ -260,7 +261,7 @@ class Traffic:
             case Kind.CREATE_MISSION:
                 # Many stay under 100 credits, so that a constraint on small amounts meets rows that break it.
                 amount = self.draw.choice((self.draw.randint(1, 99), self.draw.randint(1, 500)))
-                mission = {"title": f"mission {n}", "credits": amount, "priority": self.draw.randint(1, 5)}
+                mission = {"title": f"mission {n}", "credits": amount, "priority": self.draw.choice(PRIORITIES)}
                 return client.build_request("POST", "/missions", json=mission, headers=bearer)
             case Kind.LIST_MISSIONS:
                 return client.build_request("GET", "/missions", params={"limit": 20}, headers=bearer)
