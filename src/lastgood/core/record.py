@@ -135,13 +135,17 @@ class StepStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSeen:
-    """What the target showed of the step when it was looked at. elapsed_s: since the attempt began."""
+    """What the target showed of the step when it was looked at. elapsed_s: since the attempt began.
+
+    applied: this process had just applied it; False when a step left by a process that died is looked at.
+    """
 
     run: str
     step: str
     seen: Seen
     elapsed_s: float = 0.0
     note: str = ""
+    applied: bool = False
     kind: Literal["step_seen"] = "step_seen"
 
 

@@ -29,6 +29,8 @@ APPROVAL_LIFE: Final = timedelta(minutes=10)
 """OWASP ASVS 5.0, 6.5.5: an out-of-band approval lives at most ten minutes."""
 LOOKS: Final = 5
 """How often an unclear answer is looked at again before a person is asked."""
+DEATHS: Final = 2
+"""How often a process may die in a step beyond its attempts: a step that kills every process must not do so for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class _Progress:
     """What the journal says of one step."""
 
     attempts: int = 0
+    failures: int = 0
     open: bool = False
     done: bool = False
     unclear: int = 0
@@ -89,7 +92,7 @@ class _Progress:
 @dataclass(slots=True)
 class _Tally:
     steps: dict[str, _Progress] = field(default_factory=dict)
-    approved_at: datetime | None = None
+    approvals: list[tuple[datetime, str]] = field(default_factory=list)
     denied: ApprovalDenied | None = None
     abort: AbortAsked | None = None
 
@@ -111,7 +114,7 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
             )
         if progress.failed and not progress.failed.again:
             return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
-        if progress.attempts >= step.attempts:
+        if progress.failures >= step.attempts or progress.attempts >= step.attempts + DEATHS:
             last = progress.failed.reason if progress.failed else "it was applied, and the target does not show it"
             return _stopped(plan, tally, step, f"gave up after {progress.attempts} attempts: {last}", "")
         if step.needs_approval and not _approved(plan, tally, now):
@@ -144,8 +147,9 @@ def _stopped(plan: Plan, tally: _Tally, step: Step, reason: str, hint: str) -> S
 
 def _approved(plan: Plan, tally: _Tally, now: datetime) -> bool:
     """An approval opens the first step that needs one for ten minutes; once that step began, it holds for the run."""
-    began = any(tally.steps[s.name].attempts for s in plan.steps if s.needs_approval)
-    return began or (tally.approved_at is not None and now - tally.approved_at <= APPROVAL_LIFE)
+    if any(tally.steps[s.name].attempts for s in plan.steps if s.needs_approval):
+        return True
+    return any(now - at <= APPROVAL_LIFE and plan_hash == plan.hash for at, plan_hash in tally.approvals)
 
 
 def _who(what: str, by: str, why: str) -> str:
@@ -166,12 +170,14 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
                 progress.done = event.seen is Seen.DONE
                 progress.open = event.seen is Seen.UNKNOWN
                 progress.unclear = progress.unclear + 1 if progress.open else 0
+                progress.failures += event.applied and event.seen is Seen.NOT_DONE
             case StepFailed(step=name) as event:
                 progress = tally.steps[name]
                 progress.open, progress.failed, progress.note = False, event, event.reason
-            case ApprovalGiven(plan_hash=approved) if approved == plan.hash and tally.denied is None:
-                tally.approved_at = record.at
-            case ApprovalDenied() as event if tally.approved_at is None:
+                progress.failures += 1
+            case ApprovalGiven(plan_hash=plan_hash) if tally.denied is None:
+                tally.approvals.append((record.at, plan_hash))
+            case ApprovalDenied() as event:
                 tally.denied = event
             case AbortAsked() as event:
                 tally.abort = event

@@ -54,7 +54,7 @@ def carry_out(
                 rooms.clock.sleep(POLL_S)
             case Observe(step=step, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
-                _note_seen(rooms, run, step, rooms.clock.now())
+                _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
                 if attempt == 1 and (drift := _drift(rooms, history, step)):
@@ -103,17 +103,17 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     except OutcomeUnknown as error:
         rooms.story(f"  {step.name}: {error.message}; looking")
     killpoint("after-act", step.name)
-    _note_seen(rooms, run, step, began)
+    _note_seen(rooms, run, step, began, applied=True)
     killpoint("after-seen", step.name)
 
 
-def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime) -> None:
+def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool) -> None:
     try:
         state, note = seen(step, rooms.target(step.role).observe()), ""
     except (Retryable, OutcomeUnknown) as error:
         state, note = Seen.UNKNOWN, error.message
     elapsed_s = (rooms.clock.now() - began).total_seconds()
-    rooms.memory.note(StepSeen(run=run, step=step.name, seen=state, elapsed_s=elapsed_s, note=note))
+    rooms.memory.note(StepSeen(run=run, step=step.name, seen=state, elapsed_s=elapsed_s, note=note, applied=applied))
     rooms.story(f"  {step.name}  {state.value}  {elapsed_s:.1f} s" + (f"  ({note})" if note else ""))
 
 

@@ -1,0 +1,132 @@
+"""Plans and releases that several tests speak of: three services, one database, one frontend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lastgood.core.deploying import make_deploy_plan
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Health, InstanceFacts
+from lastgood.core.migration import (
+    BrokenInvariant,
+    DatabaseEvidence,
+    Fit,
+    FitsSchema,
+    SchemaChange,
+    WritesSince,
+)
+from lastgood.core.plan import Plan
+from lastgood.core.release import Release, RestorePoint, ServiceRecord
+from lastgood.core.returning import Deadlines, World, make_plan
+from lastgood.testing import world as simulated
+from lastgood.testing.world import START
+
+SERVICES = ("core", "orchestrator", "agent")
+DEADLINES = Deadlines(boot_s=10, frontend_s=10, database_s=60, fence_s=10)
+
+
+def release(name: str, *, migrations: tuple[str, ...] = ()) -> Release:
+    """A release whose artifacts are named after it."""
+    services = tuple(ServiceRecord(name=s, artifact=f"{s}-{name}", held_as=f"held/{s}:{name}") for s in SERVICES)
+    return Release(id=name, recorded_at=START, engine="process", services=services, migrations=migrations)
+
+
+def serving(name: str) -> dict[str, str]:
+    """Service to artifact, as a world that serves a release wholly."""
+    return {s: f"{s}-{name}" for s in SERVICES}
+
+
+HELD = frozenset(a for name in ("old", "bad") for a in serving(name).values())
+
+RESTORE_POINT = RestorePoint(
+    id="rp-d2",
+    database="app",
+    taken_at=START,
+    path="rp-d2/dump",
+    sha256="00",
+    size_bytes=1000,
+    fingerprint="f1",
+    snapshot="1:1:",
+    clone="clone_rp-d2",
+    proved_at=START,
+)
+
+EVIDENCE = DatabaseEvidence(
+    database="app",
+    changes=(SchemaChange(object="missions.title", change="renamed to name"),),
+    errors=(),
+    broken=(BrokenInvariant(invariant="credits", by_migration=7, by_others=0, keys=("1",)),),
+    old_release=FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title"),
+    writes=WritesSince(tables=(("missions", 12),), rate_per_s=2.0),
+)
+UNCHANGED = replace(
+    EVIDENCE, changes=(), broken=(), old_release=FitsSchema(fit=Fit.YES, tried=0, reason="same schema")
+)
+
+
+def facts(name: str) -> ContainerFacts:
+    """A world that serves a release wholly, everything held."""
+    return ContainerFacts(
+        observed_at=START,
+        serving=tuple(
+            InstanceFacts(service=s, instance=s, artifact=a, running=True, health=Health.HEALTHY)
+            for s, a in serving(name).items()
+        ),
+        held=HELD,
+    )
+
+
+def database_facts() -> DatabaseFacts:
+    """The live database with the bad release's schema."""
+    return DatabaseFacts(
+        observed_at=START, database="app", exists=True, fingerprint="f2", size_bytes=1000, databases=frozenset({"app"})
+    )
+
+
+def world(evidence: DatabaseEvidence | None, *, frontend: bool = True) -> World:
+    """What a rollback from `bad` is planned from."""
+    simulation = simulated.World(serving=serving("bad"), held=HELD)
+    return World(
+        containers=facts("bad"),
+        rung="L2",
+        database=database_facts() if evidence else None,
+        evidence=evidence,
+        restore_point=RESTORE_POINT if evidence else None,
+        frontend=simulation.frontend if frontend else None,
+        frontend_target="dpl_old" if frontend else "",
+    )
+
+
+def rollback_plan(evidence: DatabaseEvidence | None, *, frontend: bool = True) -> Plan:
+    """The way back from `bad` to `old`."""
+    return make_plan(
+        release("old"), world(evidence, frontend=frontend), plan_id="r1", now=START, serving="bad", deadlines=DEADLINES
+    )
+
+
+def deploy_plan() -> Plan:
+    """The way from `old` to `bad`, with a migration."""
+    return make_deploy_plan(
+        release("bad", migrations=("m1", "m2")),
+        plan_id="r1",
+        now=START,
+        serving="old",
+        containers=facts("old"),
+        database=replace(database_facts(), fingerprint="f1", migrations=("m1",)),
+        restore_point="rp-d2",
+        rung="L2",
+        boot_s=10,
+        restore_s=60,
+        migrate_s=60,
+    )
+
+
+SHAPES = {
+    "deploy": deploy_plan,
+    "containers": lambda: rollback_plan(None, frontend=False),
+    "containers-frontend": lambda: rollback_plan(UNCHANGED),
+    "database-first": lambda: rollback_plan(EVIDENCE),
+    "database-after": lambda: rollback_plan(
+        replace(EVIDENCE, old_release=FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran"))
+    ),
+}
+"""Every shape of plan that the core makes."""

@@ -1,0 +1,114 @@
+"""A run that dies anywhere, once or twice, and is taken up again, ends the same with every effect exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import cast, get_args
+
+import pytest
+
+from lastgood.core.config import Config, parse_config
+from lastgood.core.plan import Action, Plan, Role
+from lastgood.core.ports import Containers, Database, Frontend
+from lastgood.core.record import ApprovalGiven, RunStarted
+from lastgood.core.run import Finish
+from lastgood.runbook.carry_out import carry_out
+from lastgood.runbook.rooms import Memory, Rooms
+from lastgood.testing.world import Crash, Crashes, MemoryJournal, SteppedClock, World
+from tests.core.examples import HELD, SHAPES, serving
+
+CONFIG = """
+version: 1
+stack: sim
+process:
+  services:
+    core: {command: [core], port: 1}
+"""
+
+
+@cache
+def config() -> Config:
+    return parse_config(CONFIG, file="sim", env={}, read_file=lambda _name: "")
+
+
+class Simulation:
+    """One plan, one world, one journal; as many lives as it takes."""
+
+    def __init__(self, plan: Plan, *crash_at: int) -> None:
+        self.plan = plan
+        self.clock = SteppedClock()
+        self.journal = MemoryJournal(self.clock)
+        self.world = World(serving=serving(plan.from_release), held=HELD, migrations=("m1",))
+        self.lives = 0
+        if plan.database:
+            self.world.database = replace(self.world.database, databases=frozenset({"app", "clone_rp-d2"}))
+        self.journal.append(RunStarted(run="r1", plan=plan, trigger="person", sentence="", by="t"))
+        self.journal.append(ApprovalGiven(run="r1", plan_hash=plan.hash, by="t"))
+        self.crashes = Crashes(*crash_at)
+        self.journal.crashes = self.world.crashes = self.crashes
+
+    def rooms(self) -> Rooms:
+        """The rooms of one life: nothing is remembered but what the journal and the world hold."""
+        return Rooms(
+            config=config(),
+            memory=Memory(self.journal),
+            clock=self.clock,
+            containers=cast("Containers", self.world.hand(Role.CONTAINERS)),
+            database=cast("Database", self.world.hand(Role.DATABASE)),
+            frontend=cast("Frontend", self.world.hand(Role.FRONTEND)),
+            sources=(),
+            checkers=(),
+            notifiers=(),
+            root=Path(),
+            state=Path(),
+            who="t",
+            story=lambda _line: None,
+        )
+
+    def live(self) -> object:
+        """Carry the plan on through every crash; return how it ended."""
+        while True:
+            self.lives += 1
+            assert self.lives < 10, "the run never ends"
+            try:
+                return carry_out(self.rooms(), "r1")
+            except Crash:
+                continue
+
+
+def moments(plan: Plan) -> int:
+    """How many moments an uninterrupted run has at which it could die."""
+    simulation = Simulation(plan)
+    assert simulation.live() == Finish()
+    return simulation.crashes.count
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_crash_point_ends_the_same_with_each_effect_once(shape: str) -> None:
+    plan = SHAPES[shape]()
+    once = Counter(step.name for step in plan.steps)
+    for at in range(1, moments(plan) + 1):
+        simulation = Simulation(plan, at)
+        assert simulation.live() == Finish()
+        assert simulation.world.effects == once, f"crash at {at}"
+        assert simulation.lives == 2, f"crash at {at} did not happen"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_pair_of_crash_points_ends_the_same_with_each_effect_once(shape: str) -> None:
+    plan = SHAPES[shape]()
+    once = Counter(step.name for step in plan.steps)
+    for pair in combinations(range(1, moments(plan) + 1), 2):
+        simulation = Simulation(plan, *pair)
+        assert simulation.live() == Finish()
+        assert simulation.world.effects == once, f"crashes at {pair}"
+
+
+def test_every_kind_of_step_is_in_a_shape_that_is_killed_and_resumed() -> None:
+    kinds = {type(step.action) for make in SHAPES.values() for step in make().steps}
+    known = {kind for union in get_args(Action) for kind in (get_args(union) or (union,))}
+    assert {k.__name__ for k in known} - {k.__name__ for k in kinds} == {"LiftFence"}
