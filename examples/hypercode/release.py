@@ -25,7 +25,8 @@ HYPERCODE: Final = Path(__file__).resolve().parent
 
 _GIT_DEADLINE_S: Final = 30.0
 _FIRST_COMMIT_AT: Final = datetime(2025, 10, 1, 9, 0, tzinfo=UTC)
-_NOT_IN_THE_TREE: Final = ("releases", "release.py", "__pycache__", ".pytest_cache", ".env", "restore-points", ".lastgood")
+_NOT_IN_THE_TREE: Final = frozenset({"releases", "release.py"})  # at its root; further down the names mean other things
+_MADE_BY_RUNNING: Final = frozenset({"__pycache__", ".pytest_cache", ".env", "restore-points", ".lastgood"})
 _NEW_VERSION: Final = re.compile(r"^\+\+\+ b/VERSION\n@@[^\n]*\n-[^\n]*\n\+(v[0-9.]+)$", re.MULTILINE)
 
 
@@ -69,7 +70,7 @@ def write_history(dest: Path) -> Sequence[HyperCodeRelease]:
     """
     if dest.exists() and any(dest.iterdir()):
         raise ReleaseError(f"{dest} is not empty")
-    shutil.copytree(HYPERCODE, dest, ignore=shutil.ignore_patterns(*_NOT_IN_THE_TREE), dirs_exist_ok=True)
+    shutil.copytree(HYPERCODE, dest, ignore=_left_out, dirs_exist_ok=True)
     base = base_version()
     made = releases()
     _git(dest, _FIRST_COMMIT_AT, "init", "--quiet", "--initial-branch=main")
@@ -81,6 +82,11 @@ def write_history(dest: Path) -> Sequence[HyperCodeRelease]:
         _commit(dest, at, version=release.version, message=release.summary)
     _git(dest, _FIRST_COMMIT_AT, "switch", "--quiet", "main")
     return made
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    unwanted = _MADE_BY_RUNNING | _NOT_IN_THE_TREE if Path(folder) == HYPERCODE else _MADE_BY_RUNNING
+    return unwanted.intersection(names)
 
 
 def _patch_path(fault: str) -> Path:
