@@ -116,7 +116,12 @@ def _git(dest: Path, at: datetime, *words: str) -> None:
     command = ["git", "-C", str(dest), *words]
     try:
         done = subprocess.run(
-            command, env=inherited | identity | plain, capture_output=True, text=True, timeout=_GIT_DEADLINE_S, check=False
+            command,
+            env=inherited | identity | plain,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_DEADLINE_S,
+            check=False,
         )
     except FileNotFoundError as error:
         raise ReleaseError("git is not installed") from error
@@ -140,7 +145,9 @@ def main() -> int:
             made = write_history(arguments.dest)
             print(f"{arguments.dest}: {base_version()} and {', '.join(release.version for release in made)}")
         elif arguments.json:
-            print(json.dumps({"base": base_version(), "releases": [asdict(release) for release in releases()]}, indent=2))
+            print(
+                json.dumps({"base": base_version(), "releases": [asdict(release) for release in releases()]}, indent=2)
+            )
         else:
             for release in releases():
                 print(f"{release.fault:20} {release.version}")

@@ -40,11 +40,13 @@ class RunningStack:
     coder_agent: str
     log: Path
 
-    def log_in(self) -> httpx.Client:
+    @contextmanager
+    def session(self) -> Generator[httpx.Client]:
         """A client of the core with the demo user's session."""
-        client = httpx.Client(base_url=self.core, timeout=_REQUEST_DEADLINE_S, trust_env=False)
-        client.headers["Authorization"] = f"Bearer {client.post('/login', json=USER).raise_for_status().json()['token']}"
-        return client
+        with httpx.Client(base_url=self.core, timeout=_REQUEST_DEADLINE_S, trust_env=False) as client:
+            answer = client.post("/login", json=USER).raise_for_status()
+            client.headers["Authorization"] = f"Bearer {answer.json()['token']}"
+            yield client
 
     def failures(self) -> list[dict[str, object]]:
         """The lines that the services wrote about requests that failed, oldest first."""
@@ -113,7 +115,7 @@ def ordinary_traffic(stack: RunningStack) -> Sequence[int]:
     """The statuses of one hundred requests of the ordinary mix, four at a time, always in the same order of sending."""
     kinds = list(_MIX)
     random.Random(7).shuffle(kinds)
-    with stack.log_in() as client, ThreadPoolExecutor(4) as senders:
+    with stack.session() as client, ThreadPoolExecutor(4) as senders:
         mission = client.post("/missions", json={"title": "First", "credits": 30, "priority": "high"}).json()["id"]
         return [answer.status_code for answer in senders.map(lambda kind: _send(client, kind, mission), kinds)]
 
