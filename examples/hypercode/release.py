@@ -3,9 +3,9 @@
     python release.py list [--json]
     python release.py history DEST       a git repository at DEST with every release as a tag
 
-A patch is what a developer would have committed: a message, then a diff that `git apply` takes, which also changes VERSION.
-Its file name says what is wrong with the release; nothing inside the release does. The repository is the same, hash for
-hash, wherever and whenever it is made.
+A patch is what a developer would have committed: a message, then a diff that `git apply` takes, which also changes
+VERSION. Its file name says what is wrong with the release; nothing inside the release does. The repository is the same,
+hash for hash, wherever and whenever it is made.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class ReleaseError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HyperCodeRelease:
-    """One release made by a patch. `fault`: name of the patch file; `version`: name of its tag; `summary`: its commit message."""
+    """One release made by a patch. `fault`: name of its patch file; `version`: its tag; `summary`: its message."""
 
     fault: str
     version: str
@@ -64,7 +64,7 @@ def find_release(fault: str) -> HyperCodeRelease:
 
 
 def write_history(dest: Path) -> Sequence[HyperCodeRelease]:
-    """Make a git repository at `dest` with main at the base release and one branch and annotated tag for each other one.
+    """Make a git repository at `dest`: main at the base release, a branch and an annotated tag for each other one.
 
     `dest` must be missing or empty; afterwards main is checked out. Raises ReleaseError.
     """
@@ -86,7 +86,7 @@ def write_history(dest: Path) -> Sequence[HyperCodeRelease]:
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
     unwanted = _MADE_BY_RUNNING | _NOT_IN_THE_TREE if Path(folder) == HYPERCODE else _MADE_BY_RUNNING
-    return unwanted.intersection(names)
+    return set(names) & unwanted
 
 
 def _patch_path(fault: str) -> Path:

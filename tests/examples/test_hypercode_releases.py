@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.examples.hypercode_stack import (
     HYPERCODE,
     DidNotStart,
@@ -21,7 +23,6 @@ from tests.examples.hypercode_stack import (
     running_stack,
     smoke,
 )
-from prometheus_client.parser import text_string_to_metric_families
 
 VERSIONS = {
     "good": "v2.0.5",

@@ -18,9 +18,9 @@ from typing import Final
 
 import psycopg
 
-# Prisma Migrate's own lock and wait (prisma-engines, schema-engine, postgres `acquire_lock`): the two exclude each other.
+# Prisma Migrate's own lock and wait (prisma-engines, postgres `acquire_lock`): the two exclude each other.
 _LOCK: Final = 72707369
-_LOCK_WAIT_MS: Final = 10_000
+_LOCK_WAIT_S: Final = 10
 
 _CREATE_TABLE: Final = """
 CREATE TABLE _prisma_migrations (
@@ -65,11 +65,11 @@ def migrate(database_url: str, migrations: Sequence[Migration]) -> Sequence[str]
     """Names of the migrations that were applied now. Raises MigrationRefused or psycopg.OperationalError."""
     with psycopg.connect(database_url, autocommit=True, connect_timeout=10, application_name="prisma migrate") as db:
         # The lock ends with the connection, whatever happens to this process.
-        db.execute(f"SET lock_timeout = {_LOCK_WAIT_MS}")
+        db.execute("SELECT set_config('lock_timeout', %s, false)", [f"{_LOCK_WAIT_S}s"])
         try:
             db.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         except psycopg.errors.LockNotAvailable as error:
-            raise MigrationRefused("P1002: another migration is running; waited 10 s for it") from error
+            raise MigrationRefused(f"P1002: another migration is running; waited {_LOCK_WAIT_S} s for it") from error
         db.execute("RESET lock_timeout")
         _ensure_table(db)
         _refuse_failed(db)
@@ -110,7 +110,7 @@ def _finished(db: psycopg.Connection) -> dict[str, str]:
         """SELECT migration_name, checksum FROM _prisma_migrations
            WHERE finished_at IS NOT NULL AND rolled_back_at IS NULL"""
     )
-    return {name: checksum for name, checksum in rows}
+    return dict(rows.fetchall())
 
 
 def _apply(db: psycopg.Connection, migration: Migration) -> None:

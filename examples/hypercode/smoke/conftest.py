@@ -1,4 +1,4 @@
-"""The core under test, and a session on it. CORE_URL names it; the default is the port that the compose file publishes."""
+"""The core under test, and a session on it. CORE_URL names it; the default is the port of the compose file."""
 
 import os
 from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""The models that write code: an offline one that needs nothing, and any server that speaks OpenAI's chat completions."""
+"""The models that write code: an offline one that needs nothing, and any server that speaks OpenAI's API."""
 
 import re
 from collections.abc import Mapping

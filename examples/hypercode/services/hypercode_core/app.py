@@ -31,7 +31,14 @@ from hypercode_core.passwords import hash_password, password_matches
 from hypercode_core.settings import Settings
 from hypercode_core.tokens import InvalidToken, Session, Tokens
 from hypercode_core.users import find_user
-from hypercode_http import TREE, integer_field, json_object, optional_field, service_app, text_field
+from hypercode_http import (
+    TREE,
+    integer_field,
+    json_object,
+    optional_field,
+    service_app,
+    text_field,
+)
 
 _MOST_CREDITS: Final = 1_000_000
 _LARGEST_ID: Final = 2**63 - 1

@@ -30,7 +30,7 @@ class Orchestrator:
         await self._client.aclose()
 
     async def ask(self, message: str) -> Answer:
-        """Raises HTTPException 504 when the orchestrator does not answer in time, 502 when it answers with a failure."""
+        """Raises HTTPException 504 when the orchestrator does not answer in time, 502 when it fails."""
         try:
             response = await self._client.post("/plan", json={"goal": message})
             response.raise_for_status()

@@ -18,7 +18,7 @@ def hash_password(password: str) -> str:
 
 
 def password_matches(password: str, stored: str) -> bool:
-    """`stored`: as `hash_password` made it; its own cost parameters are used. Raises ValueError if it is not of that form."""
+    """`stored`: as `hash_password` made it; its own costs are used. Raises ValueError if it is of another form."""
     kind, n, r, p, salt, digest = stored.split("$")
     if kind != "scrypt":
         raise ValueError(f"unknown password hash {kind!r}")

@@ -1,4 +1,4 @@
-"""What the three HyperCode services have in common on the wire: release, health, JSON problems, one error line per failure.
+"""What the three HyperCode services have in common on the wire: release, health, JSON problems, a line per failure.
 
 A service hands its routes to `service_app` and the result to `serve`. Nothing here knows what a service is for.
 """
