@@ -1,0 +1,1 @@
+"""HyperCode coder agent: does one coding task at a time, with a model."""

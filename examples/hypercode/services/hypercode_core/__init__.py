@@ -1,0 +1,1 @@
+"""HyperCode core: login, missions, chat."""

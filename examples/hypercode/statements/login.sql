@@ -1,0 +1,1 @@
+SELECT id, name, password_hash FROM users WHERE name = 'ada'
