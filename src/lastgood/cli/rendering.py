@@ -62,6 +62,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         if plan.database.loses:
             tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.loses.tables if rows)
             yield f"leaves    {plan.database.loses.total} rows written since {plan.database.restore_point} ({tables or 'none'})"
+    yield from (f"stays     {clean(line)}" for line in plan.invalid_rows)
     yield from (f"note      {clean(warning)}" for warning in plan.warnings)
 
 

@@ -264,6 +264,7 @@ class Plan:
     """Ordered steps from one release to another. `skipped`: parts with nothing to do and the reason, one line each.
 
     from_release: what serves now, empty on a first deploy. warnings: what a person should know before saying yes.
+    invalid_rows: what breaks an invariant and stays, one line an invariant.
     """
 
     id: str
@@ -276,6 +277,7 @@ class Plan:
     reasons: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    invalid_rows: tuple[str, ...] = ()
     database: DatabaseDecision | None = None
 
     @property

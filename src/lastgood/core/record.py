@@ -120,6 +120,7 @@ class RunStarted:
     by: str
     deployment: str = ""
     fencing: int = 0
+    decided_at: datetime | None = None
     kind: Literal["run_started"] = "run_started"
 
 

@@ -36,13 +36,18 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What became of a step. state: done, failed, not started or unknown."""
+    """What became of a step. state: done, failed, not started or unknown. duration_s: over all attempts.
+
+    began_at, ended_at: first intent and last look, as journaled; None when it was not started.
+    """
 
     name: str
     target: str
     state: str
     duration_s: float
     note: str = ""
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,11 @@ class Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The whole story of a run, for people and for `--json`. owner: whose incident it is."""
+    """The whole story of a run, for people and for `--json`. owner: whose incident it is.
+
+    served_at: when the watch of the release began, None when it never served. decided_at: when the trigger fired or a
+    person asked; began_at: when the run began, after planning.
+    """
 
     run: str
     terminal: TerminalState
@@ -74,6 +83,8 @@ class Report:
     notes: tuple[str, ...] = ()
     evidence_file: str = ""
     owner: str = ""
+    served_at: datetime | None = None
+    decided_at: datetime | None = None
 
 
 def announcement(report: Report) -> str:

@@ -66,6 +66,7 @@ class _Draft:
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    invalid_rows: list[str] = field(default_factory=list)
 
 
 def make_plan(
@@ -85,23 +86,8 @@ def make_plan(
     """
     draft = _Draft()
     _decide_database(draft, target, world, plan_id=plan_id, deadlines=deadlines, only=only)
-    containers: list[Step] = []
-    if Role.CONTAINERS in only:
-        changed = changed_services(target, world.containers)
-        gate = gate_step(target, changed, boot_s=deadlines.boot_s, attempts=2)
-        containers = [
-            *draft.before,
-            *serve_steps(target, changed, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval),
-        ]
-        containers = [*gate, *containers]
-        if not changed:
-            draft.skipped.append(f"containers: every service already runs {target.id}")
-            if world.containers.candidates:
-                containers.append(clear_step(boot_s=deadlines.boot_s))
-    else:
-        containers = draft.before
-        draft.skipped.append("containers: not asked for")
-    steps = (*containers, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
+    gate, serve = _containers(draft, target, world, only=only, deadlines=deadlines)
+    steps = (*gate, *draft.before, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
@@ -113,7 +99,25 @@ def make_plan(
         reasons=tuple(draft.reasons),
         skipped=tuple(draft.skipped),
         warnings=tuple(draft.warnings),
+        invalid_rows=tuple(draft.invalid_rows),
         database=draft.decision,
+    )
+
+
+def _containers(
+    draft: _Draft, target: Release, world: World, *, only: frozenset[Role], deadlines: Deadlines
+) -> tuple[list[Step], list[Step]]:
+    """The gate, which moves no traffic, and the steps that do."""
+    if Role.CONTAINERS not in only:
+        draft.skipped.append("containers: not asked for")
+        return [], []
+    changed = changed_services(target, world.containers)
+    if not changed:
+        draft.skipped.append(f"containers: every service already runs {target.id}")
+        return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
+    return (
+        gate_step(target, changed, boot_s=deadlines.boot_s, attempts=2),
+        serve_steps(target, changed, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval),
     )
 
 
@@ -267,9 +271,8 @@ def _swap(
 
 def _remaining_rows(draft: _Draft, evidence: DatabaseEvidence) -> None:
     for broken in evidence.broken:
-        rows = broken.by_migration + broken.by_others
-        examples = ", ".join(broken.keys[:5])
-        draft.warnings.append(f"{rows} invalid rows stay: invariant {broken.invariant}, keys {examples}")
+        rows, examples = broken.by_migration + broken.by_others, ", ".join(broken.keys[:5])
+        draft.invalid_rows.append(f"{rows} rows break {broken.invariant}: {examples}")
 
 
 def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan | None:

@@ -85,8 +85,13 @@ class _Progress:
     done: bool = False
     unclear: int = 0
     failed: StepFailed | None = None
-    elapsed_s: float = 0.0
     note: str = ""
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def duration_s(self) -> float:
+        return round((self.ended_at - self.began_at).total_seconds(), 3) if self.began_at and self.ended_at else 0.0
 
 
 @dataclass(slots=True)
@@ -163,10 +168,10 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
             case StepStarted(step=name, attempt=attempt):
                 progress = tally.steps[name]
                 progress.attempts, progress.open, progress.failed = attempt, True, None
+                progress.began_at = progress.began_at or record.at
             case StepSeen(step=name) as event:
                 progress = tally.steps[name]
-                progress.elapsed_s += event.elapsed_s
-                progress.note = event.note
+                progress.note, progress.ended_at = event.note, record.at
                 progress.done = event.seen is Seen.DONE
                 progress.open = event.seen is Seen.UNKNOWN
                 progress.unclear = progress.unclear + 1 if progress.open else 0
@@ -174,6 +179,7 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
             case StepFailed(step=name) as event:
                 progress = tally.steps[name]
                 progress.open, progress.failed, progress.note = False, event, event.reason
+                progress.ended_at = record.at
                 progress.failures += 1
             case ApprovalGiven(plan_hash=plan_hash) if tally.denied is None:
                 tally.approvals.append((record.at, plan_hash))
@@ -208,8 +214,10 @@ def outcomes(plan: Plan, records: Sequence[Record]) -> tuple[StepOutcome, ...]:
                 name=step.name,
                 target=step.role.value,
                 state=state,
-                duration_s=round(progress.elapsed_s, 3),
+                duration_s=progress.duration_s,
                 note=progress.note,
+                began_at=progress.began_at,
+                ended_at=progress.ended_at,
             )
         )
     return tuple(found)

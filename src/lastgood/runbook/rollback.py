@@ -125,7 +125,7 @@ def roll_back(
 
     Raises Refused or Retryable when it could not be planned; then nothing changed.
     """
-    history = rooms.memory.history()
+    history, decided_at = rooms.memory.history(), rooms.clock.now()
     chosen = choose_target(history, target)
     run = next_run_id(history)
     rooms.story(f"collecting evidence and planning the way back to {chosen.release.id}")
@@ -136,7 +136,13 @@ def roll_back(
         rooms.memory.note(Frozen(by=BY_LASTGOOD, why=f"rollback {run}"))
     rooms.memory.note(
         RunStarted(
-            run=run, plan=plan, trigger=cause.trigger, sentence=cause.sentence, by=cause.by, deployment=cause.deployment
+            run=run,
+            plan=plan,
+            trigger=cause.trigger,
+            sentence=cause.sentence,
+            by=cause.by,
+            deployment=cause.deployment,
+            decided_at=decided_at,
         )
     )
     _save_evidence(rooms, run, cause)
@@ -273,6 +279,7 @@ def _report(
     plan = run.plan
     left = history.releases.get(plan.from_release)
     commit = left.release.commit if left else None
+    deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
     advice = []
     if rolled_back:
@@ -296,11 +303,13 @@ def _report(
         steps=outcomes(plan, run.records),
         checks=checks,
         losses=losses,
-        remaining=tuple(w for w in plan.warnings if "invalid rows stay" in w),
+        remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
         notes=(*plan.skipped, *plan.warnings, *notes),
         evidence_file=_incident(rooms, plan.id),
         owner=rooms.config.notify.owner,
+        served_at=deployment.watch.at if deployment and deployment.watch else None,
+        decided_at=run.started.decided_at,
     )
 
 
@@ -348,6 +357,7 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
                 f"leaves         {decision.loses.total} rows now ({tables or 'none'}), "
                 f"{decision.loses.rate_per_s:.1f} more a second; exported first, the replaced database is kept"
             )
+    lines += [f"stays          {line}" for line in plan.invalid_rows]
     lines += [f"note           {warning}" for warning in plan.warnings]
     return tuple(lines)
 
