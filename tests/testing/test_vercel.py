@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -311,10 +309,9 @@ def process_url(state: Path) -> Iterator[Callable[[], str]]:
 
     yield begin
     for process in running:
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=WAIT_S) == 0
-        assert process.stdout is not None
-        process.stdout.close()
+        process.terminate()
+        process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0
 
 
 def test_as_a_process_it_is_driven_over_http(process_url: Callable[[], str], state: Path) -> None:
