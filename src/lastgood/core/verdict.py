@@ -258,7 +258,11 @@ class Watch:
                 if detector is None or not detector.fired or detector.quoted is None:
                     return ()
                 quoted = detector.quoted
-                said = sentence(detector, what=label(name, trigger))
+                said = sentence(
+                    detector,
+                    what=label(name, trigger),
+                    counted="probes" if isinstance(trigger, FeatureTrigger) else "requests",
+                )
                 if isinstance(trigger, FeatureTrigger) and self.probe_detail.get(name):
                     said += f"; last answer: {self.probe_detail[name]}"
                 return (
