@@ -31,7 +31,9 @@ def engine_gap() -> str:
         stdin=subprocess.DEVNULL,
         check=False,
     )
-    return "" if looked.returncode == 0 else looked.stderr.strip().replace("\n", " ")
+    if looked.returncode == 0:
+        return ""
+    return "; ".join(line.removeprefix("engine: ").strip() for line in looked.stderr.splitlines())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     unrun = [report for report in reports if NOT_RUN in str(getattr(report, "longrepr", ""))]
     if not unrun:
         return
-    terminalreporter.section(f"NOT RUN: {len(unrun)} tests", sep="=", yellow=True, bold=True)
+    terminalreporter.section(f"NOT RUN: {len(unrun)}", sep="=", yellow=True, bold=True)
     terminalreporter.line(f"{NOT_RUN}{engine_gap()}")
     for report in unrun:
         terminalreporter.line(f"  {report.nodeid}")
