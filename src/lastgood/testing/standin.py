@@ -263,9 +263,9 @@ def _handler_of(standin: StandIn) -> type[BaseHTTPRequestHandler]:
                 self._send(answer)
 
         # The names that http.server looks for.
-        do_GET = _serve  # noqa: N815
-        do_POST = _serve  # noqa: N815
-        do_DELETE = _serve  # noqa: N815
+        do_GET = _serve  # noqa: N815 (the name http.server calls)
+        do_POST = _serve  # noqa: N815 (the name http.server calls)
+        do_DELETE = _serve  # noqa: N815 (the name http.server calls)
 
         def _send(self, answer: Answer) -> None:
             body, headers = answer.encoded()
