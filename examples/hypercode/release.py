@@ -26,7 +26,9 @@ HYPERCODE: Final = Path(__file__).resolve().parent
 _GIT_DEADLINE_S: Final = 30.0
 _FIRST_COMMIT_AT: Final = datetime(2025, 10, 1, 9, 0, tzinfo=UTC)
 _NOT_IN_THE_TREE: Final = frozenset({"releases", "release.py"})  # at its root; further down the names mean other things
-_MADE_BY_RUNNING: Final = frozenset({"__pycache__", ".pytest_cache", ".env", "restore-points", ".lastgood"})
+_MADE_BY_RUNNING: Final = frozenset(
+    {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".env", "restore-points", ".lastgood"}
+)
 _NEW_VERSION: Final = re.compile(r"^\+\+\+ b/VERSION\n@@[^\n]*\n-[^\n]*\n\+(v[0-9.]+)$", re.MULTILINE)
 
 

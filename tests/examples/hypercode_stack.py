@@ -59,7 +59,7 @@ class RunningStack:
 @contextmanager
 def running_stack(tree: Path, database_url: str, log: Path) -> Generator[RunningStack]:
     """The release at `tree`, answering on /health when this yields. Raises DidNotStart."""
-    ports = dict(zip(("coder_agent", "orchestrator", "hypercode_core"), _free_ports(3), strict=True))
+    ports = dict(zip(("coder_agent", "orchestrator", "hypercode_core"), free_ports(3), strict=True))
     addresses = {service: f"http://127.0.0.1:{port}" for service, port in ports.items()}
     environment = os.environ | {
         "DATABASE_URL": database_url,
@@ -163,7 +163,8 @@ def _send(client: httpx.Client, mission: int, kind: str) -> httpx.Response:
             raise ValueError(kind)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on at this moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

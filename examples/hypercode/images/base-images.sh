@@ -63,6 +63,7 @@ postgres_from_debian() {
     printf 'root:x:0:0:root:/root:/bin/sh\npostgres:x:70:70::/var/lib/postgresql:/bin/sh\n' > "$root/etc/passwd"
     printf 'root:x:0:\npostgres:x:70:\n' > "$root/etc/group"
     mkdir -p "$root"/tmp "$root"/var/lib/postgresql/data "$root"/run/postgresql
+    ln -sfn ../run "$root/var/run"  # Debian's Postgres has its socket in /var/run/postgresql
     chmod 1777 "$root/tmp"
     chown -R 70:70 "$root"/var/lib/postgresql "$root"/run/postgresql
     install -D -m755 images/postgres-entrypoint.sh "$root/usr/local/bin/postgres-entrypoint.sh"
