@@ -1,0 +1,206 @@
+"""Describing a release: what the files on disk would start, or what serves now; its images held, its configuration
+kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, cast
+
+from lastgood.core.errors import Refused
+from lastgood.core.release import Release, ServiceRecord
+from lastgood.targets.compose.engine import COMPOSE_VERSION, Container, Engine
+from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.kept import KeptRelease, held_as
+from lastgood.targets.compose.obstacles import obstacles
+from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.stack import Stack
+
+ENGINE_NAME: Final = "compose"
+
+
+def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
+    """Build or pull what the files on disk say, hold and keep it. Raises Refused: what serves is as it was."""
+    stack.shelf.folder(name)
+    project = _usable(stack, engine)
+    services = stack.config.services
+    built = [s for s in services if project.is_built(s)]
+    if built:
+        stack.build(project, built)
+    if absent := [s for s in services if s not in built and engine.image(project.reference(s)) is None]:
+        if unpullable := [s for s in absent if project.service(s).get("pull_policy") == "never"]:
+            service = unpullable[0]
+            raise Refused(
+                f"image {project.reference(service)} of {service} is not on this host and its pull_policy is never",
+                hint=f"docker pull {project.reference(service)}",
+            )
+        stack.pull(project, absent)
+    key = stack.shelf.key()
+    records = [
+        _record(
+            stack,
+            engine,
+            name,
+            ServiceRecord(
+                name=s,
+                artifact=_image_id(engine, s, project.reference(s)),
+                held_as="",
+                reference=project.reference(s),
+                config_hash=project.config_hash(s, key),
+                env_hash=project.env_hash(s, key),
+            ),
+        )
+        for s in services
+    ]
+    return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
+
+
+def describe_running(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
+    """Hold and keep what serves now. Raises Refused when a service does not run, or runs two images at once."""
+    stack.shelf.folder(name)
+    project = _usable(stack, engine)
+    running = engine.of_project()
+    key = stack.shelf.key()
+    records: list[ServiceRecord] = []
+    for service in stack.config.services:
+        container = _only_one(service, [c for c in running if c.service == service and c.facts().running])
+        project = _as_it_runs(stack, engine, project, container)
+        records.append(
+            _record(
+                stack,
+                engine,
+                name,
+                ServiceRecord(
+                    name=service,
+                    artifact=container.image,
+                    held_as="",
+                    reference=project.reference(service),
+                    config_hash=container.facts().config_hash,
+                    env_hash=project.env_hash(service, key),
+                ),
+            )
+        )
+    return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
+
+
+def _usable(stack: Stack, engine: Engine) -> Project:
+    """Resolve the files on disk. Raises Refused when a service could not be rolled back as it is, naming every
+    reason."""
+    for container in engine.of_project():
+        if (version := container.labels.get(COMPOSE_VERSION, "")).startswith("1."):
+            raise Refused(
+                f"{container.name} was made by docker-compose {version}; compose 2 would recreate every container of "
+                f"{stack.name}, databases included",
+                hint=f"docker compose --project-name {stack.name} up --detach, once, at a quiet hour",
+            )
+    project = stack.resolve()
+    if missing := [s for s in stack.config.services if s not in project.services]:
+        raise Refused(
+            f"containers.services names {', '.join(missing)}, which the compose file does not have; "
+            f"it has: {', '.join(project.services)}",
+            hint="lastgood doctor",
+        )
+    found = [
+        line
+        for service in stack.config.services
+        for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
+    ]
+    if found:
+        raise Refused("; ".join(found), hint="lastgood doctor")
+    return project
+
+
+def _image_id(engine: Engine, service: str, reference: str) -> str:
+    image = engine.image(reference)
+    if image is None:
+        raise Refused(f"image {reference} of {service} is not there after it was built or pulled", hint="docker images")
+    return str(image["Id"])
+
+
+def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord) -> ServiceRecord:
+    """Complete a record with its digest and with a tag that is free, or its own already."""
+    image = engine.image(found.artifact)
+    if image is None:
+        raise Refused(f"the image of {found.name} ({found.artifact[:19]}) is gone from this host", hint="docker images")
+    tag = held_as(found.name, release)
+    taken = engine.image(tag)
+    if taken is not None and taken["Id"] != found.artifact:
+        # Another stack of this host has a release of that name: its image must not lose its tag to ours.
+        tag = held_as(found.name, release, within=stack.name)
+    return ServiceRecord(
+        name=found.name,
+        artifact=found.artifact,
+        held_as=tag,
+        reference=found.reference,
+        digest=_digest(image, found.reference),
+        config_hash=found.config_hash,
+        env_hash=found.env_hash,
+    )
+
+
+def _digest(image: Json, reference: str) -> str | None:
+    """The digest by which a registry knows the image under the repository of `reference`."""
+    repository = reference.split("@", maxsplit=1)[0]
+    if ":" in repository.rsplit("/", 1)[-1]:
+        repository = repository.rsplit(":", 1)[0]
+    digests = cast("Iterable[str]", image.get("RepoDigests") or ())
+    return next((d for d in digests if d.split("@")[0].removeprefix("docker.io/") == repository), None)
+
+
+def _keep(
+    stack: Stack,
+    engine: Engine,
+    name: str,
+    *,
+    recorded_at: datetime,
+    project: Project,
+    records: Sequence[ServiceRecord],
+) -> Release:
+    kept = stack.shelf.keep(name, project, tuple(records))
+    for record in kept.services:
+        ensure_image(engine, record)
+    commit, dirty = stack.checkout()
+    return _release(stack, kept, recorded_at, commit=commit, dirty=dirty)
+
+
+def _release(stack: Stack, kept: KeptRelease, recorded_at: datetime, *, commit: str | None, dirty: bool) -> Release:
+    return Release(
+        id=kept.name,
+        recorded_at=recorded_at,
+        engine=ENGINE_NAME,
+        services=kept.services,
+        commit=commit,
+        dirty=dirty,
+        config_file=stack.shelf.config_file(kept.name),
+        config_hash=kept.config_hash,
+    )
+
+
+def _only_one(service: str, containers: Sequence[Container]) -> Container:
+    """The container that stands for all of a service's. Raises Refused when they do not run the same."""
+    if not containers:
+        raise Refused(f"{service} does not run, so there is nothing to record", hint="docker ps --all")
+    shapes = {(c.image, c.facts().config_hash) for c in containers}
+    if len(shapes) > 1:
+        names = ", ".join(f"{c.name} {c.image[:19]}" for c in containers)
+        raise Refused(f"the containers of {service} do not run the same: {names}", hint="docker ps")
+    return containers[0]
+
+
+def _as_it_runs(stack: Stack, engine: Engine, project: Project, container: Container) -> Project:
+    """The model with one service as its container was started: what this program started comes from its release,
+    anything else from today's files with the environment that the container has."""
+    service, facts = container.service, container.facts()
+    kept = stack.shelf.find(facts.release) if facts.release else None
+    record = kept.service(service) if kept else None
+    if kept and record and (record.artifact, record.config_hash) == (facts.artifact, facts.config_hash):
+        return project.with_service(service, stack.shelf.project(kept))
+    image = engine.image(container.image)
+    of_image = cast("Sequence[str]", (image or {}).get("Config", {}).get("Env") or ())
+    today = project.environment(service)
+    given = {
+        name: value
+        for name, value in container.environment.items()
+        if name in today or f"{name}={value}" not in of_image
+    }
+    return project.with_environment(service, given)
