@@ -31,7 +31,7 @@ from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
-APPLETS = ("sh", "httpd", "sleep", "wget", "cat", "env", "echo", "test", "touch")
+APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
 NO_DATABASE_S = 60.0
 
 
@@ -65,6 +65,7 @@ class ComposeWorld:
         self.client = docker.from_env()
         self.port = free_port()
         self._images: set[str] = set()
+        self.extra_volumes: dict[str, Any] = {}
         self.services: dict[str, Any] = {
             "web": self.service("web", ports=[f"127.0.0.1:{self.port}:8080"]),
             "worker": self.service("worker"),
@@ -77,11 +78,13 @@ class ComposeWorld:
     def service(self, name: str, **more: object) -> dict[str, Any]:
         """Describe a small web server in the words of a compose file."""
         health = {"test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"], "interval": "300ms"}
-        return {"image": f"{self.project}/{name}:latest", "pull_policy": "never", "healthcheck": health, **more}
+        # httpd as process 1 ignores SIGTERM, and waiting for that is not what most tests are about.
+        quick = {"pull_policy": "never", "stop_signal": "SIGKILL", "healthcheck": health}
+        return {"image": f"{self.project}/{name}:latest", **quick, **more}
 
     def write(self, *, env: str = "") -> None:
         """Write compose file and .env as they are wanted now."""
-        model = {"services": self.services, "volumes": {"data": {}}}
+        model = {"services": self.services, "volumes": {"data": {}, **self.extra_volumes}}
         (self.root / "docker-compose.yml").write_text(json.dumps(model))
         (self.root / ".env").write_text(env)
 
@@ -103,8 +106,12 @@ class ComposeWorld:
         self.client.api.import_image_from_data(archive.getvalue(), repository=repository, tag="latest", changes=changes)
         found = self.client.images.get(f"{repository}:latest").id
         assert found is not None
-        self._images.add(found)
+        self.remember(found)
         return found
+
+    def remember(self, image: str) -> None:
+        """Have an image removed at the end."""
+        self._images.add(image)
 
     def target(self, **settings: object) -> ComposeTarget:
         """The target on this project. settings: what differs from the usual `containers` section."""
@@ -119,8 +126,11 @@ class ComposeWorld:
 
     def compose(self, *words: str) -> None:
         """Do what a person would do by hand."""
-        command = ["docker", "compose", "--project-name", self.project, *words]
-        subprocess.run(command, cwd=self.root, check=True, capture_output=True, timeout=60)
+        self.run("docker", "compose", "--project-name", self.project, *words)
+
+    def run(self, *words: str) -> None:
+        """Run a command in the project's folder. Fails when it does."""
+        subprocess.run(words, cwd=self.root, check=True, capture_output=True, timeout=60)
 
     def container(self, service: str) -> Container:
         """The running container of a service, as the SDK shows it."""
