@@ -26,6 +26,11 @@ def test_resolving_reads_the_files_profiles_and_environment_file_that_are_config
     ]
 
 
+def test_hashes_are_compose_s_own_of_a_recorded_file() -> None:
+    assert commands.hashes("shop", ROOT, Path("/state/start.json")) == [*RECORDED, "config", "--hash", "*"]
+    assert commands.version() == ["docker", "compose", "version", "--short"]
+
+
 def test_building_and_pulling_name_the_services_and_no_other() -> None:
     assert commands.build(PLAIN, ROOT, ["web", "worker"]) == [*ON_DISK, "build", "--", "web", "worker"]
     assert commands.pull(PLAIN, ROOT, ["web"]) == [*ON_DISK, "pull", "--quiet", "--", "web"]

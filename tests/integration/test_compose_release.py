@@ -138,6 +138,10 @@ def test_images_that_are_built_are_built_and_their_services_only(stack: ComposeW
     image = stack.client.images.get(web.artifact)
     stack.remember(web.artifact)
     assert image.labels["made"] == "here"
+    target = stack.target()
+    target.apply(stack.plan(target, release).steps[0])
+    (candidate,) = [c for c in stack.candidates() if c.labels["lastgood.service"] == "web"]
+    assert candidate.labels["com.docker.compose.project"] == ""
 
 
 def test_the_commit_is_recorded_and_a_changed_checkout_is_called_dirty(stack: ComposeWorld) -> None:
@@ -169,6 +173,32 @@ def test_what_runs_is_recorded_with_the_environment_that_it_runs_with(stack: Com
     assert kept["services"]["web"]["environment"] == {"GREETING": "then$$"}
     assert all(check.passed for check in target.checks(release))
     assert stack.plan(target, release).steps == ()
+
+
+def test_what_runs_is_not_recorded_when_the_files_would_start_something_else(stack: ComposeWorld) -> None:
+    stack.compose("up", "--detach", "--wait")
+    stack.services["web"]["command"] = ["httpd", "-f", "-p", "8080", "-h", "/"]
+    stack.write()
+    with pytest.raises(Refused, match=r"the compose file on disk is not what web was started from"):
+        stack.target().describe_running("r1", CLOCK.now())
+    assert not (stack.root / ".lastgood" / "releases" / "r1").exists()
+
+
+def test_what_this_program_started_is_recorded_from_its_release_whatever_the_files_say_now(stack: ComposeWorld) -> None:
+    target = stack.target()
+    first = target.prepare("v1", CLOCK.now())
+    stack.put(target, first)
+    stack.services["web"]["environment"] = {"A": "changed since"}
+    stack.write()
+    again = target.describe_running("seen", CLOCK.now())
+    assert [(s.artifact, s.config_hash, s.env_hash) for s in again.services] == [
+        (s.artifact, s.config_hash, s.env_hash) for s in first.services
+    ]
+
+
+def test_services_that_do_not_run_cannot_be_recorded(stack: ComposeWorld) -> None:
+    with pytest.raises(Refused, match=r"web does not run, so there is nothing to record"):
+        stack.target().describe_running("r1", CLOCK.now())
 
 
 def test_no_engine_is_an_error_before_anything_is_asked_of_compose(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,22 @@ def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: Com
     assert [c.name for c in checks if not c.passed] == []
     assert "containers that are never touched" in [c.name for c in checks]
     assert stack.candidates() == []
+
+
+def test_what_somebody_else_started_is_recorded_and_can_be_gone_back_to(stack: ComposeWorld) -> None:
+    stack.services["web"] |= {"depends_on": ["db", "worker"], "environment": {"A": "by hand"}}
+    stack.write()
+    stack.compose("up", "--detach", "--wait", "--no-deps", "web", "worker")
+    target = stack.target()
+    by_hand = target.describe_running("r1", CLOCK.now())
+    assert stack.plan(target, by_hand).steps == ()
+    stack.services["web"]["environment"] = {"A": "deployed"}
+    stack.write()
+    deployed(stack, target, "v2")
+    stack.put(target, by_hand)
+    assert stack.page() == "0"
+    assert "A=by hand" in stack.container("web").attrs["Config"]["Env"]
+    assert all(check.passed for check in target.checks(by_hand))
 
 
 def test_a_moved_tag_does_not_change_what_goes_back(stack: ComposeWorld) -> None:
@@ -255,6 +274,42 @@ def test_a_compose_that_hangs_is_killed_with_its_children_and_the_outcome_is_unk
         target.apply(hasty)
     child = int((tmp_path / "child").read_text())
     assert not alive(child)
+
+
+def test_a_step_waits_for_the_compose_that_a_killed_command_left_running(
+    stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The orphan is a real `docker compose up`, slowed down; its parent is killed as kill -9 would."""
+    target = stack.target()
+    release = target.prepare("v1", CLOCK.now())
+    serve = steps_of(stack, target, release)["serve-web"]
+    slow = tmp_path / "bin" / "docker"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ntouch {tmp_path}/began\nsleep 2\nexec {shutil.which("docker")} "$@"\n')
+    slow.chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{slow.parent}:{path}")
+    command = os.fork()
+    if command == 0:
+        target.apply(serve)
+        os._exit(0)
+    while not (tmp_path / "began").exists():
+        CLOCK.sleep(0.05)
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    monkeypatch.setenv("PATH", path)
+    target.apply(serve)
+    started = [c for c in stack.client.containers.list(all=True) if c.name == f"{stack.project}-web-1"]
+    assert len(started) == 1
+    assert stack.page() == "0"
+    creations = stack.client.events(
+        since=int(CLOCK.now().timestamp()) - 60,
+        until=int(CLOCK.now().timestamp()) + 1,
+        decode=True,
+        filters={"event": "create", "label": f"com.docker.compose.project={stack.project}", "type": "container"},
+    )
+    names = [e["Actor"]["Attributes"]["name"] for e in creations]
+    assert names.count(f"{stack.project}-web-1") == 1
 
 
 def alive(pid: int) -> bool:

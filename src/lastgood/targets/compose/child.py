@@ -59,11 +59,20 @@ def interpolation_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("COMPOSE_")} | {"LANG": "C.UTF-8"}
 
 
-def run(words: Sequence[str], *, deadline_s: float, env: Mapping[str, str]) -> Ended:
-    """Run `words`. Raises Overran at the deadline, FileNotFoundError when there is no such program."""
+def run(words: Sequence[str], *, deadline_s: float, env: Mapping[str, str], holding: int | None = None) -> Ended:
+    """Run `words`. Raises Overran at the deadline, FileNotFoundError when there is no such program.
+
+    holding: a file descriptor that the command keeps open for as long as it or a child of it lives.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(  # killed by group below, which a with-statement would wait for
-            list(words), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=dict(env), start_new_session=True
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=dict(env),
+            start_new_session=True,
+            pass_fds=() if holding is None else (holding,),
         )
         try:
             code = process.wait(timeout=deadline_s)

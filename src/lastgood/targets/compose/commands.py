@@ -49,9 +49,19 @@ def _recorded(project: str, folder: Path, file: Path) -> Words:
     ]
 
 
+def version() -> Words:
+    """Print the version of compose."""
+    return ["docker", "compose", "version", "--short"]
+
+
 def resolve(project: ComposeConfig, root: Path) -> Words:
     """Print the resolved configuration as JSON."""
     return [*_on_disk(project, root), "config", "--format", "json"]
+
+
+def hashes(project: str, folder: Path, file: Path) -> Words:
+    """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it."""
+    return [*_recorded(project, folder, file), "config", "--hash", "*"]
 
 
 def build(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import chain, combinations
 from typing import Final, cast
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import Release, ServiceRecord
-from lastgood.targets.compose.engine import COMPOSE_VERSION, Container, Engine
+from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, held_as
 from lastgood.targets.compose.obstacles import obstacles
@@ -17,6 +18,8 @@ from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.stack import Stack
 
 ENGINE_NAME: Final = "compose"
+MOST_DEPENDENCIES: Final = 4
+"""Each part of a service's dependencies costs one call of compose, 0.07 s; beyond this many, none is made."""
 
 
 def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
@@ -43,7 +46,7 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
             name,
             ServiceRecord(
                 name=s,
-                artifact=_image_id(engine, s, project.reference(s)),
+                artifact=_image_id(engine, s, project.reference(s), project=stack.name, built=s in built),
                 held_as="",
                 reference=project.reference(s),
                 config_hash=project.config_hash(s, key),
@@ -110,10 +113,14 @@ def _usable(stack: Stack, engine: Engine) -> Project:
     return project
 
 
-def _image_id(engine: Engine, service: str, reference: str) -> str:
+def _image_id(engine: Engine, service: str, reference: str, *, project: str, built: bool) -> str:
     image = engine.image(reference)
     if image is None:
         raise Refused(f"image {reference} of {service} is not there after it was built or pulled", hint="docker images")
+    # Two projects of one host may build under one name at the same time. Compose says in the image whose it is.
+    maker = str(cast("Json", image.get("Config", {}).get("Labels") or {}).get(COMPOSE_PROJECT, project))
+    if built and maker != project:
+        raise Refused(f"image {reference} of {service} was built by project {maker} meanwhile", hint="lastgood deploy")
     return str(image["Id"])
 
 
@@ -203,4 +210,25 @@ def _as_it_runs(stack: Stack, engine: Engine, project: Project, container: Conta
         for name, value in container.environment.items()
         if name in today or f"{name}={value}" not in of_image
     }
-    return project.with_environment(service, given)
+    as_it_runs = project.with_environment(service, given)
+    _check_it_is_what_runs(stack, as_it_runs, container)
+    return as_it_runs
+
+
+def _check_it_is_what_runs(stack: Stack, as_it_runs: Project, container: Container) -> None:
+    """Raise Refused when the files on disk would not make this container: recorded, they would make another one on
+    the day of a rollback. Where compose's hash cannot tell (another compose made the container), this says nothing."""
+    service = container.service
+    if container.labels.get(COMPOSE_VERSION, "").partition("-")[0] != stack.compose_version():
+        return
+    # The hash covers depends_on, of which `up` leaves out what was not asked for: any part of it may have been there.
+    needs = as_it_runs.dependencies(service)
+    if len(needs) > MOST_DEPENDENCIES:
+        return
+    parts = chain.from_iterable(combinations(needs, size) for size in range(len(needs), -1, -1))
+    made_with = container.labels.get(COMPOSE_CONFIG)
+    if all(stack.hashes(as_it_runs.with_dependencies(service, part))[service] != made_with for part in parts):
+        raise Refused(
+            f"the compose file on disk is not what {service} was started from, so it cannot be recorded",
+            hint=f"check out what was deployed, or: docker compose up --detach --no-deps {service}",
+        )

@@ -47,7 +47,7 @@ def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate,
     for record in records:
         ensure_image(engine, record)
     try:
-        started = [(r, gate.candidate(r, deadline_s=deadline_s)) for r in records if not _serves(engine, r)]
+        started = [(r, gate.candidate(r, ends_at=ends_at)) for r in records if not _serves(engine, r)]
         for record, container in started:
             gate.wait(record, container, ends_at=ends_at)
     except OutcomeUnknown as error:
@@ -86,7 +86,7 @@ class _Gate:
     project: Project
     release: str
 
-    def candidate(self, record: ServiceRecord, *, deadline_s: float) -> str:
+    def candidate(self, record: ServiceRecord, *, ends_at: datetime) -> str:
         """Return the ID of the running candidate that an earlier attempt left, or of a new one."""
         mark = f"{self.stack.name}:{self.release}"
         for old in self.engine.candidates():
@@ -101,18 +101,19 @@ class _Gate:
             LABEL_RELEASE: self.release,
             LABEL_CONFIG: record.config_hash,
         }
-        mold = self._mold(record, labels, deadline_s=deadline_s)
+        mold = self._mold(record, labels, ends_at=ends_at)
         made = self.engine.twin(mold, labels)
         self.engine.remove(mold.id)
         self.engine.start(made, named=f"the candidate of {record.name} from {self.release}")
         return made
 
-    def _mold(self, record: ServiceRecord, labels: Mapping[str, str], *, deadline_s: float) -> Container:
+    def _mold(self, record: ServiceRecord, labels: Mapping[str, str], *, ends_at: datetime) -> Container:
         model = self.project.to_create_beside(
             record.name, image=record.held_as, labels=labels, networks=self.engine.networks()
         )
         beside = f"{self.stack.name}-lastgood-gate"
-        self.stack.create(self.project, self.release, record.name, model, beside=beside, deadline_s=deadline_s)
+        left_s = max((ends_at - self.stack.clock.now()).total_seconds(), 0.0)
+        self.stack.create(self.project, self.release, record.name, model, beside=beside, deadline_s=left_s)
         found = [c for c in self.engine.candidates() if c.service == record.name]
         if len(found) != 1:
             raise OutcomeUnknown(f"{len(found)} candidates of {record.name}, expected 1", hint="docker ps --all")

@@ -80,6 +80,8 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
         yield f"{name} has network_mode {mode}: no candidate can be started beside it"
     if service.get("volumes_from"):
         yield f"{name} has volumes_from: its data is another container's"
+    for kind, key, origin in project.unkept(name):
+        yield f"{name} takes its {kind} {key} from {origin}, which no release keeps: put it in a file"
     if (period_s := project.start_period_s(name)) > boot_s:
         yield f"{name} may take {period_s:.0f} s to start (start_period), containers.boot is {boot_s:.0f} s: raise it"
 

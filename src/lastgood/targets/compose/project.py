@@ -108,6 +108,19 @@ class Project:
         service = {**self.service(name), "environment": escaped}
         return Project({**self.model, "services": {**self.model["services"], name: service}})
 
+    def dependencies(self, name: str) -> tuple[str, ...]:
+        """Names of the services that a service waits for."""
+        return tuple(sorted(cast("Json", self.service(name).get("depends_on") or {})))
+
+    def with_dependencies(self, name: str, needs: Collection[str]) -> Project:
+        """This model with one service that waits for a part of what it waits for."""
+        service = dict(self.service(name))
+        waits = cast("Json", service.pop("depends_on", None) or {})
+        kept = {key: value for key, value in waits.items() if key in needs}
+        if kept:
+            service["depends_on"] = kept
+        return Project({**self.model, "services": {**self.model["services"], name: service}})
+
     def env_hash(self, name: str, key: bytes) -> str:
         """Keyed hash of the environment: equal values give equal hashes, and the hash alone gives away none."""
         return _keyed(key, self.environment(name))
@@ -135,6 +148,16 @@ class Project:
         yield "volumes", {str(m["source"]) for m in mounts if m.get("type") == "volume" and m.get("source")}
         for kind in ("secrets", "configs"):
             yield kind, {str(item["source"]) for item in service.get(kind) or ()}
+
+    def unkept(self, name: str) -> Iterator[tuple[str, str, str]]:
+        """Kind, name and source of the service's secrets and configs that compose copies into the container when it
+        creates it: the variable is not in the resolved configuration, and a candidate would not have the copy."""
+        named = dict(self._named(self.service(name)))
+        for kind in ("secrets", "configs"):
+            for key in sorted(named[kind]):
+                defined = self._defined(kind, key)
+                if source := next((part for part in ("environment", "content") if part in defined), ""):
+                    yield kind.removesuffix("s"), key, f"its {source}"
 
     def real_names(self, kind: str, name: str) -> dict[str, str]:
         """What the engine calls the networks or volumes of a service, by what the model calls them."""

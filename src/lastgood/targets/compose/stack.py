@@ -3,11 +3,15 @@ deadline, with the right environment, and without a secret in what it complains 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +19,7 @@ from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.targets.compose import child, commands
-from lastgood.targets.compose.kept import Shelf
+from lastgood.targets.compose.kept import Shelf, write_private
 from lastgood.targets.compose.masking import Masker, dotenv_values
 from lastgood.targets.compose.project import Json, Project
 
@@ -23,6 +27,7 @@ POLL_S: Final = 0.2
 RESOLVE_S: Final = 30.0
 IMAGES_S: Final = 1800.0
 GIT_S: Final = 20.0
+LOCK_FILE: Final = "compose.lock"
 _ERROR_LINES: Final = 12
 
 # Compose 2.26 and 2.40: `level=warning msg="The \"NAME\" variable is not set. Defaulting to a blank string."`. There
@@ -102,9 +107,38 @@ class Stack:
     def _lay(self, release: str, name: str, model: Json) -> Path:
         return self.shelf.lay_beside(release, name, json.dumps(model, indent=1, sort_keys=True).encode())
 
+    @contextmanager
+    def alone(self, *, deadline_s: float) -> Generator[int]:
+        """Hold the lock under which compose changes anything, and give its descriptor.
+
+        Compose runs in a process group of its own and outlives a killed lastgood. It holds this lock as well, so that
+        nobody looks or acts while it still works. Raises Retryable when it is not free within `deadline_s`.
+        """
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            ends_at = self.clock.now() + timedelta(seconds=deadline_s)
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if self.clock.now() >= ends_at:
+                        raise Retryable(
+                            f"a docker compose of an earlier command still works on {self.name}",
+                            delay_s=2.0,
+                            hint="docker events",
+                        ) from error
+                    self.clock.sleep(POLL_S)
+            yield descriptor
+        finally:
+            # Closed, not unlocked: unlocking would take the lock from a child that still lives.
+            os.close(descriptor)
+
     def _change(self, project: Project, words: Sequence[str], doing: str, *, deadline_s: float) -> None:
         try:
-            ended = child.run(words, deadline_s=deadline_s, env=child.bare_environment(os.environ))
+            with self.alone(deadline_s=deadline_s) as lock:
+                ended = child.run(words, deadline_s=deadline_s, env=child.bare_environment(os.environ), holding=lock)
         except child.Overran as error:
             raise OutcomeUnknown(f"{doing}: {error}", hint="docker ps") from error
         except FileNotFoundError as error:
@@ -120,6 +154,23 @@ class Stack:
             raise Retryable(str(error), delay_s=2.0, hint="docker version") from error
         except FileNotFoundError as error:
             raise _no_client() from error
+
+    def hashes(self, project: Project) -> dict[str, str]:
+        """Compose's own hash of each service, as it would put it on a container started from this model."""
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.state) as folder:
+            file = Path(folder) / "model.json"
+            write_private(file, json.dumps(project.model).encode())
+            words = commands.hashes(self.name, commands.home(self.config.compose, self.root), file)
+            ended = self._run(words, deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
+        if ended.code != 0:
+            raise Refused(f"the resolved configuration cannot be read again: {masker_of(project).tail(ended.err)}")
+        return {name: value for name, _, value in (line.partition(" ") for line in ended.out.splitlines())}
+
+    def compose_version(self) -> str:
+        """The version of compose without a distribution's suffix: Debian's says 2.26.1-4 and labels 2.26.1."""
+        ended = self._run(commands.version(), deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
+        return ended.out.strip().removeprefix("v").partition("-")[0]
 
     def checkout(self) -> tuple[str | None, bool]:
         """The commit that is checked out, and whether the files differ from it, submodules included.

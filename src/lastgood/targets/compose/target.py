@@ -64,6 +64,8 @@ class ComposeTarget:
         action = step.action
         if not isinstance(action, PassGate | Serve | ClearCandidates):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for containers", hint="lastgood plan")
+        with self._stack.alone(deadline_s=step.deadline_s):
+            pass  # what a killed command left running has ended: now what is seen will stay so
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
