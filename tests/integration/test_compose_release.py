@@ -208,3 +208,15 @@ def test_no_engine_is_an_error_before_anything_is_asked_of_compose(
     with pytest.raises(Exception, match=r"no docker engine answers at unix://.*nobody\.sock"):
         stack.target().prepare("v1", CLOCK.now())
     assert not os.path.lexists(stack.root / ".lastgood" / "releases" / "v1")
+
+
+def test_a_build_that_fails_is_refused_with_the_end_of_its_output(stack: ComposeWorld) -> None:
+    (stack.root / "Dockerfile").write_text(
+        f"FROM {stack.project}/worker:latest\nRUN echo no such package >&2; exit 7\n"
+    )
+    del stack.services["web"]["image"]
+    stack.services["web"]["build"] = "."
+    stack.write()
+    with pytest.raises(Refused, match=r"docker compose build of web failed: .*no such package"):
+        stack.target().prepare("v1", CLOCK.now())
+    assert not (stack.root / ".lastgood" / "releases" / "v1").exists()

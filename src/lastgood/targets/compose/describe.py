@@ -4,6 +4,7 @@ kept."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, combinations
 from typing import Final, cast
@@ -12,7 +13,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.release import Release, ServiceRecord
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.images import ensure_image
-from lastgood.targets.compose.kept import KeptRelease, held_as
+from lastgood.targets.compose.kept import held_as
 from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.stack import Stack
@@ -134,15 +135,7 @@ def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord) ->
     if taken is not None and taken["Id"] != found.artifact:
         # Another stack of this host has a release of that name: its image must not lose its tag to ours.
         tag = held_as(found.name, release, within=stack.name)
-    return ServiceRecord(
-        name=found.name,
-        artifact=found.artifact,
-        held_as=tag,
-        reference=found.reference,
-        digest=_digest(image, found.reference),
-        config_hash=found.config_hash,
-        env_hash=found.env_hash,
-    )
+    return replace(found, held_as=tag, digest=_digest(image, found.reference))
 
 
 def _digest(image: Json, reference: str) -> str | None:
@@ -167,10 +160,6 @@ def _keep(
     for record in kept.services:
         ensure_image(engine, record)
     commit, dirty = stack.checkout()
-    return _release(stack, kept, recorded_at, commit=commit, dirty=dirty)
-
-
-def _release(stack: Stack, kept: KeptRelease, recorded_at: datetime, *, commit: str | None, dirty: bool) -> Release:
     return Release(
         id=kept.name,
         recorded_at=recorded_at,

@@ -41,7 +41,7 @@ def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate,
     Raises Refused with the service and its last words when one does not become healthy; then, and on every other
     error, what this gate started is removed.
     """
-    records = [_record(kept, service, artifact) for service, artifact in action.artifacts]
+    records = [kept.planned(service, artifact) for service, artifact in action.artifacts]
     gate = _Gate(stack, engine, stack.shelf.project(kept), kept.name)
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
@@ -62,13 +62,6 @@ def clear_candidates(engine: Engine) -> None:
     """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves."""
     for container in (*engine.candidates(), *(c for c in engine.of_project() if c.is_leftover)):
         engine.remove(container.id)
-
-
-def _record(kept: KeptRelease, service: str, artifact: str) -> ServiceRecord:
-    record = kept.service(service)
-    if record is None or record.artifact != artifact:
-        raise Refused(f"{kept.name} has no {service} with image {artifact[:19]}", hint="lastgood releases")
-    return record
 
 
 def _serves(engine: Engine, record: ServiceRecord) -> bool:

@@ -44,6 +44,13 @@ class KeptRelease:
         """Return the record of a service, None when the release does not have it."""
         return next((s for s in self.services if s.name == name), None)
 
+    def planned(self, service: str, artifact: str, config_hash: str = "") -> ServiceRecord:
+        """Return the record of what a step wants to start. Raises Refused when this release kept something else."""
+        record = self.service(service)
+        if record is None or record.artifact != artifact or config_hash not in ("", record.config_hash):
+            raise Refused(f"{self.name} has no {service} with image {artifact[:19]}", hint="lastgood releases")
+        return record
+
 
 _KEPT: Final[TypeAdapter[KeptRelease]] = TypeAdapter(KeptRelease)
 

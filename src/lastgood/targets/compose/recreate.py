@@ -9,7 +9,6 @@ from typing import Final
 from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
-from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease
@@ -25,12 +24,12 @@ def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, 
     Raises Refused before anything is stopped; OutcomeUnknown when the service does not come up; NeedsHuman when
     a container of a service that is never touched is gone afterwards.
     """
-    project, record = stack.shelf.project(kept), _record(kept, action)
+    project, record = stack.shelf.project(kept), kept.planned(action.service, action.artifact, action.config_hash)
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     ensure_image(engine, record)
     if in_the_way := next(_foreign(stack, engine, project, action.service), ""):
         raise Refused(in_the_way, hint="docker ps --all")
-    untouchable = _untouchable(stack, engine)
+    others = untouchable(stack, engine)
     present = [c for c in engine.of_project() if c.service == action.service]
     for leftover in (c for c in present if c.is_leftover):
         engine.remove(leftover.id)
@@ -44,22 +43,13 @@ def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, 
     # What is wanted runs already and is sick: compose would see nothing to do.
     anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in (c.facts() for c in present))
     stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew)
-    _wait(stack, engine, project, action, ends_at - stack.clock.now())
-    if gone := untouchable.keys() - _untouchable(stack, engine).keys():
-        names = ", ".join(sorted(untouchable[i] for i in gone))
+    if gone := others.keys() - untouchable(stack, engine).keys():
+        names = ", ".join(sorted(others[i] for i in gone))
         raise NeedsHuman(f"while {action.service} was recreated, the container of {names} went away", hint="docker ps")
+    _wait(stack, engine, project, action, ends_at - stack.clock.now())
 
 
-def _record(kept: KeptRelease, action: Serve) -> ServiceRecord:
-    record = kept.service(action.service)
-    if record is None or record.artifact != action.artifact:
-        raise Refused(
-            f"{kept.name} has no {action.service} with image {action.artifact[:19]}", hint="lastgood releases"
-        )
-    return record
-
-
-def _untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
+def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
     """Container ID and service of everything in the project that a rollback must leave alone."""
     return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services}
 

@@ -75,17 +75,18 @@ class Stack:
 
     def build(self, project: Project, services: Sequence[str]) -> None:
         """Build the images of `services`. Raises Refused with the end of the build's output."""
-        self._images(project, commands.build(self.config.compose, self.root, services), f"building {_list(services)}")
+        self._images(project, commands.build(self.config.compose, self.root, services), "build", services)
 
     def pull(self, project: Project, services: Sequence[str]) -> None:
         """Pull the images of `services`. Raises Refused with what the registry said."""
-        self._images(project, commands.pull(self.config.compose, self.root, services), f"pulling {_list(services)}")
+        self._images(project, commands.pull(self.config.compose, self.root, services), "pull", services)
 
-    def _images(self, project: Project, words: Sequence[str], doing: str) -> None:
+    def _images(self, project: Project, words: Sequence[str], verb: str, services: Sequence[str]) -> None:
         ended = self._run(words, deadline_s=IMAGES_S, env=child.interpolation_environment(os.environ))
         if ended.code != 0:
             said = masker_of(project).tail(ended.err or ended.out, lines=_ERROR_LINES)
-            raise Refused(f"{doing} failed: {said}", hint=f"docker compose {doing.split('ing ', maxsplit=1)[0]}")
+            what = f"docker compose {verb}"
+            raise Refused(f"{what} of {', '.join(services)} failed: {said}", hint=f"{what} {services[0]}")
 
     def start(
         self, project: Project, release: str, service: str, model: Json, *, deadline_s: float, anew: bool
@@ -196,10 +197,6 @@ class Stack:
 def masker_of(project: Project) -> Masker:
     """Knows every secret of every service's environment."""
     return Masker([project.environment(name) for name in project.services])
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def _no_client() -> Refused:

@@ -25,7 +25,7 @@ from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
 from lastgood.targets.compose.kept import KeptRelease, Shelf
-from lastgood.targets.compose.recreate import recreate
+from lastgood.targets.compose.recreate import recreate, untouchable
 from lastgood.targets.compose.rung import ContainerRung, choose_rung
 from lastgood.targets.compose.stack import Stack
 
@@ -82,13 +82,10 @@ class ComposeTarget:
     def _serve(self, engine: Engine, action: Serve, *, deadline_s: float) -> None:
         kept = self._kept(action.release)
         if not self._untouched:
-            self._untouched = self._untouchable(engine)
+            self._untouched = untouchable(self._stack, engine)
         match choose_rung((action.service,)).rung:
             case ContainerRung.RECREATE:
                 recreate(self._stack, engine, kept, action, deadline_s=deadline_s)
-
-    def _untouchable(self, engine: Engine) -> dict[str, str]:
-        return {c.id: c.service for c in engine.of_project() if c.service not in self._stack.config.services}
 
     def _kept(self, release: str) -> KeptRelease:
         kept = self._stack.shelf.find(release)
@@ -126,7 +123,7 @@ class ComposeTarget:
             serving = self._serving(engine)
             checks = [_runs_as_planned(record, serving) for record in release.services]
             if self._untouched:
-                gone = sorted(s for i, s in self._untouched.items() if i not in self._untouchable(engine))
+                gone = sorted(s for i, s in self._untouched.items() if i not in untouchable(self._stack, engine))
                 checks.append(
                     Check(
                         name="containers that are never touched",
