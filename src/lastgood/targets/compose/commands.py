@@ -1,0 +1,106 @@
+"""The words of every command that the compose target runs. Built here, run in `child`, tested word for word.
+
+Nothing here is ever a shell string. Service names come after `--`, so that none can be read as an option.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from lastgood.core.config import ComposeConfig
+
+Words = list[str]
+
+# No colours and no cursor movements: what these commands print ends in error messages.
+_COMPOSE = ("docker", "compose", "--ansi", "never", "--progress", "plain")
+
+
+def home(project: ComposeConfig, root: Path) -> Path:
+    """The folder that compose itself would take for the project's: that of the first file."""
+    return (root / project.files[0]).parent
+
+
+def _on_disk(project: ComposeConfig, root: Path) -> Words:
+    """The files as they are on disk today, with today's environment file."""
+    words = [*_COMPOSE, "--project-name", project.project, "--project-directory", str(home(project, root))]
+    for file in project.files:
+        words += ["--file", str(root / file)]
+    for profile in project.profiles:
+        words += ["--profile", profile]
+    if project.env_file:
+        words += ["--env-file", str(root / project.env_file)]
+    return words
+
+
+def _recorded(project: str, folder: Path, file: Path) -> Words:
+    """A file in which every variable is filled in already: no environment file may change it."""
+    return [
+        *_COMPOSE,
+        "--project-name",
+        project,
+        "--project-directory",
+        str(folder),
+        "--file",
+        str(file),
+        "--env-file",
+        "/dev/null",
+    ]
+
+
+def version() -> Words:
+    """Print the version of compose."""
+    return ["docker", "compose", "version", "--short"]
+
+
+def resolve(project: ComposeConfig, root: Path) -> Words:
+    """Print the resolved configuration as JSON."""
+    return [*_on_disk(project, root), "config", "--format", "json"]
+
+
+def hashes(project: str, folder: Path, file: Path) -> Words:
+    """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it."""
+    return [*_recorded(project, folder, file), "config", "--hash", "*"]
+
+
+def build(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:
+    """Build the images of `services` and of no other."""
+    return [*_on_disk(project, root), "build", "--", *services]
+
+
+def pull(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:
+    """Pull the images of `services` and of no other."""
+    return [*_on_disk(project, root), "pull", "--quiet", "--", *services]
+
+
+def start(project: ComposeConfig, root: Path, file: Path, service: str, *, stop_s: float, anew: bool) -> Words:
+    """Make one service run as `file` says; its dependencies are left alone. anew: even if it already runs so."""
+    words = [*_recorded(project.project, home(project, root), file), "up", "--detach", "--no-deps", "--no-build"]
+    words += ["--pull", "never", "--timeout", str(math.ceil(stop_s))]
+    if anew:
+        words.append("--force-recreate")
+    return [*words, "--", service]
+
+
+def create(project: str, folder: Path, file: Path, service: str) -> Words:
+    """Create one service's container as `file` says, and do not start it."""
+    words = [*_recorded(project, folder, file), "up", "--no-start", "--no-deps", "--no-build", "--pull", "never"]
+    return [*words, "--", service]
+
+
+def commit(root: Path) -> Words:
+    """Print the commit that is checked out."""
+    return ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
+
+
+def changes(root: Path, *, besides: str) -> Words:
+    """Print what differs from the commit, untracked files included. besides: a folder in `root` that does not count,
+    empty for none."""
+    words = ["git", "-C", str(root), "status", "--porcelain", "--", "."]
+    return [*words, f":(exclude){besides}"] if besides else words
+
+
+def submodules(root: Path) -> Words:
+    """Print the commit of each submodule, marked where it is not the one that the commit names."""
+    return ["git", "-C", str(root), "submodule", "status", "--recursive"]

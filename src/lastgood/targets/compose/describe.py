@@ -1,0 +1,223 @@
+"""Describing a release: what the files on disk would start, or what serves now; its images held, its configuration
+kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import chain, combinations
+from typing import Final, cast
+
+from lastgood.core.errors import Refused
+from lastgood.core.release import Release, ServiceRecord
+from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
+from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.kept import held_as
+from lastgood.targets.compose.obstacles import obstacles
+from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.stack import Stack
+
+ENGINE_NAME: Final = "compose"
+MOST_DEPENDENCIES: Final = 4
+"""Each part of a service's dependencies costs one call of compose, 0.07 s; beyond this many, none is made."""
+
+
+def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
+    """Build or pull what the files on disk say, hold and keep it. Raises Refused: what serves is as it was."""
+    stack.shelf.folder(name)
+    project = _usable(stack, engine)
+    services = stack.config.services
+    built = [s for s in services if project.is_built(s)]
+    if built:
+        stack.build(project, built)
+    if absent := [s for s in services if s not in built and engine.image(project.reference(s)) is None]:
+        if unpullable := [s for s in absent if project.service(s).get("pull_policy") == "never"]:
+            service = unpullable[0]
+            raise Refused(
+                f"image {project.reference(service)} of {service} is not on this host and its pull_policy is never",
+                hint=f"docker pull {project.reference(service)}",
+            )
+        stack.pull(project, absent)
+    key = stack.shelf.key()
+    records = [
+        _record(
+            stack,
+            engine,
+            name,
+            ServiceRecord(
+                name=s,
+                artifact=_image_id(engine, s, project.reference(s), project=stack.name, built=s in built),
+                held_as="",
+                reference=project.reference(s),
+                config_hash=project.config_hash(s, key),
+                env_hash=project.env_hash(s, key),
+            ),
+        )
+        for s in services
+    ]
+    return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
+
+
+def describe_running(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
+    """Hold and keep what serves now. Raises Refused when a service does not run, or runs two images at once."""
+    stack.shelf.folder(name)
+    project = _usable(stack, engine)
+    running = engine.of_project()
+    key = stack.shelf.key()
+    records: list[ServiceRecord] = []
+    for service in stack.config.services:
+        container = _only_one(service, [c for c in running if c.service == service and c.facts().running])
+        project = _as_it_runs(stack, engine, project, container)
+        records.append(
+            _record(
+                stack,
+                engine,
+                name,
+                ServiceRecord(
+                    name=service,
+                    artifact=container.image,
+                    held_as="",
+                    reference=project.reference(service),
+                    config_hash=container.facts().config_hash,
+                    env_hash=project.env_hash(service, key),
+                ),
+            )
+        )
+    return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
+
+
+def _usable(stack: Stack, engine: Engine) -> Project:
+    """Resolve the files on disk. Raises Refused when a service could not be rolled back as it is, naming every
+    reason."""
+    for container in engine.of_project():
+        if (version := container.labels.get(COMPOSE_VERSION, "")).startswith("1."):
+            raise Refused(
+                f"{container.name} was made by docker-compose {version}; compose 2 would recreate every container of "
+                f"{stack.name}, databases included",
+                hint=f"docker compose --project-name {stack.name} up --detach, once, at a quiet hour",
+            )
+    project = stack.resolve()
+    if missing := [s for s in stack.config.services if s not in project.services]:
+        raise Refused(
+            f"containers.services names {', '.join(missing)}, which the compose file does not have; "
+            f"it has: {', '.join(project.services)}",
+            hint="lastgood doctor",
+        )
+    found = [
+        line
+        for service in stack.config.services
+        for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
+    ]
+    if found:
+        raise Refused("; ".join(found), hint="lastgood doctor")
+    return project
+
+
+def _image_id(engine: Engine, service: str, reference: str, *, project: str, built: bool) -> str:
+    image = engine.image(reference)
+    if image is None:
+        raise Refused(f"image {reference} of {service} is not there after it was built or pulled", hint="docker images")
+    # Two projects of one host may build under one name at the same time. Compose says in the image whose it is.
+    maker = str(cast("Json", image.get("Config", {}).get("Labels") or {}).get(COMPOSE_PROJECT, project))
+    if built and maker != project:
+        raise Refused(f"image {reference} of {service} was built by project {maker} meanwhile", hint="lastgood deploy")
+    return str(image["Id"])
+
+
+def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord) -> ServiceRecord:
+    """Complete a record with its digest and with a tag that is free, or its own already."""
+    image = engine.image(found.artifact)
+    if image is None:
+        raise Refused(f"the image of {found.name} ({found.artifact[:19]}) is gone from this host", hint="docker images")
+    tag = held_as(found.name, release)
+    taken = engine.image(tag)
+    if taken is not None and taken["Id"] != found.artifact:
+        # Another stack of this host has a release of that name: its image must not lose its tag to ours.
+        tag = held_as(found.name, release, within=stack.name)
+    return replace(found, held_as=tag, digest=_digest(image, found.reference))
+
+
+def _digest(image: Json, reference: str) -> str | None:
+    """The digest by which a registry knows the image under the repository of `reference`."""
+    repository = reference.split("@", maxsplit=1)[0]
+    if ":" in repository.rsplit("/", 1)[-1]:
+        repository = repository.rsplit(":", 1)[0]
+    digests = cast("Iterable[str]", image.get("RepoDigests") or ())
+    return next((d for d in digests if d.split("@")[0].removeprefix("docker.io/") == repository), None)
+
+
+def _keep(
+    stack: Stack,
+    engine: Engine,
+    name: str,
+    *,
+    recorded_at: datetime,
+    project: Project,
+    records: Sequence[ServiceRecord],
+) -> Release:
+    kept = stack.shelf.keep(name, project, tuple(records))
+    for record in kept.services:
+        ensure_image(engine, record)
+    commit, dirty = stack.checkout()
+    return Release(
+        id=kept.name,
+        recorded_at=recorded_at,
+        engine=ENGINE_NAME,
+        services=kept.services,
+        commit=commit,
+        dirty=dirty,
+        config_file=stack.shelf.config_file(kept.name),
+        config_hash=kept.config_hash,
+    )
+
+
+def _only_one(service: str, containers: Sequence[Container]) -> Container:
+    """The container that stands for all of a service's. Raises Refused when they do not run the same."""
+    if not containers:
+        raise Refused(f"{service} does not run, so there is nothing to record", hint="docker ps --all")
+    shapes = {(c.image, c.facts().config_hash) for c in containers}
+    if len(shapes) > 1:
+        names = ", ".join(f"{c.name} {c.image[:19]}" for c in containers)
+        raise Refused(f"the containers of {service} do not run the same: {names}", hint="docker ps")
+    return containers[0]
+
+
+def _as_it_runs(stack: Stack, engine: Engine, project: Project, container: Container) -> Project:
+    """The model with one service as its container was started: what this program started comes from its release,
+    anything else from today's files with the environment that the container has."""
+    service, facts = container.service, container.facts()
+    kept = stack.shelf.find(facts.release) if facts.release else None
+    record = kept.service(service) if kept else None
+    if kept and record and (record.artifact, record.config_hash) == (facts.artifact, facts.config_hash):
+        return project.with_service(service, stack.shelf.project(kept))
+    image = engine.image(container.image)
+    of_image = cast("Sequence[str]", (image or {}).get("Config", {}).get("Env") or ())
+    today = project.environment(service)
+    given = {
+        name: value
+        for name, value in container.environment.items()
+        if name in today or f"{name}={value}" not in of_image
+    }
+    as_it_runs = project.with_environment(service, given)
+    _check_it_is_what_runs(stack, as_it_runs, container)
+    return as_it_runs
+
+
+def _check_it_is_what_runs(stack: Stack, as_it_runs: Project, container: Container) -> None:
+    """Raise Refused when the files on disk would not make this container: recorded, they would make another one on
+    the day of a rollback. Where compose's hash cannot tell (another compose made the container), this says nothing."""
+    service = container.service
+    if container.labels.get(COMPOSE_VERSION, "").partition("-")[0] != stack.compose_version():
+        return
+    # The hash covers depends_on, of which `up` leaves out what was not asked for: any part of it may have been there.
+    needs = as_it_runs.dependencies(service)
+    if len(needs) > MOST_DEPENDENCIES:
+        return
+    parts = chain.from_iterable(combinations(needs, size) for size in range(len(needs), -1, -1))
+    made_with = container.labels.get(COMPOSE_CONFIG)
+    if all(stack.hashes(as_it_runs.with_dependencies(service, part))[service] != made_with for part in parts):
+        raise Refused(
+            f"the compose file on disk is not what {service} was started from, so it cannot be recorded",
+            hint=f"check out what was deployed, or: docker compose up --detach --no-deps {service}",
+        )

@@ -1,0 +1,312 @@
+"""The Docker engine, asked through its SDK: what is there, and the few changes that need no compose.
+
+One connection per piece of work, so that an engine which was restarted is simply asked again. Each request has a
+deadline; what the engine does not answer is Retryable, and OutcomeUnknown where a change may have been made.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+import docker
+import docker.errors
+import requests.exceptions
+from docker.utils.utils import kwargs_from_env
+
+from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import Health, InstanceFacts
+from lastgood.targets.compose.project import LABEL_CANDIDATE, LABEL_CONFIG, LABEL_RELEASE, LABEL_SERVICE, Json
+
+REQUEST_S: Final = 15.0
+PULL_S: Final = 1800.0
+RETRY_S: Final = 2.0
+
+COMPOSE_PROJECT: Final = "com.docker.compose.project"
+COMPOSE_SERVICE: Final = "com.docker.compose.service"
+COMPOSE_VERSION: Final = "com.docker.compose.version"
+COMPOSE_CONFIG: Final = "com.docker.compose.config-hash"
+COMPOSE_ONE_OFF: Final = "com.docker.compose.oneoff"
+COMPOSE_REPLACES: Final = "com.docker.compose.replace"
+
+_DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
+_HINT: Final = "docker version"
+# The name that compose gives a container until the one that it replaces is gone.
+_REPLACEMENT: Final = re.compile(r"^[0-9a-f]{12}_")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container as `inspect` shows it."""
+
+    shown: Json
+
+    @property
+    def id(self) -> str:
+        return str(self.shown["Id"])
+
+    @property
+    def name(self) -> str:
+        return str(self.shown["Name"]).removeprefix("/")
+
+    @property
+    def image(self) -> str:
+        """Image ID."""
+        return str(self.shown["Image"])
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return dict(cast("Mapping[str, str]", self.shown["Config"].get("Labels") or {}))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the container was given, its image's own variables included."""
+        pairs = cast("Sequence[str]", self.shown["Config"].get("Env") or ())
+        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+    @property
+    def service(self) -> str:
+        return self.labels.get(LABEL_SERVICE) or self.labels.get(COMPOSE_SERVICE, "")
+
+    @property
+    def is_leftover(self) -> bool:
+        """Whether compose was interrupted while this one was to take another's place, so that it never served."""
+        return COMPOSE_REPLACES in self.labels and _REPLACEMENT.match(self.name) is not None and not self._running
+
+    @property
+    def _running(self) -> bool:
+        state = cast("Json", self.shown["State"])
+        return bool(state["Running"]) and not state.get("Paused") and not state.get("Restarting")
+
+    @property
+    def ports(self) -> frozenset[tuple[str, int, str]]:
+        """Published (address, port, protocol) of a running container."""
+        published = cast("Mapping[str, Sequence[Json] | None]", self.shown["NetworkSettings"].get("Ports") or {})
+        return frozenset(
+            (str(at["HostIp"]), int(at["HostPort"]), inside.split("/")[-1])
+            for inside, bound in published.items()
+            for at in bound or ()
+        )
+
+    def facts(self) -> InstanceFacts:
+        """Say what the core needs to know of it."""
+        state = cast("Json", self.shown["State"])
+        compose_hash = self.labels.get(COMPOSE_CONFIG, "")
+        return InstanceFacts(
+            service=self.service,
+            instance=self.id,
+            artifact=self.image,
+            running=self._running,
+            health=_health(state),
+            release=self.labels.get(LABEL_RELEASE, ""),
+            config_hash=self.labels.get(LABEL_CONFIG) or foreign_config(compose_hash),
+            restarts=int(self.shown.get("RestartCount", 0)),
+            oom_killed=bool(state.get("OOMKilled")),
+            exit_code=None if state["Running"] else int(state["ExitCode"]),
+        )
+
+
+def foreign_config(compose_hash: str) -> str:
+    """What stands for the configuration of a container that somebody else started: compose's own hash, marked."""
+    return f"compose:{compose_hash}" if compose_hash else ""
+
+
+def _health(state: Json) -> Health:
+    shown = str(cast("Json", state.get("Health") or {}).get("Status", "none"))
+    known = {"healthy": Health.HEALTHY, "starting": Health.STARTING, "unhealthy": Health.UNHEALTHY}
+    return known.get(shown, Health.NONE)
+
+
+@contextmanager
+def _asking(*, changing: str = "") -> Generator[None]:
+    """Turn what the SDK raises into the house's errors. changing: what was under way, empty when only looking."""
+    try:
+        yield
+    except requests.exceptions.ReadTimeout as error:
+        if changing:
+            raise OutcomeUnknown(f"the docker engine did not answer while {changing}", hint=_HINT) from error
+        raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=_HINT) from error
+    except docker.errors.APIError as error:
+        said = str(error.explanation or error)
+        if error.is_server_error() and not changing:
+            raise Retryable(f"the docker engine failed: {said}", delay_s=RETRY_S, hint=_HINT) from error
+        raise Refused(f"the docker engine refused{' ' + changing if changing else ''}: {said}", hint=_HINT) from error
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=_HINT) from error
+
+
+class _Api(Protocol):
+    """What is used of docker.APIClient, with the types that its stubs leave open. Docker Engine API 1.41."""
+
+    def containers(self, *, quiet: bool, all: bool, filters: Json | None) -> Sequence[Json]: ...  # noqa: A002 # theirs
+    def inspect_container(self, container: str) -> Json: ...
+    def images(self, *, quiet: bool, all: bool) -> Sequence[str]: ...  # noqa: A002 # theirs
+    def inspect_image(self, image: str) -> Json: ...
+    def tag(self, image: str, repository: str, tag: str, *, force: bool) -> bool: ...
+    def pull(self, repository: str, tag: str) -> str: ...
+    def networks(self) -> Sequence[Json]: ...
+    def volumes(self) -> Json: ...
+    def create_container_from_config(self, config: Json) -> Json: ...
+    def connect_container_to_network(self, container: str, net_id: str) -> None: ...
+    def start(self, container: str) -> None: ...
+    def remove_container(self, container: str, *, v: bool, force: bool) -> None: ...
+    def logs(self, container: str, *, stdout: bool, stderr: bool, tail: int, stream: bool) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Engine:
+    """An open connection to the engine. Every method raises Retryable when the engine does not answer."""
+
+    def __init__(self, api: _Api, project: str) -> None:
+        self._api = api
+        self._project = project
+
+    def of_project(self) -> tuple[Container, ...]:
+        """The project's containers, running or not; those of `docker compose run` and our candidates excluded."""
+        # Images that compose built carry its labels, and so does every container made from them: only a container
+        # that compose itself made has a configuration hash.
+        found = self._containers([f"{COMPOSE_PROJECT}={self._project}", COMPOSE_CONFIG])
+        return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
+
+    def candidates(self) -> tuple[Container, ...]:
+        """What the gate made for this project, running or not, half-made ones included."""
+        found = self._containers([LABEL_CANDIDATE])
+        return tuple(c for c in found if c.labels[LABEL_CANDIDATE].startswith(f"{self._project}:"))
+
+    def others(self) -> tuple[Container, ...]:
+        """Every container of the engine that is not the project's."""
+        return tuple(c for c in self._containers([]) if c.labels.get(COMPOSE_PROJECT) != self._project)
+
+    def _containers(self, labels: Sequence[str]) -> tuple[Container, ...]:
+        with _asking():
+            filters = {"label": list(labels)} if labels else None
+            listed = self._api.containers(all=True, quiet=True, filters=filters)
+            shown = [self._inspect(str(c["Id"])) for c in listed]
+        # One that went away between the two questions is not there.
+        return tuple(Container(c) for c in shown if c is not None)
+
+    def _inspect(self, container: str) -> Json | None:
+        try:
+            return self._api.inspect_container(container)
+        except docker.errors.NotFound:
+            return None
+
+    def container(self, container: str) -> Container | None:
+        """One container by ID, None when it is gone."""
+        with _asking():
+            shown = self._inspect(container)
+        return Container(shown) if shown is not None else None
+
+    def image_ids(self) -> frozenset[str]:
+        """IDs of every image on this host."""
+        with _asking():
+            return frozenset(self._api.images(quiet=True, all=True))
+
+    def image(self, reference: str) -> Json | None:
+        """An image by ID or reference, None when this host does not have it."""
+        with _asking():
+            try:
+                return self._api.inspect_image(reference)
+            except docker.errors.ImageNotFound:
+                return None
+
+    def hold(self, image: str, tag: str) -> None:
+        """Give an image a tag that keeps it from being pruned."""
+        repository, name = tag.rsplit(":", 1)
+        with _asking(changing=f"tagging {tag}"):
+            self._api.tag(image, repository, name, force=True)
+
+    def pull_digest(self, digest: str) -> None:
+        """Pull by digest, `name@sha256:...`. Raises Refused when the registry does not have it."""
+        repository, pinned = digest.split("@", 1)
+        with _asking(changing=f"pulling {digest}"):
+            self._api.pull(repository, tag=pinned)
+
+    def networks(self) -> frozenset[str]:
+        """Names of the networks that exist."""
+        with _asking():
+            return frozenset(str(n["Name"]) for n in self._api.networks())
+
+    def volumes(self) -> frozenset[str]:
+        """Names of the volumes that exist."""
+        with _asking():
+            listed = self._api.volumes().get("Volumes") or ()
+            return frozenset(str(v["Name"]) for v in cast("Sequence[Json]", listed))
+
+    def twin(self, mold: Container, labels: Mapping[str, str]) -> str:
+        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks without an alias.
+        Returns its ID."""
+        config = {**cast("Json", mold.shown["Config"]), "HostConfig": mold.shown["HostConfig"]}
+        if config.get("Hostname") == mold.id[:12]:
+            del config["Hostname"]
+        # An image that compose built passes its labels on; emptied, no tool takes the twin for a part of the project.
+        inherited = {label: "" for label in mold.labels if label.startswith("com.docker.compose.")}
+        config["Labels"] = {**inherited, **labels}
+        networks = sorted(cast("Json", mold.shown["NetworkSettings"]["Networks"]))
+        mode = str(mold.shown["HostConfig"]["NetworkMode"])
+        first = mode if mode in networks else next(iter(networks), "")
+        if first:
+            config["NetworkingConfig"] = {"EndpointsConfig": {first: {}}}
+        with _asking(changing="creating a candidate"):
+            made = str(self._api.create_container_from_config(config)["Id"])
+            for network in networks:
+                if network != first:
+                    self._api.connect_container_to_network(made, network)
+        return made
+
+    def start(self, container: str, *, named: str) -> None:
+        """Start a container. named: what to call it when the engine refuses."""
+        with _asking(changing=f"starting {named}"):
+            self._api.start(container)
+
+    def remove(self, container: str) -> None:
+        """Remove a container, running or not, with its anonymous volumes. One that is gone is fine."""
+        with _asking(changing="removing a container"):
+            try:
+                self._api.remove_container(container, v=True, force=True)
+            except docker.errors.NotFound:
+                return
+
+    def logs(self, container: str, *, lines: int) -> str:
+        """The newest lines of a container's output, both streams, oldest first."""
+        with _asking():
+            try:
+                raw = self._api.logs(container, stdout=True, stderr=True, tail=lines, stream=False)
+            except docker.errors.NotFound:
+                return ""
+        return raw.decode("utf-8", errors="replace")
+
+
+def _knock(host: str) -> None:
+    """Connect to a local socket once, before the SDK does: it leaves its socket open when nobody listens."""
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(REQUEST_S)
+            try:
+                probe.connect(host.removeprefix("unix://"))
+            except OSError as error:
+                raise Retryable(
+                    f"no docker engine answers at {host}: {error.strerror or error}", delay_s=RETRY_S, hint=_HINT
+                ) from error
+
+
+@contextmanager
+def connect(project: str, env: Mapping[str, str]) -> Generator[Engine]:
+    """Open a connection for one piece of work. Raises Retryable when no engine answers.
+
+    env: names the engine (DOCKER_HOST), as it does for the docker client.
+    """
+    api: _Api | None = None
+    try:
+        _knock(env.get("DOCKER_HOST") or _DEFAULT_HOST)
+        with _asking():
+            arguments = cast("dict[str, Any]", kwargs_from_env(environment=dict(env)))
+            api = cast("_Api", docker.APIClient(**arguments, version="auto", timeout=int(REQUEST_S)))
+        yield Engine(api, project)
+    finally:
+        if api is not None:
+            api.close()

@@ -1,0 +1,37 @@
+"""What is saved of the containers before anything is changed: their logs and what inspect shows, without secrets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, cast
+
+from lastgood.core.secret import MASK
+from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.kept import write_private
+from lastgood.targets.compose.masking import Masker
+
+LOG_LINES: Final = 2000
+FILE_LIMIT_BYTES: Final = 8 * 1024 * 1024
+
+
+def save_evidence(engine: Engine, containers: tuple[Container, ...], into: Path) -> tuple[str, ...]:
+    """Save the last 2,000 log lines and the inspect output of each container, 0600; return the files' names."""
+    into.mkdir(mode=0o700, parents=True, exist_ok=True)
+    saved: list[str] = []
+    for container in containers:
+        masker = Masker([container.environment])
+        shown = json.dumps(_masked(container), indent=1, sort_keys=True)
+        # The newest lines are at the end.
+        log = engine.logs(container.id, lines=LOG_LINES).encode()[-FILE_LIMIT_BYTES:].decode(errors="replace")
+        for name, text in ((f"{container.name}.log", log), (f"{container.name}.inspect.json", shown)):
+            (into / name).unlink(missing_ok=True)
+            write_private(into / name, masker.clean(text).encode())
+            saved.append(name)
+    return tuple(saved)
+
+
+def _masked(container: Container) -> dict[str, Any]:
+    config = cast("dict[str, Any]", container.shown["Config"])
+    names = [pair.split("=", 1)[0] for pair in cast("list[str]", config.get("Env") or [])]
+    return {**container.shown, "Config": {**config, "Env": [f"{name}={MASK}" for name in names]}}

@@ -1,0 +1,166 @@
+"""What a release keeps in the state directory, so that it starts as it was: never today's files, never today's
+environment.
+
+    releases/NAME/compose.json   the resolved configuration, values included
+    releases/NAME/release.json   its services, and a keyed hash of compose.json
+    env.key                      the key of every hash over values
+
+All 0600, folders 0700. release.json is written last and at once: without it the release is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from lastgood.core.errors import Refused
+from lastgood.core.release import NAME_GRAMMAR, ServiceRecord
+from lastgood.targets.compose.project import Project
+
+CONFIG_FILE: Final = "compose.json"
+RELEASE_FILE: Final = "release.json"
+_REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRelease:
+    """A release as this target kept it. config_hash: keyed, over the bytes of compose.json."""
+
+    name: str
+    services: tuple[ServiceRecord, ...]
+    config_hash: str
+
+    def service(self, name: str) -> ServiceRecord | None:
+        """Return the record of a service, None when the release does not have it."""
+        return next((s for s in self.services if s.name == name), None)
+
+    def planned(self, service: str, artifact: str, config_hash: str = "") -> ServiceRecord:
+        """Return the record of what a step wants to start. Raises Refused when this release kept something else."""
+        record = self.service(service)
+        if record is None or record.artifact != artifact or config_hash not in ("", record.config_hash):
+            raise Refused(f"{self.name} has no {service} with image {artifact[:19]}", hint="lastgood releases")
+        return record
+
+
+_KEPT: Final[TypeAdapter[KeptRelease]] = TypeAdapter(KeptRelease)
+
+
+def held_as(service: str, release: str, *, within: str = "") -> str:
+    """The tag that keeps the image of a service of a release. within: project, where the short tag is another's."""
+    folder = f"lastgood/{within}" if within else "lastgood"
+    # Repositories are lower case and know fewer marks than service names.
+    plain = service.lower()
+    if plain != service or not _REPOSITORY.fullmatch(plain):
+        short = hashlib.sha256(service.encode()).hexdigest()[:8]
+        plain = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") + f"-{short}"
+    return f"{folder}/{plain}:{release}"
+
+
+class Shelf:
+    """The folder of the kept releases."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+
+    def key(self) -> bytes:
+        """Return the key for hashes over values; made at the first call."""
+        path = self._state / "env.key"
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            write_private(path, secrets.token_bytes(32))
+        return path.read_bytes()
+
+    def folder(self, release: str) -> Path:
+        """Where a release is kept. Raises Refused for what is no release name, so that no path is ever made of it."""
+        if not NAME_GRAMMAR.fullmatch(release):
+            raise Refused(f"{release!r} is not a release name", hint="lastgood releases")
+        return self._state / "releases" / release
+
+    def config_file(self, release: str) -> str:
+        """The kept configuration's path, relative to the state directory."""
+        return str(Path("releases") / release / CONFIG_FILE)
+
+    def find(self, release: str) -> KeptRelease | None:
+        """Return a kept release, None when there is none. Raises Refused when it cannot be read."""
+        path = self.folder(release) / RELEASE_FILE
+        try:
+            return _KEPT.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise Refused(f"{path} cannot be read: {type(error).__name__}", hint="lastgood releases") from error
+
+    def project(self, kept: KeptRelease) -> Project:
+        """Return the configuration of a kept release. Raises Refused when it is gone or not what was kept."""
+        path = self.folder(kept.name) / CONFIG_FILE
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Refused(f"the configuration of {kept.name} is gone: {path}", hint="lastgood releases") from error
+        if not hmac.compare_digest(self.hash(content), kept.config_hash):
+            raise Refused(f"{path} is not what {kept.name} was recorded with", hint="lastgood releases")
+        return Project.parse(content.decode())
+
+    def hash(self, content: bytes) -> str:
+        """Keyed hash of a configuration."""
+        return hmac.new(self.key(), content, hashlib.sha256).hexdigest()
+
+    def keep(self, name: str, project: Project, services: tuple[ServiceRecord, ...]) -> KeptRelease:
+        """Keep a release, or return the one that is kept under that name if it is the same.
+
+        Raises Refused, nothing changed, when the name stands for something else.
+        """
+        content = json.dumps(project.model, indent=1, sort_keys=True).encode()
+        wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
+        if (kept := self.find(name)) is not None:
+            if changed := _difference(kept, wanted):
+                raise Refused(
+                    f"release {name} exists with other {changed}", hint="lastgood deploy --release ANOTHER-NAME"
+                )
+            return kept
+        _replace(self.folder(name) / CONFIG_FILE, content)
+        _replace(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
+        return wanted
+
+    def lay_beside(self, release: str, name: str, content: bytes) -> Path:
+        """Write a file of ours into a release's folder, over an older one, and return its path."""
+        path = self.folder(release) / name
+        _replace(path, content)
+        return path
+
+
+def _difference(kept: KeptRelease, wanted: KeptRelease) -> str:
+    """Say what differs between two descriptions of one release, empty when they start the same."""
+    pairs = [(kept.service(s.name), s) for s in wanted.services]
+    images = [new.name for old, new in pairs if old is None or old.artifact != new.artifact]
+    if images or len(kept.services) != len(wanted.services):
+        return f"images of {', '.join(images)}" if images else "services"
+    changed = [new.name for old, new in pairs if old is not None and old.config_hash != new.config_hash]
+    return f"configuration of {', '.join(changed)}" if changed else ""
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    write_private(fresh, content)
+    fresh.replace(path)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that only this user can read, on the disk when this returns. Raises FileExistsError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

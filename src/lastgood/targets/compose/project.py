@@ -1,0 +1,233 @@
+"""The resolved configuration of a compose project: what `docker compose config` says after every file, profile and
+variable has had its say, and the files that are made from it to start one service.
+
+Everything is read from this resolved model, never from the YAML on disk: engine, image, port and path may all be
+variables there. Texts in it carry `$$` for `$`, as compose writes them so that it can read its own output again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from lastgood.core.errors import Refused
+
+Json = dict[str, Any]
+
+LABEL_CANDIDATE: Final = "lastgood.candidate"
+LABEL_CONFIG: Final = "lastgood.config"
+LABEL_RELEASE: Final = "lastgood.release"
+LABEL_SERVICE: Final = "lastgood.service"
+
+# What does not change how a container runs: where its image comes from, and what compose does around it.
+_NOT_RUN: Final = ("build", "image", "pull_policy", "depends_on", "profiles", "environment", "develop")
+
+# What would give a candidate traffic, a name, a life of its own, or a tie to another service.
+_NOT_BESIDE: Final = (
+    *("ports", "expose", "container_name", "restart", "labels", "links", "external_links", "scale", "build"),
+    *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
+)
+
+_UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """The resolved model of one project."""
+
+    model: Json
+
+    @staticmethod
+    def parse(text: str) -> Project:
+        """Read the output of `docker compose config --format json`. Raises Refused when it is not that."""
+        try:
+            model = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise Refused(f"docker compose printed no configuration: {error}", hint="docker compose config") from None
+        if not isinstance(model, dict) or not isinstance(cast("Json", model).get("services"), dict):
+            raise Refused("docker compose printed a configuration without services", hint="docker compose config")
+        return Project(cast("Json", model))
+
+    @property
+    def name(self) -> str:
+        """The project's name."""
+        return str(self.model["name"])
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Names of the services, those of inactive profiles excluded."""
+        return tuple(self.model["services"])
+
+    def service(self, name: str) -> Json:
+        """Return what the model says of a service. KeyError when there is none."""
+        return cast("Json", self.model["services"][name])
+
+    def is_built(self, name: str) -> bool:
+        """Whether the service's image is built here rather than pulled."""
+        return "build" in self.service(name)
+
+    def reference(self, name: str) -> str:
+        """The name that compose gives the service's image."""
+        return str(self.service(name).get("image") or f"{self.name}-{name}")
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The service's environment as it will be in the container. Values are secret until shown otherwise."""
+        values = cast("Mapping[str, str | None]", self.service(name).get("environment") or {})
+        return {key: value.replace("$$", "$") for key, value in values.items() if value is not None}
+
+    def mounts(self, name: str) -> tuple[Json, ...]:
+        """The service's volumes in their long form."""
+        return tuple(self.service(name).get("volumes") or ())
+
+    def start_period_s(self, name: str) -> float:
+        """How long the service's own health check lets it fail, 0 without one."""
+        check = cast("Json", self.service(name).get("healthcheck") or {})
+        return _seconds(str(check.get("start_period") or "0s"))
+
+    def has_health_check(self, name: str) -> bool:
+        """Whether the compose file gives the service a health check. One in its image is not seen here."""
+        check = cast("Json", self.service(name).get("healthcheck") or {})
+        return bool(check) and not check.get("disable")
+
+    def with_service(self, name: str, other: Project) -> Project:
+        """This model with one service, and what it names, as `other` has it."""
+        model = {**self.model, "services": {**self.model["services"], name: other.service(name)}}
+        for kind, keys in other._named(other.service(name)):
+            defined = {key: other._defined(kind, key) for key in keys}
+            model[kind] = {**(self.model.get(kind) or {}), **defined}
+        return Project(model)
+
+    def with_environment(self, name: str, environment: Mapping[str, str]) -> Project:
+        """This model with another environment for one service."""
+        escaped = {key: value.replace("$", "$$") for key, value in environment.items()}
+        service = {**self.service(name), "environment": escaped}
+        return Project({**self.model, "services": {**self.model["services"], name: service}})
+
+    def dependencies(self, name: str) -> tuple[str, ...]:
+        """Names of the services that a service waits for."""
+        return tuple(sorted(cast("Json", self.service(name).get("depends_on") or {})))
+
+    def with_dependencies(self, name: str, needs: Collection[str]) -> Project:
+        """This model with one service that waits for a part of what it waits for."""
+        service = dict(self.service(name))
+        waits = cast("Json", service.pop("depends_on", None) or {})
+        kept = {key: value for key, value in waits.items() if key in needs}
+        if kept:
+            service["depends_on"] = kept
+        return Project({**self.model, "services": {**self.model["services"], name: service}})
+
+    def env_hash(self, name: str, key: bytes) -> str:
+        """Keyed hash of the environment: equal values give equal hashes, and the hash alone gives away none."""
+        return _keyed(key, self.environment(name))
+
+    def config_hash(self, name: str, key: bytes) -> str:
+        """Hash of everything that decides how the service runs, but for its image."""
+        service = {part: value for part, value in self.service(name).items() if part not in _NOT_RUN}
+        # Command lines and health checks hold secrets as well, so the whole is keyed.
+        return _keyed(key, {"service": service, "environment": self.environment(name), "around": self._around(name)})
+
+    def _around(self, name: str) -> Json:
+        """The networks, volumes, secrets and configs that the service names, as the project defines them."""
+        return {
+            kind: {key: self._defined(kind, key) for key in sorted(keys)}
+            for kind, keys in self._named(self.service(name))
+        }
+
+    def _defined(self, kind: str, key: str) -> Json:
+        return cast("Json", cast("Json", self.model.get(kind) or {}).get(key) or {})
+
+    @staticmethod
+    def _named(service: Json) -> Iterator[tuple[str, set[str]]]:
+        mounts = cast("Sequence[Json]", service.get("volumes") or ())
+        yield "networks", {str(key) for key in cast("Json", service.get("networks") or {})}
+        yield "volumes", {str(m["source"]) for m in mounts if m.get("type") == "volume" and m.get("source")}
+        for kind in ("secrets", "configs"):
+            yield kind, {str(item["source"]) for item in service.get(kind) or ()}
+
+    def unkept(self, name: str) -> Iterator[tuple[str, str, str]]:
+        """Kind, name and source of the service's secrets and configs that compose copies into the container when it
+        creates it: the variable is not in the resolved configuration, and a candidate would not have the copy."""
+        named = dict(self._named(self.service(name)))
+        for kind in ("secrets", "configs"):
+            for key in sorted(named[kind]):
+                defined = self._defined(kind, key)
+                if source := next((part for part in ("environment", "content") if part in defined), ""):
+                    yield kind.removesuffix("s"), key, f"its {source}"
+
+    def real_names(self, kind: str, name: str) -> dict[str, str]:
+        """What the engine calls the networks or volumes of a service, by what the model calls them."""
+        named = dict(self._named(self.service(name)))[kind]
+        return {key: str(self._defined(kind, key).get("name") or key) for key in sorted(named)}
+
+    def to_start(
+        self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str], volumes: Collection[str]
+    ) -> Json:
+        """The model that starts `name` from `image`, in its place.
+
+        networks, volumes: real names of those that exist. They are marked external, so that no compose version takes
+        a difference for a reason to recreate one under the feet of a database.
+        """
+        service = {part: value for part, value in self.service(name).items() if part not in ("build", "depends_on")}
+        service |= {"image": image, "pull_policy": "never"}
+        service["labels"] = {**self._labels(name), **labels}
+        return self._alone(name, service, networks=networks, volumes=volumes)
+
+    def to_create_beside(self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str]) -> Json:
+        """The model of a candidate of `name`: same image and configuration, without ports, names, aliases, labels of
+        its own or a restart policy, and without a hand on data that others read.
+
+        networks: real names of those that exist. One that is not there yet holds nobody to talk to.
+        """
+        service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
+        service |= {"image": image, "pull_policy": "never", "restart": "no", "labels": dict(labels)}
+        service["volumes"] = [_harmless(mount) for mount in self.mounts(name)]
+        if "network_mode" not in service:
+            real = self.real_names("networks", name)
+            there = {key: None for key in real if real[key] in networks}
+            service["networks"] = there
+            if not there:
+                del service["networks"]
+                service["network_mode"] = "bridge"
+        return self._alone(name, service, networks=networks, volumes=())
+
+    def _labels(self, name: str) -> dict[str, str]:
+        labels = cast("Mapping[str, str]", self.service(name).get("labels") or {})
+        return dict(labels)
+
+    def _alone(self, name: str, service: Json, *, networks: Collection[str], volumes: Collection[str]) -> Json:
+        model: Json = {"name": self.name, "services": {name: service}}
+        named = dict(self._named(service))
+        there = {"networks": networks, "volumes": volumes}
+        for kind, keys in named.items():
+            model[kind] = {key: self._existing(kind, key, there.get(kind, ())) for key in sorted(keys)}
+        return model
+
+    def _existing(self, kind: str, key: str, there: Collection[str]) -> Json:
+        defined = self._defined(kind, key)
+        real = str(defined.get("name") or key)
+        return {"name": real, "external": True} if real in there else defined
+
+
+def _harmless(mount: Json) -> Json:
+    """A mount for a candidate: what is writable and shared becomes empty (a volume) or read-only (a path)."""
+    if mount.get("read_only") or mount.get("type") not in ("volume", "bind"):
+        return mount
+    if mount["type"] == "volume":
+        return {"type": "volume", "target": mount["target"]}
+    return {**mount, "read_only": True}
+
+
+def _keyed(key: bytes, value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hmac.new(key, canonical.encode(), hashlib.sha256).hexdigest()
+
+
+def _seconds(text: str) -> float:
+    """Read a duration as compose prints it: `1m30s`."""
+    parts: list[tuple[str, str]] = re.findall(r"([0-9.]+)(h|ms|us|µs|ns|m|s)", text)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)

@@ -1,0 +1,99 @@
+"""Rung L4: recreate one service in its place, and no other. The outage is its stop, its start and its boot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final
+
+from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused
+from lastgood.core.facts import Health, InstanceFacts
+from lastgood.core.plan import Serve, runs
+from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.kept import KeptRelease
+from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Project
+from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
+
+_LOG_LINES: Final = 50
+
+
+def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, deadline_s: float) -> None:
+    """Make `action.service` run from its image with the release's own configuration, and wait until it is healthy.
+
+    Raises Refused before anything is stopped; OutcomeUnknown when the service does not come up; NeedsHuman when
+    a container of a service that is never touched is gone afterwards.
+    """
+    project, record = stack.shelf.project(kept), kept.planned(action.service, action.artifact, action.config_hash)
+    ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
+    ensure_image(engine, record)
+    if in_the_way := next(_foreign(stack, engine, project, action.service), ""):
+        raise Refused(in_the_way, hint="docker ps --all")
+    others = untouchable(stack, engine)
+    present = [c for c in engine.of_project() if c.service == action.service]
+    for leftover in (c for c in present if c.is_leftover):
+        engine.remove(leftover.id)
+    model = project.to_start(
+        action.service,
+        image=record.held_as,
+        labels={LABEL_RELEASE: action.release, LABEL_CONFIG: record.config_hash},
+        networks=engine.networks(),
+        volumes=engine.volumes(),
+    )
+    # What is wanted runs already and is sick: compose would see nothing to do.
+    anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in (c.facts() for c in present))
+    stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew)
+    if gone := others.keys() - untouchable(stack, engine).keys():
+        names = ", ".join(sorted(others[i] for i in gone))
+        raise NeedsHuman(f"while {action.service} was recreated, the container of {names} went away", hint="docker ps")
+    _wait(stack, engine, project, action, ends_at - stack.clock.now())
+
+
+def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
+    """Container ID and service of everything in the project that a rollback must leave alone."""
+    return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services}
+
+
+def _foreign(stack: Stack, engine: Engine, project: Project, service: str) -> Iterator[str]:
+    """Name what holds the service's container name or its published ports and is not ours to remove."""
+    described = project.service(service)
+    name = str(described.get("container_name") or f"{stack.name}-{service}-1")
+    ports = {
+        (int(p["published"]), str(p.get("protocol") or "tcp"))
+        for p in described.get("ports") or ()
+        if str(p.get("published") or "").isdigit()
+    }
+    for other in engine.others():
+        if other.name == name:
+            yield f"container {name} exists and is not a part of project {stack.name}"
+        for _, port, protocol in other.ports:
+            if (port, protocol) in ports:
+                yield f"port {port} of {service} is held by container {other.name}, not a part of project {stack.name}"
+
+
+def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: timedelta) -> None:
+    began = stack.clock.now()
+    while True:
+        containers = [c for c in engine.of_project() if c.service == action.service and not c.is_leftover]
+        instances = [c.facts() for c in containers]
+        if instances and all(i.serves and runs(action, i) for i in instances):
+            return
+        ended = next((said for i in instances if (said := _why_down(i))), "")
+        if not ended and stack.clock.now() - began >= left:
+            ended = f"is not healthy {left.total_seconds():.0f} s after its start"
+        if ended:
+            said = masker_of(project).tail(_last_words(engine, containers))
+            raise OutcomeUnknown(
+                f"{action.service} of {action.release} {ended}; it said: {said or 'nothing'}", hint="lastgood status"
+            )
+        stack.clock.sleep(POLL_S)
+
+
+def _why_down(instance: InstanceFacts) -> str:
+    if instance.exit_code is not None:
+        return f"exited with {instance.exit_code}"
+    return "is unhealthy" if instance.health is Health.UNHEALTHY else ""
+
+
+def _last_words(engine: Engine, containers: list[Container]) -> str:
+    return "\n".join(engine.logs(c.id, lines=_LOG_LINES) for c in containers)

@@ -1,0 +1,203 @@
+"""One compose project as this target works on it: its settings, its kept releases, and `docker compose` run with a
+deadline, with the right environment, and without a secret in what it complains of."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from lastgood.core.config import ContainersConfig
+from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
+from lastgood.core.ports import Clock
+from lastgood.targets.compose import child, commands
+from lastgood.targets.compose.kept import Shelf, write_private
+from lastgood.targets.compose.masking import Masker, dotenv_values
+from lastgood.targets.compose.project import Json, Project
+
+POLL_S: Final = 0.2
+RESOLVE_S: Final = 30.0
+IMAGES_S: Final = 1800.0
+GIT_S: Final = 20.0
+LOCK_FILE: Final = "compose.lock"
+_ERROR_LINES: Final = 12
+
+# Compose 2.26 and 2.40: `level=warning msg="The \"NAME\" variable is not set. Defaulting to a blank string."`. There
+# is no exit code for it, and a blank password is no configuration.
+_UNSET: Final = re.compile(r'The \\?"([A-Za-z_][A-Za-z0-9_]*)\\?" variable is not set')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """root: folder of lastgood.yaml, absolute. state: folder of what is kept."""
+
+    config: ContainersConfig
+    root: Path
+    state: Path
+    shelf: Shelf
+    clock: Clock
+
+    @property
+    def name(self) -> str:
+        """The compose project's name."""
+        return self.config.compose.project
+
+    def resolve(self) -> Project:
+        """Resolve the files on disk with today's environment. Raises Refused with compose's own words."""
+        project, env = self.config.compose, child.interpolation_environment(os.environ)
+        for file in project.files:
+            if not (self.root / file).is_file():
+                raise Refused(f"compose file {self.root / file} not found", hint="lastgood init")
+        masker = Masker([os.environ, *self._dotenv()])
+        ended = self._run(commands.resolve(project, self.root), deadline_s=RESOLVE_S, env=env)
+        if ended.code != 0:
+            said = masker.tail(ended.err, lines=_ERROR_LINES)
+            raise Refused(f"the compose file cannot be used: {said}", hint="docker compose config --quiet")
+        if unset := sorted(set(_UNSET.findall(ended.err))):
+            raise Refused(
+                f"the compose file uses variables that are not set: {', '.join(unset)}",
+                hint=f"set {unset[0]} in {commands.home(project, self.root) / '.env'}, empty if that is meant",
+            )
+        return Project.parse(ended.out)
+
+    def _dotenv(self) -> list[dict[str, str]]:
+        named = self.config.compose.env_file
+        paths = [commands.home(self.config.compose, self.root) / ".env", *([self.root / named] if named else [])]
+        return [dotenv_values(p.read_text(encoding="utf-8", errors="replace")) for p in paths if p.is_file()]
+
+    def build(self, project: Project, services: Sequence[str]) -> None:
+        """Build the images of `services`. Raises Refused with the end of the build's output."""
+        self._images(project, commands.build(self.config.compose, self.root, services), "build", services)
+
+    def pull(self, project: Project, services: Sequence[str]) -> None:
+        """Pull the images of `services`. Raises Refused with what the registry said."""
+        self._images(project, commands.pull(self.config.compose, self.root, services), "pull", services)
+
+    def _images(self, project: Project, words: Sequence[str], verb: str, services: Sequence[str]) -> None:
+        ended = self._run(words, deadline_s=IMAGES_S, env=child.interpolation_environment(os.environ))
+        if ended.code != 0:
+            said = masker_of(project).tail(ended.err or ended.out, lines=_ERROR_LINES)
+            what = f"docker compose {verb}"
+            raise Refused(f"{what} of {', '.join(services)} failed: {said}", hint=f"{what} {services[0]}")
+
+    def start(
+        self, project: Project, release: str, service: str, model: Json, *, deadline_s: float, anew: bool
+    ) -> None:
+        """Make one service run as `model` says. Raises OutcomeUnknown when compose failed or hung half-way."""
+        file = self._lay(release, f"start-{service}.json", model)
+        words = commands.start(self.config.compose, self.root, file, service, stop_s=self.config.stop, anew=anew)
+        self._change(project, words, f"recreating {service}", deadline_s=deadline_s)
+
+    def create(
+        self, project: Project, release: str, service: str, model: Json, *, beside: str, deadline_s: float
+    ) -> None:
+        """Create, not start, one container as `model` says, in a project of its own named `beside`."""
+        file = self._lay(release, f"gate-{service}.json", model)
+        folder = commands.home(self.config.compose, self.root)
+        words = commands.create(beside, folder, file, service)
+        self._change(project, words, f"creating a candidate of {service}", deadline_s=deadline_s)
+
+    def _lay(self, release: str, name: str, model: Json) -> Path:
+        return self.shelf.lay_beside(release, name, json.dumps(model, indent=1, sort_keys=True).encode())
+
+    @contextmanager
+    def alone(self, *, deadline_s: float) -> Generator[int]:
+        """Hold the lock under which compose changes anything, and give its descriptor.
+
+        Compose runs in a process group of its own and outlives a killed lastgood. It holds this lock as well, so that
+        nobody looks or acts while it still works. Raises Retryable when it is not free within `deadline_s`.
+        """
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            ends_at = self.clock.now() + timedelta(seconds=deadline_s)
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if self.clock.now() >= ends_at:
+                        raise Retryable(
+                            f"a docker compose of an earlier command still works on {self.name}",
+                            delay_s=2.0,
+                            hint="docker events",
+                        ) from error
+                    self.clock.sleep(POLL_S)
+            yield descriptor
+        finally:
+            # Closed, not unlocked: unlocking would take the lock from a child that still lives.
+            os.close(descriptor)
+
+    def _change(self, project: Project, words: Sequence[str], doing: str, *, deadline_s: float) -> None:
+        try:
+            with self.alone(deadline_s=deadline_s) as lock:
+                ended = child.run(words, deadline_s=deadline_s, env=child.bare_environment(os.environ), holding=lock)
+        except child.Overran as error:
+            raise OutcomeUnknown(f"{doing}: {error}", hint="docker ps") from error
+        except FileNotFoundError as error:
+            raise _no_client() from error
+        if ended.code != 0:
+            said = masker_of(project).tail(ended.err or ended.out, lines=_ERROR_LINES)
+            raise OutcomeUnknown(f"{doing}: docker compose ended with {ended.code}: {said}", hint="docker ps")
+
+    def _run(self, words: Sequence[str], *, deadline_s: float, env: Mapping[str, str]) -> child.Ended:
+        try:
+            return child.run(words, deadline_s=deadline_s, env=env)
+        except child.Overran as error:
+            raise Retryable(str(error), delay_s=2.0, hint="docker version") from error
+        except FileNotFoundError as error:
+            raise _no_client() from error
+
+    def hashes(self, project: Project) -> dict[str, str]:
+        """Compose's own hash of each service, as it would put it on a container started from this model."""
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.state) as folder:
+            file = Path(folder) / "model.json"
+            write_private(file, json.dumps(project.model).encode())
+            words = commands.hashes(self.name, commands.home(self.config.compose, self.root), file)
+            ended = self._run(words, deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
+        if ended.code != 0:
+            raise Refused(f"the resolved configuration cannot be read again: {masker_of(project).tail(ended.err)}")
+        return {name: value for name, _, value in (line.partition(" ") for line in ended.out.splitlines())}
+
+    def compose_version(self) -> str:
+        """The version of compose without a distribution's suffix: Debian's says 2.26.1-4 and labels 2.26.1."""
+        ended = self._run(commands.version(), deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
+        return ended.out.strip().removeprefix("v").partition("-")[0]
+
+    def checkout(self) -> tuple[str | None, bool]:
+        """The commit that is checked out, and whether the files differ from it, submodules included.
+
+        (None, False) where there is no git or no checkout.
+        """
+        env = child.bare_environment(os.environ)
+        state = str(self.state.relative_to(self.root)) if self.state.is_relative_to(self.root) else ""
+        try:
+            head = child.run(commands.commit(self.root), deadline_s=GIT_S, env=env)
+            if head.code != 0:
+                return None, False
+            changes = child.run(commands.changes(self.root, besides=state), deadline_s=GIT_S, env=env)
+            modules = child.run(commands.submodules(self.root), deadline_s=GIT_S, env=env)
+        except (child.Overran, FileNotFoundError):
+            return None, False
+        # A submodule line begins with a blank only when what is checked out there is what the commit names; a pointer
+        # without an entry in .gitmodules ends the command with an error.
+        astray = modules.code != 0 or any(not line.startswith(" ") for line in modules.out.splitlines())
+        return head.out.strip(), changes.code != 0 or bool(changes.out.strip()) or astray
+
+
+def masker_of(project: Project) -> Masker:
+    """Knows every secret of every service's environment."""
+    return Masker([project.environment(name) for name in project.services])
+
+
+def _no_client() -> Refused:
+    return Refused("there is no docker client on this machine", hint="install docker and docker compose")

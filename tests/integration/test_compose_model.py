@@ -1,0 +1,124 @@
+"""What is read out of a resolved configuration, without an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lastgood.core.errors import Refused
+from lastgood.targets.compose.kept import Shelf, held_as
+from lastgood.targets.compose.masking import Masker, dotenv_values
+from lastgood.targets.compose.obstacles import obstacles, why_stateful
+from lastgood.targets.compose.project import Project
+
+KEY = b"k" * 32
+
+
+def project(**service: object) -> Project:
+    return Project({"name": "shop", "services": {"web": service}, "volumes": {"data": {"name": "shop_data"}}})
+
+
+@pytest.mark.parametrize(
+    "service, reason",
+    [
+        ({"image": "postgres:15"}, "its image is postgres"),
+        ({"image": "registry.example:5000/library/redis"}, "its image is redis"),
+        ({"image": "mariadb@sha256:aa"}, "its image is mariadb"),
+        ({"image": "acme/db", "command": ["/usr/bin/mysqld", "--x"]}, "it runs mysqld"),
+        (
+            {
+                "image": "acme/db",
+                "volumes": [{"type": "bind", "source": "/srv/pg", "target": "/var/lib/postgresql/data"}],
+            },
+            "it keeps data in /var/lib/postgresql/data",
+        ),
+        (
+            {
+                "image": "acme/db",
+                "ports": [{"target": 5432}],
+                "volumes": [{"type": "volume", "source": "data", "target": "/data"}],
+            },
+            "it listens on 5432 and keeps a volume at /data",
+        ),
+        ({"image": "acme/postgres-client"}, ""),
+        ({"image": "acme/web", "volumes": [{"type": "volume", "source": "data", "target": "/uploads"}]}, ""),
+        ({"image": "acme/web", "ports": [{"target": 5432}]}, ""),
+    ],
+)
+def test_a_service_is_stateful_by_what_it_is_not_by_its_name(service: dict[str, Any], reason: str) -> None:
+    assert why_stateful(project(**service), "web") == reason
+
+
+@pytest.mark.parametrize(
+    "service, said",
+    [
+        ({"network_mode": "host"}, "web has network_mode host"),
+        ({"network_mode": "service:db"}, "web has network_mode service:db"),
+        ({"volumes_from": ["db"]}, "web has volumes_from"),
+        ({"healthcheck": {"test": ["CMD", "x"], "start_period": "1h2m3.5s"}}, "web may take 3724 s to start"),
+    ],
+)
+def test_what_cannot_go_back_is_said(service: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (line,) = obstacles(project(image="acme/web", **service), "web", root=tmp_path, boot_s=60)
+    assert line.startswith(said)
+
+
+def test_a_secret_that_no_release_could_keep_is_said(tmp_path: Path) -> None:
+    service = {"image": "acme/web", "secrets": [{"source": "token"}, {"source": "filed"}]}
+    secrets = {"token": {"environment": "TOKEN"}, "filed": {"file": "/srv/filed"}}
+    model = Project({"name": "shop", "services": {"web": service}, "secrets": secrets})
+    (line,) = obstacles(model, "web", root=tmp_path, boot_s=60)
+    assert line.startswith("web takes its secret token from its environment, which no release keeps")
+
+
+def test_the_configuration_s_hash_sees_values_and_volumes_and_not_where_the_image_comes_from() -> None:
+    plain = project(image="a", environment={"A": "1"}).config_hash("web", KEY)
+    assert project(image="b", build={"context": "."}, environment={"A": "1"}).config_hash("web", KEY) == plain
+    assert project(image="a", environment={"A": "2"}).config_hash("web", KEY) != plain
+    assert project(image="a", environment={"A": "1"}).config_hash("web", b"other") != plain
+
+
+def test_a_volume_that_exists_is_external_so_that_no_compose_recreates_it() -> None:
+    mount = {"type": "volume", "source": "data", "target": "/uploads"}
+    model = project(image="a", build={"context": "."}, volumes=[mount], depends_on={"db": {}})
+    started = model.to_start("web", image="i", labels={"l": "1"}, networks=(), volumes=["shop_data"])
+    assert started["volumes"] == {"data": {"name": "shop_data", "external": True}}
+    assert started["services"]["web"] == {
+        "image": "i",
+        "pull_policy": "never",
+        "labels": {"l": "1"},
+        "volumes": [mount],
+    }
+
+
+def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -> None:
+    masker = Masker([{"DB_PASSWORD": "correct-horse", "URL": "redis://:p%40ss@cache/0", "MODE": "production"}])
+    assert masker.clean("correct-horse p@ss p%40ss production") == "******** ******** ******** production"
+    assert masker.clean("postgres://someone:else@db/x") == "postgres://someone:********@db/x"
+    assert masker.clean("red \x1b[31mtext\x07 \u202eback") == "red [31mtext back"
+    assert masker.tail("a\n\n b \nc\n", lines=2) == "b | c"
+
+
+def test_an_environment_file_is_read_well_enough_to_mask_it() -> None:
+    assert dotenv_values("# x=1\nexport A='b c'\nD=\"e=f\"\nnot a line\n") == {"A": "b c", "D": "e=f"}
+
+
+@pytest.mark.parametrize(
+    "service, tag",
+    [("web", "lastgood/web:v1"), ("coder-agent", "lastgood/coder-agent:v1")],
+)
+def test_an_image_is_held_by_service_and_release(service: str, tag: str) -> None:
+    assert held_as(service, "v1") == tag
+    assert held_as(service, "v1", within="shop") == tag.replace("lastgood/", "lastgood/shop/")
+
+
+def test_services_that_differ_in_case_are_held_by_different_tags() -> None:
+    assert held_as("Web", "v1") != held_as("web", "v1")
+
+
+@pytest.mark.parametrize("name", ["../x", "-f", "a/b", "", "a" * 64])
+def test_a_path_is_made_of_release_names_only(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="is not a release name"):
+        Shelf(tmp_path).find(name)

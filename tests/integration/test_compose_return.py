@@ -1,0 +1,403 @@
+"""Going back on the real engine: what it starts, what it leaves alone, and what it refuses before anything stops."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import OutcomeUnknown, Refused
+from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
+from lastgood.core.release import Release
+from lastgood.targets.compose import ComposeTarget
+from tests.contract.rigs.compose import CLOCK, ComposeWorld
+
+pytestmark = pytest.mark.needs_docker
+
+CRASHES = "echo 'no such table: users' >&2; exit 3"
+
+
+def deployed(stack: ComposeWorld, target: ComposeTarget, name: str) -> Release:
+    """Make new images of both services, deploy them, and return the release."""
+    for service in ("web", "worker"):
+        stack.image(service, name)
+    release = target.prepare(name, CLOCK.now())
+    stack.put(target, release)
+    return release
+
+
+def steps_of(stack: ComposeWorld, target: ComposeTarget, release: Release) -> dict[str, Step]:
+    return {step.name: step for step in stack.plan(target, release).steps}
+
+
+def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: ComposeWorld) -> None:
+    target = stack.target()
+    database = stack.container("db").id
+    good = deployed(stack, target, "v1")
+    assert stack.page() == "v1"
+    deployed(stack, target, "v2")
+    assert stack.page() == "v2"
+    stack.put(target, good)
+    assert stack.page() == "v1"
+    assert stack.container("db").id == database
+    checks = target.checks(good)
+    assert [c.name for c in checks if not c.passed] == []
+    assert "containers that are never touched" in [c.name for c in checks]
+    assert stack.candidates() == []
+
+
+def test_what_somebody_else_started_is_recorded_and_can_be_gone_back_to(stack: ComposeWorld) -> None:
+    stack.services["web"] |= {"depends_on": ["db", "worker"], "environment": {"A": "by hand"}}
+    stack.write()
+    stack.compose("up", "--detach", "--wait", "--no-deps", "web", "worker")
+    target = stack.target()
+    by_hand = target.describe_running("r1", CLOCK.now())
+    assert stack.plan(target, by_hand).steps == ()
+    stack.services["web"]["environment"] = {"A": "deployed"}
+    stack.write()
+    deployed(stack, target, "v2")
+    stack.put(target, by_hand)
+    assert stack.page() == "0"
+    assert "A=by hand" in stack.container("web").attrs["Config"]["Env"]
+    assert all(check.passed for check in target.checks(by_hand))
+
+
+def test_a_moved_tag_does_not_change_what_goes_back(stack: ComposeWorld) -> None:
+    target = stack.target()
+    good = deployed(stack, target, "v1")
+    deployed(stack, target, "v2")
+    web = good.service("web")
+    assert web is not None
+    stack.client.images.get(stack.image("web", "v3")).tag(web.held_as)
+    stack.put(target, good)
+    assert stack.page() == "v1"
+    assert stack.client.images.get(web.held_as).id == web.artifact
+
+
+def test_an_environment_changed_since_does_not_leak_into_the_release_that_goes_back(
+    stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.services["web"]["environment"] = {"GREETING": "${GREETING}"}
+    stack.services["web"]["command"] = ["sh", "-c", 'echo "$$GREETING" > /www/index.html; exec /start']
+    stack.write(env="GREETING=a $$ then\n")
+    target = stack.target()
+    good = deployed(stack, target, "v1")
+    said = stack.page()
+    stack.write(env="GREETING=now\n")
+    deployed(stack, target, "v2")
+    assert stack.page().strip() == "now"
+    monkeypatch.setenv("GREETING", "shell")
+    stack.services["web"]["command"] = ["false"]
+    stack.write(env="GREETING=later\n")
+    stack.put(target, good)
+    assert stack.page() == said
+
+
+def test_a_change_of_the_environment_alone_is_deployed_and_goes_back(stack: ComposeWorld) -> None:
+    stack.services["web"]["environment"] = {"A": "1"}
+    stack.write()
+    target = stack.target()
+    good = target.prepare("v1", CLOCK.now())
+    stack.put(target, good)
+    stack.services["web"]["environment"] = {"A": "2"}
+    stack.write()
+    changed = target.prepare("v2", CLOCK.now())
+    assert [s.name for s in stack.plan(target, changed).steps] == ["pass-gate", "serve-web", "clear-candidates"]
+    stack.put(target, changed)
+    assert "A=2" in stack.container("web").attrs["Config"]["Env"]
+    stack.put(target, good)
+    assert "A=1" in stack.container("web").attrs["Config"]["Env"]
+
+
+def test_the_gate_refuses_an_image_that_crashes_and_nothing_that_serves_has_changed(stack: ComposeWorld) -> None:
+    target = stack.target()
+    deployed(stack, target, "v1")
+    before = {s: stack.container(s).id for s in ("web", "worker", "db")}
+    stack.image("web", "v2", script=CRASHES)
+    gate = steps_of(stack, target, target.prepare("v2", CLOCK.now()))["pass-gate"]
+    with pytest.raises(Refused, match=r"web of v2 exited with 3 at the gate; it said: no such table: users"):
+        target.apply(gate)
+    assert stack.candidates() == []
+    assert {s: stack.container(s).id for s in ("web", "worker", "db")} == before
+    assert stack.page() == "v1"
+
+
+def test_the_gate_refuses_an_image_that_is_never_healthy(stack: ComposeWorld) -> None:
+    stack.services["web"]["healthcheck"]["retries"] = 2
+    stack.write()
+    target = stack.target()
+    stack.image("web", "v1", script="exec sleep 600")
+    gate = steps_of(stack, target, target.prepare("v1", CLOCK.now()))["pass-gate"]
+    with pytest.raises(Refused, match=r"web of v1 is unhealthy at the gate"):
+        target.apply(gate)
+    assert stack.candidates() == []
+
+
+def test_a_candidate_has_nothing_by_which_traffic_or_compose_could_find_it(stack: ComposeWorld) -> None:
+    stack.services["web"] |= {
+        "container_name": f"{stack.project}-the-web",
+        "labels": {"traefik.enable": "true"},
+        "restart": "always",
+        "networks": {"default": {"aliases": ["shop"]}},
+        "volumes": ["uploads:/uploads"],
+    }
+    stack.extra_volumes["uploads"] = {}
+    stack.write()
+    target = stack.target()
+    deployed(stack, target, "v1")
+    stack.image("web", "v2")
+    target.apply(steps_of(stack, target, target.prepare("v2", CLOCK.now()))["pass-gate"])
+    (candidate,) = stack.candidates()
+    attrs = candidate.attrs
+    endpoint = attrs["NetworkSettings"]["Networks"][f"{stack.project}_default"]
+    assert set(endpoint["Aliases"] or []) <= {str(candidate.id)[:12]}
+    assert attrs["HostConfig"]["PortBindings"] in (None, {})
+    assert attrs["HostConfig"]["RestartPolicy"]["Name"] in ("", "no")
+    assert "the-web" not in str(candidate.name)
+    assert {name for name, value in candidate.labels.items() if not name.startswith("lastgood.") and value} == set()
+    assert [m["Name"] for m in attrs["Mounts"] if m["Name"] == f"{stack.project}_uploads"] == []
+    assert stack.page() == "v1"
+
+
+def test_services_with_a_fixed_container_name_go_back(stack: ComposeWorld) -> None:
+    stack.services["web"]["container_name"] = f"{stack.project}-the-web"
+    stack.write()
+    target = stack.target()
+    good = deployed(stack, target, "v1")
+    deployed(stack, target, "v2")
+    stack.put(target, good)
+    assert stack.page() == "v1"
+    assert stack.container("web").name == f"{stack.project}-the-web"
+
+
+def test_a_pruned_image_is_refused_before_anything_is_stopped(stack: ComposeWorld) -> None:
+    target = stack.target()
+    good = deployed(stack, target, "v1")
+    deployed(stack, target, "v2")
+    steps = steps_of(stack, target, good)
+    web = good.service("web")
+    assert web is not None
+    stack.client.images.remove(web.artifact, force=True)
+    assert web.artifact not in target.observe().held
+    before = stack.container("web").id
+    for name in ("pass-gate", "serve-web"):
+        with pytest.raises(Refused, match=r"the image of web .* is not on this host, and it was built here"):
+            target.apply(steps[name])
+    assert stack.container("web").id == before
+    assert stack.page() == "v2"
+
+
+def test_a_service_that_ignores_sigterm_is_bounded_by_the_stop_time(stack: ComposeWorld) -> None:
+    del stack.services["web"]["stop_signal"]
+    stack.write()
+    deaf = "trap '' TERM; httpd -p 8080 -h /www; while :; do sleep 600 & wait; done"
+    target = stack.target(stop="1s")
+    stack.image("web", "deaf", script=deaf)
+    bad = target.prepare("v1", CLOCK.now())
+    stack.put(target, bad)
+    old = stack.container("web").id
+    events = stack.client.events(decode=True, filters={"container": old, "event": "die"})
+    deployed(stack, target, "v2")
+    died = next(iter(events))
+    events.close()
+    assert died["Actor"]["Attributes"]["exitCode"] == "137"
+    assert stack.page() == "v2"
+
+
+def test_a_foreign_container_that_holds_the_name_is_named_and_left_alone(stack: ComposeWorld) -> None:
+    target = stack.target()
+    release = target.prepare("v1", CLOCK.now())
+    foreign = stack.client.containers.create(f"{stack.project}/worker:latest", name=f"{stack.project}-web-1")
+    serve = steps_of(stack, target, release)["serve-web"]
+    with pytest.raises(Refused, match=rf"container {stack.project}-web-1 exists and is not a part of project"):
+        target.apply(serve)
+    foreign.reload()
+    assert foreign.status == "created"
+
+
+def test_a_foreign_container_that_holds_the_port_is_named_and_left_alone(stack: ComposeWorld) -> None:
+    target = stack.target()
+    release = target.prepare("v1", CLOCK.now())
+    foreign = stack.client.containers.run(
+        f"{stack.project}/worker:latest",
+        name=f"{stack.project}-squatter",
+        ports={"8080/tcp": ("127.0.0.1", stack.port)},
+        detach=True,
+    )
+    with pytest.raises(Refused, match=rf"port {stack.port} of web is held by container {stack.project}-squatter"):
+        target.apply(steps_of(stack, target, release)["serve-web"])
+    foreign.reload()
+    assert foreign.status == "running"
+
+
+def test_what_compose_left_when_it_was_killed_half_way_is_removed_by_its_label(stack: ComposeWorld) -> None:
+    target = stack.target()
+    deployed(stack, target, "v1")
+    serving = stack.container("web")
+    replacing = {**serving.labels, "com.docker.compose.replace": str(serving.id)}
+    leftover = stack.client.containers.create(
+        f"{stack.project}/web:latest", name=f"{str(serving.id)[:12]}_{serving.name}", labels=replacing
+    )
+    assert [i.instance for i in target.observe().candidates] == [leftover.id]
+    clear = Step(name="clear", action=ClearCandidates(), deadline_s=20, explain="")
+    target.apply(clear)
+    facts = target.observe()
+    assert facts.candidates == ()
+    assert [i.instance for i in facts.of("web")] == [serving.id]
+
+
+def test_a_service_that_does_not_come_up_in_its_place_says_why(stack: ComposeWorld) -> None:
+    target = stack.target()
+    stack.image("web", "v1", script=CRASHES)
+    release = target.prepare("v1", CLOCK.now())
+    serve = steps_of(stack, target, release)["serve-web"]
+    with pytest.raises(OutcomeUnknown, match=r"web of v1 exited with 3; it said: no such table: users"):
+        target.apply(serve)
+
+
+def test_a_compose_that_hangs_is_killed_with_its_children_and_the_outcome_is_unknown(
+    stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = stack.target()
+    release = target.prepare("v1", CLOCK.now())
+    serve = steps_of(stack, target, release)["serve-web"]
+    hanging = tmp_path / "bin" / "docker"
+    hanging.parent.mkdir()
+    hanging.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path}/child\nwait\n")
+    hanging.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{hanging.parent}:/usr/bin:/bin")
+    hasty = Step(name="serve", action=serve.action, deadline_s=1.0, explain="")
+    with pytest.raises(OutcomeUnknown, match=r"did not end within 1 s"):
+        target.apply(hasty)
+    child = int((tmp_path / "child").read_text())
+    assert not alive(child)
+
+
+def test_a_step_waits_for_the_compose_that_a_killed_command_left_running(
+    stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The orphan is a real `docker compose up`, slowed down; its parent is killed as kill -9 would."""
+    target = stack.target()
+    release = target.prepare("v1", CLOCK.now())
+    serve = steps_of(stack, target, release)["serve-web"]
+    slow = tmp_path / "bin" / "docker"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ntouch {tmp_path}/began\nsleep 2\nexec {shutil.which("docker")} "$@"\n')
+    slow.chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{slow.parent}:{path}")
+    command = os.fork()
+    if command == 0:
+        target.apply(serve)
+        os._exit(0)
+    while not (tmp_path / "began").exists():
+        CLOCK.sleep(0.05)
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    monkeypatch.setenv("PATH", path)
+    target.apply(serve)
+    started = [c for c in stack.client.containers.list(all=True) if c.name == f"{stack.project}-web-1"]
+    assert len(started) == 1
+    assert stack.page() == "0"
+    creations = stack.client.events(
+        since=int(CLOCK.now().timestamp()) - 60,
+        until=int(CLOCK.now().timestamp()) + 1,
+        decode=True,
+        filters={"event": "create", "label": f"com.docker.compose.project={stack.project}", "type": "container"},
+    )
+    names = [e["Actor"]["Attributes"]["name"] for e in creations]
+    assert names.count(f"{stack.project}-web-1") == 1
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_service_that_is_sick_is_started_anew_even_from_the_same_release(stack: ComposeWorld) -> None:
+    stack.services["web"]["healthcheck"]["retries"] = 1
+    stack.write()
+    target = stack.target()
+    release = deployed(stack, target, "v1")
+    sick = stack.container("web")
+    sick.exec_run(["sh", "-c", "mv /www /gone"])
+    serve = Step(
+        name="serve",
+        action=next(s.action for s in _serve_steps(release)),
+        deadline_s=20,
+        explain="",
+    )
+    while target.observe().of("web")[0].serves:
+        CLOCK.sleep(0.1)
+    target.apply(serve)
+    assert stack.container("web").id != sick.id
+    assert stack.page() == "v1"
+
+
+def _serve_steps(release: Release) -> list[Step]:
+    web = release.service("web")
+    assert web is not None
+    action = Serve(release=release.id, service="web", artifact=web.artifact, config_hash=web.config_hash)
+    return [Step(name="serve-web", action=action, deadline_s=20, explain="")]
+
+
+def test_a_service_without_a_health_check_passes_by_running_and_the_rung_says_so(stack: ComposeWorld) -> None:
+    del stack.services["worker"]["healthcheck"]
+    stack.write()
+    target = stack.target()
+    release = deployed(stack, target, "v1")
+    assert all(check.passed for check in target.checks(release))
+    assert target.rung().startswith(
+        "L4 one service at a time: no edge in front of web, worker; no health check in worker"
+    )
+
+
+def test_evidence_is_private_and_shows_no_secret(stack: ComposeWorld, tmp_path: Path) -> None:
+    stack.services["web"]["environment"] = {"DB_URL": "postgres://app:correct-horse@db/app", "API_KEY": "k-123456"}
+    stack.write()
+    target = stack.target()
+    for service in ("web", "worker"):
+        stack.image(service, "1", script='echo "$DB_URL $API_KEY"; exec httpd -f -p 8080 -h /www')
+    stack.put(target, target.prepare("v1", CLOCK.now()))
+    names = target.evidence(tmp_path / "evidence")
+    assert sorted(names) == sorted(
+        f"{stack.project}-{s}-1.{kind}" for s in ("web", "worker") for kind in ("log", "inspect.json")
+    )
+    for name in names:
+        file = tmp_path / "evidence" / name
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert "correct-horse" not in file.read_text()
+        assert "k-123456" not in file.read_text()
+    assert (
+        "postgres://app:********@db/app ********" in (tmp_path / "evidence" / f"{stack.project}-web-1.log").read_text()
+    )
+
+
+def test_a_deployment_by_somebody_else_is_seen_as_another_configuration(stack: ComposeWorld) -> None:
+    target = stack.target()
+    release = deployed(stack, target, "v1")
+    stack.compose("up", "--detach", "--no-deps", "--force-recreate", "web")
+    assert [c.name for c in target.checks(release) if not c.passed] == ["container web"]
+    stack.put(target, release)
+    assert all(check.passed for check in target.checks(release))
+
+
+def test_a_step_whose_release_is_not_kept_is_refused(stack: ComposeWorld) -> None:
+    gate = PassGate(release="v9", artifacts=(("web", "sha256:0"),))
+    with pytest.raises(Refused, match=r"nothing is kept of release v9"):
+        stack.target().apply(Step(name="gate", action=gate, deadline_s=5, explain=""))
+
+
+def test_a_kept_configuration_that_was_edited_is_refused(stack: ComposeWorld) -> None:
+    target = stack.target()
+    release = target.prepare("v1", CLOCK.now())
+    kept = stack.root / ".lastgood" / release.config_file
+    kept.write_text(kept.read_text().replace("wget", "curl"))
+    with pytest.raises(Refused, match=r"is not what v1 was recorded with"):
+        target.apply(steps_of(stack, target, release)["pass-gate"])
