@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lastgood.core.config import ComposeConfig
-from lastgood.targets.compose import child, commands
+from lastgood.targets import child
+from lastgood.targets.compose import commands
 
 ROOT = Path("/srv/shop")
 PLAIN = ComposeConfig(project="shop")

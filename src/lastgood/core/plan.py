@@ -128,11 +128,15 @@ class ExportWrites:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapDatabase:
-    """Give the verified clone the live name. `swap` is the key of the ledger row that makes it happen once."""
+    """Give the verified clone the live name. `swap` is the key of the ledger row that makes it happen once.
+
+    kept_as: what the replaced database is called; the clone's sequences go on where those of it stopped.
+    """
 
     swap: str
     restore_point: str
     clone: str
+    kept_as: str
     kind: Literal["swap_database"] = "swap_database"
 
 

@@ -260,7 +260,7 @@ def _swap(
         ),
         Step(
             name="swap-database",
-            action=SwapDatabase(swap=f"swap-{plan_id}", restore_point=point.id, clone=point.clone),
+            action=SwapDatabase(swap=f"swap-{plan_id}", restore_point=point.id, clone=point.clone, kept_as=kept_as),
             deadline_s=quick,
             explain=f"{point.clone}, verified, becomes {name}",
             loses=loses,

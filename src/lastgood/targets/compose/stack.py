@@ -18,7 +18,8 @@ from typing import Final
 from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
 from lastgood.core.ports import Clock
-from lastgood.targets.compose import child, commands
+from lastgood.targets import child
+from lastgood.targets.compose import commands
 from lastgood.targets.compose.kept import Shelf, write_private
 from lastgood.targets.compose.masking import Masker, dotenv_values
 from lastgood.targets.compose.project import Json, Project

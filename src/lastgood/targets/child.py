@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Final
 
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
@@ -59,18 +60,29 @@ def interpolation_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("COMPOSE_")} | {"LANG": "C.UTF-8"}
 
 
-def run(words: Sequence[str], *, deadline_s: float, env: Mapping[str, str], holding: int | None = None) -> Ended:
+def run(
+    words: Sequence[str],
+    *,
+    deadline_s: float,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    holding: int | None = None,
+    stdin: IO[bytes] | None = None,
+    stdout: IO[bytes] | None = None,
+) -> Ended:
     """Run `words`. Raises Overran at the deadline, FileNotFoundError when there is no such program.
 
     holding: a file descriptor that the command keeps open for as long as it or a child of it lives.
+    stdin: nothing when it is left out. stdout: where the output goes instead of into the answer.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(  # killed by group below, which a with-statement would wait for
             list(words),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout or out,
             stderr=err,
             env=dict(env),
+            cwd=cwd,
             start_new_session=True,
             pass_fds=() if holding is None else (holding,),
         )
