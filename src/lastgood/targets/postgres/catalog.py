@@ -1,0 +1,194 @@
+"""What the catalogs say of a schema: its objects by name, their fingerprint, and its tables by identity.
+
+Definitions are the server's own texts, printed under an empty search_path, so that a database and its restored copy
+give the same ones. Column numbers are left out: a restore closes the gaps of dropped columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from psycopg import sql
+
+from lastgood.core.migration import SchemaChange
+from lastgood.targets.postgres.connect import Connection
+
+# Nothing below comes from outside: the texts are put together from the constants of this file.
+# ruff: noqa: S608
+_OURS: Final = (
+    "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' "
+    "AND n.nspname NOT LIKE 'pg\\_temp\\_%'"
+)
+# What belongs to an extension is described by the extension.
+_FREE: Final = (
+    "NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = {catalog} AND d.objid = {oid} AND d.deptype = 'e')"
+)
+
+
+def _free(catalog: str, oid: str) -> str:
+    return _FREE.format(catalog=f"'{catalog}'::regclass", oid=oid)
+
+
+# `public` goes by bare names: what error messages and people say.
+_OBJECTS: Final = f"""
+WITH named AS (
+    SELECT c.*, CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || c.relname AS name
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE {_OURS} AND {_free("pg_class", "c.oid")}
+)
+SELECT 'schema ' || n.nspname, 'schema' FROM pg_namespace n WHERE {_OURS} AND {_free("pg_namespace", "n.oid")}
+UNION ALL
+SELECT name, 'table ' || relkind::text || relpersistence::text || relrowsecurity || coalesce(pg_get_partkeydef(oid), '')
+    || coalesce(pg_get_expr(relpartbound, oid), '')
+FROM named WHERE relkind IN ('r', 'p', 'f')
+UNION ALL
+SELECT name, 'view ' || pg_get_viewdef(oid) FROM named WHERE relkind IN ('v', 'm')
+UNION ALL
+SELECT t.name || '.' || a.attname, 'column ' || format_type(a.atttypid, a.atttypmod)
+    || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END || ' '
+    || a.attidentity::text || a.attgenerated::text
+    || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')
+FROM named t JOIN pg_attribute a ON a.attrelid = t.oid
+LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (t.oid, a.attnum)
+WHERE t.relkind IN ('r', 'p', 'f') AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT t.name || '.' || c.conname, 'constraint ' || pg_get_constraintdef(c.oid)
+    || CASE WHEN c.convalidated THEN '' ELSE ' (not valid)' END
+FROM named t JOIN pg_constraint c ON c.conrelid = t.oid WHERE c.contype <> 'n'
+UNION ALL
+SELECT t.name || '.' || i.relname, 'index ' || pg_get_indexdef(i.oid)
+FROM named t JOIN pg_index x ON x.indrelid = t.oid JOIN pg_class i ON i.oid = x.indexrelid
+UNION ALL
+SELECT t.name || '.' || g.tgname, 'trigger ' || g.tgenabled::text || ' ' || pg_get_triggerdef(g.oid)
+FROM named t JOIN pg_trigger g ON g.tgrelid = t.oid WHERE NOT g.tgisinternal
+UNION ALL
+SELECT t.name || '.' || p.polname, 'policy ' || p.polcmd::text || coalesce(pg_get_expr(p.polqual, p.polrelid), '')
+    || coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
+FROM named t JOIN pg_policy p ON p.polrelid = t.oid
+UNION ALL
+SELECT named.name, 'sequence ' || format_type(s.seqtypid, NULL) ||
+    concat_ws(' ', '', s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle)
+FROM named JOIN pg_sequence s ON s.seqrelid = named.oid
+UNION ALL
+SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || t.typname, 'type ' || t.typtype::text
+    || coalesce((SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder) FROM pg_enum e
+                 WHERE e.enumtypid = t.oid), '')
+    || coalesce(format_type(nullif(t.typbasetype, 0), t.typtypmod), '')
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE {_OURS} AND {_free("pg_type", "t.oid")} AND t.typtype IN ('e', 'd')
+UNION ALL
+SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || p.proname
+    || '(' || pg_get_function_identity_arguments(p.oid) || ')',
+    'function ' || CASE WHEN p.prokind = 'a' THEN 'aggregate' ELSE md5(pg_get_functiondef(p.oid)) END
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OURS} AND {_free("pg_proc", "p.oid")}
+UNION ALL
+SELECT 'extension ' || e.extname, 'extension ' || e.extversion FROM pg_extension e WHERE e.extname <> 'plpgsql'
+"""
+
+_TABLES: Final = f"""
+SELECT c.oid, n.nspname, c.relname, c.relkind::text,
+    ARRAY(SELECT a.attnum::text || ' ' || a.attname FROM pg_attribute a
+          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+    ARRAY(SELECT k.attnum::int FROM pg_index x, unnest(x.indkey::int2[]) WITH ORDINALITY k(attnum, i)
+          WHERE x.indrelid = c.oid AND x.indisprimary ORDER BY k.i)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND {_OURS} AND {_free("pg_class", "c.oid")}
+ORDER BY 2, 3
+"""  # leaves of a partitioned table are tables of their own here
+
+HISTORY: Final = "_prisma_migrations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table as it was at one moment. oid and the numbers of `columns` are its identity: both outlive a renaming.
+
+    columns: number to name. key: numbers of the primary key's columns, empty when it has none.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    columns: Mapping[int, str]
+    key: tuple[int, ...]
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """As it is written in a statement."""
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def label(self) -> str:
+        """As people say it."""
+        return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
+
+    def named(self, numbers: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the names of these columns."""
+        return tuple(self.columns[number] for number in numbers)
+
+
+def objects(connection: Connection) -> dict[str, str]:
+    """Return every object of the schema and its definition."""
+    with connection.transaction(force_rollback=True):  # and the search_path is what it was
+        connection.execute("SET LOCAL search_path = ''")
+        found: dict[str, str] = {}
+        for name, definition in connection.execute(sql.SQL(_OBJECTS)):
+            found[name] = f"{found[name]}; {definition}" if name in found else definition
+        return found
+
+
+def fingerprint(schema: Mapping[str, str]) -> str:
+    """SHA-256 over the objects by name."""
+    lines = "\n".join(f"{name}\t{definition}" for name, definition in sorted(schema.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[SchemaChange, ...]:
+    """What changed from `before` to `now`, by object."""
+    changes: list[SchemaChange] = []
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        if was == is_now:
+            continue
+        change = f"is gone ({was})" if is_now is None else f"is new ({is_now})" if was is None else f"{was} -> {is_now}"
+        changes.append(SchemaChange(object=name, change=change))
+    return tuple(changes)
+
+
+def tables(connection: Connection) -> tuple[Table, ...]:
+    """Return the tables that hold rows, but not the history of migrations."""
+    found: list[Table] = []
+    for oid, schema, name, _kind, columns, key in connection.execute(sql.SQL(_TABLES)):
+        if name == HISTORY:
+            continue
+        numbered = {int(number): column for number, column in (text.split(" ", 1) for text in columns)}
+        found.append(Table(oid=int(oid), schema=schema, name=name, columns=numbered, key=tuple(key)))
+    return tuple(found)
+
+
+def count_rows(connection: Connection, of: tuple[Table, ...]) -> tuple[tuple[str, int], ...]:
+    """Return (table, rows) as this transaction sees them."""
+    counted: list[tuple[str, int]] = []
+    for table in of:
+        row = connection.execute(sql.SQL("SELECT count(*) FROM ONLY {}").format(table.identifier)).fetchone()
+        counted.append((table.label, int(row[0]) if row else 0))
+    return tuple(counted)
+
+
+def migrations(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (finished, failed) migrations of Prisma's history, oldest first; empty where there is no history.
+
+    The columns are Prisma's own (prisma-engines, `_prisma_migrations`).
+    """
+    if connection.execute("SELECT to_regclass(%s)", [HISTORY]).fetchone() == (None,):
+        return (), ()
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT migration_name, finished_at IS NOT NULL FROM {} WHERE rolled_back_at IS NULL ORDER BY started_at"
+        ).format(sql.Identifier(HISTORY))
+    ).fetchall()
+    finished = tuple(name for name, done in rows if done)
+    return finished, tuple(name for name, done in rows if not done and name not in finished)

@@ -1,0 +1,97 @@
+"""Opens connections to the one configured server: over TCP, a unix socket, or to a container's own address.
+
+The address of a container is looked up at each connection, since a restarted container may have another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final
+
+import psycopg
+
+from lastgood.core.config import PostgresConfig
+from lastgood.core.errors import LastgoodError, Refused, Retryable
+from lastgood.targets import child
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+MAINTENANCE: Final = "postgres"
+"""The database that is there when the live one is renamed (PostgreSQL docs, `initdb`)."""
+APPLICATION: Final = "lastgood"
+CONNECT_S: Final = 2
+INSPECT_S: Final = 5.0
+STATEMENT_S: Final = 30.0
+_NOT_NOW_S: Final = 1.0
+# libpq tells why a connection failed in words only; these come from the server and another try does not help.
+_REFUSALS: Final = {
+    "password authentication failed": "database.postgres.user and .password in lastgood.yaml",
+    "no password supplied": "database.postgres.password in lastgood.yaml",
+    "no pg_hba.conf entry": "let this host in: pg_hba.conf of the server",
+    "role ": "database.postgres.user in lastgood.yaml",
+    "database ": "database.postgres.name in lastgood.yaml",
+}
+
+
+def connect(
+    config: PostgresConfig,
+    *,
+    database: str | None = None,
+    autocommit: bool = False,
+    statement_s: float = STATEMENT_S,
+) -> Connection:
+    """Connect to `database`, by default the configured one. statement_s: limit for each statement, seconds.
+
+    Raises Refused when the server says no for good, Retryable when it does not answer within 2 s. Nothing changed.
+    """
+    host = container_address(config.container) if config.container else config.host
+    try:
+        return psycopg.connect(
+            host=host,
+            port=config.port,
+            user=config.user,
+            password=config.password.reveal() if config.password else None,
+            dbname=database or config.name,
+            application_name=APPLICATION,
+            connect_timeout=CONNECT_S,
+            tcp_user_timeout=10_000,
+            # our own texts read the same whatever the database or the role has set
+            options=f"-c statement_timeout={statement_s * 1000:.0f} -c lc_messages=C -c DateStyle=ISO -c TimeZone=UTC",
+            autocommit=autocommit,
+        )
+    except psycopg.OperationalError as error:
+        raise _not_connected(config, database or config.name, error) from error
+
+
+def _not_connected(config: PostgresConfig, database: str, error: psycopg.OperationalError) -> LastgoodError:
+    said = " ".join(str(error).split())
+    place = config.container or f"{config.host}:{config.port}"
+    for words, hint in _REFUSALS.items():
+        final = words in said and (not words.endswith(" ") or "does not exist" in said)
+        if final and "not currently accepting" not in said:
+            return Refused(f"database {database} at {place} refuses {config.user}: {said}", hint=hint)
+    return Retryable(
+        f"database {database} at {place} does not answer: {said}",
+        delay_s=_NOT_NOW_S,
+        hint=f"docker logs {config.container}" if config.container else "is Postgres running?",
+    )
+
+
+def container_address(container: str) -> str:
+    """Return the address of a running container. Raises Retryable when there is none or the engine is silent."""
+    words = ["docker", "inspect", "--type", "container", "--format", "{{json .NetworkSettings.Networks}}", container]
+    hint = f"docker start {container}"
+    try:
+        ended = child.run(words, deadline_s=INSPECT_S, env=child.bare_environment(os.environ))
+    except FileNotFoundError:
+        raise Refused("the docker client is not installed", hint="the README names the packages") from None
+    except child.Overran as error:
+        raise Retryable(str(error), delay_s=_NOT_NOW_S, hint="docker info") from None
+    if ended.code:
+        raise Retryable(f"container {container}: {ended.err.strip()}", delay_s=_NOT_NOW_S, hint=hint)
+    networks: dict[str, dict[str, str]] = json.loads(ended.out) or {}
+    address = next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), None)
+    if address is None:
+        raise Retryable(f"container {container} has no address: it is not running", delay_s=_NOT_NOW_S, hint=hint)
+    return address

@@ -1,0 +1,162 @@
+"""Takes a restore point: one exported snapshot is dumped, hashed, restored beside the live database, and compared.
+
+Nobody is blocked meanwhile. The restored copy is kept: it is the proof, and the clone that a swap puts in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from lastgood.core.errors import Bug, Refused
+from lastgood.core.ports import Clock
+from lastgood.core.release import RestorePoint
+from lastgood.targets.postgres import catalog, shelf
+from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, open_ledger
+
+HINT: Final = "lastgood restore-points"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Snapshot:
+    """What the live database was at one moment."""
+
+    taken_at: datetime
+    boundary: str
+    schema: dict[str, str]
+    tables: tuple[catalog.Table, ...]
+    rows: tuple[tuple[str, int], ...]
+
+
+def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadline_s: float, clock: Clock) -> None:
+    """Take and prove a restore point; older ones than the newest `keep` are removed.
+
+    What an earlier attempt left is removed first. Raises Refused when the copy is not what was dumped: then neither
+    dump nor clone is left.
+    """
+    until = clock.now() + timedelta(seconds=deadline_s)
+
+    def left_s() -> float:
+        return max((until - clock.now()).total_seconds(), 1.0)
+
+    shelf.folder(folder)
+    dump, clone = folder / f"{shelf.checked(restore_point)}.dump", server.clone_name(restore_point)
+    open_ledger(server).close()
+    with server.maintenance(statement_s=deadline_s) as maintenance:
+        drop_own(maintenance, server, clone)
+        dump.unlink(missing_ok=True)
+        try:
+            snapshot = _dump(server, dump, left_s=left_s)
+            create_beside(maintenance, server, clone)
+            server.tools.restore(dump, clone, deadline_s=left_s())
+            _prove(server, clone, snapshot, deadline_s=left_s())
+        except BaseException:
+            dump.unlink(missing_ok=True)
+            drop_own(maintenance, server, clone)
+            raise
+        point = RestorePoint(
+            id=restore_point,
+            database=server.live,
+            taken_at=snapshot.taken_at,
+            path=dump.name,
+            sha256=shelf.sha256(dump),
+            size_bytes=dump.stat().st_size,
+            fingerprint=catalog.fingerprint(snapshot.schema),
+            snapshot=snapshot.boundary,
+            clone=clone,
+            rows=snapshot.rows,
+            proved_at=clock.now(),
+        )
+        kept = shelf.KeptPoint(point=point, schema=snapshot.schema, tables=snapshot.tables)
+        shelf.write(folder / f"{restore_point}.json", shelf.KEPT_POINT, kept)
+        _retire(server, folder, maintenance, keep=keep)
+
+
+def _dump(server: Server, dump: Path, *, left_s: Callable[[], float]) -> _Snapshot:
+    """Dump exactly what one snapshot shows, and describe the same snapshot."""
+    with server.connect(statement_s=left_s()) as connection:
+        connection.execute("SET idle_in_transaction_session_timeout = 0")
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        row = connection.execute("SELECT now(), pg_current_snapshot()::text, pg_export_snapshot()").fetchone()
+        if row is None:
+            raise Bug("a SELECT without FROM gave no row")
+        taken_at, boundary, exported = row
+        server.tools.dump(server.live, dump, deadline_s=left_s(), snapshot=exported)
+        tables = catalog.tables(connection)
+        return _Snapshot(
+            taken_at=taken_at,
+            boundary=boundary,
+            schema=catalog.objects(connection),
+            tables=tables,
+            rows=catalog.count_rows(connection, tables),
+        )
+
+
+def _prove(server: Server, clone: str, snapshot: _Snapshot, *, deadline_s: float) -> None:
+    """Compare the restored copy with the snapshot: every object and every count of rows. Raises Refused."""
+    with server.connect(clone, statement_s=deadline_s) as connection:
+        changes = catalog.difference(snapshot.schema, catalog.objects(connection))
+        if changes:
+            told = "; ".join(f"{c.object} {c.change}" for c in changes[:3])
+            raise Refused(f"the trial restore has another schema than the live database: {told}")
+        rows = catalog.count_rows(connection, catalog.tables(connection))
+        if rows != snapshot.rows:
+            was, now = next((a, b) for a, b in zip(snapshot.rows, rows, strict=True) if a != b)
+            raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
+        connection.execute("ANALYZE")
+
+
+def _retire(server: Server, folder: Path, maintenance: Connection, *, keep: int) -> None:
+    """Remove all but the newest `keep` restore points, with their clones; the manifest first, so none is half there."""
+    points = [read(folder, name).point for name in shelf.names(folder)]
+    ours = sorted((p for p in points if p.database == server.live), key=lambda p: p.taken_at)
+    for point in ours[:-keep]:
+        (folder / f"{point.id}.json").unlink(missing_ok=True)
+        (folder / point.path).unlink(missing_ok=True)
+        drop_own(maintenance, server, point.clone)
+
+
+def read(folder: Path, restore_point: str) -> shelf.KeptPoint:
+    """Return a kept restore point. Raises Refused when there is none."""
+    path = folder / f"{shelf.checked(restore_point)}.json"
+    return shelf.read(path, shelf.KEPT_POINT, what=f"restore point {restore_point}", hint=HINT)
+
+
+def proved(folder: Path, live: str) -> frozenset[str]:
+    """Return the restore points of the live database whose dump is there in its full size."""
+    found: set[str] = set()
+    for name in shelf.names(folder):
+        point = read(folder, name).point
+        dump = folder / point.path
+        if point.database == live and dump.is_file() and dump.stat().st_size == point.size_bytes:
+            found.add(point.id)
+    return frozenset(found)
+
+
+def verified(folder: Path, restore_point: str) -> RestorePoint:
+    """Return a restore point whose dump has the hash it had. Raises Refused otherwise."""
+    point = read(folder, restore_point).point
+    dump = folder / point.path
+    if not dump.is_file():
+        raise Refused(f"the dump of {restore_point} is gone: {point.path}", hint=HINT)
+    if shelf.sha256(dump) != point.sha256:
+        raise Refused(f"the dump of {restore_point} is not the one that was proved: its hash differs", hint=HINT)
+    return point
+
+
+def clone_as_proved(server: Server, kept: shelf.KeptPoint, *, deadline_s: float) -> None:
+    """Compare the clone with what was proved. Raises Refused when it is gone or differs."""
+    with server.maintenance() as maintenance:
+        if kept.point.clone not in databases(maintenance):
+            raise Refused(f"database {kept.point.clone}, the clone of {kept.point.id}, is gone", hint=HINT)
+    with server.connect(kept.point.clone, statement_s=deadline_s) as connection:
+        changes = catalog.difference(kept.schema, catalog.objects(connection))
+        if changes:
+            raise Refused(f"{kept.point.clone} is not as it was proved: {changes[0].object} {changes[0].change}")
+        rows = catalog.count_rows(connection, catalog.tables(connection))
+        if rows != kept.point.rows:
+            raise Refused(f"{kept.point.clone} is not as it was proved: its rows are other in number")

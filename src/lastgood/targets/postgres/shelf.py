@@ -1,0 +1,120 @@
+"""What is kept on disk: dumps and exports, each with a manifest that is written last. Without one, it is a leftover.
+
+Everything is 0600 in folders of 0700. A manifest is written beside, flushed and renamed, so that it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from lastgood.core.errors import Refused
+from lastgood.core.release import NAME_GRAMMAR, RestorePoint
+from lastgood.core.report import Loss
+from lastgood.targets.postgres.catalog import Table
+
+_CHUNK: Final = 1 << 20
+Manifest = TypeVar("Manifest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPoint:
+    """A proved restore point. schema: its objects by name; tables: their identities at that moment."""
+
+    point: RestorePoint
+    schema: dict[str, str]
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptDump:
+    """A finished safety dump. path: relative to its folder."""
+
+    name: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptExport:
+    """A finished export. rewritten: rows that the migration changed, by table; notes: what could not be told."""
+
+    export: str
+    losses: tuple[Loss, ...]
+    rewritten: tuple[Loss, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+KEPT_POINT: Final = TypeAdapter(KeptPoint)
+KEPT_DUMP: Final = TypeAdapter(KeptDump)
+KEPT_EXPORT: Final = TypeAdapter(KeptExport)
+
+
+def folder(path: Path) -> Path:
+    """Make a folder for its owner only, and return it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def checked(name: str) -> str:
+    """Return a name that is safe as a file's. Raises Refused for any other."""
+    if not NAME_GRAMMAR.fullmatch(name):
+        raise Refused(f"{name!r} cannot be a file's name")
+    return name
+
+
+def names(of: Path) -> frozenset[str]:
+    """Return the names of the manifests in a folder."""
+    return frozenset(path.stem for path in of.glob("*.json"))
+
+
+def write(path: Path, adapter: TypeAdapter[Manifest], manifest: Manifest) -> None:
+    """Put a manifest on disk, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(adapter.dump_json(manifest, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    flushed = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(flushed)
+    finally:
+        os.close(flushed)
+
+
+def read(path: Path, adapter: TypeAdapter[Manifest], *, what: str, hint: str) -> Manifest:
+    """Read a manifest. Raises Refused when there is none, or it was damaged."""
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise Refused(f"there is no {what}", hint=hint) from None
+    except (OSError, ValidationError) as error:
+        raise Refused(f"{what}: {path.name} cannot be read: {str(error).splitlines()[0]}", hint=hint) from None
+
+
+def sha256(path: Path) -> str:
+    """Hash a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def passing(path: Path) -> Iterator[Path]:
+    """Lend a file name that is gone afterwards, and was free before."""
+    path.unlink(missing_ok=True)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

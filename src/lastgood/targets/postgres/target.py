@@ -1,0 +1,289 @@
+"""The database target: observes one database of one server, and carries out the steps of a deploy and of a swap.
+
+Migrations are the release's own command; everything else is Postgres' own tools and SQL. The live database is never
+dropped, never restored over, and never written to: it is renamed, and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import psycopg
+
+from lastgood.core.config import DatabaseConfig
+from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import DatabaseFacts
+from lastgood.core.migration import DatabaseEvidence
+from lastgood.core.plan import (
+    ExportWrites,
+    Fence,
+    LiftFence,
+    Migrate,
+    Role,
+    SaveDump,
+    Seen,
+    Step,
+    SwapDatabase,
+    TakeRestorePoint,
+    seen,
+)
+from lastgood.core.ports import Clock
+from lastgood.core.release import Release, RestorePoint, Shipped
+from lastgood.core.report import Check, Loss
+from lastgood.targets import child
+from lastgood.targets.postgres import catalog, evidence, restore_point, shelf, swap, writes
+from lastgood.targets.postgres.connect import Connection, container_address
+from lastgood.targets.postgres.preflight import obstacles
+from lastgood.targets.postgres.server import Server, admit, databases, swaps
+
+_AGAIN_S: Final = 2.0
+_LAST_CHARACTERS: Final = 800
+_HINT: Final = "lastgood doctor"
+
+
+class PostgresTarget:
+    """root: folder of lastgood.yaml. state: where dumps and exports are kept.
+
+    workdir: where the files of a release lie, for its migration command. invariants: SQL by name.
+    """
+
+    role = Role.DATABASE
+
+    def __init__(
+        self,
+        config: DatabaseConfig,
+        *,
+        root: Path,
+        state: Path,
+        clock: Clock,
+        workdir: Callable[[str], Path],
+        invariants: Mapping[str, str],
+    ) -> None:
+        self._config, self._server = config, Server(config.postgres)
+        self._clock, self._workdir, self._invariants = clock, workdir, invariants
+        self._points = root / config.restore_points.path
+        self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
+
+    def observe(self) -> DatabaseFacts:
+        observed_at = self._clock.now()
+        with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
+            known = databases(maintenance)
+            facts = DatabaseFacts(
+                observed_at=observed_at,
+                database=self._server.live,
+                exists=known.get(self._server.live, False),
+                fingerprint="",
+                size_bytes=0,
+                restore_points=restore_point.proved(self._points, self._server.live),
+                databases=frozenset(known),
+                exports=shelf.names(self._exports),
+                dumps=shelf.names(self._dumps),
+                swaps=swaps(self._server, known),
+            )
+            return self._with_contents(facts, maintenance) if facts.exists else facts
+
+    def _with_contents(self, facts: DatabaseFacts, maintenance: Connection) -> DatabaseFacts:
+        row = maintenance.execute("SELECT pg_database_size(%s)", [facts.database]).fetchone()
+        with self._server.connect() as live:
+            finished, failed = catalog.migrations(live)
+            return DatabaseFacts(
+                observed_at=facts.observed_at,
+                database=facts.database,
+                exists=True,
+                fingerprint=catalog.fingerprint(catalog.objects(live)),
+                size_bytes=int(row[0]) if row else 0,
+                migrations=finished,
+                failed_migrations=failed,
+                restore_points=facts.restore_points,
+                databases=facts.databases,
+                exports=facts.exports,
+                dumps=facts.dumps,
+                swaps=facts.swaps,
+            )
+
+    def apply(self, step: Step) -> None:
+        action = step.action
+        if step.role is not Role.DATABASE:
+            raise Refused(f"{step.name} is a step for {step.role.value}, not for the database", hint="lastgood plan")
+        if seen(step, self.observe()) is Seen.DONE:
+            return
+        with _answers(self._server, sent=True):
+            match action:
+                case TakeRestorePoint():
+                    restore_point.take(
+                        self._server,
+                        self._points,
+                        action.restore_point,
+                        keep=self._config.restore_points.keep,
+                        deadline_s=step.deadline_s,
+                        clock=self._clock,
+                    )
+                case Migrate():
+                    self._migrate(action, deadline_s=step.deadline_s)
+                case SaveDump():
+                    self._save_dump(action, deadline_s=step.deadline_s)
+                case Fence():
+                    swap.fence(self._server, action)
+                case LiftFence():
+                    swap.lift(self._server, action)
+                case ExportWrites():
+                    self._export(action, deadline_s=step.deadline_s)
+                case SwapDatabase():
+                    kept = restore_point.read(self._points, action.restore_point)
+                    swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
+                case _:
+                    raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
+
+    def _migrate(self, action: Migrate, *, deadline_s: float) -> None:
+        """Run the release's own command. Whatever it says, the history in the database tells what it did."""
+        config = self._config.migrations
+        if config is None:
+            raise ConfigError("database.migrations: expected the command that applies them")
+        missing = set(action.migrations) - set(self.ships(action.release).migrations)
+        if missing:
+            raise Refused(f"{action.release} does not ship {', '.join(sorted(missing))}", hint="lastgood releases")
+        words = list(config.command)
+        try:
+            ended = child.run(
+                words,
+                deadline_s=deadline_s,
+                env=dict(os.environ) | {"DATABASE_URL": self._url()},
+                cwd=self._workdir(action.release),
+            )
+        except OSError as error:
+            raise ConfigError(f"database.migrations.command: {words[0]}: {error.strerror}") from None
+        except child.Overran as error:
+            raise OutcomeUnknown(str(error)) from None
+        if ended.code:
+            said = " ".join((ended.err or ended.out).split())[-_LAST_CHARACTERS:]
+            password = self._config.postgres.password
+            raise OutcomeUnknown(
+                f"the migration command ended {ended.code}: {password.hidden_in(said) if password else said}"
+            )
+
+    def _url(self) -> str:
+        """The address in libpq's form, which Prisma and others read."""
+        postgres = self._config.postgres
+        user = quote(postgres.user, safe="")
+        password = f":{quote(postgres.password.reveal(), safe='')}" if postgres.password else ""
+        host = container_address(postgres.container) if postgres.container else postgres.host
+        name = quote(postgres.name, safe="")
+        if host.startswith("/"):
+            return f"postgresql://{user}{password}@/{name}?host={quote(host, safe='')}&port={postgres.port}"
+        return f"postgresql://{user}{password}@{host}:{postgres.port}/{name}"
+
+    def _save_dump(self, action: SaveDump, *, deadline_s: float) -> None:
+        dump = shelf.folder(self._dumps) / f"{shelf.checked(action.name)}.dump"
+        dump.unlink(missing_ok=True)
+        self._server.tools.dump(self._server.live, dump, deadline_s=deadline_s)
+        manifest = shelf.KeptDump(
+            name=action.name, path=dump.name, sha256=shelf.sha256(dump), size_bytes=dump.stat().st_size
+        )
+        shelf.write(self._dumps / f"{action.name}.json", shelf.KEPT_DUMP, manifest)
+
+    def _export(self, action: ExportWrites, *, deadline_s: float) -> None:
+        """Compare the fenced database with the clone, and write down what differs."""
+        server, kept = self._server, restore_point.read(self._points, action.restore_point)
+        with server.maintenance() as maintenance:
+            known = databases(maintenance)
+            for needed in (action.kept_as, kept.point.clone):
+                if needed not in known:
+                    raise Refused(f"database {needed} is not there, so what was written cannot be told", hint=_HINT)
+            if server.live in known:
+                raise Refused(f"{server.live} is in its place: behind no fence nothing can be counted exactly")
+            admit(maintenance, action.kept_as)
+        folder = self._exports / shelf.checked(action.export)
+        shutil.rmtree(folder, ignore_errors=True)
+        shelf.folder(folder)
+        with (
+            server.connect(action.kept_as, statement_s=deadline_s) as replaced,
+            server.connect(kept.point.clone, statement_s=deadline_s) as clone,
+        ):
+            comparison = writes.Comparison(
+                replaced,
+                clone,
+                since=kept.point.snapshot,
+                migration=writes.migration_xids(replaced, kept.point.snapshot),
+            )
+            exported = writes.export(comparison, kept, catalog.tables(replaced), folder)
+        shelf.write(self._exports / f"{action.export}.json", shelf.KEPT_EXPORT, exported)
+
+    def preflight(self) -> tuple[str, ...]:
+        with _answers(self._server, sent=False):
+            return obstacles(self._server, shelf.folder(self._points))
+
+    def ships(self, release: str) -> Shipped:
+        at = self._workdir(release)
+        names: tuple[str, ...] = ()
+        if self._config.migrations:
+            folder = at / self._config.migrations.prisma
+            if not folder.is_dir():
+                raise ConfigError(f"database.migrations.prisma: {folder}: expected a folder with migrations")
+            names = tuple(sorted(path.parent.name for path in folder.glob("*/migration.sql")))
+        statements: tuple[str, ...] = ()
+        if self._config.statements:
+            files = sorted(at.glob(self._config.statements))
+            if not files:
+                raise ConfigError(f"database.statements: {at / self._config.statements}: no file matches")
+            statements = tuple(path.read_text(encoding="utf-8").strip() for path in files)
+        return Shipped(migrations=names, statements=statements)
+
+    def restore_point(self, restore_point_id: str) -> RestorePoint:
+        return restore_point.verified(self._points, restore_point_id)
+
+    def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
+        kept = restore_point.read(self._points, since.id)
+        with _answers(self._server, sent=False):
+            return evidence.collect(
+                self._server,
+                kept,
+                target,
+                invariants=self._invariants,
+                scratch=self._scratch,
+                clock=self._clock,
+            )
+
+    def losses(self, export: str) -> tuple[Loss, ...]:
+        path = self._exports / f"{shelf.checked(export)}.json"
+        kept = shelf.read(path, shelf.KEPT_EXPORT, what=f"export {export}", hint="lastgood explain")
+        return tuple(
+            Loss(table=loss.table, rows=loss.rows, file=str(self._exports / export / loss.file)) for loss in kept.losses
+        )
+
+    def checks(self, fingerprint: str) -> tuple[Check, ...]:
+        try:
+            facts = self.observe()
+        except LastgoodError as error:
+            return (Check(name="database answers", passed=False, detail=error.message),)
+        answers = Check(name="database answers", passed=facts.exists)
+        if not fingerprint:
+            return (answers,)
+        same = facts.fingerprint == fingerprint
+        detail = f"{facts.fingerprint[:12]}" if same else f"{facts.fingerprint[:12]}, expected {fingerprint[:12]}"
+        return answers, Check(name="database schema", passed=same, detail=detail)
+
+
+@contextmanager
+def _answers(server: Server, *, sent: bool) -> Iterator[None]:
+    """Turn psycopg's errors into the house's. sent: whether something may have been changed already."""
+    live = server.live
+    try:
+        yield
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
+        raise Retryable(f"database {live}: {_words(error)}", delay_s=_AGAIN_S, hint=_HINT) from error
+    except psycopg.OperationalError as error:
+        if sent:
+            raise OutcomeUnknown(f"database {live}: the connection was lost: {_words(error)}") from error
+        raise Retryable(f"database {live}: {_words(error)}", delay_s=_AGAIN_S, hint=_HINT) from error
+    except psycopg.Error as error:
+        raise Refused(f"database {live}: {_words(error)}", hint=_HINT) from error
+
+
+def _words(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,55 @@
+"""A Postgres out of a wheel, on a unix socket: one server a test, so that it may be stopped and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lastgood.core.config import PostgresConfig
+from lastgood.core.secret import Secret
+from tests.contract.rigs.postgres_world import PostgresWorld, opened
+
+
+def postmaster(folder: Path) -> int:
+    """The pid of the server whose data is in `folder`/pg."""
+    return int((folder / "pg" / "postmaster.pid").read_text().split()[0])
+
+
+@contextmanager
+def rig(folder: Path) -> Iterator[PostgresWorld]:
+    def server(*words: str) -> None:
+        command = [sys.executable, "-m", "lastgood.testing.postgres", *words]
+        subprocess.run(command, check=True, timeout=60, capture_output=True)
+
+    server("start", str(folder / "pg"), "shop", "shop", "pass word")
+    reach = json.loads((folder / "pg.json").read_text())
+    config = PostgresConfig(
+        name="shop",
+        user="shop",
+        password=Secret("pass word"),
+        host=reach["host"],
+        bin=reach["bin"],
+        log=reach["log"],
+    )
+
+    @contextmanager
+    def pause() -> Iterator[None]:
+        """Stop the server in its tracks: it takes connections and says nothing."""
+        pid = postmaster(folder)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    try:
+        with opened(folder, config, pause) as world:
+            yield world
+    finally:
+        server("stop", str(folder / "pg"))

@@ -1,0 +1,182 @@
+"""A small shop in a database, with two releases of its files, on whatever server a rig brings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from lastgood.core.config import DatabaseConfig, PostgresConfig
+from lastgood.core.plan import (
+    ExportWrites,
+    Fence,
+    LiftFence,
+    Migrate,
+    SaveDump,
+    Serve,
+    Step,
+    SwapDatabase,
+    TakeRestorePoint,
+)
+from lastgood.targets.postgres import PostgresTarget
+from lastgood.targets.postgres.connect import Connection, connect
+from tests.contract.rigs.clock import CLOCK
+
+MIGRATE = Path(__file__).parents[3] / "examples" / "hypercode" / "prisma" / "migrate.py"
+FIRST = "20250101000000_shop"
+SECOND = "20250201000000_rename"
+SHOP = """
+CREATE TYPE state AS ENUM ('new', 'paid');
+CREATE TABLE customers (id serial PRIMARY KEY, name text NOT NULL UNIQUE);
+CREATE TABLE orders (
+    id bigserial PRIMARY KEY,
+    customer int NOT NULL REFERENCES customers ON DELETE CASCADE,
+    total numeric NOT NULL CHECK (total > 0),
+    state state NOT NULL DEFAULT 'new',
+    at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE audit (what text, at timestamptz DEFAULT now());
+CREATE VIEW paid AS SELECT * FROM orders WHERE state = 'paid';
+CREATE FUNCTION double(n int) RETURNS int LANGUAGE sql AS 'SELECT n * 2';
+INSERT INTO customers (name) SELECT 'customer ' || g FROM generate_series(1, 20) g;
+INSERT INTO orders (customer, total) SELECT 1 + g % 20, 1 + g FROM generate_series(1, 100) g;
+"""
+RENAME = """
+ALTER TABLE customers RENAME COLUMN name TO full_name;
+ALTER TABLE orders DROP CONSTRAINT orders_total_check;
+UPDATE orders SET total = total - 50;
+"""
+INVARIANT = "SELECT o.id FROM orders o WHERE o.total <= 0"
+STATEMENTS = ("SELECT id, name FROM customers WHERE id = 1", "INSERT INTO customers (name) VALUES ('statements')")
+
+
+def step(name: str, action: object, *, deadline_s: float = 60.0) -> Step:
+    """A step of the world's, as a plan would have it."""
+    return Step(name=name, action=action, deadline_s=deadline_s, explain=name)  # type: ignore[arg-type] # any action
+
+
+class PostgresWorld:
+    """The shop, the files of its two releases, and the target on it."""
+
+    def __init__(self, folder: Path, config: PostgresConfig, pause: Callable[[], AbstractContextManager[None]]) -> None:
+        self.folder, self.config, self._pause = folder, config, pause
+        for release, migrations in (("v1", {FIRST: SHOP}), ("v2", {FIRST: SHOP, SECOND: RENAME})):
+            self.ship(release, migrations)
+        self.kept_as = f"{config.name}_bad_r1"
+
+    def ship(self, release: str, migrations: Mapping[str, str]) -> None:
+        """Write the files of a release."""
+        root = self.folder / release
+        for name, text in migrations.items():
+            (root / "prisma" / name).mkdir(parents=True, exist_ok=True)
+            (root / "prisma" / name / "migration.sql").write_text(text)
+        (root / "migrate.py").write_text(MIGRATE.read_text().replace('/ "migrations"', '/ "prisma"'))
+        (root / "statements").mkdir(exist_ok=True)
+        for number, statement in enumerate(STATEMENTS):
+            (root / "statements" / f"{number}.sql").write_text(statement)
+
+    @property
+    def target(self) -> PostgresTarget:
+        config = DatabaseConfig.model_validate(
+            {
+                "postgres": self.config,
+                "migrations": {"prisma": "prisma", "command": [sys.executable, "migrate.py"]},
+                "statements": "statements/*.sql",
+                "restore_points": {"path": "restore-points", "keep": 2},
+            }
+        )
+        return PostgresTarget(
+            config,
+            root=self.folder,
+            state=self.folder / "state",
+            clock=CLOCK,
+            workdir=lambda release: self.folder / release,
+            invariants={"totals-are-positive": INVARIANT},
+        )
+
+    def sql(self, text: str, *, database: str | None = None) -> list[tuple[object, ...]]:
+        """Do something by hand, as the application would."""
+        with self.connect(database=database) as connection:
+            cursor = connection.execute(text.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def connect(self, *, database: str | None = None) -> Connection:
+        return connect(self.config, database=database, autocommit=True)
+
+    def step_to_migrate(self, release: str = "v2", *migrations: str) -> Step:
+        return step("migrate", Migrate(release=release, migrations=migrations or (SECOND,)))
+
+    @property
+    def restore_point(self) -> str:
+        return "rp-d2"
+
+    @property
+    def clone(self) -> str:
+        return f"{self.config.name}_lg_{self.restore_point}"
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        return (
+            step("take", TakeRestorePoint(restore_point=self.restore_point)),
+            self.step_to_migrate(),
+            *self.way_back,
+        )
+
+    @property
+    def way_back(self) -> Sequence[Step]:
+        """What a rollback of the database does."""
+        return (
+            step("save-dump", SaveDump(name=f"{self.config.name}-r1")),
+            step("fence", Fence(kept_as=self.kept_as)),
+            step(
+                "export", ExportWrites(export="export-r1", restore_point=self.restore_point, kept_as=self.kept_as)
+            ),
+            step(
+                "swap",
+                SwapDatabase(
+                    swap="swap-r1", restore_point=self.restore_point, clone=self.clone, kept_as=self.kept_as
+                ),
+            ),
+        )
+
+    @property
+    def lift(self) -> Step:
+        return step("lift", LiftFence(kept_as=self.kept_as))
+
+    @property
+    def refused(self) -> Step:
+        gone = SwapDatabase(swap="swap-r9", restore_point="rp-none", clone="nothing", kept_as=self.kept_as)
+        return step("swap", gone)
+
+    @property
+    def foreign(self) -> Step:
+        return step("serve", Serve(release="v1", service="web", artifact="sha256:0"))
+
+    def effects(self) -> int:
+        """Databases by identity and name, rows of the history, and files: each change counts as a new line seen."""
+        seen: set[str] = getattr(self, "_seen", set())
+        with self.connect(database="postgres") as connection:
+            rows = connection.execute("SELECT oid, datname, datallowconn FROM pg_database").fetchall()
+            names = [row[1] for row in rows]
+            seen.update(f"{row}" for row in rows)
+        if self.config.name in names:
+            seen.update(f"{row}" for row in self.sql("SELECT xmin, id FROM _prisma_migrations"))
+        for path in (*self.folder.glob("restore-points/*"), *self.folder.glob("state/**/*")):
+            if path.is_file():
+                seen.add(f"{path} {path.stat().st_mtime_ns} {path.stat().st_ino}")
+        self._seen = seen
+        return len(seen)
+
+    def unreachable(self) -> AbstractContextManager[None]:
+        return self._pause()
+
+
+@contextmanager
+def opened(
+    folder: Path, config: PostgresConfig, pause: Callable[[], AbstractContextManager[None]]
+) -> Iterator[PostgresWorld]:
+    """The shop as its first release made it."""
+    world = PostgresWorld(folder, config, pause)
+    world.target.apply(world.step_to_migrate("v1", FIRST))
+    yield world
