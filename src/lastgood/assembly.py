@@ -25,18 +25,20 @@ from lastgood.core.verdict import INSTANCES_SOURCE, TRAFFIC_SOURCE
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.notify.slack import SlackNotifier
 from lastgood.runbook.rooms import Memory, Rooms, Story
+from lastgood.signals.discovery import health_address, metrics_address
 from lastgood.signals.health import HealthAddresses
 from lastgood.signals.instances import InstanceStates
 from lastgood.signals.invariants import Invariants
 from lastgood.signals.metrics_page import MetricsPage
 from lastgood.signals.probe import Probe
 from lastgood.signals.smoke import SmokeTests
-from lastgood.targets.compose import ComposeTarget
+from lastgood.targets.compose import ComposeTarget, Survey, survey
 from lastgood.targets.postgres import PostgresTarget, connect
 from lastgood.targets.process import ProcessTarget
 from lastgood.targets.vercel import VercelTarget
 
 CONFIG_FILE = "lastgood.yaml"
+__all__ = ["CONFIG_FILE", "Survey", "build", "health_address", "load_config", "metrics_address", "survey"]
 
 
 class SystemClock:
@@ -171,7 +173,8 @@ def _notifiers(config: Config) -> tuple[Notifier, ...]:
 
 
 def _sql_files(root: Path, pattern: str) -> dict[str, str]:
-    """Read SQL files by glob, keyed by stem. Raises ConfigError when none matches: a check of nothing must not look green."""
+    """Read SQL files by glob, keyed by stem. Raises ConfigError when none matches: a check of
+    nothing must not look green."""
     files = {path.stem: path.read_text(encoding="utf-8") for path in sorted(root.glob(pattern))}
     if not files:
         raise ConfigError(f"{root / pattern}: no file matches")

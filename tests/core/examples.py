@@ -58,9 +58,7 @@ EVIDENCE = DatabaseEvidence(
     old_release=FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title"),
     writes=WritesSince(tables=(("missions", 12),), rate_per_s=2.0),
 )
-UNCHANGED = replace(
-    EVIDENCE, changes=(), broken=(), old_release=FitsSchema(fit=Fit.YES, tried=0, reason="same schema")
-)
+UNCHANGED = replace(EVIDENCE, changes=(), broken=(), old_release=FitsSchema(fit=Fit.YES, tried=0, reason="same schema"))
 
 
 def facts(name: str) -> ContainerFacts:

@@ -50,6 +50,9 @@ def running(restarts: int = 0, *, oom_killed: bool = False) -> Instances:
     return Instances(instances=(state,))
 
 
+STEADY = running()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """What the sources show in one interval."""
@@ -57,7 +60,7 @@ class Scene:
     traffic: Reading = HEALTHY
     agent: Reading = OK
     data: Reading = CLEAN
-    instances: Reading = running()
+    instances: Reading = STEADY
 
     def bucket(self, at_s: float) -> Bucket:
         shown = {"traffic": self.traffic, "agent": self.agent, "data": self.data, "instances": self.instances}

@@ -176,8 +176,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_DEADLINE_S  # noqa: TID251 - a real process starts in real time
-    while time.monotonic() < deadline:  # noqa: TID251 - as above
+    deadline = time.monotonic() + _START_DEADLINE_S
+    while time.monotonic() < deadline:
         try:
             if httpx.get(url, timeout=1.0, trust_env=False).status_code == 200:
                 return

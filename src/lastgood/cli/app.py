@@ -15,7 +15,8 @@ import typer
 from pydantic import TypeAdapter
 
 from lastgood import __version__
-from lastgood.assembly import CONFIG_FILE, build
+from lastgood.assembly import CONFIG_FILE, build, survey
+from lastgood.cli.first_config import first_config, keep_password
 from lastgood.cli.rendering import (
     clean,
     findings_lines,
@@ -24,6 +25,7 @@ from lastgood.cli.rendering import (
     release_rows,
     report_lines,
     run_lines,
+    survey_lines,
     table,
     when,
 )
@@ -92,7 +94,7 @@ def out(line: str = "") -> None:
     print(line, flush=True)
 
 
-def show(value: object, kind: Any) -> None:
+def show(value: object, kind: Any) -> None:  # noqa: ANN401 # what TypeAdapter takes: a type, or a form like tuple[X, ...]
     """Print a value as JSON."""
     out(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2, ensure_ascii=False))
 
@@ -121,6 +123,34 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         out(f"lastgood {__version__}")
         raise typer.Exit
+
+
+@app.command()
+def init(
+    config: ConfigOption = Path(CONFIG_FILE),
+    release: Annotated[str, typer.Option("--release", help="Name for what runs now, if it is good.")] = "r1",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="What runs now is good: record it without asking.")] = False,
+) -> None:
+    """Look at the compose file and what runs, and write lastgood.yaml. Nothing else changes. Example: lastgood init"""
+    if config.exists():
+        raise Refused(f"{config} is there already", hint="lastgood doctor")
+    root = config.resolve().parent
+    found = survey(root)
+    text, not_found = first_config(found, root)
+    for line in survey_lines(found, not_found):
+        out(line)
+    if all(service.why_not for service in found.services):
+        raise Refused("no service of this project may be rolled back", hint="see the reasons above")
+    keep_password(found, root)
+    config.write_text(text, encoding="utf-8")
+    out(f"wrote {config} (mode: observe). Nothing else changed.")
+    if any(service.running for service in found.services) and confirmed("Is what runs now good?", yes=yes):
+        rooms = opened(config)
+        with leased(rooms):
+            recorded = recording.record(rooms, release)
+            recording.vouch(rooms, release, why="init")
+        out(f"recorded as {recorded.id} (vouched for by {rooms.who})")
+    out("next: lastgood doctor")
 
 
 @app.command()
@@ -553,14 +583,21 @@ def audit_verify(config: ConfigOption = Path(CONFIG_FILE)) -> None:
 
 @app.command()
 def demo(
-    fault: Annotated[str, typer.Option("--fault", help="How the new release fails; `good` for one that does not.")] = "errors",
-    engine: Annotated[str, typer.Option("--engine", help="process: nothing but pip. compose: a Docker engine.")] = "process",
+    fault: Annotated[
+        str, typer.Option("--fault", help="How the new release fails; `good` for one that does not.")
+    ] = "errors",
+    engine: Annotated[
+        str, typer.Option("--engine", help="process: nothing but pip. compose: a Docker engine.")
+    ] = "process",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running; print address and login.")] = False,
     rate: Annotated[float, typer.Option("--rate", help="Requests per second.")] = 20.0,
     clean_up: Annotated[Path | None, typer.Option("--clean", help="End a kept demo in this directory.")] = None,
 ) -> None:
-    """See a bad release go live under traffic and be put back. Uses ./demo-XXXX. Example: lastgood demo --fault bad-migration"""
+    """See a bad release go live under traffic and be put back. Uses ./demo-XXXX.
+
+    Example: lastgood demo --fault bad-migration
+    """
     # only here: a production install has neither HyperCode's services nor the stand-ins' needs
     from lastgood.cli.demo import clean, run_demo  # noqa: PLC0415
 

@@ -30,10 +30,10 @@ import httpx
 from lastgood.cli.stage import ComposeStage, ProcessStage, Stage
 from lastgood.core.errors import ConfigError, Refused
 from lastgood.core.report import TerminalState
-from lastgood.testing.traffic import acknowledged_missions, read_ledger, summary
-from lastgood.testing.vercel import DEFAULT_TOKEN as VERCEL_TOKEN
 from lastgood.testing.slack import DEFAULT_TOKEN as SLACK_TOKEN
 from lastgood.testing.slack import read_messages
+from lastgood.testing.traffic import acknowledged_missions, read_ledger, summary
+from lastgood.testing.vercel import DEFAULT_TOKEN as VERCEL_TOKEN
 
 RIGHT_END: Final[Mapping[str, TerminalState]] = {
     "errors": TerminalState.ROLLED_BACK_VERIFIED,
@@ -48,7 +48,7 @@ RIGHT_END: Final[Mapping[str, TerminalState]] = {
     "good": TerminalState.HEALTHY_KEPT,
 }
 SHORT_WINDOW: Final = "120s"
-"""Watch window of the releases that are to be kept; the bad ones are watched for the configured hour, and do not last."""
+"""Watch window of releases that are to be kept; the bad ones are watched for the configured hour, and do not last."""
 WATCH_LINE_EVERY_S: Final = 15.0
 TRAFFIC_BEFORE_S: Final = 3.0
 TRAFFIC_AFTER_S: Final = 5.0
@@ -187,12 +187,17 @@ class Demo:
 
 
 def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rate: float) -> int:
-    """Play the story. Returns 0 only if it ended as it should. Raises Refused or ConfigError before anything is started."""
+    """Play the story. Returns 0 only if it ended as it should. Raises Refused or ConfigError before anything
+    is started."""
     if fault not in RIGHT_END:
-        raise ConfigError(f"unknown fault {fault!r}; known: {', '.join(RIGHT_END)}", hint="lastgood demo --fault errors")
+        raise ConfigError(
+            f"unknown fault {fault!r}; known: {', '.join(RIGHT_END)}", hint="lastgood demo --fault errors"
+        )
     stages: Mapping[str, Callable[[Path], Stage]] = {"process": ProcessStage, "compose": ComposeStage}
     if engine not in stages:
-        raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(stages)}", hint="lastgood demo --engine process")
+        raise ConfigError(
+            f"unknown engine {engine!r}; known: {', '.join(stages)}", hint="lastgood demo --engine process"
+        )
     if rate <= 0:
         raise ConfigError(f"--rate {rate:g}: expected more than 0 requests/s", hint="lastgood demo --rate 20")
     if importlib.util.find_spec("starlette") is None:
@@ -234,7 +239,8 @@ def _story(demo: Demo) -> dict[str, object]:
     demo.push(stage.base)
     first = demo.lastgood("deploy", "--release", stage.base, "--first", "--no-watch", "--yes")
     if first.code:
-        raise Refused(f"{stage.base} could not be deployed: {first.out or first.lines[-1:]}", hint="read the lines above")
+        told = first.out or first.lines[-1:]
+        raise Refused(f"{stage.base} could not be deployed: {told}", hint="read the lines above")
     demo.say(f"{stage.base} serves {stage.core_url}")
     users = demo.traffic()
     demo.say(f"traffic {demo.rate:g}/s, counted by a separate process")
@@ -268,9 +274,7 @@ def _figures(demo: Demo, *, database_kept: bool) -> dict[str, object]:
     decided, served = _time(story.get("decided_at")), _time(story.get("served_at"))
     # a database that is swapped ends requests too: the switch begins with the first step that users can notice
     switching = [s for s in steps if str(s["name"]).startswith(("serve-", "fence", "export-", "swap-"))]
-    switch = (
-        (_time(switching[0]["began_at"]), _time(switching[-1]["ended_at"])) if switching else (None, None)
-    )
+    switch = (_time(switching[0]["began_at"]), _time(switching[-1]["ended_at"])) if switching else (None, None)
     swapped = any(s["name"] == "swap-database" for s in steps)
     requests = read_ledger(demo.home / "traffic.jsonl")
     counts = summary(requests, decided, *switch, leaving=None if swapped else demo.version)
@@ -409,5 +413,3 @@ def _list(story: Mapping[str, object], key: str) -> Sequence[Mapping[str, object
 def _dict(story: Mapping[str, object], key: str) -> Mapping[str, object]:
     found = story.get(key)
     return found if isinstance(found, dict) else {}
-
-

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
+from lastgood.assembly import Survey
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.report import Report, TerminalState
@@ -61,7 +62,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from (f"because   {reason}" for reason in plan.database.reasons)
         if plan.database.loses:
             tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.loses.tables if rows)
-            yield f"leaves    {plan.database.loses.total} rows written since {plan.database.restore_point} ({tables or 'none'})"
+            total, since = plan.database.loses.total, plan.database.restore_point
+            yield f"leaves    {total} rows written since {since} ({tables or 'none'})"
     yield from (f"stays     {clean(line)}" for line in plan.invalid_rows)
     yield from (f"note      {clean(warning)}" for warning in plan.warnings)
 
@@ -99,13 +101,15 @@ def run_lines(run: RunHistory) -> Iterator[str]:
         if run.ended is None
         else (f"stopped: {run.ended.stopped}" if run.ended.stopped else "carried out")
     )
-    yield f"{plan.purpose.value} {run.started.run}  {plan.from_release or 'nothing'} -> {plan.to_release}  {clean(state)}"
+    way = f"{plan.from_release or 'nothing'} -> {plan.to_release}"
+    yield f"{plan.purpose.value} {run.started.run}  {way}  {clean(state)}"
     yield f"why        {run.started.trigger}: {clean(run.started.sentence)}"
     yield from table(
         (f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in outcomes(plan, run.records)
     )
     if run.ended is None:
-        yield f"next       {'lastgood rollback' if plan.purpose is Purpose.ROLLBACK else 'lastgood rollback, or lastgood watch'}"
+        others = "" if plan.purpose is Purpose.ROLLBACK else ", or lastgood watch"
+        yield f"next       lastgood rollback{others}"
 
 
 def findings_lines(findings: Iterable[Finding]) -> Iterator[str]:
@@ -150,3 +154,19 @@ def history_rows(history: History) -> Iterator[tuple[str, ...]]:
 
 
 GOOD_ENDS: Final = frozenset({TerminalState.HEALTHY_KEPT, TerminalState.ROLLED_BACK_VERIFIED})
+
+
+def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
+    """What `init` saw: which services may go back, which are never touched, and what nobody can watch."""
+    running = [service for service in found.services if service.running]
+    sick = [service.name for service in running if service.healthy is False]
+    state = "nothing runs" if not running else f"{len(running)} running"
+    unwell = f"; unhealthy: {', '.join(sick)}" if sick else ""
+    yield clean(f"{found.project}: {len(found.services)} services, {state}{unwell}")
+    able = [service.name for service in found.services if not service.why_not]
+    yield clean(f" may be rolled back  {', '.join(able) or 'none'}")
+    for title, stateful in (("never touched", True), ("not rolled back", False)):
+        for service in found.services:
+            if service.why_not and service.stateful is stateful:
+                yield clean(f" {title:18}  {service.name} ({service.why_not})")
+    yield from (clean(f" not found           {line}") for line in not_found)

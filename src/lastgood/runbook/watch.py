@@ -154,14 +154,18 @@ def _refused(rooms: Rooms, under: DeploymentHistory, cause: Cause, refused: Last
 def _say_only(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> None:
     sentence = "; ".join(e.sentence for e in verdict.evidence)
     rooms.story(f"UNHEALTHY  {sentence}")
-    text = f"👁 {under.deployment.release} is bad ({sentence}). Mode observe: nothing is done. To go back: lastgood rollback"
+    bad = under.deployment.release
+    text = f"👁 {bad} is bad ({sentence}). Mode observe: nothing is done. To go back: lastgood rollback"
     tell(rooms, "", text, event_id=f"{under.deployment.id}-observed")
 
 
 def _bake_failed(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> WatchOutcome:
     """Never a rollback of a rollback: the release that was put back is bad too, or the deployment was not the cause."""
     sentence = "; ".join(e.sentence for e in verdict.evidence)
-    text = f"🚨 after the rollback of {under.deployment.release} the system is bad still or again: {sentence}. {rooms.config.notify.owner} is needed."
+    text = (
+        f"🚨 after the rollback of {under.deployment.release} the system is bad still or again: {sentence}. "
+        f"{rooms.config.notify.owner} is needed."
+    )
     tell(rooms, "", text, event_id=f"{under.deployment.id}-bake")
     rooms.memory.note(
         DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_DEGRADED, sentence=sentence)

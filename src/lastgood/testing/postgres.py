@@ -31,9 +31,7 @@ def start(folder: Path, *, user: str, database: str, password: str) -> None:
     host = parse_qs(address.query).get("host", [address.hostname or "127.0.0.1"])[0]
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         for setting, value in (("log_line_prefix", LOG_LINE_PREFIX), ("log_min_error_statement", "error")):
-            connection.execute(
-                sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(setting), sql.Literal(value))
-            )
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(setting), sql.Literal(value)))
         connection.execute("SELECT pg_reload_conf()")
         connection.execute(
             sql.SQL("CREATE ROLE {} SUPERUSER LOGIN PASSWORD {}").format(sql.Identifier(user), sql.Literal(password))

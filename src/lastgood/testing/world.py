@@ -67,7 +67,8 @@ class SteppedClock:
 
 
 class MemoryJournal:
-    """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is kept."""
+    """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is
+    kept."""
 
     def __init__(self, clock: SteppedClock) -> None:
         self.kept: list[Record] = []

@@ -10,10 +10,10 @@ class RealClock:
     """The machine's clock."""
 
     def now(self) -> datetime:
-        return datetime.now(UTC)  # noqa: TID251 # this is the clock
+        return datetime.now(UTC)  # this is the clock
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(max(seconds, 0.0))  # noqa: TID251 # this is the clock
+        time.sleep(max(seconds, 0.0))  # this is the clock
 
 
 CLOCK = RealClock()

@@ -129,14 +129,10 @@ class PostgresWorld:
         return (
             step("save-dump", SaveDump(name=f"{self.config.name}-r1")),
             step("fence", Fence(kept_as=self.kept_as)),
-            step(
-                "export", ExportWrites(export="export-r1", restore_point=self.restore_point, kept_as=self.kept_as)
-            ),
+            step("export", ExportWrites(export="export-r1", restore_point=self.restore_point, kept_as=self.kept_as)),
             step(
                 "swap",
-                SwapDatabase(
-                    swap="swap-r1", restore_point=self.restore_point, clone=self.clone, kept_as=self.kept_as
-                ),
+                SwapDatabase(swap="swap-r1", restore_point=self.restore_point, clone=self.clone, kept_as=self.kept_as),
             ),
         )
 

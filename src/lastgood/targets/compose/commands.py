@@ -59,6 +59,14 @@ def resolve(project: ComposeConfig, root: Path) -> Words:
     return [*_on_disk(project, root), "config", "--format", "json"]
 
 
+def survey(root: Path, files: Sequence[str]) -> Words:
+    """Print the resolved configuration as JSON, under the name that compose itself gives the project."""
+    words = [*_COMPOSE, "--project-directory", str(root)]
+    for file in files:
+        words += ["--file", str(root / file)]
+    return [*words, "config", "--format", "json"]
+
+
 def hashes(project: str, folder: Path, file: Path) -> Words:
     """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it."""
     return [*_recorded(project, folder, file), "config", "--hash", "*"]

@@ -56,8 +56,8 @@ def connect(
             application_name=APPLICATION,
             connect_timeout=CONNECT_S,
             tcp_user_timeout=10_000,
-            # our own texts read the same whatever the database or the role has set
-            options=f"-c statement_timeout={statement_s * 1000:.0f} -c lc_messages=C -c DateStyle=ISO -c TimeZone=UTC",
+            # values read the same whatever the database or the role has set
+            options=f"-c statement_timeout={statement_s * 1000:.0f} -c DateStyle=ISO -c TimeZone=UTC",
             autocommit=autocommit,
         )
     except psycopg.OperationalError as error:

@@ -160,19 +160,24 @@ def _written_by(live: Connection, statement: str, keys: list[str], migration: tu
 
 
 def _origin(plan: dict[str, object]) -> tuple[sql.Identifier, str] | None:
-    """Return table and column of the plan's first output, like `m.id` where `m` is the alias of a scanned table."""
+    """Return table and column of the plan's first output: `m.id` where `m` is the alias of a scanned table, or a bare
+    `id` where only one table is scanned."""
     output = plan.get("Output")
-    alias, dot, column = str(output[0] if isinstance(output, list) and output else "").partition(".")
-    if not dot or not column.replace("_", "").isalnum():
+    first = str(output[0]) if isinstance(output, list) and output else ""
+    alias, column = first.split(".", 1) if "." in first else ("", first)
+    if not column.replace("_", "").isalnum():
         return None
+    scanned: dict[str, sql.Identifier] = {}
     nodes = [plan]
     while nodes:
         node = nodes.pop()
-        if node.get("Alias") == alias and "Relation Name" in node:
-            return sql.Identifier(str(node["Schema"]), str(node["Relation Name"])), column
+        if "Relation Name" in node:
+            scanned[str(node["Alias"])] = sql.Identifier(str(node["Schema"]), str(node["Relation Name"]))
         inner = node.get("Plans")
         nodes += inner if isinstance(inner, list) else []
-    return None
+    if not alias and len(scanned) == 1:
+        (alias,) = scanned
+    return (scanned[alias], column) if alias in scanned else None
 
 
 def _fits(server: Server, target: Release, clone: Connection | None, *, scratch: Path) -> FitsSchema:

@@ -49,6 +49,8 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
     """
     with server.maintenance() as maintenance:
         known = databases(maintenance)
+        if action.clone in known:
+            admit(maintenance, action.clone)  # an attempt that died may have shut it
     if server.live in known:
         raise Refused(f"{server.live} is in its place: the fence is not up")
     if action.kept_as not in known:
