@@ -109,7 +109,7 @@ def build(path: Path, story: Story) -> Rooms:
 def _containers(config: Config, *, root: Path, state: Path, clock: Clock) -> tuple[Containers, Callable[[str], Path]]:
     """The engine, and where the files of a release lie."""
     if config.process:
-        process = ProcessTarget(config.process, stack=config.stack, root=root, state=state, clock=clock)
+        process = ProcessTarget(config.process, root=root, state=state, clock=clock)
         return process, lambda release: state / "releases" / release / "tree"
     if config.containers:
         return ComposeTarget(config.containers, root=root, state=state, clock=clock), lambda _release: root

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lastgood.core.config import ComposeConfig
-from lastgood.targets import child
+from lastgood.targets import checkout, child
 from lastgood.targets.compose import commands
 
 ROOT = Path("/srv/shop")
@@ -56,12 +56,12 @@ def test_a_candidate_is_created_in_a_project_of_its_own_and_not_started() -> Non
 
 def test_git_is_asked_for_the_commit_its_changes_and_its_submodules() -> None:
     git = ["git", "-C", "/srv/shop"]
-    assert commands.commit(ROOT) == [*git, "rev-parse", "--verify", "--quiet", "HEAD"]
-    assert commands.changes(ROOT, besides=".lastgood") == [
+    assert checkout.commit(ROOT) == [*git, "rev-parse", "--verify", "--quiet", "HEAD"]
+    assert checkout.changes(ROOT, besides=".lastgood") == [
         *[*git, "status", "--porcelain", "--", ".", ":(exclude).lastgood"]
     ]
-    assert commands.changes(ROOT, besides="") == [*git, "status", "--porcelain", "--", "."]
-    assert commands.submodules(ROOT) == [*git, "submodule", "status", "--recursive"]
+    assert checkout.changes(ROOT, besides="") == [*git, "status", "--porcelain", "--", "."]
+    assert checkout.submodules(ROOT) == [*git, "submodule", "status", "--recursive"]
 
 
 def test_no_variable_of_today_reaches_the_start_of_a_release() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from lastgood.core.errors import Refused
 from lastgood.targets.compose.kept import Shelf, held_as
-from lastgood.targets.compose.masking import Masker, dotenv_values
 from lastgood.targets.compose.obstacles import obstacles, why_stateful
 from lastgood.targets.compose.project import Project
+from lastgood.targets.masking import Masker, dotenv_values
 
 KEY = b"k" * 32
 

@@ -95,20 +95,3 @@ def create(project: str, folder: Path, file: Path, service: str) -> Words:
     """Create one service's container as `file` says, and do not start it."""
     words = [*_recorded(project, folder, file), "up", "--no-start", "--no-deps", "--no-build", "--pull", "never"]
     return [*words, "--", service]
-
-
-def commit(root: Path) -> Words:
-    """Print the commit that is checked out."""
-    return ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
-
-
-def changes(root: Path, *, besides: str) -> Words:
-    """Print what differs from the commit, untracked files included. besides: a folder in `root` that does not count,
-    empty for none."""
-    words = ["git", "-C", str(root), "status", "--porcelain", "--", "."]
-    return [*words, f":(exclude){besides}"] if besides else words
-
-
-def submodules(root: Path) -> Words:
-    """Print the commit of each submodule, marked where it is not the one that the commit names."""
-    return ["git", "-C", str(root), "submodule", "status", "--recursive"]

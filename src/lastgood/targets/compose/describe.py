@@ -11,6 +11,7 @@ from typing import Final, cast
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import Release, ServiceRecord
+from lastgood.targets.checkout import checkout
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import held_as
@@ -159,7 +160,7 @@ def _keep(
     kept = stack.shelf.keep(name, project, tuple(records))
     for record in kept.services:
         ensure_image(engine, record)
-    commit, dirty = stack.checkout()
+    commit, dirty = checkout(stack.root, state=stack.state)
     return Release(
         id=kept.name,
         recorded_at=recorded_at,

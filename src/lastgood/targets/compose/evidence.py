@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from lastgood.core.secret import MASK
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.kept import write_private
-from lastgood.targets.compose.masking import Masker
+from lastgood.targets.masking import Masker
 
 LOG_LINES: Final = 2000
 FILE_LIMIT_BYTES: Final = 8 * 1024 * 1024

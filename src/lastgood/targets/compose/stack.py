@@ -21,13 +21,12 @@ from lastgood.core.ports import Clock
 from lastgood.targets import child
 from lastgood.targets.compose import commands
 from lastgood.targets.compose.kept import Shelf, write_private
-from lastgood.targets.compose.masking import Masker, dotenv_values
 from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.masking import Masker, dotenv_values
 
 POLL_S: Final = 0.2
 RESOLVE_S: Final = 30.0
 IMAGES_S: Final = 1800.0
-GIT_S: Final = 20.0
 LOCK_FILE: Final = "compose.lock"
 _ERROR_LINES: Final = 12
 
@@ -173,26 +172,6 @@ class Stack:
         """The version of compose without a distribution's suffix: Debian's says 2.26.1-4 and labels 2.26.1."""
         ended = self._run(commands.version(), deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
         return ended.out.strip().removeprefix("v").partition("-")[0]
-
-    def checkout(self) -> tuple[str | None, bool]:
-        """The commit that is checked out, and whether the files differ from it, submodules included.
-
-        (None, False) where there is no git or no checkout.
-        """
-        env = child.bare_environment(os.environ)
-        state = str(self.state.relative_to(self.root)) if self.state.is_relative_to(self.root) else ""
-        try:
-            head = child.run(commands.commit(self.root), deadline_s=GIT_S, env=env)
-            if head.code != 0:
-                return None, False
-            changes = child.run(commands.changes(self.root, besides=state), deadline_s=GIT_S, env=env)
-            modules = child.run(commands.submodules(self.root), deadline_s=GIT_S, env=env)
-        except (child.Overran, FileNotFoundError):
-            return None, False
-        # A submodule line begins with a blank only when what is checked out there is what the commit names; a pointer
-        # without an entry in .gitmodules ends the command with an error.
-        astray = modules.code != 0 or any(not line.startswith(" ") for line in modules.out.splitlines())
-        return head.out.strip(), changes.code != 0 or bool(changes.out.strip()) or astray
 
 
 def masker_of(project: Project) -> Masker:

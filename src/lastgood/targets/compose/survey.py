@@ -15,10 +15,10 @@ from lastgood.core.secret import Secret
 from lastgood.targets import child
 from lastgood.targets.compose import commands
 from lastgood.targets.compose.engine import Engine, connect
-from lastgood.targets.compose.masking import Masker, dotenv_values
 from lastgood.targets.compose.obstacles import obstacles, why_stateful
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.stack import RESOLVE_S
+from lastgood.targets.masking import Masker, dotenv_values
 
 # The names that compose itself looks for, in its order (compose-spec, "Compose file").
 COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")

@@ -1,0 +1,5 @@
+"""The embedded engine: releases as processes of this machine, behind a holder that owns the public ports."""
+
+from lastgood.targets.process.target import ProcessTarget
+
+__all__ = ["ProcessTarget"]
