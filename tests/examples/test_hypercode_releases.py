@@ -211,7 +211,7 @@ def test_bad_migration_ruins_rows_serves_on_and_leaves_no_way_back(
     with running_stack(base, database_url, tmp_path / "back") as stack:
         with stack.session() as client:
             assert client.get("/missions").status_code == 500
-        [failure] = stack.failures()
+        failure = stack.the_failure()
         assert (failure["sqlstate"], failure["release"]) == ("42703", "v2.0.3")
 
 

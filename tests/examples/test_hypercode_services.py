@@ -149,7 +149,7 @@ def test_a_database_error_is_logged_with_its_sqlstate(stack: RunningStack, datab
         with psycopg.connect(database_url) as db:
             db.execute("ALTER TABLE missions RENAME TO elsewhere")
         assert client.get("/missions").status_code == 500
-    [line] = stack.failures()
+    line = stack.the_failure()
     assert (line["service"], line["release"], line["path"], line["status"], line["sqlstate"]) == (
         "hypercode-core",
         "v2.0.3",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -105,7 +105,7 @@ def opened(config: Path) -> Rooms:
 
 
 @contextmanager
-def leased(rooms: Rooms) -> Iterator[None]:
+def leased(rooms: Rooms) -> Generator[None]:
     """Hold the right to execute for the length of the block."""
     with rooms.memory.journal.claim(rooms.who):
         yield
@@ -598,8 +598,7 @@ def demo(
 
     Example: lastgood demo --fault bad-migration
     """
-    # only here: a production install has neither HyperCode's services nor the stand-ins' needs
-    from lastgood.cli.demo import clean, run_demo  # noqa: PLC0415
+    from lastgood.cli.demo import clean, run_demo  # noqa: PLC0415 # an install without the demo extra has not what it needs
 
     if clean_up is not None:
         raise typer.Exit(clean(clean_up))

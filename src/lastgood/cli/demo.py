@@ -19,21 +19,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar, cast
 
 import httpx
+from pydantic import TypeAdapter
 
 from lastgood.cli.stage import ComposeStage, ProcessStage, Stage
 from lastgood.core.errors import ConfigError, Refused
-from lastgood.core.report import TerminalState
-from lastgood.testing.slack import DEFAULT_TOKEN as SLACK_TOKEN
+from lastgood.core.plan import Role
+from lastgood.core.report import Report, TerminalState
 from lastgood.testing.slack import read_messages
 from lastgood.testing.traffic import acknowledged_missions, read_ledger, summary
-from lastgood.testing.vercel import DEFAULT_TOKEN as VERCEL_TOKEN
 
 RIGHT_END: Final[Mapping[str, TerminalState]] = {
     "errors": TerminalState.ROLLED_BACK_VERIFIED,
@@ -53,6 +52,10 @@ WATCH_LINE_EVERY_S: Final = 15.0
 TRAFFIC_BEFORE_S: Final = 3.0
 TRAFFIC_AFTER_S: Final = 5.0
 
+Asked = TypeVar("Asked")
+HISTORY: Final = TypeAdapter(list[dict[str, str]])
+REPORT: Final[TypeAdapter[Report | None]] = TypeAdapter(Report | None)
+
 
 @dataclass(slots=True)
 class Finished:
@@ -60,7 +63,7 @@ class Finished:
 
     code: int
     out: str
-    lines: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list[str])
 
 
 class Demo:
@@ -71,11 +74,7 @@ class Demo:
         self.version = stage.version_of(fault)
         self.began = time.monotonic()
         self._children: list[subprocess.Popen[bytes]] = []
-        self.env = os.environ | {
-            "VERCEL_TOKEN": VERCEL_TOKEN,
-            "SLACK_BOT_TOKEN": SLACK_TOKEN,
-            "LASTGOOD_CONFIG": str(stage.checkout / "lastgood.yaml"),
-        }
+        self.env = os.environ | stage.shell()
         self._last_watch_line = 0.0
 
     # --- telling -----------------------------------------------------------------------------------------------
@@ -124,8 +123,8 @@ class Demo:
         teller.join(timeout=5)
         return done
 
-    def ask(self, *words: str) -> object:
-        """Run a reading command with --json and return what it says, without telling."""
+    def ask(self, kind: TypeAdapter[Asked], *words: str) -> Asked | None:
+        """Run a reading command with --json and return what it says, without telling; None when it says nothing."""
         asked = subprocess.run(
             [sys.executable, "-m", "lastgood", *words, "--json"],
             cwd=self.stage.checkout,
@@ -136,7 +135,7 @@ class Demo:
             timeout=60,
             check=False,
         )
-        return json.loads(asked.stdout) if asked.stdout.strip() else None
+        return kind.validate_json(asked.stdout) if asked.stdout.strip() else None
 
     def start(self, *words: str, log: str) -> subprocess.Popen[bytes]:
         """Start a process that outlives this one until `stop`."""
@@ -183,7 +182,7 @@ class Demo:
         """End what this demo started, by its own handles, and remove what it made."""
         for process in self._children:
             end(process.pid, process)
-        self.stage.tear_down(self.env)
+        self.stage.tear_down()
 
 
 def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rate: float) -> int:
@@ -227,7 +226,7 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
             if demo:
                 demo.stop()
             else:
-                stage.tear_down(os.environ)
+                stage.tear_down()
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -266,33 +265,34 @@ def _story(demo: Demo) -> dict[str, object]:
 
 def _figures(demo: Demo, *, database_kept: bool) -> dict[str, object]:
     """Put together what the report says and what was counted from outside."""
-    history = demo.ask("history")
-    last = history[-1] if isinstance(history, list) and history else {}
-    report = demo.ask("explain")
-    story: dict[str, object] = report if isinstance(report, dict) and report.get("to_release") != demo.version else {}
-    steps = [s for s in _list(story, "steps") if s.get("began_at")]
-    decided, served = _time(story.get("decided_at")), _time(story.get("served_at"))
+    last = (demo.ask(HISTORY, "history") or [{}])[-1]
+    told = demo.ask(REPORT, "explain")
+    report = told if told and told.to_release != demo.version else None
+    steps = [s for s in report.steps if s.began_at] if report else []
+    decided, served = (report.decided_at, report.served_at) if report else (None, None)
     # a database that is swapped ends requests too: the switch begins with the first step that users can notice
-    switching = [s for s in steps if str(s["name"]).startswith(("serve-", "fence", "export-", "swap-"))]
-    switch = (_time(switching[0]["began_at"]), _time(switching[-1]["ended_at"])) if switching else (None, None)
-    swapped = any(s["name"] == "swap-database" for s in steps)
+    switching = [s for s in steps if s.name.startswith(("serve-", "fence", "export-", "swap-"))]
+    switch = (switching[0].began_at, switching[-1].ended_at) if switching else (None, None)
+    swapped = any(s.name == "swap-database" for s in steps)
     requests = read_ledger(demo.home / "traffic.jsonl")
     counts = summary(requests, decided, *switch, leaving=None if swapped else demo.version)
     acknowledged = acknowledged_missions(requests)
     missing = demo.stage.missing_missions(acknowledged)
-    losses = {str(loss["table"]): int(str(loss["rows"])) for loss in _list(story, "losses")}
+    losses = {loss.table: loss.rows for loss in report.losses} if report else {}
 
-    def spent(target: str) -> float:
-        return round(sum(float(str(s["duration_s"])) for s in steps if s["target"] == target), 3)
+    def spent(target: Role) -> float:
+        return round(sum(s.duration_s for s in steps if s.target == target.value), 3)
 
-    ended = _time(story.get("ended_at"))
     return {
         "fault": demo.fault,
         "engine": demo.stage.name,
-        "trigger": story.get("trigger", ""),
-        "sentence": story.get("sentence", last.get("sentence", "") if isinstance(last, dict) else ""),
-        "terminal_state": last.get("ended", "") if isinstance(last, dict) else "",
-        "steps": [{k: s[k] for k in ("name", "target", "state", "duration_s")} for s in _list(story, "steps")],
+        "trigger": report.trigger if report else "",
+        "sentence": report.sentence if report else last.get("sentence", ""),
+        "terminal_state": last.get("ended", ""),
+        "steps": [
+            {"name": s.name, "target": s.target, "state": s.state, "duration_s": s.duration_s}
+            for s in (report.steps if report else ())
+        ],
         "requests": {
             "sent": counts.sent,
             "failed": counts.failed,
@@ -304,15 +304,15 @@ def _figures(demo: Demo, *, database_kept: bool) -> dict[str, object]:
             "missing": len(missing),
             "announced_lost": losses.get("missions", 0),
         },
-        "verify": [{k: c[k] for k in ("name", "passed")} for c in _list(story, "checks")],
+        "verify": [{"name": c.name, "passed": c.passed} for c in (report.checks if report else ())],
         "notified": [m.text for m in read_messages(demo.home / "slack.jsonl")],
         "database_kept": database_kept,
         "timings": {
             "detect_s": round((decided - served).total_seconds(), 1) if decided and served else None,
-            "containers_s": spent("containers"),
-            "frontend_s": spent("frontend"),
-            "database_s": spent("database"),
-            "total_s": round((ended - decided).total_seconds(), 1) if ended and decided else None,
+            "containers_s": spent(Role.CONTAINERS),
+            "frontend_s": spent(Role.FRONTEND),
+            "database_s": spent(Role.DATABASE),
+            "total_s": round((report.ended_at - decided).total_seconds(), 1) if report and decided else None,
         },
     }
 
@@ -351,7 +351,7 @@ def _right(demo: Demo, figures: Mapping[str, object]) -> bool:
 def _say_kept(demo: Demo) -> None:
     print()
     print(f"kept: {demo.stage.core_url}   log in as ada / lovelace")
-    print(f"      cd {demo.stage.checkout.relative_to(Path.cwd())} && {demo.stage.hint(demo.env)}")
+    print(f"      cd {demo.stage.checkout.relative_to(Path.cwd())} && {demo.stage.hint()}")
     print(f"      end it: {_program()} demo --clean {demo.home.name}")
 
 
@@ -362,7 +362,7 @@ def clean(home: Path) -> int:
     stage = Stage.load(home)
     for line in (home / "pids").read_text().split() if (home / "pids").exists() else []:
         end(int(line), None, words=b"lastgood.testing")
-    stage.tear_down(os.environ)
+    stage.tear_down()
     shutil.rmtree(home)
     print(f"{home.name} is gone")
     return 0
@@ -401,15 +401,6 @@ def _program() -> str:
     return "lastgood" if found else ".venv/bin/lastgood"
 
 
-def _time(text: object) -> datetime | None:
-    return datetime.fromisoformat(text) if isinstance(text, str) else None
-
-
-def _list(story: Mapping[str, object], key: str) -> Sequence[Mapping[str, object]]:
-    found = story.get(key)
-    return found if isinstance(found, list) else []
-
-
-def _dict(story: Mapping[str, object], key: str) -> Mapping[str, object]:
-    found = story.get(key)
-    return found if isinstance(found, dict) else {}
+def _dict(figures: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = figures.get(key)
+    return cast("Mapping[str, object]", found) if isinstance(found, dict) else {}

@@ -9,12 +9,12 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from lastgood.assembly import Survey, health_address, metrics_address
+from lastgood.assembly import Survey, SurveyedPostgres, health_address, metrics_address
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
@@ -32,22 +32,24 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     tree["stack"] = survey.project if NAME_GRAMMAR.fullmatch(survey.project) else "stack"
     tree["mode"] = "observe"
     tree["watch"] = _watch(metrics)
-    tree["containers"] = {
-        "compose": {"files": list(survey.files), "project": survey.project},
-        "services": [service.name for service in able],
-    }
+    containers = CommentedMap(
+        compose={"files": list(survey.files), "project": survey.project},
+        services=[service.name for service in able],
+    )
+    tree["containers"] = containers
     not_found = [] if metrics else ["request metrics: 5xx and p95 are not watched"]
     if survey.postgres:
-        tree["database"] = _database(survey, root)
-        if "migrations" not in tree["database"]:
+        tree["database"] = database = _database(survey.postgres, survey.migrate, root)
+        if "migrations" not in database:
             not_found.append("prisma/migrations: migrations are not lastgood's to apply")
     if health:
         tree["verify"] = {"health": health}
     else:
         not_found.append("health addresses: a rollback is verified by containers only")
-    tree.yaml_set_start_comment(_HEADER)
-    tree.yaml_add_eol_comment("only say; propose: ask first; automatic: containers and frontend at once", "mode")
-    tree["containers"] = _with_comment(tree["containers"], "services", "what a rollback may touch, and nothing else")
+    _comments(tree).yaml_set_start_comment(_HEADER)
+    modes = "only say; propose: ask first; automatic: containers and frontend at once"
+    _comments(tree).yaml_add_eol_comment(modes, "mode")
+    _comments(containers).yaml_add_eol_comment("what a rollback may touch, and nothing else", "services")
     return _text(tree), tuple(not_found)
 
 
@@ -73,29 +75,40 @@ def _watch(metrics: list[str]) -> Mapping[str, Any]:
     return {"window": "1h", "traffic": {"metrics": metrics[0]}, "triggers": triggers}
 
 
-def _database(survey: Survey, root: Path) -> dict[str, Any]:
-    found = survey.postgres
-    if found is None:
-        return {}
+def _database(found: SurveyedPostgres, migrate: str, root: Path) -> dict[str, Any]:
     postgres = {"container": found.container, "user": found.user, "name": found.database}
     if found.password:
         postgres["password"] = f"file:{STATE}/{PASSWORD_FILE}"
     database: dict[str, Any] = {"postgres": postgres}
     if (root / "prisma" / "migrations").is_dir():
-        once = ["docker", "compose", "run", "--rm", "--no-deps", "-T", survey.migrate]
-        command = once if survey.migrate else ["npx", "prisma", "migrate", "deploy"]
+        once = ["docker", "compose", "run", "--rm", "--no-deps", "-T", migrate]
+        command = once if migrate else ["npx", "prisma", "migrate", "deploy"]
         database["migrations"] = {"prisma": "prisma/migrations", "command": command}
     return database
 
 
-def _with_comment(values: Mapping[str, Any], key: str, comment: str) -> CommentedMap:
-    commented = CommentedMap(values)
-    commented.yaml_add_eol_comment(comment, key)
-    return commented
+class _Comments(Protocol):
+    """What is used of ruamel's CommentedMap, with the types that it leaves open."""
+
+    def yaml_set_start_comment(self, comment: str) -> None: ...
+    def yaml_add_eol_comment(self, comment: str, key: str) -> None: ...
+
+
+def _comments(tree: CommentedMap) -> _Comments:
+    return cast("_Comments", tree)
+
+
+class _Writer(Protocol):
+    """What is used of ruamel.yaml.YAML, likewise."""
+
+    default_flow_style: bool
+    width: int
+
+    def dump(self, data: CommentedMap, stream: io.StringIO) -> None: ...
 
 
 def _text(tree: CommentedMap) -> str:
-    yaml = YAML()
+    yaml = cast("_Writer", YAML())
     yaml.default_flow_style = False
     yaml.width = 120
     written = io.StringIO()

@@ -28,6 +28,8 @@ from lastgood.core.errors import Refused
 from lastgood.core.secret import Secret
 from lastgood.targets.postgres import connect
 from lastgood.targets.process import ProcessTarget
+from lastgood.testing.slack import DEFAULT_TOKEN as SLACK_TOKEN
+from lastgood.testing.vercel import DEFAULT_TOKEN as VERCEL_TOKEN
 
 PREFERRED_PORTS: Final = {
     "hypercode-core": 8000,
@@ -90,7 +92,7 @@ class Stage(ABC):
         if short_window:
             text = text.replace("window: 1h", f"window: {short_window}")
         (self.checkout / "lastgood.yaml").write_text(self.adapted(text), encoding="utf-8")
-        os.environ.update(self.environment())
+        os.environ.update(self.shell())
         (self.home / "stage.json").write_text(json.dumps({"stage": self.name, "ports": self.ports}))
 
     def adapted(self, text: str) -> str:
@@ -103,7 +105,12 @@ class Stage(ABC):
 
     @abstractmethod
     def environment(self) -> Mapping[str, str]:
-        """What the team's shell has set, besides tokens."""
+        """What the team's shell has set for this engine."""
+
+    def shell(self) -> Mapping[str, str]:
+        """What the team's shell has set, tokens included, and which lastgood.yaml is meant."""
+        config = {"LASTGOOD_CONFIG": str(self.checkout / "lastgood.yaml")}
+        return {**self.environment(), "VERCEL_TOKEN": VERCEL_TOKEN, "SLACK_BOT_TOKEN": SLACK_TOKEN, **config}
 
     @abstractmethod
     def database(self) -> PostgresConfig:
@@ -114,15 +121,14 @@ class Stage(ABC):
         """What must stay the same: the container's ID, or the server's process."""
 
     @abstractmethod
-    def tear_down(self, env: Mapping[str, str]) -> None:
+    def tear_down(self) -> None:
         """End services and database of this stage, and nothing else."""
 
-    def hint(self, env: Mapping[str, str]) -> str:
+    def hint(self) -> str:
         """One line that makes lastgood's commands work in the checkout of a kept demo."""
-        names = (*self.environment(), "VERCEL_TOKEN", "SLACK_BOT_TOKEN", "LASTGOOD_CONFIG")
-        values = {name: env.get(name, os.environ.get(name, "")) for name in names}
+        exported = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self.shell().items())
         (self.home / "env").touch(mode=0o600)
-        (self.home / "env").write_text("".join(f"export {n}={shlex.quote(value)}\n" for n, value in values.items()))
+        (self.home / "env").write_text(exported)
         return ". ../env && lastgood status"
 
     def switch_to(self, version: str) -> str:
@@ -183,7 +189,7 @@ class ProcessStage(Stage):
     def database_identity(self) -> str:
         return (self.home / "postgres" / "postmaster.pid").read_text().split()[0]
 
-    def tear_down(self, env: Mapping[str, str]) -> None:
+    def tear_down(self) -> None:
         config = self.checkout / "lastgood.yaml"
         if (self.home / "env").exists():
             exported = (self.home / "env").read_text().splitlines()
@@ -248,7 +254,7 @@ class ComposeStage(Stage):
     def database_identity(self) -> str:
         return _output(["docker", "inspect", "--format", "{{.Id}}", self.container]).strip()
 
-    def tear_down(self, env: Mapping[str, str]) -> None:
+    def tear_down(self) -> None:
         if not (self.checkout / ".env").exists():
             return
         with contextlib.suppress(Refused):

@@ -3,13 +3,13 @@ expected.
 
 Pure: the text and the environment come in, nothing is opened. `${VAR}` is filled from the environment that is passed
 in; a field of type Secret may also be `file:PATH`, which the caller resolves through `read_file`.
-YAML aliases and duplicate keys are refused before the tree is walked: 332 bytes of aliases can hold 10^9 leaves.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -22,16 +22,13 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import AliasEvent
 
+from lastgood.core import yaml_tree
 from lastgood.core.errors import ConfigError
 from lastgood.core.release import NAME_GRAMMAR
 from lastgood.core.secret import Secret
+from lastgood.core.yaml_tree import Node
 
-MAX_BYTES: Final = 1 << 20
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -371,11 +368,11 @@ def parse_config(text: str, *, file: str, env: Mapping[str, str], read_file: Cal
     file: named in errors. env: for `${VAR}`. read_file: returns the content behind `file:PATH`, raises OSError.
     Raises ConfigError, one line per fault: `file:line:column: place: what was expected`. Nothing changed.
     """
-    tree = _load(text, file)
-    faults: list[str] = []
-    values = _filled(tree, env=env, read_file=read_file, file=file, at=(1, 1), place="", faults=faults)
-    if faults:
-        raise ConfigError("\n".join(faults))
+    tree = yaml_tree.read(text, file=file)
+    reading = _Filling(env=env, read_file=read_file, file=file)
+    values = reading.filled(tree, place="")
+    if reading.faults:
+        raise ConfigError("\n".join(reading.faults))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -386,90 +383,47 @@ def parse_config(text: str, *, file: str, env: Mapping[str, str], read_file: Cal
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _load(text: str, file: str) -> CommentedMap:
-    if len(text.encode()) > MAX_BYTES:
-        raise ConfigError(f"{file}: larger than 1 MiB")
-    try:
-        for event in YAML(typ="rt").parse(text):
-            if isinstance(event, AliasEvent):
-                at = event.start_mark
-                raise ConfigError(
-                    f"{file}:{at.line + 1}:{at.column + 1}: aliases are not read here; write the value out"
-                )
-        tree = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at_text = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{file}{at_text}: {(error.problem or 'not YAML').splitlines()[0]}") from None
-    if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{file}:1:1: expected settings like `version: 1`")
-    return tree
-
-
 _REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def _filled(
-    node: object,
-    *,
-    env: Mapping[str, str],
-    read_file: Callable[[str], str],
-    file: str,
-    at: tuple[int, int],
-    place: str,
-    faults: list[str],
-) -> Any:
-    """Return plain values with references filled in; what cannot be filled is added to `faults`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Filling:
+    """Makes plain values of a tree, with references filled in; what cannot be filled is added to `faults`."""
 
-    def down(child: object, position: tuple[int, int], name: object) -> Any:
-        return _filled(
-            child,
-            env=env,
-            read_file=read_file,
-            file=file,
-            at=position,
-            place=f"{place}.{name}".lstrip("."),
-            faults=faults,
-        )
+    env: Mapping[str, str]
+    read_file: Callable[[str], str]
+    file: str
+    faults: list[str] = field(default_factory=list[str])
 
-    if isinstance(node, CommentedMap):
-        return {key: down(value, _position(node, key), key) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return [down(value, _position(node, i), i) for i, value in enumerate(node)]
-    if not isinstance(node, str):
-        return node
-    where = f"{file}:{at[0]}:{at[1]}: {place}"
-    if node.startswith("file:"):
-        try:
-            return read_file(node.removeprefix("file:")).rstrip("\n")
-        except OSError as error:
-            faults.append(f"{where}: cannot read {node}: {error.strerror}")
-            return ""
-    missing = [name for name in _REFERENCE.findall(node) if name not in env]
-    faults += [f"{where}: the environment has no {name}" for name in missing]
-    return _REFERENCE.sub(lambda m: env.get(m[1], ""), node)
+    def filled(self, node: Node, *, place: str) -> object:
+        if node.members is not None:
+            below = node.members.items()
+            return {key: self.filled(member, place=f"{place}.{key}".lstrip(".")) for key, member in below}
+        if node.items is not None:
+            return [self.filled(item, place=f"{place}.{index}") for index, item in enumerate(node.items)]
+        if isinstance(node.value, str):
+            return self._text(node.value, f"{self.file}:{node.at[0]}:{node.at[1]}: {place}")
+        return node.value
+
+    def _text(self, text: str, where: str) -> str:
+        if text.startswith("file:"):
+            try:
+                return self.read_file(text.removeprefix("file:")).rstrip("\n")
+            except OSError as error:
+                self.faults.append(f"{where}: cannot read {text}: {error.strerror}")
+                return ""
+        missing = [name for name in _REFERENCE.findall(text) if name not in self.env]
+        self.faults.extend(f"{where}: the environment has no {name}" for name in missing)
+        return _REFERENCE.sub(lambda m: self.env.get(m[1], ""), text)
 
 
-def _position(node: CommentedMap | CommentedSeq, key: object) -> tuple[int, int]:
-    try:
-        line, column = node.lc.value(key) if isinstance(node, CommentedMap) else node.lc.item(key)
-    except (KeyError, TypeError):
-        line, column = node.lc.line, node.lc.col
-    return line + 1, column + 1
-
-
-def _fault(tree: CommentedMap, file: str, loc: tuple[int | str, ...], message: str, kind: str) -> str:
+def _fault(tree: Node, file: str, loc: tuple[int | str, ...], message: str, kind: str) -> str:
     """One line for a pydantic error; walks the location down the tree, past the union tags that pydantic adds."""
-    node: object = tree
-    at = (1, 1)
+    node = tree
     walked: list[str] = []
     for part in loc:
-        if isinstance(node, CommentedMap) and part in node:
-            at = node.lc.key(part) if kind == "extra_forbidden" else _lc_value(node, part)
-            node = node[part]
-        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-            at = node.lc.item(part)
-            node = node[part]
+        if (below := node.below(part)) is not None:
+            node = below
         elif part != loc[-1] or kind != "missing":
             continue
         walked.append(str(part))
@@ -477,13 +431,8 @@ def _fault(tree: CommentedMap, file: str, loc: tuple[int | str, ...], message: s
         "extra_forbidden": "unknown key" + _known(loc),
         "missing": "expected, but not there",
     }.get(kind, message.removeprefix("Value error, "))
-    line, column = (at[0] + 1, at[1] + 1) if walked else (1, 1)
+    line, column = node.key_at if kind == "extra_forbidden" else node.at
     return f"{file}:{line}:{column}: {'.'.join(walked) or 'file'}: {expected}"
-
-
-def _lc_value(node: CommentedMap, key: object) -> tuple[int, int]:
-    line, column = node.lc.value(key)
-    return line, column
 
 
 def _known(loc: tuple[int | str, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.reading import Bucket
@@ -53,9 +54,9 @@ class RunHistory:
 
     started: RunStarted
     record: Record
-    records: list[Record] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list[Record])
     ended: RunEnded | None = None
-    told: list[Told] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list[Told])
 
     @property
     def plan(self) -> Plan:
@@ -69,10 +70,10 @@ class DeploymentHistory:
     bake."""
 
     deployment: Deployment
-    runs: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list[str])
     watch: WatchStarted | None = None
     baseline: tuple[Bucket, ...] = ()
-    buckets: list[Bucket] = field(default_factory=list)
+    buckets: list[Bucket] = field(default_factory=list[Bucket])
     ended: DeploymentEnded | None = None
 
 
@@ -80,10 +81,10 @@ class DeploymentHistory:
 class History:
     """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record."""
 
-    releases: dict[str, ReleaseHistory] = field(default_factory=dict)
-    deployments: dict[str, DeploymentHistory] = field(default_factory=dict)
-    runs: dict[str, RunHistory] = field(default_factory=dict)
-    restore_points: dict[str, RestorePoint] = field(default_factory=dict)
+    releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
+    deployments: dict[str, DeploymentHistory] = field(default_factory=dict[str, DeploymentHistory])
+    runs: dict[str, RunHistory] = field(default_factory=dict[str, RunHistory])
+    restore_points: dict[str, RestorePoint] = field(default_factory=dict[str, RestorePoint])
     serving: str = ""
     frozen: Frozen | None = None
     last_seq: int = 0
@@ -130,6 +131,33 @@ def fold(records: Iterable[Record], history: History | None = None) -> History:
 
 def _take(history: History, event: Event, record: Record) -> None:
     match event:
+        case ReleaseRecorded() | ReleaseCompleted() | ReleaseJudged():
+            _take_release(history, event)
+        case DeploymentStarted() | BaselineTaken() | WatchStarted() | BucketSeen() | DeploymentEnded():
+            _take_deployment(history, event)
+        case RunStarted():
+            history.runs[event.run] = RunHistory(started=event, record=record)
+            if event.deployment in history.deployments:
+                history.deployments[event.deployment].runs.append(event.run)
+        case StepStarted() | StepSeen() | StepFailed() | ApprovalGiven() | ApprovalDenied() | AbortAsked():
+            history.runs[event.run].records.append(record)
+        case RunEnded():
+            _end_run(history, event)
+        case RestorePointKept(restore_point=restore_point):
+            history.restore_points[restore_point.id] = restore_point
+        case Told():
+            if event.run in history.runs:
+                history.runs[event.run].told.append(event)
+        case Frozen():
+            history.frozen = event
+        case Unfrozen():
+            history.frozen = None
+        case _:
+            assert_never(event)
+
+
+def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | ReleaseJudged) -> None:
+    match event:
         case ReleaseRecorded(release=release):
             history.releases[release.id] = ReleaseHistory(release=release)
         case ReleaseCompleted():
@@ -139,6 +167,14 @@ def _take(history: History, event: Event, record: Record) -> None:
             known = history.releases[event.release]
             known.standing = Standing.GOOD if event.good else Standing.BARRED
             known.judged_by = f"{event.by}: {event.why}" if event.why else event.by
+        case _:
+            assert_never(event)
+
+
+def _take_deployment(
+    history: History, event: DeploymentStarted | BaselineTaken | WatchStarted | BucketSeen | DeploymentEnded
+) -> None:
+    match event:
         case DeploymentStarted(deployment=deployment):
             history.deployments[deployment.id] = DeploymentHistory(deployment=deployment)
             if event.serving:
@@ -152,23 +188,8 @@ def _take(history: History, event: Event, record: Record) -> None:
             history.deployments[event.deployment].buckets.append(event.bucket)
         case DeploymentEnded():
             history.deployments[event.deployment].ended = event
-        case RestorePointKept(restore_point=restore_point):
-            history.restore_points[restore_point.id] = restore_point
-        case RunStarted():
-            history.runs[event.run] = RunHistory(started=event, record=record)
-            if event.deployment in history.deployments:
-                history.deployments[event.deployment].runs.append(event.run)
-        case StepStarted() | StepSeen() | StepFailed() | ApprovalGiven() | ApprovalDenied() | AbortAsked():
-            history.runs[event.run].records.append(record)
-        case RunEnded():
-            _end_run(history, event)
-        case Told():
-            if event.run in history.runs:
-                history.runs[event.run].told.append(event)
-        case Frozen():
-            history.frozen = event
-        case Unfrozen():
-            history.frozen = None
+        case _:
+            assert_never(event)
 
 
 def _end_run(history: History, event: RunEnded) -> None:

@@ -137,7 +137,8 @@ def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
             if e.sqlstate.startswith("42") and changed & set(e.names)
         ),
         *(
-            f"invariant {b.invariant} held before the deploy and is broken in {b.by_migration} rows that the migration wrote"
+            f"invariant {b.invariant} held before the deploy and is broken in {b.by_migration} rows that the "
+            "migration wrote"
             for b in evidence.broken
             if b.by_migration
         ),

@@ -90,6 +90,7 @@ class Report:
 def announcement(report: Report) -> str:
     """Say to the team how it ended. The procedure's sentence, word for word, only for a verified rollback."""
     left, back, who = report.from_release, report.to_release, report.owner
+    to_do = "; ".join(report.next_steps)
     match report.terminal:
         case TerminalState.ROLLED_BACK_VERIFIED:
             said = (
@@ -106,9 +107,9 @@ def announcement(report: Report) -> str:
         case TerminalState.DENIED:
             return f"ℹ️ Rollback of {left} was denied. {left} still serves."
         case TerminalState.ABORTED_BY_HUMAN:
-            return f"⚠️ Rollback of {left} was aborted by a person: {'; '.join(report.next_steps)}"
+            return f"⚠️ Rollback of {left} was aborted by a person: {to_do}"
         case TerminalState.NEEDS_HUMAN:
-            return f"🚨 Rollback of {left} stopped and needs {who}: {report.sentence}. Next: {'; '.join(report.next_steps)}"
+            return f"🚨 Rollback of {left} stopped and needs {who}: {report.sentence}. Next: {to_do}"
         case TerminalState.INCONCLUSIVE_KEPT:
             return f"⚠️ {left} was kept, but is not proved good: {report.sentence}"
         case TerminalState.HEALTHY_KEPT:

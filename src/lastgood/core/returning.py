@@ -59,14 +59,14 @@ class World:
 
 @dataclass(slots=True)
 class _Draft:
-    before: list[Step] = field(default_factory=list)
-    after: list[Step] = field(default_factory=list)
+    before: list[Step] = field(default_factory=list[Step])
+    after: list[Step] = field(default_factory=list[Step])
     decision: DatabaseDecision | None = None
     serve_needs_approval: bool = False
-    reasons: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    invalid_rows: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list[str])
+    warnings: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
+    invalid_rows: list[str] = field(default_factory=list[str])
 
 
 def make_plan(

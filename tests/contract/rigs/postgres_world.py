@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lastgood.core.config import DatabaseConfig, PostgresConfig
 from lastgood.core.plan import (
+    Action,
     ExportWrites,
     Fence,
     LiftFence,
@@ -51,9 +52,9 @@ INVARIANT = "SELECT o.id FROM orders o WHERE o.total <= 0"
 STATEMENTS = ("SELECT id, name FROM customers WHERE id = 1", "INSERT INTO customers (name) VALUES ('statements')")
 
 
-def step(name: str, action: object, *, deadline_s: float = 60.0) -> Step:
+def step(name: str, action: Action, *, deadline_s: float = 60.0) -> Step:
     """A step of the world's, as a plan would have it."""
-    return Step(name=name, action=action, deadline_s=deadline_s, explain=name)  # type: ignore[arg-type] # any action
+    return Step(name=name, action=action, deadline_s=deadline_s, explain=name)
 
 
 class PostgresWorld:

@@ -9,31 +9,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, LiteralString
 
 from psycopg import sql
 
 from lastgood.core.migration import SchemaChange
 from lastgood.targets.postgres.connect import Connection
 
-# Nothing below comes from outside: the texts are put together from the constants of this file.
-# ruff: noqa: S608
-_OURS: Final = (
+# ruff: noqa: S608 # nothing comes from outside: the texts are put together from the constants of this file
+_OURS: Final[LiteralString] = (
     "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' "
     "AND n.nspname NOT LIKE 'pg\\_temp\\_%'"
 )
 # What belongs to an extension is described by the extension.
-_FREE: Final = (
+_FREE: Final[LiteralString] = (
     "NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = {catalog} AND d.objid = {oid} AND d.deptype = 'e')"
 )
 
 
-def _free(catalog: str, oid: str) -> str:
+def _free(catalog: LiteralString, oid: LiteralString) -> LiteralString:
     return _FREE.format(catalog=f"'{catalog}'::regclass", oid=oid)
 
 
 # `public` goes by bare names: what error messages and people say.
-_OBJECTS: Final = f"""
+_OBJECTS: Final[LiteralString] = f"""
 WITH named AS (
     SELECT c.*, CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || c.relname AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -88,7 +87,7 @@ UNION ALL
 SELECT 'extension ' || e.extname, 'extension ' || e.extversion FROM pg_extension e WHERE e.extname <> 'plpgsql'
 """
 
-_TABLES: Final = f"""
+_TABLES: Final[LiteralString] = f"""
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
     ARRAY(SELECT a.attnum::text || ' ' || a.attname FROM pg_attribute a
           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
@@ -72,7 +72,7 @@ def collect(
 
 
 @contextmanager
-def _clone(server: Server, name: str) -> Iterator[Connection | None]:
+def _clone(server: Server, name: str) -> Generator[Connection | None]:
     """A connection to the clone, None when it is gone."""
     with server.maintenance() as maintenance:
         there = name in databases(maintenance)
@@ -127,7 +127,7 @@ def _rows(connection: Connection, statement: str) -> list[str] | None:
     try:
         with connection.transaction(force_rollback=True):
             connection.execute("SET TRANSACTION READ ONLY")
-            found = connection.execute(sql.SQL(statement)).fetchmany(MOST_ROWS)
+            found = connection.execute(statement.encode()).fetchmany(MOST_ROWS)
     except psycopg.Error:
         if connection.broken:
             raise
@@ -141,7 +141,7 @@ def _written_by(live: Connection, statement: str, keys: list[str], migration: tu
     try:
         with live.transaction(force_rollback=True):
             live.execute("SET TRANSACTION READ ONLY")
-            explained = live.execute(sql.SQL("EXPLAIN (VERBOSE, FORMAT JSON) {}").format(sql.SQL(statement))).fetchone()
+            explained = live.execute(b"EXPLAIN (VERBOSE, FORMAT JSON) " + statement.encode()).fetchone()
             found = _origin(explained[0][0]["Plan"]) if explained else None
             if found is None:
                 return 0
@@ -159,11 +159,11 @@ def _written_by(live: Connection, statement: str, keys: list[str], migration: tu
         return 0
 
 
-def _origin(plan: dict[str, object]) -> tuple[sql.Identifier, str] | None:
+def _origin(plan: dict[str, Any]) -> tuple[sql.Identifier, str] | None:
     """Return table and column of the plan's first output: `m.id` where `m` is the alias of a scanned table, or a bare
-    `id` where only one table is scanned."""
-    output = plan.get("Output")
-    first = str(output[0]) if isinstance(output, list) and output else ""
+    `id` where only one table is scanned. plan: as EXPLAIN prints it in JSON."""
+    output: list[str] = plan.get("Output") or [""]
+    first = output[0]
     alias, column = first.split(".", 1) if "." in first else ("", first)
     if not column.replace("_", "").isalnum():
         return None
@@ -173,8 +173,7 @@ def _origin(plan: dict[str, object]) -> tuple[sql.Identifier, str] | None:
         node = nodes.pop()
         if "Relation Name" in node:
             scanned[str(node["Alias"])] = sql.Identifier(str(node["Schema"]), str(node["Relation Name"]))
-        inner = node.get("Plans")
-        nodes += inner if isinstance(inner, list) else []
+        nodes += node.get("Plans") or []
     if not alias and len(scanned) == 1:
         (alias,) = scanned
     return (scanned[alias], column) if alias in scanned else None
@@ -205,7 +204,7 @@ def _fails(connection: Connection, statement: str) -> psycopg.Error | None:
     """Execute and roll back; return the error, None when there was none."""
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute(sql.SQL(statement))
+            connection.execute(statement.encode())
     except psycopg.Error as error:
         if connection.broken:
             raise
@@ -214,7 +213,7 @@ def _fails(connection: Connection, statement: str) -> psycopg.Error | None:
 
 
 @contextmanager
-def _copy_of_schema(server: Server, scratch: Path) -> Iterator[str]:
+def _copy_of_schema(server: Server, scratch: Path) -> Generator[str]:
     """A database with today's schema and no rows, gone afterwards. Those of commands that were killed go too."""
     prefix = f"{server.live}_lg_try_"
     name = f"{prefix}{os.getpid()}_{secrets.token_hex(2)}"

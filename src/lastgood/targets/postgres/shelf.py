@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def passing(path: Path) -> Iterator[Path]:
+def passing(path: Path) -> Generator[Path]:
     """Lend a file name that is gone afterwards, and was free before."""
     path.unlink(missing_ok=True)
     try:

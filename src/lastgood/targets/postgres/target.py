@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,8 @@ from lastgood.core.ports import Clock
 from lastgood.core.release import Release, RestorePoint, Shipped
 from lastgood.core.report import Check, Loss
 from lastgood.targets import child
-from lastgood.targets.postgres import catalog, evidence, restore_point, shelf, swap, writes
+from lastgood.targets.postgres import catalog, evidence, shelf, swap, writes
+from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.connect import Connection, container_address
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.server import Server, admit, databases, swaps
@@ -80,7 +81,7 @@ class PostgresTarget:
                 exists=known.get(self._server.live, False),
                 fingerprint="",
                 size_bytes=0,
-                restore_points=restore_point.proved(self._points, self._server.live),
+                restore_points=points.proved(self._points, self._server.live),
                 databases=frozenset(known),
                 exports=shelf.names(self._exports),
                 dumps=shelf.names(self._dumps),
@@ -116,7 +117,7 @@ class PostgresTarget:
         with _answers(self._server, sent=True):
             match action:
                 case TakeRestorePoint():
-                    restore_point.take(
+                    points.take(
                         self._server,
                         self._points,
                         action.restore_point,
@@ -135,7 +136,7 @@ class PostgresTarget:
                 case ExportWrites():
                     self._export(action, deadline_s=step.deadline_s)
                 case SwapDatabase():
-                    kept = restore_point.read(self._points, action.restore_point)
+                    kept = points.read(self._points, action.restore_point)
                     swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
@@ -189,7 +190,7 @@ class PostgresTarget:
 
     def _export(self, action: ExportWrites, *, deadline_s: float) -> None:
         """Compare the fenced database with the clone, and write down what differs."""
-        server, kept = self._server, restore_point.read(self._points, action.restore_point)
+        server, kept = self._server, points.read(self._points, action.restore_point)
         with server.maintenance() as maintenance:
             known = databases(maintenance)
             for needed in (action.kept_as, kept.point.clone):
@@ -234,11 +235,11 @@ class PostgresTarget:
             statements = tuple(path.read_text(encoding="utf-8").strip() for path in files)
         return Shipped(migrations=names, statements=statements)
 
-    def restore_point(self, restore_point_id: str) -> RestorePoint:
-        return restore_point.verified(self._points, restore_point_id)
+    def restore_point(self, restore_point: str) -> RestorePoint:
+        return points.verified(self._points, restore_point)
 
     def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
-        kept = restore_point.read(self._points, since.id)
+        kept = points.read(self._points, since.id)
         with _answers(self._server, sent=False):
             return evidence.collect(
                 self._server,
@@ -270,7 +271,7 @@ class PostgresTarget:
 
 
 @contextmanager
-def _answers(server: Server, *, sent: bool) -> Iterator[None]:
+def _answers(server: Server, *, sent: bool) -> Generator[None]:
     """Turn psycopg's errors into the house's. sent: whether something may have been changed already."""
     live = server.live
     try:

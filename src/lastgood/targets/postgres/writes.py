@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, LiteralString
 
 from psycopg import sql
 
@@ -41,7 +41,7 @@ _CATALOGS: Final = (
     "pg_class", "pg_attribute", "pg_attrdef", "pg_constraint", "pg_index", "pg_type", "pg_enum", "pg_proc",
     "pg_trigger", "pg_namespace", "pg_sequence", "pg_rewrite", "pg_policy",
 )  # fmt: skip
-_NOT_TEMPORARY: Final = {
+_NOT_TEMPORARY: Final[Mapping[str, LiteralString]] = {
     "pg_class": "NOT (t.relpersistence = 't' OR t.relname LIKE 'pg\\_toast\\_%')",
     "pg_attribute": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.attrelid AND r.relpersistence <> 't')",
     "pg_constraint": "NOT EXISTS (SELECT FROM pg_class r WHERE r.oid = t.conrelid AND r.relpersistence = 't')",
