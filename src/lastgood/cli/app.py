@@ -131,7 +131,13 @@ def init(
     release: Annotated[str, typer.Option("--release", help="Name for what runs now, if it is good.")] = "r1",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="What runs now is good: record it without asking.")] = False,
 ) -> None:
-    """Look at the compose file and what runs, and write lastgood.yaml. Nothing else changes. Example: lastgood init"""
+    """Look at the compose file and write lastgood.yaml.
+
+    Writes lastgood.yaml and, into the state folder, the database's password. If you say that what runs is good, it is
+    recorded and its images are held. What runs is not touched.
+
+    Example: lastgood init
+    """
     if config.exists():
         raise Refused(f"{config} is there already", hint="lastgood doctor")
     root = config.resolve().parent
@@ -155,7 +161,12 @@ def init(
 
 @app.command()
 def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """Could we roll back right now? Changes nothing. Example: lastgood doctor"""
+    """Could we roll back right now?
+
+    Changes nothing. Each check is ok, failed, or could not look, and says what to type.
+
+    Example: lastgood doctor
+    """
     findings = examine(opened(config))
     if as_json:
         show(findings, tuple[Finding, ...])
@@ -179,8 +190,13 @@ def deploy(
     ] = False,
     yes: Yes = False,
 ) -> None:
-    """Deploy what the files on disk say, then watch. Changes containers and schema. Example: lastgood deploy
-    --release v2.0.6"""
+    """Deploy what the files on disk say, then watch it.
+
+    Changes images, containers and schema; a restore point is taken first. A deploy that stops half-way is put back,
+    and a release that turns bad goes back as the mode says.
+
+    Example: lastgood deploy --release v2.0.6
+    """
     rooms = opened(config)
     name = release or described(rooms.root)
 
@@ -246,8 +262,12 @@ def record(
     good: Annotated[bool, typer.Option("--good", help="A person vouches for it: it becomes a target.")] = False,
     why: Why = "",
 ) -> None:
-    """Record what serves now; with --good, vouch for it. Writes the journal only. Example: lastgood record --good -m
-    'seen'"""
+    """Record what serves now; with --good, vouch for it.
+
+    Writes the journal and holds the images. What runs is not touched.
+
+    Example: lastgood record --good -m 'seen by the team'
+    """
     rooms = opened(config)
     serving = rooms.memory.history().serving
     name = release or serving or described(rooms.root)
@@ -262,7 +282,12 @@ def record(
 
 @app.command()
 def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
-    """Take up the watch, or a run that was interrupted, where it was. Acts as the mode says. Example: lastgood watch"""
+    """Take up the watch, or an interrupted run, where it was.
+
+    Changes what the mode allows, and finishes what a run had begun. After a rollback it watches what came back.
+
+    Example: lastgood watch
+    """
     rooms = opened(config)
     history = rooms.memory.history()
     if history.open_run is not None:
@@ -293,7 +318,12 @@ def _baking(rooms: Rooms) -> DeploymentHistory | None:
 
 @app.command()
 def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """What serves, what is watched, what waits for a person. Changes nothing. Example: lastgood status"""
+    """What serves, what is watched, and what waits for a person.
+
+    Changes nothing.
+
+    Example: lastgood status
+    """
     rooms = opened(config)
     history = rooms.memory.history()
     run, under = history.open_run, history.open_deployment
@@ -342,7 +372,12 @@ def plan(
     release: Annotated[str | None, typer.Argument(help="Good release to go back to; default: the one before.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a rollback would do and lose, now. Changes nothing. Example: lastgood plan"""
+    """What a rollback would do and lose, if it began now.
+
+    Changes nothing; old statements are tried on a copy of the schema, which is gone afterwards.
+
+    Example: lastgood plan
+    """
     rooms = opened(config)
     history = rooms.memory.history()
     target = returning.choose_target(history, release)
@@ -363,8 +398,12 @@ def rollback(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan that would run.")] = False,
     yes: Yes = False,
 ) -> None:
-    """Go back to the last good release, or go on with a rollback. Changes production. Example: lastgood rollback -m
-    'chat is down'"""
+    """Go back to the last good release, or finish a rollback.
+
+    Changes containers and frontend; the database only after lastgood approve. With --dry-run nothing.
+
+    Example: lastgood rollback -m 'chat is down'
+    """
     rooms = opened(config)
     roles = _roles(only)
     good = frozenset({TerminalState.ROLLED_BACK_VERIFIED})
@@ -442,8 +481,13 @@ def approve(
         str | None, typer.Option("--database", help="Name of the database that may be replaced.")
     ] = None,
 ) -> None:
-    """Approve what a run waits for; a database step asks for the database's name. Example: lastgood approve
-    --database hypercode"""
+    """Approve the plan that a run waits with.
+
+    Writes the journal only; the run that reads it goes on. Valid for ten minutes. A database step asks for the
+    database's name.
+
+    Example: lastgood approve --database hypercode
+    """
     rooms = opened(config)
     waiting = _waiting(rooms, run)
     if not waiting.plan.needs_approval:
@@ -464,7 +508,12 @@ def approve(
 
 @app.command()
 def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why: Why = "") -> None:
-    """Say no to what a run waits for; it ends DENIED. Example: lastgood deny -m 'we fix forward'"""
+    """Say no to what a run waits for; it ends DENIED.
+
+    Writes the journal only.
+
+    Example: lastgood deny -m 'we fix forward'
+    """
     rooms = opened(config)
     waiting = _waiting(rooms, run)
     rooms.memory.note(ApprovalDenied(run=waiting.started.run, by=rooms.who, why=why))
@@ -473,7 +522,12 @@ def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why:
 
 @app.command()
 def abort(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why: Why = "") -> None:
-    """Stop a run before its next effect; what is done stays done. Example: lastgood abort -m 'wrong release'"""
+    """Stop a run before its next effect.
+
+    Writes the journal only; the run that reads it stops. What is done stays done.
+
+    Example: lastgood abort -m 'wrong release'
+    """
     rooms = opened(config)
     waiting = _waiting(rooms, run)
     rooms.memory.note(AbortAsked(run=waiting.started.run, by=rooms.who, why=why))
@@ -482,7 +536,12 @@ def abort(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why
 
 @app.command()
 def freeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
-    """Refuse deploys until it is lifted. Writes the journal only. Example: lastgood freeze -m 'sale day'"""
+    """Refuse deploys until it is lifted.
+
+    Writes the journal only.
+
+    Example: lastgood freeze -m 'sale day'
+    """
     rooms = opened(config)
     rooms.memory.note(Frozen(by=rooms.who, why=why or "no reason given"))
     out("deploys are frozen")
@@ -490,7 +549,12 @@ def freeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
 @app.command()
 def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
-    """Allow deploys again, and pushes of the frontend to go live. Example: lastgood unfreeze -m 'fixed in 4e1f'"""
+    """Allow deploys again, and pushes to go live.
+
+    Writes the journal; turns the frontend host's automatic assignment on where a rollback turned it off.
+
+    Example: lastgood unfreeze -m 'fixed in 4e1f'
+    """
     if not why:
         raise Refused("lifting the freeze needs a reason", hint="lastgood unfreeze -m 'why it is safe'")
     rooms = opened(config)
@@ -503,7 +567,12 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
 @app.command("restore-points")
 def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """List the restore points with age and size. Changes nothing. Example: lastgood restore-points"""
+    """List the restore points with age and size.
+
+    Changes nothing.
+
+    Example: lastgood restore-points
+    """
     rooms = opened(config)
     points = tuple(rooms.memory.history().restore_points.values())
     if as_json:
@@ -528,7 +597,12 @@ def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = F
 
 @app.command()
 def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """List the releases and which are good. Changes nothing. Example: lastgood releases"""
+    """List the releases, and which of them are good.
+
+    Changes nothing.
+
+    Example: lastgood releases
+    """
     history = opened(config).memory.history()
     if as_json:
         show(tuple(r.release for r in history.releases.values()), tuple[Release, ...])
@@ -541,7 +615,12 @@ def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) 
 
 @app.command()
 def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """List the deployments and how each ended. Changes nothing. Example: lastgood history"""
+    """List the deployments and how each ended.
+
+    Changes nothing.
+
+    Example: lastgood history
+    """
     known = opened(config).memory.history()
     rows = list(history_rows(known))
     if as_json:
@@ -556,7 +635,12 @@ def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -
 
 @app.command()
 def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """Tell a run from the journal as its report. Changes nothing. Example: lastgood explain r2"""
+    """Tell a run from the journal as its report.
+
+    Changes nothing.
+
+    Example: lastgood explain r2
+    """
     known = opened(config).memory.history()
     found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)
     if found is None:
@@ -571,7 +655,12 @@ def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), a
 
 @audit.command("verify")
 def audit_verify(config: ConfigOption = Path(CONFIG_FILE)) -> None:
-    """Find an edited, missing or reordered record. Changes nothing. Example: lastgood audit verify"""
+    """Find an edited, missing or reordered record of the journal.
+
+    Changes nothing.
+
+    Example: lastgood audit verify
+    """
     rooms = opened(config)
     wrong = rooms.memory.journal.verify()
     for line in wrong:
@@ -594,7 +683,9 @@ def demo(
     rate: Annotated[float, typer.Option("--rate", help="Requests per second.")] = 20.0,
     clean_up: Annotated[Path | None, typer.Option("--clean", help="End a kept demo in this directory.")] = None,
 ) -> None:
-    """See a bad release go live under traffic and be put back. Uses ./demo-XXXX.
+    """See a bad release go live under traffic and be put back.
+
+    Writes ./demo-XXXX, and removes it at the end unless --keep.
 
     Example: lastgood demo --fault bad-migration
     """

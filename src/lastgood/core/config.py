@@ -32,36 +32,45 @@ from lastgood.core.yaml_tree import Node
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
+# How values are written, and what is said of any other: the parser and the editor's schema go by the same.
+_DURATION: Final = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
+_A_DURATION: Final = "expected a duration with its unit, like 500ms, 5s, 15m or 1h"
+_PERCENTAGE: Final = r"(\d+(?:\.\d+)?)%"
+_A_PERCENTAGE: Final = "expected a percentage between 0% and 100%, like 1%"
+_QUANTILE: Final = r"p(\d{1,2}(?:\.\d+)?)"
+_A_QUANTILE: Final = "expected a quantile like p95"
+_SIZE: Final = r"(\d+)(B|KiB|MiB|GiB)"
+_A_SIZE: Final = "expected a size with its unit, like 200MiB or 2GiB"
+_A_TEXT: Final = "expected a text, ${VAR} or file:PATH"
+_A_NAME: Final = "expected a name of letters, digits, dot, dash or underscore, not starting with a dash"
+_ADDRESS: Final = r"https?://[^\s]+"
+
 
 def _duration(value: object) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(value))
+    match = re.fullmatch(_DURATION, str(value))
     if not match:
-        message = "expected a duration with its unit, like 500ms, 5s, 15m or 1h"
-        raise ValueError(message)
+        raise ValueError(_A_DURATION)
     return float(match[1]) * _UNITS_S[match[2]]
 
 
 def _ratio(value: object) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", str(value))
+    match = re.fullmatch(_PERCENTAGE, str(value))
     if not match or not 0 < float(match[1]) < 100:
-        message = "expected a percentage between 0% and 100%, like 1%"
-        raise ValueError(message)
+        raise ValueError(_A_PERCENTAGE)
     return float(match[1]) / 100
 
 
 def _quantile(value: object) -> float:
-    match = re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)", str(value))
+    match = re.fullmatch(_QUANTILE, str(value))
     if not match or not 0 < float(match[1]) < 100:
-        message = "expected a quantile like p95"
-        raise ValueError(message)
+        raise ValueError(_A_QUANTILE)
     return float(match[1]) / 100
 
 
 def _size(value: object) -> int:
-    match = re.fullmatch(r"(\d+)(B|KiB|MiB|GiB)", str(value))
+    match = re.fullmatch(_SIZE, str(value))
     if not match:
-        message = "expected a size with its unit, like 200MiB or 2GiB"
-        raise ValueError(message)
+        raise ValueError(_A_SIZE)
     return int(match[1]) * _UNITS_BYTES[match[2]]
 
 
@@ -69,29 +78,42 @@ def _secret(value: object) -> Secret:
     if isinstance(value, Secret):
         return value
     if not isinstance(value, str) or not value:
-        message = "expected a text, ${VAR} or file:PATH"
-        raise ValueError(message)
+        raise ValueError(_A_TEXT)
     return Secret(value)
 
 
 def _name(value: object) -> str:
     if not isinstance(value, str) or not NAME_GRAMMAR.fullmatch(value):
-        message = "expected a name of letters, digits, dot, dash or underscore, not starting with a dash"
-        raise ValueError(message)
+        raise ValueError(_A_NAME)
     return value
 
 
-_TEXT = WithJsonSchema({"type": "string"})
-Duration = Annotated[float, BeforeValidator(_duration), _TEXT]
+# References are filled in before a value is read, so an editor lets them stand anywhere.
+_REFERRED: Final = r".*\$\{[A-Za-z_][A-Za-z0-9_]*\}.*|file:.+"
+
+
+def _text(pattern: str, expected: str = "") -> WithJsonSchema:
+    """How an editor checks a text. pattern: of the whole value. expected: its complaint, in the words of the parser."""
+    schema = {"type": "string", "pattern": f"^(?:{pattern}|{_REFERRED})$"}
+    return WithJsonSchema(schema | ({"patternErrorMessage": expected} if expected else {}))
+
+
+Duration = Annotated[float, BeforeValidator(_duration), _text(_DURATION, _A_DURATION)]
 """Seconds, written with a unit."""
-Ratio = Annotated[float, BeforeValidator(_ratio), _TEXT]
+Ratio = Annotated[float, BeforeValidator(_ratio), _text(_PERCENTAGE, _A_PERCENTAGE)]
 """0..1, written in percent."""
-Quantile = Annotated[float, BeforeValidator(_quantile), _TEXT]
-Size = Annotated[int, BeforeValidator(_size), _TEXT]
-SecretText = Annotated[Secret, BeforeValidator(_secret), _TEXT]
-Name = Annotated[str, BeforeValidator(_name)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+Quantile = Annotated[float, BeforeValidator(_quantile), _text(_QUANTILE, _A_QUANTILE)]
+Size = Annotated[int, BeforeValidator(_size), _text(_SIZE, _A_SIZE)]
+SecretText = Annotated[Secret, BeforeValidator(_secret), _text(".+", _A_TEXT)]
+Name = Annotated[str, BeforeValidator(_name), _text(NAME_GRAMMAR.pattern, _A_NAME)]
+Port = Annotated[
+    int,
+    Field(ge=1, le=65535),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, _text("[0-9]+").json_schema]}),
+]
+HttpUrl = Annotated[
+    str, Field(pattern=rf"^{_ADDRESS}$"), _text(_ADDRESS, "expected an address like http://127.0.0.1:8000/health")
+]
 
 
 class _Section(BaseModel):
