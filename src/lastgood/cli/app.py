@@ -42,6 +42,7 @@ from lastgood.runbook import record as recording
 from lastgood.runbook import rollback as returning
 from lastgood.runbook import watch as watching
 from lastgood.runbook.doctor import Answer, Finding, examine
+from lastgood.runbook.frontend import await_frontend
 from lastgood.runbook.rooms import Rooms
 
 EXIT_CODES: Final = """
@@ -210,6 +211,7 @@ def deploy(
     if done.report:
         ended(done.report)
     if no_watch:
+        await_frontend(rooms, done.deployment)
         out(f"{name} serves; the watch is recorded. Take it up with: lastgood watch")
         return
     watch_and_end(rooms, done.deployment)

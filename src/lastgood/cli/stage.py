@@ -22,12 +22,11 @@ from typing import Final
 from urllib.parse import quote
 
 import lastgood
-from lastgood.assembly import build
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Refused
 from lastgood.core.secret import Secret
 from lastgood.targets.postgres import connect
-from lastgood.targets.process import ProcessTarget
+from lastgood.targets.process import end_services
 from lastgood.testing.slack import DEFAULT_TOKEN as SLACK_TOKEN
 from lastgood.testing.vercel import DEFAULT_TOKEN as VERCEL_TOKEN
 
@@ -41,6 +40,7 @@ PREFERRED_PORTS: Final = {
 DATABASE: Final = "hypercode"
 USER: Final = "hyper"
 SETUP_DEADLINE_S: Final = 600.0
+STOP_S: Final = 5.0
 
 
 def examples() -> Path:
@@ -190,14 +190,7 @@ class ProcessStage(Stage):
         return (self.home / "postgres" / "postmaster.pid").read_text().split()[0]
 
     def tear_down(self) -> None:
-        config = self.checkout / "lastgood.yaml"
-        if (self.home / "env").exists():
-            exported = (self.home / "env").read_text().splitlines()
-            os.environ.update(dict(shlex.split(line)[1].split("=", 1) for line in exported))
-        if config.is_file() and (self.checkout / ".lastgood").exists():
-            containers = build(config, lambda _line: None).containers
-            if isinstance(containers, ProcessTarget):
-                containers.stop_all()
+        end_services(self.checkout / ".lastgood", stop_s=STOP_S)
         if (self.home / "postgres.json").exists():
             _output([sys.executable, "-m", "lastgood.testing.postgres", "stop", str(self.home / "postgres")])
 

@@ -316,22 +316,35 @@ def _weigh(detector: Detector, bucket: CountedWindow) -> Detector:
 
 
 def sentence(detector: Detector, *, what: str, counted: str = "requests") -> str:
-    """Say why a detector fired, the value beside its limit. what: the bad ones ("5xx"). counted: all of them.
+    """Say what fired a detector, the value beside its limit. what: the bad ones ("5xx"). counted: all of them.
 
-    The interval is for the reader (the window was picked after the fact); the decision rests on the evidence.
     Raises ValueError when it has not fired: there is nothing to say.
     """
     quoted = detector.quoted
     if quoted is None:
         raise ValueError(f"nothing fired: evidence {detector.e_value:,.0f} of {detector.e_needed:,.0f}")
-    limit = f"{detector.objective.limit_ratio * 100:.6g}%"
-    low, high = _bounds(total=quoted.total, bad=quoted.bad)
     return (
         f"{what}: {quoted.bad:,} of {quoted.total:,} {counted} = {quoted.bad_ratio:.1%} in the last"
-        f" {quoted.length_s:,.0f} s (95% interval {low * 100:.1f}-{high * 100:.1f}%), limit {limit};"
-        f" evidence {detector.e_value:,.0f}, needed {detector.e_needed:,.0f}: were the true rate at most {limit},"
-        f" evidence this strong would turn up in at most 1 of {detector.e_needed:,.0f} watches, however often we look"
+        f" {quoted.length_s:,.0f} s, limit {_percent(detector.objective.limit_ratio)}"
     )
+
+
+def proof(detector: Detector) -> str:
+    """Say how sure it is. The interval is for the reader (the window was picked after the fact); the decision rests on
+    the evidence. Raises ValueError when it has not fired."""
+    quoted = detector.quoted
+    if quoted is None:
+        raise ValueError(f"nothing fired: evidence {detector.e_value:,.0f} of {detector.e_needed:,.0f}")
+    low, high = _bounds(total=quoted.total, bad=quoted.bad)
+    return (
+        f"evidence {detector.e_value:,.0f}, needed {detector.e_needed:,.0f}: were the true rate at most"
+        f" {_percent(detector.objective.limit_ratio)}, evidence this strong would turn up in at most 1 of"
+        f" {detector.e_needed:,.0f} watches, however often we look (95% interval {low * 100:.1f}-{high * 100:.1f}%)"
+    )
+
+
+def _percent(ratio: float) -> str:
+    return f"{ratio * 100:.6g}%"
 
 
 def burst_factor(buckets: Sequence[tuple[int, int]]) -> float:

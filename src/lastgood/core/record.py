@@ -111,7 +111,7 @@ class RestorePointKept:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
     """A plan began to be carried out. trigger: what asked for it: a trigger's name, or `person`. sentence: why, one
-    sentence."""
+    sentence; proof: how sure that is."""
 
     run: str
     plan: Plan
@@ -121,6 +121,7 @@ class RunStarted:
     deployment: str = ""
     fencing: int = 0
     decided_at: datetime | None = None
+    proof: str = ""
     kind: Literal["run_started"] = "run_started"
 
 

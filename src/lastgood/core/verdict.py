@@ -30,6 +30,7 @@ from lastgood.core.detector import (
     Unproved,
     already_red,
     burst_factor,
+    proof,
     sentence,
 )
 from lastgood.core.reading import Bucket, Instances, NoData, Probed, SourceDown, Traffic, Violation, Violations
@@ -46,13 +47,17 @@ SHOWN_KEYS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What made a trigger fire. value and limit: of the same unit; sentence: for people, the value beside its limit."""
+    """What made a trigger fire. value and limit: of the same unit; sentence: for people, the value beside its limit.
+
+    proof: how sure it is, empty where one look suffices.
+    """
 
     trigger: str
     kind: str
     sentence: str
     value: float
     limit: float
+    proof: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +277,7 @@ class Watch:
                         sentence=said,
                         value=quoted.bad / quoted.total,
                         limit=detector.objective.limit_ratio,
+                        proof=proof(detector),
                     ),
                 )
             case DataTrigger():
@@ -349,10 +355,7 @@ class Watch:
         detector = self.detectors[name]
         if not detector.total:
             return f"no requests yet (limit {detector.objective.limit_ratio:.0%})"
-        return (
-            f"{detector.bad:,} of {detector.total:,} = {detector.bad / detector.total:.1%}"
-            f" (limit {detector.objective.limit_ratio:.0%})"
-        )
+        return f"{detector.bad / detector.total:.1%} of {detector.total:,} (limit {detector.objective.limit_ratio:.0%})"
 
     def _line(self, name: str, trigger: TriggerConfig) -> str:
         if name in self.unarmed:
@@ -362,11 +365,12 @@ class Watch:
                 return f"{label(name, trigger)} {self._rate(name)}"
             case FeatureTrigger():
                 detector = self.detectors[name]
-                return f"{name} probe {detector.total - detector.bad} of {detector.total} ok"
+                return f"{name} {detector.total - detector.bad} of {detector.total}"
             case DataTrigger():
-                return f"{name}: {len(self.violations.get(name, {}))} new invalid rows (limit 0)"
+                return f"invalid rows {len(self.violations.get(name, {}))}"
             case ContainersTrigger():
-                return f"{name}: {len(self.instances.instances) if self.instances else 0} instances"
+                well = sum(i.running and not i.unhealthy for i in self.instances.instances) if self.instances else 0
+                return f"{name} {well} of {len(self.instances.instances) if self.instances else 0}"
             case _:
                 assert_never(trigger)
 
@@ -377,7 +381,7 @@ def label(name: str, trigger: TriggerConfig) -> str:
         case ErrorRateTrigger():
             return "5xx"
         case LatencyTrigger():
-            return f"requests over {trigger.limit * 1000:.0f} ms"
+            return f"over {trigger.limit * 1000:.0f} ms"
         case FeatureTrigger():
             return f"failed probes of {name}"
         case DataTrigger() | ContainersTrigger():

@@ -6,8 +6,10 @@ it cannot tell the difference, and need not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from threading import Timer
 from typing import Final, assert_never
 
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
@@ -20,6 +22,7 @@ from lastgood.runbook.killpoint import killpoint
 from lastgood.runbook.rooms import Rooms
 
 POLL_S: Final = 0.5
+SLOW_S: Final = 1.0
 APPROVAL_WAIT_S: Final = 12 * 3600.0
 """A run that nobody answers for half a day ends NEEDS_HUMAN; it never ends in an effect."""
 
@@ -28,12 +31,12 @@ def carry_out(
     rooms: Rooms,
     run: str,
     *,
-    before_change: Callable[[], None] = lambda: None,
+    before: Callable[[Step], None] = lambda _step: None,
     ask: Callable[[RunHistory, Step], None] = lambda _run, _step: None,
 ) -> Finish | Stop:
     """Carry the run's plan on from where the journal says it is, to its end or to a stop. Needs the RUN lease.
 
-    before_change: called once before the first step that users can notice. ask: called once when a person is needed.
+    before: called before each attempt of a step. ask: called once when a person is needed.
     """
     changed = False
     waiting_since: datetime | None = None
@@ -65,9 +68,8 @@ def carry_out(
                         reason=f"the world changed since the plan was made: {'; '.join(drift)}",
                         hint="lastgood plan",
                     )
-                if step.changes_what_serves and not changed:
-                    before_change()
-                    changed = True
+                before(step)
+                changed = changed or step.changes_what_serves
                 _apply(rooms, run, step, attempt)
             case _:
                 assert_never(decided)
@@ -91,10 +93,10 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
     target = rooms.target(step.role)
-    rooms.story(f"  {step.explain} ...")
     try:
-        if seen(step, target.observe()) is not Seen.DONE:
-            target.apply(step)
+        with _said_if_slow(rooms, step):
+            if seen(step, target.observe()) is not Seen.DONE:
+                target.apply(step)
     except (Refused, NeedsHuman) as error:
         _note_failed(rooms, run, step, error, again=False)
         return
@@ -108,6 +110,18 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     killpoint("after-seen", step.name)
 
 
+@contextmanager
+def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
+    """Silence for more than a second looks like a hang: then say what is being done, and how long it may take."""
+    said = Timer(SLOW_S, rooms.story, [f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"])
+    said.daemon = True
+    said.start()
+    try:
+        yield
+    finally:
+        said.cancel()
+
+
 def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool) -> None:
     try:
         state, note = seen(step, rooms.target(step.role).observe()), ""
@@ -115,7 +129,7 @@ def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: 
         state, note = Seen.UNKNOWN, error.message
     elapsed_s = (rooms.clock.now() - began).total_seconds()
     rooms.memory.note(StepSeen(run=run, step=step.name, seen=state, elapsed_s=elapsed_s, note=note, applied=applied))
-    rooms.story(f"  {step.name}  {state.value}  {elapsed_s:.1f} s" + (f"  ({note})" if note else ""))
+    rooms.story(f"  {step.explain}  {state.value}, {elapsed_s:.1f} s" + (f"  ({note})" if note else ""))
 
 
 def _note_failed(
@@ -124,4 +138,4 @@ def _note_failed(
     rooms.memory.note(
         StepFailed(run=run, step=step.name, reason=error.message, again=again, delay_s=delay_s, hint=error.hint)
     )
-    rooms.story(f"  {step.name}  failed: {error.message}")
+    rooms.story(f"  {step.explain}  failed: {error.message}")

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event as Flag
 from threading import Thread
-from typing import Final, Self
+from typing import Self
 
 from lastgood.core.deploying import make_deploy_plan
-from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.errors import Refused
 from lastgood.core.history import History, RunHistory
-from lastgood.core.plan import Plan, Purpose, TakeRestorePoint
+from lastgood.core.plan import Migrate, Plan, Purpose, Step, TakeRestorePoint
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
@@ -31,11 +31,6 @@ from lastgood.runbook.looking import Eyes
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, keep_restore_point, next_run_id, roll_back
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.watch import start_watch
-
-FRONTEND_WAIT_S: Final = 300.0
-FRONTEND_SEEN_S: Final = 10.0
-"""A push shows up at the frontend host within seconds; a commit it does not know by then did not change the
-frontend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +194,17 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
 def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]) -> Deployed:
     plan = run.plan
 
-    def before_change() -> None:
+    migrates = any(isinstance(step.action, Migrate) for step in plan.steps)
+
+    def before(step: Step) -> None:
+        """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
+        written between the two would leave the live data with it."""
+        if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
+            return
         if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
             rooms.memory.note(BaselineTaken(deployment=deployment, buckets=buckets))
 
-    ending = carry_out(rooms, plan.id, before_change=before_change)
+    ending = carry_out(rooms, plan.id, before=before)
     for step in plan.steps:
         if (
             isinstance(step.action, TakeRestorePoint)
@@ -213,12 +214,12 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
             keep_restore_point(rooms, step.action.restore_point)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
-    frontend = _await_frontend(rooms, rooms.memory.history().releases[plan.to_release].release)
-    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
-    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint, frontend=frontend))
-    rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
-    start_watch(rooms, deployment)
+    if rooms.memory.history().deployments[deployment].watch is None:
+        start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")
+    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
+    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint))
+    rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     return Deployed(deployment=deployment)
 
 
@@ -239,32 +240,6 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
             )
         )
         raise
-
-
-def _await_frontend(rooms: Rooms, release: Release) -> str:
-    """Wait for this commit's frontend deployment to serve production; return its id, or what serves when it is
-    unchanged."""
-    if rooms.frontend is None:
-        return ""
-    began = rooms.clock.now()
-    while True:
-        try:
-            facts = rooms.frontend.observe()
-        except LastgoodError as error:
-            rooms.story(f"  frontend: could not look ({error.message})")
-            return ""
-        own = next((d for d in facts.deployments if release.commit and d.commit == release.commit), None)
-        waited_s = (rooms.clock.now() - began).total_seconds()
-        if own and own.id == facts.production:
-            rooms.story(f"  frontend  {own.id} is production")
-            return own.id
-        if own is None and waited_s >= FRONTEND_SEEN_S:
-            rooms.story(f"  frontend unchanged ({facts.production})")
-            return facts.production
-        if own is not None and (own.state in ("ERROR", "CANCELED") or waited_s >= FRONTEND_WAIT_S):
-            rooms.story(f"  frontend: {own.id} is {own.state}; {facts.production} stays production")
-            return facts.production
-        rooms.clock.sleep(1.0)
 
 
 class _Baseline:

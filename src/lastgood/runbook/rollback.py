@@ -35,12 +35,15 @@ PER_DAY: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """Why a rollback begins. trigger: a trigger's name or `person`. by: who. invalid_rows: rows that broke an
-    invariant."""
+    """Why a rollback begins. trigger: a trigger's name or `person`. proof: how sure the sentence is. by: who.
+
+    invalid_rows: rows that broke an invariant.
+    """
 
     trigger: str
     sentence: str
     by: str
+    proof: str = ""
     deployment: str = ""
     invalid_rows: tuple[str, ...] = ()
 
@@ -143,6 +146,7 @@ def roll_back(
             by=cause.by,
             deployment=cause.deployment,
             decided_at=decided_at,
+            proof=cause.proof,
         )
     )
     _save_evidence(rooms, run, cause)
@@ -305,7 +309,7 @@ def _report(
         losses=losses,
         remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
-        notes=(*plan.skipped, *plan.warnings, *notes),
+        notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
         evidence_file=_incident(rooms, plan.id),
         owner=rooms.config.notify.owner,
         served_at=deployment.watch.at if deployment and deployment.watch else None,

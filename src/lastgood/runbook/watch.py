@@ -15,6 +15,7 @@ from lastgood.core.ports import Right
 from lastgood.core.record import BucketSeen, DeploymentEnded, ReleaseJudged, WatchStarted
 from lastgood.core.report import Report, TerminalState, announcement
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict, Watch, Watching
+from lastgood.runbook.frontend import learn_frontend
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -59,6 +60,7 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
         if watch is None:
             raise Refused(f"deployment {deployment} has no watch yet", hint="lastgood status")
         told_blind = proposed = False
+        frontend_known = under.watch is not None and under.watch.bake
         eyes.look()
         while True:
             rooms.clock.sleep(rooms.config.watch.interval)
@@ -66,12 +68,13 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
             rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
             watch = watch.after(bucket)
             under = rooms.memory.history().deployments[deployment]
+            frontend_known = frontend_known or learn_frontend(rooms, under)
             if under.ended and not (under.watch and under.watch.bake):
                 return WatchOutcome(terminal=under.ended.terminal, sentence=under.ended.sentence)
             verdict = watch.judge(rooms.clock.now())
             match verdict:
                 case Watching():
-                    rooms.story(watching_line(under, verdict))
+                    rooms.story(watching_line(under, verdict, warm_up_s=rooms.config.watch.warm_up))
                     if verdict.blind_to and not told_blind:
                         told_blind = True
                         tell(
@@ -97,12 +100,16 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                     return _kept(rooms, under, verdict)
 
 
-def watching_line(under: DeploymentHistory, verdict: Watching) -> str:
-    """One line: what is seen now beside its limits, and how long the window still is."""
+def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: float) -> str:
+    """One line: what is seen now beside its limits, and how long the window still is. In the warm-up, which counts as
+    one look, it says so: a red number there decides nothing yet."""
+    bake = under.watch is not None and under.watch.bake
+    passed_s = (under.watch.window_s if under.watch else 0.0) - verdict.left_s
     left = f"{verdict.left_s / 60:.0f} min left" if verdict.left_s > 90 else f"{verdict.left_s:.0f} s left"
+    if passed_s < warm_up_s:
+        left = f"warm-up, {warm_up_s - passed_s:.0f} s left"
     blind = f"   blind to: {'; '.join(verdict.blind_to)}" if verdict.blind_to else ""
-    what = "baking" if under.watch and under.watch.bake else "watching"
-    return f"{what} {under.deployment.release}  {'  ·  '.join(verdict.lines)}   {left}{blind}"
+    return f"{'baking' if bake else 'watching'}  {' · '.join(verdict.lines)}   {left}{blind}"
 
 
 def _left_s(rooms: Rooms, under: DeploymentHistory) -> float:
@@ -114,9 +121,12 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
     first = verdict.evidence[0]
     for evidence in verdict.evidence:
         rooms.story(f"UNHEALTHY  {evidence.sentence}")
+        if evidence.proof:
+            rooms.story(f"  {evidence.proof}")
     cause = Cause(
         trigger=first.trigger,
         sentence=first.sentence,
+        proof=first.proof,
         by=BY_LASTGOOD,
         deployment=under.deployment.id,
         invalid_rows=watch.invalid_rows(),

@@ -14,7 +14,7 @@ from lastgood.core.config import ProcessConfig
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.plan import Fence, Plan, Serve, Step
 from lastgood.core.release import Release
-from lastgood.targets.process import ProcessTarget
+from lastgood.targets.process import ProcessTarget, end_services
 from lastgood.targets.process.control import SOCKET
 from tests.contract.rigs.clock import CLOCK
 
@@ -153,7 +153,7 @@ def world(folder: Path) -> Iterator[ProcessWorld]:
     try:
         yield made
     finally:
-        made.target(stop="1s").stop_all()
+        end_services(made.state, stop_s=1.0)
 
 
 class ProcessRig:

@@ -8,6 +8,7 @@ and environment as they were then, never today's.
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -265,10 +266,6 @@ class ProcessTarget:
     def _clear(self) -> None:
         ask(self._shelf.state, Ask(verb=Verb.CLEAR, stop_s=self._config.stop), deadline_s=2 * self._config.stop + 5.0)
 
-    def stop_all(self) -> None:
-        """End every service and the holder. For who takes the whole stack away."""
-        ask(self._shelf.state, Ask(verb=Verb.END, stop_s=self._config.stop), deadline_s=2 * self._config.stop + 5.0)
-
     def _log(self, release: str, instance: str, *, lines: int) -> str:
         try:
             text = self._shelf.log(instance).read_text(encoding="utf-8", errors="replace")
@@ -278,6 +275,16 @@ class ProcessTarget:
 
     def _masker(self, release: str) -> Masker:
         return Masker([service.env for service in self._shelf.find(release).services])
+
+
+def end_services(state: Path, *, stop_s: float) -> None:
+    """End every service of a state directory, and its holder: for who takes a whole stack away. stop_s: what each gets
+    to finish what it is answering, and again to end. Nothing to do where there is none."""
+    if not state.is_dir():
+        return
+    ask(state, Ask(verb=Verb.END, stop_s=stop_s), deadline_s=2 * stop_s + 5.0)
+    for pid, started in processes.owned_by(state.resolve()):
+        processes.end(pid, started, signal.SIGKILL)
 
 
 def _unheld(noted: Instance) -> InstanceFacts:
