@@ -6,6 +6,7 @@ A stage is what the team would have anyway. It starts no service of HyperCode's 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -15,10 +16,11 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 from urllib.parse import quote
 
 import lastgood
@@ -64,7 +66,8 @@ class Stage(ABC):
         self.checkout = home / DATABASE
         self.password = secrets.token_hex(12)
         self.token_secret = secrets.token_hex(16)
-        self.ports = {name: _free_port(port) for name, port in PREFERRED_PORTS.items()}
+        self._first = _first_here()
+        self.ports = {name: _free_port(port if self._first else 0) for name, port in PREFERRED_PORTS.items()}
         listed = _output([sys.executable, str(examples() / "release.py"), "list", "--json"])
         known = json.loads(listed)
         self.base: str = known["base"]
@@ -259,8 +262,20 @@ class ComposeStage(Stage):
         _output([*compose, "down", "--volumes", "--remove-orphans", "--timeout", "2"], cwd=self.checkout)
 
 
+def _first_here() -> IO[str] | None:
+    """Return a lock to hold for as long as this demo has the well-known ports; None when another demo has them, whose
+    services may not listen yet."""
+    lock = (Path(tempfile.gettempdir()) / f"lastgood-demo-{os.getuid()}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
 def _free_port(preferred: int) -> int:
-    """Return the preferred port when nobody has it, else a free one."""
+    """Return the preferred port when nobody has it, else a free one. 0: any."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -140,7 +140,7 @@ class _Gate:
             m.get("type") in ("volume", "bind") and not m.get("read_only") for m in self.project.mounts(record.name)
         )
         scratch = " (its writable volumes were empty, its writable folders read-only)" if shared else ""
-        said = masker.tail(log) or "nothing"
+        said = masker.tail(log, lines=2) or "nothing"
         return Refused(
             f"{record.name} of {self.release} {how} at the gate{scratch}; it said: {said}", hint=f"less {path}"
         )

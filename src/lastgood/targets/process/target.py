@@ -260,7 +260,7 @@ class ProcessTarget:
         said, path = "nothing", self._shelf.state / "logs"
         if instance is not None:
             path = self._shelf.log(instance.id)
-            said = self._masker(release).tail(self._log(release, instance.id, lines=50)) or said
+            said = self._masker(release).tail(self._log(release, instance.id, lines=50), lines=2) or said
         return Refused(f"{service} of {release} {how} at the gate; it said: {said}", hint=f"less {path}")
 
     def _clear(self) -> None:

@@ -1,0 +1,122 @@
+"""The whole story, once for each way of failing and each engine: deployed, judged, put back, proved, counted from
+outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lastgood.cli.demo import RIGHT_END
+from lastgood.core.report import TerminalState
+
+# What CI runs on Compose; the others there only in `make system`.
+SHORT_ON_COMPOSE = frozenset({"errors", "never-boots", "bad-migration"})
+TRIGGER = {
+    "errors": "error-rate",
+    "latency": "latency",
+    "coder-agent-down": "coder-agent",
+    "orchestrator-hangs": "orchestrator",
+    "invalid-writes": "data",
+    "bad-migration": "data",
+    "never-boots": "gate",
+    "late": "error-rate",
+}
+SENTENCE = "🚨 Deployment failed. Rollback to v2.0.3 completed. System operating normally. Investigation started."
+SMOKE = ("login", "create mission", "chat with agent")
+STORY_S = 600
+FIGURES = Path(os.environ["LASTGOOD_FIGURES"]) if os.environ.get("LASTGOOD_FIGURES") else None
+"""Where each story leaves its figures, for the table in docs/figures.md."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """One demo that was played. figures: what `--json` wrote; told: what a person saw."""
+
+    code: int
+    figures: dict[str, Any]
+    told: str
+
+
+def play(fault: str, engine: str, folder: Path) -> Story:
+    """Run the demo as a person would, in an empty folder."""
+    file = folder / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "lastgood", "demo", "--fault", fault, "--engine", engine, "--json", str(file)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=STORY_S,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert file.exists(), told
+    return Story(code=done.returncode, figures=json.loads(file.read_text()), told=told)
+
+
+def stories() -> list[Any]:
+    found = []
+    for engine in ("process", "compose"):
+        for fault in RIGHT_END:
+            marks = [pytest.mark.system]
+            if engine == "compose":
+                marks.append(pytest.mark.needs_docker)
+                if fault not in SHORT_ON_COMPOSE:
+                    marks.append(pytest.mark.full)
+            found.append(pytest.param(fault, engine, id=f"{fault}-{engine}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("fault,engine", stories())
+def test_story(fault: str, engine: str, tmp_path: Path) -> None:
+    story = play(fault, engine, tmp_path)
+    figures, right = story.figures, RIGHT_END[fault]
+    if FIGURES:
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        (FIGURES / f"{engine}-{fault}.json").write_text(json.dumps(figures, indent=1))
+    assert figures["terminal_state"] == right.value, story.told
+    assert story.code == 0, story.told
+    assert list(tmp_path.glob("demo-*")) == [], "something was left behind"
+    check_missions(fault, figures)
+    assert figures["database_kept"], "the database's container or server was replaced"
+    if right is TerminalState.HEALTHY_KEPT:
+        assert [text for text in figures["notified"] if "Deployment failed" in text] == []
+        assert figures["requests"]["failed_during_switch"] == 0
+    else:
+        check_rollback(fault, figures)
+
+
+def check_missions(fault: str, figures: dict[str, Any]) -> None:
+    """By the traffic's own ledger: nothing is missing but what was announced, and that lies in files."""
+    missions = figures["missions"]
+    assert missions["acknowledged"] > 0
+    assert missions["missing"] == missions["announced_lost"]
+    if fault == "bad-migration":
+        assert missions["missing"] > 0, "the rows written since the restore point were not counted"
+    else:
+        assert missions["missing"] == 0
+
+
+def check_rollback(fault: str, figures: dict[str, Any]) -> None:
+    assert figures["trigger"] == TRIGGER[fault]
+    assert {step["state"] for step in figures["steps"]} == {"done"}
+    names = [step["name"] for step in figures["steps"]]
+    assert ("swap-database" in names) == (fault == "bad-migration")
+    passed = {check["name"]: check["passed"] for check in figures["verify"]}
+    assert all(passed.values())
+    assert {"health", *SMOKE} <= passed.keys()
+    sentences = [text for text in figures["notified"] if text.startswith("🚨")]
+    assert [text.splitlines()[0] for text in sentences] == [SENTENCE]
+    assert ("Invalid rows remain" in sentences[0]) == (fault == "invalid-writes")
+    if fault == "never-boots":
+        assert [name for name in names if name.startswith("serve-")] == [], "traffic moved"
+        assert figures["requests"]["failed"] == 0
+    else:
+        assert "return-frontend" in names
