@@ -427,8 +427,8 @@ def test_the_sentence_puts_the_value_beside_its_limit_and_the_proof_says_how_sur
     fired = replace(begin(), quoted=quoted, e_value=2_260.4)
     assert sentence(fired, what="5xx") == "5xx: 56 of 2,339 requests = 2.4% in the last 115 s, limit 1%"
     assert proof(fired) == (
-        "evidence 2,260, needed 2,000: were the true rate at most 1%, evidence this strong would turn up in at most 1 of"
-        " 2,000 watches, however often we look (95% interval 1.4-3.8%)"
+        "evidence 2,260, needed 2,000: were the true rate at most 1%, evidence this strong would turn up in at most 1"
+        " of 2,000 watches, however often we look (95% interval 1.4-3.8%)"
     )
 
 
