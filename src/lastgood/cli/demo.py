@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -19,20 +18,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Final, TypeVar, cast
+from typing import IO, Final, TypeVar
 
 import httpx
 from pydantic import TypeAdapter
 
+from lastgood.cli.figures import (
+    FIGURES,
+    Figures,
+    StepFigures,
+    VerifyFigures,
+    missions_of,
+    requests_of,
+    timings_of,
+)
 from lastgood.cli.stage import ComposeStage, ProcessStage, Stage
 from lastgood.core.errors import ConfigError, Refused
-from lastgood.core.plan import Role
 from lastgood.core.report import Report, TerminalState
 from lastgood.testing.slack import read_messages
-from lastgood.testing.traffic import acknowledged_missions, read_ledger, summary
+from lastgood.testing.traffic import acknowledged_missions, read_ledger
 
 RIGHT_END: Final[Mapping[str, TerminalState]] = {
     "errors": TerminalState.ROLLED_BACK_VERIFIED,
@@ -215,10 +222,10 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
         print(f"Everything is on 127.0.0.1; files in ./{home.name}.")
         figures = _story(demo)
         if json_file:
-            json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-        right = _right(demo, figures)
+            json_file.write_bytes(FIGURES.dump_json(figures, indent=2) + b"\n")
+        _tell(figures)
         kept = keep
-        return 0 if right else 1
+        return 1 if figures.wrong else 0
     finally:
         if kept and demo:
             _say_kept(demo)
@@ -230,7 +237,7 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _story(demo: Demo) -> dict[str, object]:
+def _story(demo: Demo) -> Figures:
     """A good release, users, a new release, and what lastgood makes of it. Returns the figures."""
     stage = demo.stage
     demo.began = time.monotonic()
@@ -263,89 +270,66 @@ def _story(demo: Demo) -> dict[str, object]:
     return _figures(demo, database_kept=stage.database_identity() == database_before)
 
 
-def _figures(demo: Demo, *, database_kept: bool) -> dict[str, object]:
+def _figures(demo: Demo, *, database_kept: bool) -> Figures:
     """Put together what the report says and what was counted from outside."""
     last = (demo.ask(HISTORY, "history") or [{}])[-1]
     told = demo.ask(REPORT, "explain")
     report = told if told and told.to_release != demo.version else None
-    steps = [s for s in report.steps if s.began_at] if report else []
-    decided, served = (report.decided_at, report.served_at) if report else (None, None)
-    # a database that is swapped ends requests too: the switch begins with the first step that users can notice
-    switching = [s for s in steps if s.name.startswith(("serve-", "fence", "export-", "swap-"))]
-    switch = (switching[0].began_at, switching[-1].ended_at) if switching else (None, None)
-    swapped = any(s.name == "swap-database" for s in steps)
-    requests = read_ledger(demo.home / "traffic.jsonl")
-    counts = summary(requests, decided, *switch, leaving=None if swapped else demo.version)
-    acknowledged = acknowledged_missions(requests)
-    missing = demo.stage.missing_missions(acknowledged)
-    losses = {loss.table: loss.rows for loss in report.losses} if report else {}
-
-    def spent(target: Role) -> float:
-        return round(sum(s.duration_s for s in steps if s.target == target.value), 3)
-
-    return {
-        "fault": demo.fault,
-        "engine": demo.stage.name,
-        "trigger": report.trigger if report else "",
-        "sentence": report.sentence if report else last.get("sentence", ""),
-        "terminal_state": last.get("ended", ""),
-        "steps": [
-            {"name": s.name, "target": s.target, "state": s.state, "duration_s": s.duration_s}
+    ledger = read_ledger(demo.home / "traffic.jsonl")
+    missing = demo.stage.missing_missions(acknowledged_missions(ledger))
+    figures = Figures(
+        fault=demo.fault,
+        engine=demo.stage.name,
+        trigger=report.trigger if report else "",
+        sentence=report.sentence if report else last.get("sentence", ""),
+        terminal_state=last.get("ended", ""),
+        steps=tuple(
+            StepFigures(name=s.name, target=s.target, state=s.state, duration_s=s.duration_s)
             for s in (report.steps if report else ())
-        ],
-        "requests": {
-            "sent": counts.sent,
-            "failed": counts.failed,
-            "failed_before_decision": counts.failed_before_decision,
-            "failed_during_switch": counts.failed_during_switch,
-        },
-        "missions": {
-            "acknowledged": len(acknowledged),
-            "missing": len(missing),
-            "announced_lost": losses.get("missions", 0),
-        },
-        "verify": [{"name": c.name, "passed": c.passed} for c in (report.checks if report else ())],
-        "notified": [m.text for m in read_messages(demo.home / "slack.jsonl")],
-        "database_kept": database_kept,
-        "timings": {
-            "detect_s": round((decided - served).total_seconds(), 1) if decided and served else None,
-            "containers_s": spent(Role.CONTAINERS),
-            "frontend_s": spent(Role.FRONTEND),
-            "database_s": spent(Role.DATABASE),
-            "total_s": round((report.ended_at - decided).total_seconds(), 1) if report and decided else None,
-        },
-    }
+        ),
+        requests=requests_of(ledger, report, leaving=demo.version),
+        missions=missions_of(ledger, report, missing=len(missing)),
+        verify=tuple(VerifyFigures(name=c.name, passed=c.passed) for c in (report.checks if report else ())),
+        notified=tuple(m.text for m in read_messages(demo.home / "slack.jsonl")),
+        timings=timings_of(report),
+        database_kept=database_kept,
+    )
+    return replace(figures, wrong=tuple(_wrong(figures)))
 
 
-def _right(demo: Demo, figures: Mapping[str, object]) -> bool:
-    """Tell the figures, and whether the story ended as it should."""
-    requests, missions, timings = (_dict(figures, key) for key in ("requests", "missions", "timings"))
-    wrong: list[str] = []
-    if figures["terminal_state"] != RIGHT_END[demo.fault].value:
-        wrong.append(f"ended {figures['terminal_state'] or 'nowhere'}, expected {RIGHT_END[demo.fault].value}")
-    if missions["missing"] != missions["announced_lost"]:
-        wrong.append(f"{missions['missing']} missions missing, {missions['announced_lost']} announced")
-    if not figures["database_kept"]:
-        wrong.append("the database's container or server was replaced")
-    total = f"  {timings['total_s']} s after the decision" if timings["total_s"] is not None else ""
+def _wrong(figures: Figures) -> Iterator[str]:
+    """Say in which way the story did not end as it should; nothing when it did."""
+    right, missions = RIGHT_END[figures.fault], figures.missions
+    if figures.terminal_state != right.value:
+        yield f"ended {figures.terminal_state or 'nowhere'}, expected {right.value}"
+    if missions.missing != missions.announced_lost:
+        yield f"{missions.missing} missions missing, {missions.announced_lost} announced"
+    if not figures.database_kept:
+        yield "the database's container or server was replaced"
+
+
+def _tell(figures: Figures) -> None:
+    """Tell the figures to the person in front of the terminal."""
+    counts, missions = figures.requests, figures.missions
+    total = f"  {figures.timings.total_s} s after the decision" if figures.timings.total_s is not None else ""
     print()
-    print(f"{figures['terminal_state']}{total}")
+    print(f"{figures.terminal_state}{total}")
     print(
-        f"requests  {requests['sent']:,} sent, {requests['failed']} failed: "
-        f"{requests['failed_before_decision']} before the decision, {requests['failed_during_switch']} in the switch"
+        f"requests  {counts.sent:,} sent, {counts.failed:,} failed: "
+        f"{counts.failed_before_decision:,} before the decision, "
+        f"{figures.failed_until_switch:,} until the switch, {counts.failed_during_switch:,} in it"
     )
     print(
-        f"missions  {missions['acknowledged']} acknowledged, {missions['missing']} missing"
-        + (f", {missions['announced_lost']} announced and exported" if missions["announced_lost"] else "")
+        f"missions  {missions.acknowledged:,} acknowledged, {missions.missing:,} missing"
+        + (f", {missions.announced_lost:,} announced and exported" if missions.announced_lost else "")
     )
-    for line in wrong:
+    for line in figures.wrong:
         print(f"WRONG     {line}")
-    if not wrong:
-        other = "errors" if demo.fault == "bad-migration" else "bad-migration"
-        print(f"next: keep it and read the report   {_program()} demo --fault {demo.fault} --keep")
+    if not figures.wrong:
+        other = "errors" if figures.fault == "bad-migration" else "bad-migration"
+        print(f"next: keep it and read the report   {_program()} demo --fault {figures.fault} --keep")
         print(f"      another failure               {_program()} demo --fault {other}")
         print("      kill it half-way              LASTGOOD_DIE_AT=... (see README)")
-    return not wrong
 
 
 def _say_kept(demo: Demo) -> None:
@@ -399,8 +383,3 @@ def wait_for_port(port: int, deadline_s: float = 15.0) -> None:
 def _program() -> str:
     found = shutil.which("lastgood")
     return "lastgood" if found else ".venv/bin/lastgood"
-
-
-def _dict(figures: Mapping[str, object], key: str) -> Mapping[str, object]:
-    found = figures.get(key)
-    return cast("Mapping[str, object]", found) if isinstance(found, dict) else {}

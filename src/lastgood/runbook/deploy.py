@@ -267,8 +267,7 @@ class _Baseline:
         with Eyes(self._rooms.sources, self._rooms.clock) as eyes:
             eyes.look()
             while len(self._buckets) * rules.interval < rules.baseline and not self._stop.is_set():
-                self._rooms.clock.sleep(rules.interval)
-                self._buckets.append(eyes.look())
+                self._buckets.append(eyes.look_after(rules.interval))
 
     def taken(self) -> tuple[Bucket, ...]:
         """Return the buckets, oldest first, after waiting for the rest of the baseline's length."""

@@ -34,6 +34,14 @@ class Eyes:
     ) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def look_after(self, interval_s: float) -> Bucket:
+        """Wait until `interval_s` after the last look, and look. A look that took long itself does not move the
+        next."""
+        now = self._clock.now()
+        passed_s = (now - (self._since or now)).total_seconds()
+        self._clock.sleep(max(interval_s - passed_s, 0.0))
+        return self.look()
+
     def look(self) -> Bucket:
         """Read every source for the time since the last call. The first call only sets the counters' start."""
         until = self._clock.now()

@@ -63,8 +63,7 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
         frontend_known = under.watch is not None and under.watch.bake
         eyes.look()
         while True:
-            rooms.clock.sleep(rooms.config.watch.interval)
-            bucket = eyes.look()
+            bucket = eyes.look_after(rooms.config.watch.interval)
             rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
             watch = watch.after(bucket)
             under = rooms.memory.history().deployments[deployment]
