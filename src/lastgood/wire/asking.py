@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import httpx
 
-from lastgood.signals.deadline import Deadline
-from lastgood.signals.foreign_text import one_line
+from lastgood.wire.deadline import Deadline
+from lastgood.wire.foreign_text import one_line
 
 OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
