@@ -132,8 +132,8 @@ class VercelStandIn(StandIn):
             self._save()
 
     def end_next_job(self, *ends: JobStatus, stays: Sequence[str] = ()) -> None:
-        """How the next rollbacks or promotes end: SUCCEEDED, FAILED, or PENDING for never. stays: domains that one
-        which fails leaves behind; none named: all of them."""
+        """How the next rollbacks or promotes end: SUCCEEDED, FAILED, SKIPPED, or PENDING for never. stays: domains that
+        one which fails leaves behind; none named: all of them."""
         with self._lock:
             self._world.job_ends.extend(ends)
             self._world.stays = list(stays)

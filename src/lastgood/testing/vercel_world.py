@@ -26,6 +26,7 @@ class JobStatus(StrEnum):
     IN_PROGRESS = "in-progress"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 class JobType(StrEnum):
@@ -227,7 +228,7 @@ class World(BaseModel):
 
     def _settle_job(self, now_ms: int) -> bool:
         job = self.job
-        if job is None or job.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        if job is None or job.status not in (JobStatus.PENDING, JobStatus.IN_PROGRESS):
             return False
         if job.due_ms is None or now_ms < job.due_ms:
             started = job.due_ms is not None and now_ms * 2 >= job.requested_ms + job.due_ms
@@ -242,7 +243,7 @@ class World(BaseModel):
             self._point_at(deployment)
             # A rollback also stops later pushes from going live, until a promote.
             self.auto_assign = job.type is JobType.PROMOTE
-        elif self.stays:
+        elif job.status is JobStatus.FAILED and self.stays:
             for domain in self.domains:
                 domain.alias = domain.alias if domain.name in self.stays else deployment.id
         return True
