@@ -77,6 +77,7 @@ def test_a_room_without_a_place_in_the_contract_is_noticed(another_house: Path) 
     [
         ("signals", "lastgood.targets"),
         ("targets", "lastgood.testing"),
+        ("wire", "lastgood.signals"),
         ("core", "lastgood.journal"),
         ("core", "subprocess"),
     ],

@@ -104,7 +104,7 @@ def build(path: Path, story: Story) -> Rooms:
         clock=clock,
         containers=containers,
         database=database,
-        frontend=_frontend(config),
+        frontend=_frontend(config, clock),
         sources=_sources(config, containers, invariants),
         checkers=_checkers(config, root),
         notifiers=_notifiers(config),
@@ -125,8 +125,8 @@ def _containers(config: Config, *, root: Path, state: Path, clock: Clock) -> tup
     raise ConfigError("expected containers or process")
 
 
-def _frontend(config: Config) -> Frontend | None:
-    return VercelTarget(config.frontend.vercel) if config.frontend else None
+def _frontend(config: Config, clock: Clock) -> Frontend | None:
+    return VercelTarget(config.frontend.vercel, clock=clock) if config.frontend else None
 
 
 def _sources(

@@ -14,7 +14,7 @@ import pytest
 
 from lastgood.testing.standin import Fault, FaultKind
 from lastgood.testing.vercel import DEFAULT_DOMAIN, DEFAULT_TOKEN, VercelStandIn
-from lastgood.testing.vercel_world import JobStatus, Plan, ReadyState, Stale
+from lastgood.testing.vercel_world import JobStatus, PageMark, Plan, ReadyState, RefusedError, Stale
 
 GOOD, BAD = "a" * 40, "b" * 40
 WAIT_S = 30
@@ -48,6 +48,7 @@ def ask(
     token: str | None = DEFAULT_TOKEN,
     scope: Mapping[str, str] = {"slug": "hypercode"},
     query: Mapping[str, str] = {},
+    body: object = None,
     timeout_s: float = WAIT_S,
 ) -> httpx.Response:
     with httpx.Client(base_url=vercel.url, timeout=timeout_s, trust_env=False) as client:
@@ -55,6 +56,7 @@ def ask(
             method,
             path,
             params={**scope, **query},
+            json=body,
             headers={"Authorization": f"Bearer {token}"} if token else {},
         )
 
@@ -131,6 +133,31 @@ def test_a_promote_ends_what_the_rollback_began(vercel: VercelStandIn, good: str
     assert promote(vercel, bad).status_code == 201
     assert project(vercel)["autoAssignCustomDomains"] is True
     assert served(vercel) == BAD
+
+
+def update(vercel: VercelStandIn, project: str, **settings: object) -> httpx.Response:
+    return ask(vercel, "PATCH", f"/v9/projects/{project}", body=settings)
+
+
+def test_automatic_assignment_is_a_setting_that_can_be_turned_on_without_moving_production(
+    vercel: VercelStandIn, good: str
+) -> None:
+    roll_back(vercel, good)
+    answer = update(vercel, vercel.world.project_id, autoAssignCustomDomains=True)
+    assert (answer.status_code, answer.json()["autoAssignCustomDomains"]) == (200, True)
+    assert project(vercel)["autoAssignCustomDomains"] is True
+    assert served(vercel) == GOOD
+    vercel.deploy("c" * 40)
+    assert served(vercel) == "c" * 40
+
+
+def test_a_setting_that_is_not_one_is_refused(vercel: VercelStandIn, good: str) -> None:
+    roll_back(vercel, good)
+    project_id = vercel.world.project_id
+    assert refusal(update(vercel, project_id, autoAssignCustomDomains="yes")) == (400, "bad_request")
+    assert refusal(update(vercel, project_id, nonsense=True)) == (400, "bad_request")
+    assert refusal(update(vercel, "hypercode-web", autoAssignCustomDomains=True)) == (404, "not_found")
+    assert project(vercel)["autoAssignCustomDomains"] is False
 
 
 def test_a_promoted_preview_is_built_anew(vercel: VercelStandIn, good: str) -> None:
@@ -252,6 +279,10 @@ def test_a_job_can_stay_pending(vercel: VercelStandIn, good: str) -> None:
     assert request["jobStatus"] == "pending"
     assert waiting["lastRollbackTarget"] == {"id": good}
     assert served(vercel) == BAD
+    vercel.end_job(JobStatus.SUCCEEDED)
+    assert served(vercel) == GOOD
+    with pytest.raises(RefusedError):
+        vercel.end_job(JobStatus.SUCCEEDED)
 
 
 def test_a_job_can_fail_and_names_the_domains_it_did_not_move(vercel: VercelStandIn, good: str) -> None:
@@ -264,6 +295,17 @@ def test_a_job_can_fail_and_names_the_domains_it_did_not_move(vercel: VercelStan
     failed = ask(vercel, "GET", path, query={"failedOnly": "true"}).json()["aliases"]
     assert {alias["status"] for alias in failed} == {"failed"}
     assert DEFAULT_DOMAIN in {alias["alias"]["alias"] for alias in failed}
+    assert served(vercel) == BAD
+
+
+def test_a_job_can_fail_half_way(vercel: VercelStandIn, good: str) -> None:
+    vercel.end_next_job(JobStatus.FAILED, stays=(DEFAULT_DOMAIN,))
+    assert roll_back(vercel, good).status_code == 201
+    path = f"/v9/projects/{vercel.world.project_id}/rollback/aliases"
+    aliases = {one["alias"]["alias"]: one["status"] for one in ask(vercel, "GET", path).json()["aliases"]}
+    assert aliases == {"hypercode-web.vercel.app": "completed", DEFAULT_DOMAIN: "failed"}
+    failed = ask(vercel, "GET", path, query={"failedOnly": "true"}).json()["aliases"]
+    assert [one["alias"]["alias"] for one in failed] == [DEFAULT_DOMAIN]
     assert served(vercel) == BAD
 
 
@@ -286,6 +328,29 @@ def test_a_cache_in_between_is_seen_through_by_a_query(vercel: VercelStandIn, go
     roll_back(vercel, good)
     assert served(vercel) == BAD
     assert served(vercel, fresh="1") == GOOD
+
+
+@pytest.mark.parametrize("mark", PageMark)
+def test_a_page_tells_its_deployment_as_its_framework_or_its_team_lets_it(
+    vercel: VercelStandIn, good: str, mark: PageMark
+) -> None:
+    vercel.mark_pages(mark)
+    page = httpx.get(vercel.domain_url(DEFAULT_DOMAIN), timeout=WAIT_S, trust_env=False)
+    current = vercel.world.deployments[-1].id
+    told = {
+        "header": page.headers.get("x-deployment-id") == current and page.headers.get("x-commit") == BAD,
+        "framework": f'<html data-dpl-id="{current}">' in page.text,
+        "commit": f'<meta name="commit" content="{BAD}">' in page.text,
+    }
+    expected = {
+        PageMark.ALL: ["header", "commit"],
+        PageMark.FRAMEWORK: ["framework"],
+        PageMark.COMMIT: ["commit"],
+        PageMark.NONE: [],
+    }
+    assert [name for name, seen in told.items() if seen] == expected[mark]
+    assert (current in page.text) is (mark is PageMark.FRAMEWORK)
+    assert (BAD in page.text) is (mark in (PageMark.ALL, PageMark.COMMIT))
 
 
 def test_a_restart_keeps_everything(vercel: VercelStandIn, good: str, state: Path) -> None:
@@ -321,6 +386,7 @@ def test_as_a_process_it_is_driven_over_http(process_url: Callable[[], str], sta
         control.post("deployments", json={"commit": BAD}).raise_for_status()
         control.post("domains/hypercode.example", json={"stale": "stuck"}).raise_for_status()
         control.post("jobs", json={"ends": "failed"}).raise_for_status()
+        control.post("pages", json={"mark": "all"}).raise_for_status()
         control.post("faults", json={"kind": "error", "on": "site", "status": 503}).raise_for_status()
         assert httpx.get(f"{url}/_site/{DEFAULT_DOMAIN}/", trust_env=False).status_code == 503
         assert httpx.get(f"{url}/_site/{DEFAULT_DOMAIN}/", trust_env=False).headers["x-commit"] == BAD

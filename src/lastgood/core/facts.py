@@ -96,8 +96,8 @@ class FrontendDeployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendFacts:
-    """production: deployment that the project serves. domains: (domain, deployment id seen there; empty if it could
-    not be told).
+    """production: deployment that the project serves, empty for none. domains: (domain, what is seen there): the
+    deployment's id, or the mark that the page bears where no known deployment has it; empty if it could not be told.
 
     auto_assign: whether the next push goes live by itself (a rollback at Vercel turns this off).
     busy: a promotion or rollback is under way there.

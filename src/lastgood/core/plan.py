@@ -227,7 +227,8 @@ def seen(step: Step, facts: Facts) -> Seen:
         case ReturnFrontend() as action, FrontendFacts():
             if facts.production != action.deployment:
                 return Seen.UNKNOWN if facts.busy else Seen.NOT_DONE
-            return _when(all(shown == action.deployment for _, shown in facts.domains))
+            # A page that does not say which deployment it is contradicts nothing: the host's word is what there is.
+            return _when(all(shown in ("", action.deployment) for _, shown in facts.domains))
         case _:
             return Seen.UNKNOWN
 

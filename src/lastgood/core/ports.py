@@ -59,12 +59,14 @@ class Target(Protocol):
         ...
 
     def observe(self) -> Facts:
-        """Look. Changes nothing. Raises Retryable when it cannot look now: never facts that were not seen."""
+        """Look. Changes nothing. Raises Retryable when it cannot look now, Refused when it may not: never facts that
+        were not seen."""
         ...
 
     def apply(self, step: Step) -> None:
         """Carry the step out. Safe to repeat: applying a step that is done changes nothing.
         Raises Refused or Retryable: this attempt left nothing changed. OutcomeUnknown: sent, answer lost.
+        NeedsHuman: it stands where neither another attempt nor another look will help.
         Afterwards `core.plan.seen(step, observe())` tells whether it is done. Ends within step.deadline_s."""
         ...
 

@@ -153,7 +153,10 @@ class StepSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFailed:
-    """The target said no, and that nothing changed by this attempt. again: worth another attempt, after delay_s."""
+    """The target said no, and that nothing changed by this attempt. again: worth another attempt, after delay_s.
+
+    needs_human: it said that a person must look, and something may have changed.
+    """
 
     run: str
     step: str
@@ -161,6 +164,7 @@ class StepFailed:
     again: bool
     delay_s: float = 0.0
     hint: str = ""
+    needs_human: bool = False
     kind: Literal["step_failed"] = "step_failed"
 
 

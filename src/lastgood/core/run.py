@@ -77,12 +77,13 @@ Next = Apply | Observe | AwaitApproval | Stop | Finish
 
 @dataclass(slots=True)
 class _Progress:
-    """What the journal says of one step."""
+    """What the journal says of one step. touched: an attempt may have changed something, done or not."""
 
     attempts: int = 0
     failures: int = 0
     open: bool = False
     done: bool = False
+    touched: bool = False
     unclear: int = 0
     failed: StepFailed | None = None
     note: str = ""
@@ -145,7 +146,8 @@ def _look(step: Step, progress: _Progress) -> Next:
 
 def _stopped(plan: Plan, tally: _Tally, step: Step, reason: str, hint: str) -> Stop:
     """REFUSED only while nothing was changed: no earlier step is done and this one left nothing behind."""
-    untouched = not any(tally.steps[s.name].done and s.changes_what_serves for s in plan.steps)
+    began = (tally.steps[s.name] for s in plan.steps if s.changes_what_serves)
+    untouched = not any(progress.done or progress.touched for progress in began)
     terminal = TerminalState.REFUSED if untouched else TerminalState.NEEDS_HUMAN
     return Stop(terminal=terminal, step=step, reason=f"{step.name}: {reason}", hint=hint)
 
@@ -176,11 +178,13 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
                 progress.open = event.seen is Seen.UNKNOWN
                 progress.unclear = progress.unclear + 1 if progress.open else 0
                 progress.failures += event.applied and event.seen is Seen.NOT_DONE
+                progress.touched |= event.applied
             case StepFailed(step=name) as event:
                 progress = tally.steps[name]
                 progress.open, progress.failed, progress.note = False, event, event.reason
                 progress.ended_at = record.at
                 progress.failures += 1
+                progress.touched |= event.needs_human
             case ApprovalGiven(plan_hash=plan_hash) if tally.denied is None:
                 tally.approvals.append((record.at, plan_hash))
             case ApprovalDenied() as event:

@@ -82,7 +82,7 @@ def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
         return ()
     try:
         facts = {s.role: rooms.target(s.role).observe() for s in history.plan.steps}
-    except (Retryable, OutcomeUnknown) as error:
+    except (Refused, Retryable, OutcomeUnknown) as error:
         return (f"could not look: {error.message}",)
     return world_agrees(history.plan, facts)
 
@@ -98,7 +98,7 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
             if seen(step, target.observe()) is not Seen.DONE:
                 target.apply(step)
     except (Refused, NeedsHuman) as error:
-        _note_failed(rooms, run, step, error, again=False)
+        _note_failed(rooms, run, step, error, again=False, needs_human=isinstance(error, NeedsHuman))
         return
     except Retryable as error:
         _note_failed(rooms, run, step, error, again=True, delay_s=error.delay_s)
@@ -125,7 +125,8 @@ def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
 def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool) -> None:
     try:
         state, note = seen(step, rooms.target(step.role).observe()), ""
-    except (Retryable, OutcomeUnknown) as error:
+    except (Refused, Retryable, OutcomeUnknown) as error:
+        # refused, too: a token that expired in the middle leaves the step unclear, it does not undo it
         state, note = Seen.UNKNOWN, error.message
     elapsed_s = (rooms.clock.now() - began).total_seconds()
     rooms.memory.note(StepSeen(run=run, step=step.name, seen=state, elapsed_s=elapsed_s, note=note, applied=applied))
@@ -133,9 +134,24 @@ def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: 
 
 
 def _note_failed(
-    rooms: Rooms, run: str, step: Step, error: LastgoodError, *, again: bool, delay_s: float = 0.0
+    rooms: Rooms,
+    run: str,
+    step: Step,
+    error: LastgoodError,
+    *,
+    again: bool,
+    delay_s: float = 0.0,
+    needs_human: bool = False,
 ) -> None:
     rooms.memory.note(
-        StepFailed(run=run, step=step.name, reason=error.message, again=again, delay_s=delay_s, hint=error.hint)
+        StepFailed(
+            run=run,
+            step=step.name,
+            reason=error.message,
+            again=again,
+            delay_s=delay_s,
+            hint=error.hint,
+            needs_human=needs_human,
+        )
     )
     rooms.story(f"  {step.explain}  failed: {error.message}")

@@ -133,6 +133,13 @@ def _frontend(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"production {facts.production}" + (f", would go back to {wanted}" if wanted else ""),
         hint="" if returnable else f"{wanted} cannot be rolled back to at the host; redeploy its commit",
     )
+    if silent := [domain for domain, shown in facts.domains if not shown]:
+        yield Finding(
+            check="frontend domains",
+            answer=Answer.COULD_NOT_LOOK,
+            evidence=f"which deployment answers at {', '.join(silent)}",
+            hint='let the page say it: <meta name="commit" content="the deployed commit">',
+        )
 
 
 def _signals(rooms: Rooms) -> Iterator[Finding]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from lastgood.signals.asking import NoAnswer, ask
 from lastgood.signals.metrics_page import MAX_BYTES, REQUESTS
+from lastgood.wire.asking import NoAnswer, ask
 
 DEADLINE_S: Final = 2.0
 HEALTH_PATHS: Final = ("/health", "/healthz", "/api/health")

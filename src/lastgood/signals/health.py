@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from lastgood.core.report import Check
-from lastgood.signals.asking import Answer, NoAnswer, ask
-from lastgood.signals.foreign_text import one_line, place
+from lastgood.wire.asking import Answer, NoAnswer, ask
+from lastgood.wire.foreign_text import one_line, place
 
 MAX_BYTES: Final = 1 << 20
 

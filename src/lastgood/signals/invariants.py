@@ -16,8 +16,8 @@ from psycopg import sql
 
 from lastgood.core.errors import LastgoodError
 from lastgood.core.reading import Reading, SourceDown, Violation, Violations, Window
-from lastgood.signals.deadline import Deadline
-from lastgood.signals.foreign_text import one_line
+from lastgood.wire.deadline import Deadline
+from lastgood.wire.foreign_text import one_line
 
 CAP: Final = 1_000
 """Rows kept per invariant; the rest is counted."""

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from lastgood.core.reading import NoData, Reading, SourceDown, Traffic, Window
-from lastgood.signals.asking import NoAnswer, ask
-from lastgood.signals.foreign_text import one_line, place
+from lastgood.wire.asking import NoAnswer, ask
+from lastgood.wire.foreign_text import one_line, place
 
 DEADLINE_S: Final = 4.5
 MAX_BYTES: Final = 5 << 20

@@ -13,8 +13,8 @@ from typing import Any, Final, cast
 from lastgood.core.config import ProbeConfig
 from lastgood.core.errors import ConfigError
 from lastgood.core.reading import Probed, Reading, SourceDown, Window
-from lastgood.signals.asking import Answer, NoAnswer, ask
-from lastgood.signals.foreign_text import one_line, place
+from lastgood.wire.asking import Answer, NoAnswer, ask
+from lastgood.wire.foreign_text import one_line, place
 
 MAX_BYTES: Final = 1 << 20
 LONGEST_S: Final = 4.8

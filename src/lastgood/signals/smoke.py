@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 from lastgood.core.config import SmokeConfig
 from lastgood.core.report import Check
 from lastgood.signals import child
-from lastgood.signals.foreign_text import one_line
+from lastgood.wire.foreign_text import one_line
 
 MAX_XML_BYTES: Final = 5 << 20
 WHOLE: Final = "smoke tests"

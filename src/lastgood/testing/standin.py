@@ -265,6 +265,7 @@ def _handler_of(standin: StandIn) -> type[BaseHTTPRequestHandler]:
         # The names that http.server looks for.
         do_GET = _serve  # noqa: N815 (the name http.server calls)
         do_POST = _serve  # noqa: N815 (the name http.server calls)
+        do_PATCH = _serve  # noqa: N815 (the name http.server calls)
         do_DELETE = _serve  # noqa: N815 (the name http.server calls)
 
         def _send(self, answer: Answer) -> None:

@@ -27,6 +27,7 @@ from lastgood.testing.vercel_world import (
     Deployment,
     Domain,
     JobStatus,
+    PageMark,
     Plan,
     ReadyState,
     RefusedError,
@@ -59,7 +60,7 @@ CODES = {
 class VercelStandIn(StandIn):
     """One team with one project.
 
-    Operations that faults can wait for: list, get, builds, project, rollback, promote, rollback_aliases, site.
+    Operations that faults can wait for: list, get, builds, project, update, rollback, promote, rollback_aliases, site.
     """
 
     def __init__(
@@ -130,10 +131,19 @@ class VercelStandIn(StandIn):
             self._find(deployment_id).deleted = True
             self._save()
 
-    def end_next_job(self, *ends: JobStatus) -> None:
-        """How the next rollbacks or promotes end: SUCCEEDED, FAILED, or PENDING for never."""
+    def end_next_job(self, *ends: JobStatus, stays: Sequence[str] = ()) -> None:
+        """How the next rollbacks or promotes end: SUCCEEDED, FAILED, SKIPPED, or PENDING for never. stays: domains that
+        one which fails leaves behind; none named: all of them."""
         with self._lock:
             self._world.job_ends.extend(ends)
+            self._world.stays = list(stays)
+            self._save()
+
+    def end_job(self, ends: JobStatus) -> None:
+        """End the rollback or promote that is under way, at once. Raises RefusedError when there is none."""
+        with self._lock:
+            self._settle()
+            self._world.end_job(ends, _now_ms())
             self._save()
 
     def hold_domain(self, domain: str, stale: Stale | None) -> None:
@@ -141,6 +151,12 @@ class VercelStandIn(StandIn):
         with self._lock:
             self._settle()
             self._world.hold(domain, stale)
+            self._save()
+
+    def mark_pages(self, mark: PageMark) -> None:
+        """How every page tells from now on which deployment it is."""
+        with self._lock:
+            self._world.mark = mark
             self._save()
 
     def operation(self, call: Call) -> str:
@@ -155,6 +171,8 @@ class VercelStandIn(StandIn):
                 return "builds"
             case "GET", ("v9", "projects", _):
                 return "project"
+            case "PATCH", ("v9", "projects", _):
+                return "update"
             case "POST", ("v1" | "v9", "projects", _, "rollback", _):
                 return "rollback"
             case "POST", ("v10", "projects", _, "promote", _):
@@ -208,6 +226,9 @@ class VercelStandIn(StandIn):
             case "project", (*_, wanted):
                 self._require_project(wanted, by_name=True)
                 return Answer(body=self._project())
+            case "update", (*_, wanted):
+                self._require_project(wanted)
+                return self._update(call)
             case "rollback", (_, _, project, _, wanted):
                 self._require_project(project)
                 self._world.roll_back(wanted, _now_ms())
@@ -324,17 +345,24 @@ class VercelStandIn(StandIn):
             "lastRollbackTarget": {"id": job.to} if job and moving else None,
         }
 
+    def _update(self, call: Call) -> Answer:
+        """The one setting that a rollback changes: `project update --auto-assign-custom-domains` of Vercel's own tool.
+        Vercel knows many more; what is not known here is refused."""
+        match call.fields():
+            case {"autoAssignCustomDomains": bool(wanted), **others} if not others:
+                self._world.auto_assign = wanted
+                self._save()
+                return Answer(body=self._project())
+            case fields:
+                raise ValueError(f"expected autoAssignCustomDomains, true or false, and nothing else, not {fields}")
+
     def _rollback_aliases(self, call: Call) -> Answer:
-        """What the last job did to each domain; a job that failed moved none."""
-        job = self._world.job
-        status = {JobStatus.SUCCEEDED: "completed", JobStatus.FAILED: "failed"}.get(
-            job.status if job else JobStatus.PENDING, "pending"
-        )
-        wanted = job is not None and (call.query.get("failedOnly") != "true" or status == "failed")
+        """What the last job did to each domain."""
+        failed_only = call.query.get("failedOnly") == "true"
         aliases = [
             {"status": status, "id": domain.name, "alias": {"alias": domain.name, "deploymentId": domain.alias}}
             for domain in self._world.domains
-            if wanted
+            if self._world.job and ((status := self._world.job_status_of(domain)) == "failed" or not failed_only)
         ]
         return Answer(body={"aliases": aliases, "pagination": {"count": len(aliases), "next": None, "prev": None}})
 
@@ -345,9 +373,11 @@ class VercelStandIn(StandIn):
         headers = {"x-vercel-id": f"iad1::standin-{secrets.token_hex(6)}", "Cache-Control": "public, max-age=0"}
         if domain is None or shown is None or shown.deleted:
             return Answer(status=404, body=b"", headers=headers | {"x-vercel-error": "DEPLOYMENT_NOT_FOUND"})
-        cached = "HIT" if domain.stale is Stale.CACHED and not call.query else "MISS"
-        marks = {"x-deployment-id": shown.id, "x-commit": shown.commit, "x-vercel-cache": cached}
-        return Answer(body=_page(domain, shown), headers=headers | marks)
+        headers["x-vercel-cache"] = "HIT" if domain.stale is Stale.CACHED and not call.query else "MISS"
+        mark = self._world.mark
+        if mark is PageMark.ALL:
+            headers |= {"x-deployment-id": shown.id, "x-commit": shown.commit}
+        return Answer(body=_page(domain, shown, mark), headers=headers)
 
     def control(self, call: Call, parts: tuple[str, ...]) -> Answer:
         """What the methods above do, over HTTP; the bodies' fields bear the names of their parameters."""
@@ -374,6 +404,8 @@ class VercelStandIn(StandIn):
                 self.delete(deployment_id)
             case "POST", ("jobs",):
                 self.end_next_job(JobStatus(str(fields["ends"])))
+            case "POST", ("pages",):
+                self.mark_pages(PageMark(str(fields["mark"])))
             case "POST", ("domains", name):
                 self.hold_domain(name, Stale(str(fields["stale"])) if fields.get("stale") else None)
             case _:
@@ -434,11 +466,15 @@ def _account(call: Call, world: World) -> Answer | None:
             return None
 
 
-def _page(domain: Domain, shown: Deployment) -> bytes:
+def _page(domain: Domain, shown: Deployment, mark: PageMark) -> bytes:
     commit, name = html.escape(shown.commit, quote=True), html.escape(domain.name)
+    told = mark in (PageMark.ALL, PageMark.COMMIT)
+    root = f'<html data-dpl-id="{html.escape(shown.id, quote=True)}">' if mark is PageMark.FRAMEWORK else "<html>"
+    meta = f'<meta name="commit" content="{commit}">' if told else ""
+    serves = f" serves commit {commit}" if told else ""
     return (
-        f'<!doctype html><html><head><meta name="commit" content="{commit}"><title>{name}</title></head>'
-        f"<body><h1>HyperCode</h1><p>{name} serves commit {commit}</p></body></html>\n"
+        f"<!doctype html>{root}<head>{meta}<title>{name}</title></head>"
+        f"<body><h1>HyperCode</h1><p>{name}{serves}</p></body></html>\n"
     ).encode()
 
 

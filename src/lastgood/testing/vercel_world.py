@@ -26,6 +26,7 @@ class JobStatus(StrEnum):
     IN_PROGRESS = "in-progress"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 class JobType(StrEnum):
@@ -43,6 +44,15 @@ class Stale(StrEnum):
 
     STUCK = "stuck"  # every request; seen in public for 25 minutes after "succeeded"
     CACHED = "cached"  # only requests without a query string, as a cache in between does
+
+
+class PageMark(StrEnum):
+    """How a page tells which deployment it is. Vercel itself adds nothing that does."""
+
+    ALL = "all"  # headers and a meta element, so that a person sees it too
+    FRAMEWORK = "framework"  # <html data-dpl-id>, which Next.js writes where Skew Protection is on
+    COMMIT = "commit"  # <meta name="commit">, which a team writes from VERCEL_GIT_COMMIT_SHA
+    NONE = "none"
 
 
 class RefusedError(Exception):
@@ -91,7 +101,8 @@ class Domain(BaseModel):
 
 
 class World(BaseModel):
-    """One team with one project. Deployments oldest first."""
+    """One team with one project. Deployments oldest first. stays: domains that a job which fails leaves behind; none
+    named: all of them."""
 
     team_id: str
     team: str
@@ -104,6 +115,8 @@ class World(BaseModel):
     domains: list[Domain] = []
     job: AliasJob | None = None
     job_ends: list[JobStatus] = []
+    stays: list[str] = []
+    mark: PageMark = PageMark.ALL
 
     @classmethod
     def new(cls, *, team: str, project: str, domains: tuple[str, ...], job_ms: int, plan: Plan) -> World:
@@ -167,6 +180,13 @@ class World(BaseModel):
             raise RefusedError(404, f"domain {name} not found, known: {', '.join(one.name for one in self.domains)}")
         domain.stale, domain.shown = stale, domain.alias if stale else None
 
+    def end_job(self, ends: JobStatus, now_ms: int) -> None:
+        """End the job that is under way, whatever it was meant to do. Raises RefusedError when there is none."""
+        if self.job is None or self.job.status not in (JobStatus.PENDING, JobStatus.IN_PROGRESS):
+            raise RefusedError(409, "no job is under way")
+        self.job.ends, self.job.due_ms = ends, now_ms
+        self._settle_job(now_ms)
+
     def roll_back(self, deployment_id: str, now_ms: int) -> AliasJob:
         """Ask for production to go back. Raises RefusedError: nothing changed."""
         deployment = self._promotable(deployment_id)
@@ -208,7 +228,7 @@ class World(BaseModel):
 
     def _settle_job(self, now_ms: int) -> bool:
         job = self.job
-        if job is None or job.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        if job is None or job.status not in (JobStatus.PENDING, JobStatus.IN_PROGRESS):
             return False
         if job.due_ms is None or now_ms < job.due_ms:
             started = job.due_ms is not None and now_ms * 2 >= job.requested_ms + job.due_ms
@@ -217,11 +237,23 @@ class World(BaseModel):
             return changed
         job.status = job.ends
         deployment = self.find(job.to)
-        if job.status is JobStatus.SUCCEEDED and deployment is not None:
+        if deployment is None:
+            return True
+        if job.status is JobStatus.SUCCEEDED:
             self._point_at(deployment)
             # A rollback also stops later pushes from going live, until a promote.
             self.auto_assign = job.type is JobType.PROMOTE
+        elif job.status is JobStatus.FAILED and self.stays:
+            for domain in self.domains:
+                domain.alias = domain.alias if domain.name in self.stays else deployment.id
         return True
+
+    def job_status_of(self, domain: Domain) -> str:
+        """What the last job did to a domain, in the words of the rollback/aliases call."""
+        job = self.job
+        if job is None or job.status in (JobStatus.PENDING, JobStatus.IN_PROGRESS):
+            return "pending"
+        return "completed" if domain.alias == job.to else "failed"
 
     def _promotable(self, deployment_id: str) -> Deployment:
         deployment = next((one for one in self.deployments if one.id == deployment_id), None)

@@ -1,0 +1,43 @@
+"""How the facts show that a frontend is back, by what its domains say."""
+
+from __future__ import annotations
+
+import pytest
+
+from lastgood.core.facts import FrontendFacts
+from lastgood.core.plan import ReturnFrontend, Seen, Step, seen
+from lastgood.testing.world import START
+
+STEP = Step(name="return-frontend", action=ReturnFrontend(deployment="dpl_old"), deadline_s=10, explain="")
+
+
+@pytest.mark.parametrize(
+    "production,busy,shown,expected",
+    [
+        ("dpl_old", False, ["dpl_old", "dpl_old"], Seen.DONE),
+        ("dpl_old", False, [], Seen.DONE),
+        ("dpl_old", False, ["dpl_old", "dpl_bad"], Seen.NOT_DONE),
+        ("dpl_bad", False, ["dpl_bad"], Seen.NOT_DONE),
+        ("dpl_bad", True, ["dpl_bad"], Seen.UNKNOWN),
+    ],
+)
+def test_it_is_back_when_the_host_says_so_and_no_domain_shows_another(
+    production: str, *, busy: bool, shown: list[str], expected: Seen
+) -> None:
+    domains = tuple((f"{number}.example", what) for number, what in enumerate(shown))
+    facts = FrontendFacts(observed_at=START, production=production, auto_assign=True, busy=busy, domains=domains)
+    assert seen(STEP, facts) is expected
+
+
+def test_a_page_that_does_not_say_which_deployment_it_is_never_keeps_a_rollback_from_its_end() -> None:
+    silent = (("a.example", ""), ("b.example", ""))
+    assert seen(STEP, _facts("dpl_old", silent)) is Seen.DONE
+
+
+def test_a_silent_page_hides_neither_another_domain_nor_what_the_host_says() -> None:
+    assert seen(STEP, _facts("dpl_old", (("a.example", ""), ("b.example", "dpl_bad")))) is Seen.NOT_DONE
+    assert seen(STEP, _facts("dpl_bad", (("a.example", ""),))) is Seen.NOT_DONE
+
+
+def _facts(production: str, domains: tuple[tuple[str, str], ...]) -> FrontendFacts:
+    return FrontendFacts(observed_at=START, production=production, auto_assign=False, domains=domains)
