@@ -44,8 +44,8 @@ class Deadlines:
 class World:
     """What a rollback plan is made from, all observed just now. None: that part is not configured.
 
-    restore_point: the proved one from before the deployment. frontend_target: deployment of the target release, empty
-    when it is not known. rung: what the container target says of itself.
+    restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
+    empty when it is not known; so is frontend_target, its deployment. rung: what the container target says of itself.
     """
 
     containers: ContainerFacts
@@ -53,6 +53,7 @@ class World:
     database: DatabaseFacts | None = None
     evidence: DatabaseEvidence | None = None
     restore_point: RestorePoint | None = None
+    fingerprint: str = ""
     frontend: FrontendFacts | None = None
     frontend_target: str = ""
 
@@ -156,7 +157,7 @@ def _decide_database(
         draft.skipped.append("database: none configured")
         return
     if evidence is None:
-        draft.skipped.append("database: no restore point of this deployment, so its schema is not compared")
+        _without_evidence(draft, target, world.database, world.fingerprint)
         return
     verdict = judge_migration(evidence)
     draft.reasons += verdict.reasons
@@ -182,6 +183,18 @@ def _decide_database(
         draft.warnings.append(
             f"the schema changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides"
         )
+
+
+def _without_evidence(draft: _Draft, target: Release, database: DatabaseFacts, fingerprint: str) -> None:
+    """There is no restore point to compare with. The schema that the target left may be known all the same."""
+    if database.fingerprint == fingerprint:
+        draft.skipped.append(f"database: no step, the schema is the one that {target.id} left")
+        return
+    draft.serve_needs_approval = True
+    draft.warnings.append(
+        f"the schema is not the one that {target.id} left, and there is no restore point to compare it with: "
+        "a person decides"
+    )
 
 
 def _swap_first(

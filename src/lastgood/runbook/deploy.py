@@ -116,6 +116,7 @@ def give_up(rooms: Rooms, why: str) -> None:
     """End a deploy that died before it changed what serves, so that a rollback can undo it. Needs the RUN lease."""
     run = rooms.memory.history().open_run
     if run is not None and run.plan.purpose is Purpose.DEPLOY:
+        _keep_restore_points(rooms, run.plan)
         rooms.memory.note(RunEnded(run=run.started.run, terminal=None, serving=run.plan.from_release, stopped=why))
 
 
@@ -205,13 +206,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
             rooms.memory.note(BaselineTaken(deployment=deployment, buckets=buckets))
 
     ending = carry_out(rooms, plan.id, before=before)
-    for step in plan.steps:
-        if (
-            isinstance(step.action, TakeRestorePoint)
-            and rooms.database
-            and step.action.restore_point in rooms.database.observe().restore_points
-        ):
-            keep_restore_point(rooms, step.action.restore_point)
+    _keep_restore_points(rooms, plan)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
     if rooms.memory.history().deployments[deployment].watch is None:
@@ -221,6 +216,16 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     return Deployed(deployment=deployment)
+
+
+def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
+    """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
+    taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
+    if rooms.database and taken:
+        proved = rooms.database.observe().restore_points
+        for restore_point in taken:
+            if restore_point in proved:
+                keep_restore_point(rooms, restore_point)
 
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:

@@ -97,6 +97,7 @@ def plan_rollback(
         database=database,
         evidence=evidence,
         restore_point=point,
+        fingerprint=target.fingerprint,
         frontend=rooms.frontend.observe() if rooms.frontend else None,
         frontend_target=target.frontend,
     )
