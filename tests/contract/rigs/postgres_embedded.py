@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,21 @@ def postmaster(folder: Path) -> int:
 
 
 @contextmanager
-def rig(folder: Path) -> Iterator[PostgresWorld]:
+def open_folder() -> Iterator[Path]:
+    """A folder that the server's own user may enter: pytest's are private, and made so again by each new session."""
+    with tempfile.TemporaryDirectory(prefix="lastgood-test-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@contextmanager
+def rig(_folder: Path) -> Iterator[PostgresWorld]:
+    with open_folder() as folder, _served(folder) as world:
+        yield world
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[PostgresWorld]:
     def server(*words: str) -> None:
         command = [sys.executable, "-m", "lastgood.testing.postgres", *words]
         subprocess.run(command, check=True, timeout=60, capture_output=True)
