@@ -45,7 +45,8 @@ class World:
     """What a rollback plan is made from, all observed just now. None: that part is not configured.
 
     restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
-    empty when it is not known; so is frontend_target, its deployment. rung: what the container target says of itself.
+    empty when it is not known; so is frontend_target, its deployment. frontend_unseen: why a configured frontend could
+    not be looked at. rung: what the container target says of itself.
     """
 
     containers: ContainerFacts
@@ -56,6 +57,7 @@ class World:
     fingerprint: str = ""
     frontend: FrontendFacts | None = None
     frontend_target: str = ""
+    frontend_unseen: str = ""
 
 
 @dataclass(slots=True)
@@ -125,13 +127,15 @@ def _containers(
 def _frontend(draft: _Draft, world: World, *, only: frozenset[Role], deadlines: Deadlines) -> list[Step]:
     if Role.FRONTEND not in only:
         draft.skipped.append("frontend: not asked for")
-    elif world.frontend is None:
+    elif world.frontend is None and not world.frontend_unseen:
         draft.skipped.append("frontend: none configured")
     elif not world.frontend_target:
         draft.skipped.append("frontend: the last good release recorded no frontend deployment")
-    elif world.frontend.production == world.frontend_target:
+    elif world.frontend is not None and world.frontend.production == world.frontend_target:
         draft.skipped.append(f"frontend: {world.frontend_target} is production already")
     else:
+        if world.frontend_unseen:
+            draft.warnings.append(f"frontend: could not be looked at ({world.frontend_unseen}); its step looks first")
         draft.warnings.append(
             "frontend: after this, pushes do not go live by themselves until `lastgood unfreeze`; "
             "environment variables stay those of the older build"

@@ -14,7 +14,7 @@ from typing import Final, assert_never
 
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import Seen, Step, seen, world_agrees
+from lastgood.core.plan import Role, Seen, Step, seen, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
 from lastgood.core.report import TerminalState
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance
@@ -76,12 +76,16 @@ def carry_out(
 
 
 def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
-    """Preconditions of the whole plan, looked at just before its first step and again after a person's answer."""
+    """Preconditions of the whole plan, looked at just before its first step and again after a person's answer.
+
+    The frontend has none: its host may be away, and the rest goes back all the same.
+    """
     first = next(iter(history.plan.steps), None)
     if step is not first and not step.needs_approval:
         return ()
+    roles = {s.role for s in history.plan.steps} - {Role.FRONTEND}
     try:
-        facts = {s.role: rooms.target(s.role).observe() for s in history.plan.steps}
+        facts = {role: rooms.target(role).observe() for role in roles}
     except (Refused, Retryable, OutcomeUnknown) as error:
         return (f"could not look: {error.message}",)
     return world_agrees(history.plan, facts)

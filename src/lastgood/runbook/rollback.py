@@ -14,6 +14,7 @@ from typing import Final
 
 from lastgood.core.config import Mode
 from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.facts import FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen
@@ -91,6 +92,7 @@ def plan_rollback(
     evidence = (
         rooms.database.inspect(since=point, target=target.release) if rooms.database and point is not None else None
     )
+    frontend, unseen = _look_at_frontend(rooms)
     world = World(
         containers=facts,
         rung=rooms.containers.rung(),
@@ -98,8 +100,9 @@ def plan_rollback(
         evidence=evidence,
         restore_point=point,
         fingerprint=target.fingerprint,
-        frontend=rooms.frontend.observe() if rooms.frontend else None,
+        frontend=frontend,
         frontend_target=target.frontend,
+        frontend_unseen=unseen,
     )
     return make_plan(
         target.release,
@@ -110,6 +113,16 @@ def plan_rollback(
         deadlines=rooms.deadlines,
         only=only,
     )
+
+
+def _look_at_frontend(rooms: Rooms) -> tuple[FrontendFacts | None, str]:
+    """Look, or say why not: a host that is away must not keep the containers from going back."""
+    if rooms.frontend is None:
+        return None, ""
+    try:
+        return rooms.frontend.observe(), ""
+    except LastgoodError as error:
+        return None, error.message
 
 
 def next_run_id(history: History) -> str:
