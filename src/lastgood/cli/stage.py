@@ -21,7 +21,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 from urllib.parse import quote
 
 import lastgood
@@ -69,8 +69,8 @@ class Stage(ABC):
         self.checkout = home / DATABASE
         self.password = secrets.token_hex(12)
         self.token_secret = secrets.token_hex(16)
-        self._first = _first_here()
-        self.ports = {name: _free_port(port if self._first else 0) for name, port in PREFERRED_PORTS.items()}
+        well_known = _has_the_well_known_ports()
+        self.ports = {name: _free_port(port if well_known else 0) for name, port in PREFERRED_PORTS.items()}
         listed = _output([sys.executable, str(examples() / "release.py"), "list", "--json"])
         known = json.loads(listed)
         self.base: str = known["base"]
@@ -280,16 +280,15 @@ class ComposeStage(Stage):
         _output([*compose, "down", "--volumes", "--remove-orphans", "--timeout", "2"], cwd=self.checkout)
 
 
-def _first_here() -> IO[str] | None:
-    """Return a lock to hold for as long as this demo has the well-known ports; None when another demo has them, whose
-    services may not listen yet."""
-    lock = (Path(tempfile.gettempdir()) / f"lastgood-demo-{os.getuid()}.lock").open("w")
+def _has_the_well_known_ports() -> bool:
+    """Whether no other demo of this user has them, whose services may not listen yet. This process then keeps them."""
+    lock = os.open(Path(tempfile.gettempdir()) / f"lastgood-demo-{os.getuid()}.lock", os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
-        return None
-    return lock
+        os.close(lock)
+        return False
+    return True
 
 
 def _free_port(preferred: int) -> int:
