@@ -36,6 +36,7 @@ system: setup
 ## write the generated parts of the docs anew
 docs: setup
 	@files=$$(grep -rlF '[[[cog' README.md docs) && .venv/bin/cog -r $$files
+	@.venv/bin/python scripts/schema.py
 
 ## see a bad release go live and be rolled back; ARGS="--fault NAME --engine compose"
 demo:
