@@ -6,15 +6,19 @@ The tables are data: tests/cases/plan, on the ground of tests/cases/ground.yaml.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
+from hypothesis import given, settings
 
-from lastgood.core.migration import WritesSince
-from lastgood.core.plan import ExportWrites, Fence, LiftFence, SwapDatabase
-from lastgood.core.returning import make_lift_plan
+from lastgood.core.errors import Refused
+from lastgood.core.migration import Blame, Fit, WritesSince, judge_migration
+from lastgood.core.plan import ExportWrites, Fence, LiftFence, PassGate, Plan, Role, SaveDump, Serve, SwapDatabase
+from lastgood.core.returning import World, make_lift_plan
 from lastgood.testing.world import START
 from tests.core.examples import DEADLINES, EVIDENCE, rollback_plan
 from tests.core.plan_case import case, names, planned, refusal
+from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans
 
 PLANNED = names(refused=False)
 
@@ -61,6 +65,12 @@ def test_invalid_rows_that_stay_are_named(name: str) -> None:
 @pytest.mark.parametrize("name", names(refused=True))
 def test_what_would_make_things_worse_is_refused(name: str) -> None:
     assert refusal(name).startswith(case(name).refused), refusal(name) or "not refused"
+
+
+def test_every_answer_about_the_old_release_meets_every_blame_in_some_case() -> None:
+    given_by_cases = [case(name).given.world.evidence for refused in (True, False) for name in names(refused=refused)]
+    met = {(e.old_release.fit, judge_migration(e).blame) for e in given_by_cases if e and e.changes}
+    assert met == set(product(Fit, Blame)) - {(fit, Blame.NOBODY) for fit in Fit}
 
 
 def test_the_plan_says_which_restore_point_and_what_would_leave_the_live_data() -> None:
@@ -114,3 +124,68 @@ def test_lifting_a_fence_leaves_the_release_that_serves() -> None:
 
 def test_a_plan_without_a_fence_has_none_to_lift() -> None:
     assert make_lift_plan(rollback_plan(None), plan_id="r2", now=START, deadlines=DEADLINES) is None
+
+
+# --- what may never be, whatever the world looks like ----------------------------------------------------------------
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_no_plan_touches_a_service_that_is_not_in_the_release(plan: Plan) -> None:
+    touched = {s.action.service for s in plan.steps if isinstance(s.action, Serve)}
+    touched |= {service for s in plan.steps if isinstance(s.action, PassGate) for service, _ in s.action.artifacts}
+    assert touched <= {service.name for service in OLD.services}
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Plan) -> None:
+    database = [step for step in plan.steps if step.role is Role.DATABASE]
+    assert not database or isinstance(database[0].action, SaveDump)
+    assert all(step.needs_approval for step in database[1:])
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_nothing_is_swapped_before_it_was_dumped_fenced_and_exported(plan: Plan) -> None:
+    order = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
+    assert order in ([], [SaveDump, Fence, ExportWrites, SwapDatabase])
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_names_of_steps_are_unique_in_their_plan(plan: Plan) -> None:
+    assert len({step.name for step in plan.steps}) == len(plan.steps)
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_a_swap_is_planned_exactly_when_the_plan_says_so(plan: Plan) -> None:
+    swaps = any(isinstance(step.action, SwapDatabase) for step in plan.steps)
+    assert swaps == bool(plan.database and plan.database.restore_point)
+
+
+@given(world=changed(Fit.NO), only=ONLY)
+@settings(max_examples=60)
+def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
+    serves = [i for i, name in enumerate(steps) if name.startswith("serve-")]
+    assert all("swap-database" in steps[:i] for i in serves)
+
+
+@given(world=changed(Fit.UNKNOWN), only=ONLY)
+@settings(max_examples=60)
+def test_where_nobody_can_tell_nothing_serves_before_a_person_agreed(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    assert isinstance(plan, Plan)
+    assert all(step.needs_approval for step in plan.steps if isinstance(step.action, Serve))
+
+
+@given(world=changed(Fit.YES), only=ONLY)
+@settings(max_examples=60)
+def test_where_the_old_release_runs_nothing_holds_up_its_containers(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    assert isinstance(plan, Plan)
+    last = max((i for i, step in enumerate(plan.steps) if isinstance(step.action, Serve)), default=0)
+    assert not any(step.needs_approval for step in plan.steps[:last])
