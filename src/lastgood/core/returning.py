@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from lastgood.core.deploying import changed_services, clear_step, gate_step, serve_steps
+from lastgood.core.deploying import changed_services, clear_step, found, gate_step, serve_steps
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
@@ -105,6 +105,7 @@ def make_plan(
         warnings=tuple(draft.warnings),
         invalid_rows=tuple(draft.invalid_rows),
         database=draft.decision,
+        found=found(target, world.containers),
     )
 
 
