@@ -235,6 +235,7 @@ def outcomes(plan: Plan, records: Sequence[Record]) -> tuple[StepOutcome, ...]:
                 note=progress.note,
                 began_at=progress.began_at,
                 ended_at=progress.ended_at,
+                changes_what_serves=step.changes_what_serves,
             )
         )
     return tuple(found)
