@@ -22,6 +22,12 @@ def postmaster(folder: Path) -> int:
     return int((folder / "pg" / "postmaster.pid").read_text().split()[0])
 
 
+def said(folder: Path) -> str:
+    """The last lines of the server's log."""
+    log = folder / "pg" / "log"
+    return log.read_text()[-4000:] if log.exists() else ""
+
+
 @contextmanager
 def open_folder() -> Iterator[Path]:
     """A folder that the server's own user may enter: pytest's are private, and made so again by each new session."""
@@ -40,7 +46,8 @@ def rig(_folder: Path) -> Iterator[PostgresWorld]:
 def _served(folder: Path) -> Iterator[PostgresWorld]:
     def server(*words: str) -> None:
         command = [sys.executable, "-m", "lastgood.testing.postgres", *words]
-        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(words[:2])}: {done.stderr}\n{said(folder)}"
 
     server("start", str(folder / "pg"), "shop", "shop", "pass word")
     reach = json.loads((folder / "pg.json").read_text())
