@@ -62,8 +62,8 @@ def page(found: dict[str, dict[str, list[Story]]]) -> Iterator[str]:
     yield "# Figures of the stories"
     yield ""
     yield "Every release of HyperCode, deployed under 20 requests/s and watched. Made by `make system` and then"
-    yield "`scripts/figures.py > docs/figures.md`; not edited by hand. Times are medians over the rounds, counts the worst"
-    yield f"round. Machine: {platform.machine()}, Python {platform.python_version()}, stories side by side."
+    yield "`scripts/figures.py > docs/figures.md`; not edited by hand. Times are medians over the rounds, counts the"
+    yield f"worst round. Machine: {platform.machine()}, Python {platform.python_version()}, stories side by side."
     for engine, faults in sorted(found.items(), reverse=True):
         yield ""
         yield f"## On the {engine} engine"
