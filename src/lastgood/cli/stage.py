@@ -98,6 +98,8 @@ class Stage(ABC):
         if short_window:
             text = text.replace("window: 1h", f"window: {short_window}")
         (self.checkout / "lastgood.yaml").write_text(self.adapted(text), encoding="utf-8")
+        # the ports of this stage are no part of a release, and no reason to call the checkout changed
+        _output(["git", "-C", str(self.checkout), "update-index", "--skip-worktree", "lastgood.yaml"])
         os.environ.update(self.shell())
         (self.home / "stage.json").write_text(
             json.dumps({"stage": self.name, "ports": self.ports, "server": str(self.server or "")})

@@ -29,6 +29,7 @@ from lastgood.runbook.tell import tell
 from lastgood.runbook.verify import verify
 
 BY_LASTGOOD: Final = "lastgood"
+BY_PERSON: Final = "person"
 COMPENSATION: Final = "compensation"
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
@@ -147,6 +148,8 @@ def roll_back(
     run = next_run_id(history)
     rooms.story(f"collecting evidence and planning the way back to {chosen.release.id}")
     plan = plan_rollback(rooms, chosen, plan_id=run, only=only)
+    if not plan.steps and cause.trigger == BY_PERSON and not cause.deployment:
+        raise Refused(f"nothing to roll back: everything is as {chosen.release.id} left it", hint="lastgood status")
     if confirm:
         plan = asking(plan)
     if not history.frozen:
