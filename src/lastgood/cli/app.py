@@ -366,7 +366,7 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             dict[str, Any],
         )
         return
-    out(f"{state}  {history.serving or 'nothing'} serves")
+    out(f"{state}  {history.serving} serves" if history.serving else f"{state}  no release is recorded as serving")
     for line in lines:
         out(clean(line))
 

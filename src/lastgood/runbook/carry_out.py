@@ -97,6 +97,7 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
     target = rooms.target(step.role)
+    said = ""
     try:
         with _said_if_slow(rooms, step):
             if seen(step, target.observe()) is not Seen.DONE:
@@ -108,9 +109,10 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
         _note_failed(rooms, run, step, error, again=True, delay_s=error.delay_s)
         return
     except OutcomeUnknown as error:
-        rooms.story(f"  {step.name}: {error.message}; looking")
+        said = error.message
+        rooms.story(f"  {step.name}: {said}; looking")
     killpoint("after-act", step.name)
-    _note_seen(rooms, run, step, began, applied=True)
+    _note_seen(rooms, run, step, began, applied=True, said=said)
     killpoint("after-seen", step.name)
 
 
@@ -126,9 +128,12 @@ def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
         said.cancel()
 
 
-def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool) -> None:
+def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:
+    """Look, and journal what was seen. said: what the target answered when it was asked to act, kept as the reason
+    where the step is not seen done."""
     try:
-        state, note = seen(step, rooms.target(step.role).observe()), ""
+        state = seen(step, rooms.target(step.role).observe())
+        note = "" if state is Seen.DONE else said
     except (Refused, Retryable, OutcomeUnknown) as error:
         # refused, too: a token that expired in the middle leaves the step unclear, it does not undo it
         state, note = Seen.UNKNOWN, error.message

@@ -116,7 +116,7 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
         if newest and kept
         else "none that is proved",
-        hint="" if kept else "one is taken at the next lastgood deploy",
+        hint="" if kept else "lastgood deploy   (each takes one)",
     )
 
 

@@ -239,13 +239,14 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
 
 
 def _serving_now(rooms: Rooms, plan: Plan) -> str:
-    """What serves after a stopped run, by looking: the target only when every one of its services serves."""
+    """What serves after a stopped run, by looking: the target only when every one of its services serves, else what
+    served before."""
     history = rooms.memory.history()
     try:
         checks = rooms.containers.checks(history.releases[plan.to_release].release)
     except LastgoodError:
-        return plan.from_release
-    return plan.to_release if all(c.passed for c in checks) else plan.from_release
+        return history.serving
+    return plan.to_release if all(c.passed for c in checks) else history.serving
 
 
 def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
