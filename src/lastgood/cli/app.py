@@ -18,6 +18,7 @@ from lastgood import __version__
 from lastgood.assembly import CONFIG_FILE, build, survey
 from lastgood.cli.first_config import first_config, keep_password
 from lastgood.cli.rendering import (
+    GOOD_ENDS,
     clean,
     findings_lines,
     history_rows,
@@ -31,7 +32,7 @@ from lastgood.cli.rendering import (
     when,
 )
 from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.history import DeploymentHistory, RunHistory
+from lastgood.core.history import RunHistory
 from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.ports import Right
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, Frozen, Unfrozen
@@ -239,13 +240,16 @@ def described(root: Path) -> str:
     return name
 
 
+ENDED_WELL: Final = GOOD_ENDS | {TerminalState.SUPERSEDED, TerminalState.INCONCLUSIVE_KEPT}
+
+
 def watch_and_end(rooms: Rooms, deployment: str) -> None:
     """Watch in the foreground and exit by how it ended."""
     outcome = watching.watch_on(rooms, deployment)
     if outcome.report:
         ended(outcome.report)
     out(f"{outcome.terminal.value}  {outcome.sentence}")
-    raise typer.Exit(0 if outcome.terminal is TerminalState.HEALTHY_KEPT else NOT_GOOD)
+    raise typer.Exit(0 if outcome.terminal in GOOD_ENDS else NOT_GOOD)
 
 
 def ended(report: Report, *, good: frozenset[TerminalState] = frozenset()) -> None:
@@ -303,22 +307,12 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
             done = deploying.take_up(rooms)
         if done and done.report:
             ended(done.report)
-    under = rooms.memory.history().open_deployment or _baking(rooms)
+    under = rooms.memory.history().open_deployment or watching.baking(rooms)
     if under is None:
         raise Refused("nothing to watch: no deployment is under way", hint="lastgood deploy")
     if under.watch is None:
         watching.start_watch(rooms, under.deployment.id)
     watch_and_end(rooms, under.deployment.id)
-
-
-def _baking(rooms: Rooms) -> DeploymentHistory | None:
-    """The deployment whose rollback is to be watched again; its bake begins now when it did not yet."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
-    if newest is None or newest.ended is None or newest.ended.terminal is not TerminalState.ROLLED_BACK_VERIFIED:
-        return None
-    if newest.watch is None or not newest.watch.bake:
-        watching.start_watch(rooms, newest.deployment.id, bake=True)
-    return rooms.memory.history().deployments[newest.deployment.id]
 
 
 @app.command()
@@ -351,6 +345,15 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             lines += [f"blind to: {b}" for b in verdict.blind_to]
         if not watcher:
             lines.append("next: lastgood watch")
+    elif (baked := watching.baking(rooms)) is not None:
+        state = "BAKING" if watcher else "BAKE INTERRUPTED"
+        lines.append(f"watched again after the rollback, {watching.left_s(rooms, baked) / 60:.0f} min left")
+        lines += [] if watcher else ["next: lastgood watch"]
+    elif (last := next(reversed(history.deployments.values()), None)) and last.ended:
+        state = "IDLE" if last.ended.terminal in ENDED_WELL else last.ended.terminal.value
+        lines.append(f"last deployment: {last.deployment.release}  {last.ended.terminal.value}  {last.ended.sentence}")
+        report = next((e.report for r in reversed(last.runs) if (e := history.runs[r].ended) and e.report), None)
+        lines += [f"next: {line}" for line in report.next_steps] if report and state != "IDLE" else []
     if history.frozen:
         lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
     if as_json:
@@ -386,7 +389,7 @@ def plan(
     rooms = opened(config)
     history = rooms.memory.history()
     target = returning.choose_target(history, release)
-    made = returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history))
+    made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history))
     if as_json:
         show(made, Plan)
         return
@@ -416,7 +419,7 @@ def rollback(
     if dry_run:
         target = returning.choose_target(history, release)
         for line in plan_lines(
-            returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history), only=roles)
+            returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
         ):
             out(line)
         return
@@ -430,7 +433,7 @@ def rollback(
         deploying.give_up(rooms, f"given up by {rooms.who}")
         history = rooms.memory.history()
         target = returning.choose_target(history, release)
-        made = returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history), only=roles)
+        made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
         for line in plan_lines(made):
             say(line)
         if not confirmed("Roll back?", yes=yes):

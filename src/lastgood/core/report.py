@@ -64,7 +64,8 @@ class Report:
     """The whole story of a run, for people and for `--json`. owner: whose incident it is.
 
     served_at: when the watch of the release began, None when it never served. decided_at: when the trigger fired or a
-    person asked; began_at: when the run began, after planning.
+    person asked; began_at: when the run began, after planning. serving: the release that serves now, where known.
+    parts: which parts went back, empty for the whole release.
     """
 
     run: str
@@ -85,6 +86,8 @@ class Report:
     owner: str = ""
     served_at: datetime | None = None
     decided_at: datetime | None = None
+    serving: str = ""
+    parts: tuple[str, ...] = ()
 
 
 def announcement(report: Report) -> str:
@@ -92,6 +95,9 @@ def announcement(report: Report) -> str:
     left, back, who = report.from_release, report.to_release, report.owner
     to_do = "; ".join(report.next_steps)
     match report.terminal:
+        case TerminalState.ROLLED_BACK_VERIFIED if report.parts:
+            parts = " and ".join(report.parts)
+            return f"ℹ️ {parts} went back to {back}, and the checks passed. {report.serving or left} serves."
         case TerminalState.ROLLED_BACK_VERIFIED:
             said = (
                 f"🚨 Deployment failed. Rollback to {back} completed. System operating normally. Investigation started."
@@ -105,7 +111,7 @@ def announcement(report: Report) -> str:
         case TerminalState.REFUSED:
             return f"⚠️ {left} is bad ({report.sentence}). Rollback refused, nothing was touched. {who} is needed."
         case TerminalState.DENIED:
-            return f"ℹ️ Rollback of {left} was denied. {left} still serves."
+            return f"ℹ️ The rollback of {left} was denied. {report.serving or left} serves."
         case TerminalState.ABORTED_BY_HUMAN:
             return f"⚠️ Rollback of {left} was aborted by a person: {to_do}"
         case TerminalState.NEEDS_HUMAN:
@@ -121,4 +127,11 @@ def announcement(report: Report) -> str:
 
 
 def _remaining(report: Report) -> tuple[str, ...]:
-    return (f"Invalid rows remain: {'; '.join(report.remaining)}",) if report.remaining else ()
+    """What a verified rollback did not put right, and what it took away."""
+    lines: list[str] = []
+    if report.remaining:
+        lines.append(f"Invalid rows remain: {'; '.join(report.remaining)}")
+    if gone := [loss for loss in report.losses if loss.rows]:
+        tables = ", ".join(f"{loss.rows} of {loss.table}" for loss in gone)
+        lines.append(f"Rows written since the deployment left the live data ({tables}); they are kept: {gone[0].file}")
+    return tuple(lines)

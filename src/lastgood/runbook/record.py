@@ -50,6 +50,7 @@ def record(rooms: Rooms, name: str) -> Release:
             release=name,
             fingerprint=rooms.database.observe().fingerprint if rooms.database else "",
             frontend=rooms.frontend.observe().production if rooms.frontend else "",
+            says=rooms.named(),
         )
     )
     return release
