@@ -36,9 +36,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What became of a step. state: done, failed, not started or unknown. duration_s: over all attempts.
+    """What became of a step. state: done, failed, not done, unknown or not started. duration_s: over all attempts.
 
     began_at, ended_at: first intent and last look, as journaled; None when it was not started.
+    changes_what_serves: users can notice that it began.
     """
 
     name: str
@@ -48,6 +49,7 @@ class StepOutcome:
     note: str = ""
     began_at: datetime | None = None
     ended_at: datetime | None = None
+    changes_what_serves: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,7 @@ class Report:
 
 def announcement(report: Report) -> str:
     """Say to the team how it ended. The procedure's sentence, word for word, only for a verified rollback."""
-    left, back, who = report.from_release, report.to_release, report.owner
-    to_do = "; ".join(report.next_steps)
+    left, back, who = report.from_release, report.to_release, report.owner or "a person"
     match report.terminal:
         case TerminalState.ROLLED_BACK_VERIFIED if report.parts:
             parts = " and ".join(report.parts)
@@ -104,18 +105,22 @@ def announcement(report: Report) -> str:
             )
             return "\n".join((said, *_remaining(report)))
         case TerminalState.ROLLED_BACK_DEGRADED:
-            failed = ", ".join(c.name for c in report.checks if not c.passed)
+            failed = ", ".join(c.name for c in report.checks if not c.passed) or "unknown"
             return (
                 f"⚠️ Deployment of {left} failed. {back} runs again, but these checks fail: {failed}. {who} is needed."
             )
         case TerminalState.REFUSED:
-            return f"⚠️ {left} is bad ({report.sentence}). Rollback refused, nothing was touched. {who} is needed."
+            return (
+                f"⚠️ {left} is bad ({report.sentence}). Rollback refused{_where(report)}, nothing was touched. "
+                f"{who} is needed."
+            )
         case TerminalState.DENIED:
-            return f"ℹ️ The rollback of {left} was denied. {report.serving or left} serves."
+            return _ended_by_person(report, "denied", mark="ℹ️")
         case TerminalState.ABORTED_BY_HUMAN:
-            return f"⚠️ Rollback of {left} was aborted by a person: {to_do}"
+            return _ended_by_person(report, "aborted by a person", mark="⚠️")
         case TerminalState.NEEDS_HUMAN:
-            return f"🚨 Rollback of {left} stopped and needs {who}: {report.sentence}. Next: {to_do}"
+            to_do = "; ".join(report.next_steps) or f"lastgood explain {report.run}"
+            return f"🚨 Rollback of {left} stopped{_where(report)} and needs {who}. Next: {to_do}"
         case TerminalState.INCONCLUSIVE_KEPT:
             return f"⚠️ {left} was kept, but is not proved good: {report.sentence}"
         case TerminalState.HEALTHY_KEPT:
@@ -124,6 +129,31 @@ def announcement(report: Report) -> str:
             return f"ℹ️ The watch of {left} ended: a newer deployment took over."
         case _:
             assert_never(report.terminal)
+
+
+def _ended_by_person(report: Report, how: str, *, mark: str) -> str:
+    """A person ended it. What still serves is only said where no step began that users can notice."""
+    noticed = [step for step in report.steps if step.changes_what_serves and step.began_at]
+    if not noticed:
+        return f"{mark} Rollback of {report.from_release} was {how}. {report.from_release} still serves."
+    done = ", ".join(step.name for step in noticed if step.state == "done")
+    step = _stopped_at(report)
+    at = f" at {step.name}" if step else ""
+    so_far = f"; done: {done}" if done else ""
+    serves = f"{report.serving} serves." if report.serving else "What serves: lastgood status"
+    return f"⚠️ Rollback of {report.from_release} was {how}{at}{so_far}. {serves}"
+
+
+def _stopped_at(report: Report) -> StepOutcome | None:
+    return next((step for step in report.steps if step.state != "done"), None)
+
+
+def _where(report: Report) -> str:
+    """At which step, and why, as far as it is known."""
+    step = _stopped_at(report)
+    if step is None:
+        return ""
+    return f" at {step.name} ({step.note})" if step.note else f" at {step.name}"
 
 
 def _remaining(report: Report) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ APPROVAL_LIFE: Final = timedelta(minutes=10)
 """OWASP ASVS 5.0, 6.5.5: an out-of-band approval lives at most ten minutes."""
 LOOKS: Final = 5
 """How often an unclear answer is looked at again before a person is asked."""
-NOT_SHOWN: Final = "it was applied, and the target does not show it"
 DEATHS: Final = 2
 """How often a process may die in a step beyond its attempts: a step that kills each process must not do so for ever."""
 
@@ -98,8 +97,12 @@ class _Progress:
 
 @dataclass(slots=True)
 class _Tally:
+    """approvals: when each of this plan's was given. denied: None once the first step that needs a person began: then
+    it is too late. began_with: how many approvals there were at that moment, None before it."""
+
     steps: dict[str, _Progress] = field(default_factory=dict[str, _Progress])
-    approvals: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
+    approvals: list[datetime] = field(default_factory=list[datetime])
+    began_with: int | None = None
     denied: ApprovalDenied | None = None
     abort: AbortAsked | None = None
 
@@ -122,12 +125,14 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
         if progress.failed and not progress.failed.again:
             return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
         if progress.failures >= step.attempts or progress.attempts >= step.attempts + DEATHS:
-            last = progress.failed.reason if progress.failed else progress.note or NOT_SHOWN
-            return _stopped(plan, tally, step, f"gave up after {progress.attempts} attempts: {last}", "")
-        if step.needs_approval and not _approved(plan, tally, now):
-            if tally.denied:
-                reason = _who("denied", tally.denied.by, tally.denied.why)
-                return Stop(terminal=TerminalState.DENIED, step=step, reason=reason)
+            last, hint = progress.note or "the target does not show it done", ""
+            if progress.failed:
+                last, hint = progress.failed.reason, progress.failed.hint
+            return _stopped(plan, tally, step, f"gave up after {progress.attempts} attempts: {last}", hint)
+        if step.needs_approval and tally.denied:
+            reason = _who("denied", tally.denied.by, tally.denied.why)
+            return Stop(terminal=TerminalState.DENIED, step=step, reason=reason)
+        if step.needs_approval and not _approved(tally, now):
             return AwaitApproval(step=step)
         return Apply(
             step=step, attempt=progress.attempts + 1, delay_s=progress.failed.delay_s if progress.failed else 0.0
@@ -147,17 +152,21 @@ def _look(step: Step, progress: _Progress) -> Next:
 
 def _stopped(plan: Plan, tally: _Tally, step: Step, reason: str, hint: str) -> Stop:
     """REFUSED only while nothing was changed: no earlier step is done and this one left nothing behind."""
-    began = (tally.steps[s.name] for s in plan.steps if s.changes_what_serves)
-    untouched = not any(progress.done or progress.touched for progress in began)
-    terminal = TerminalState.REFUSED if untouched else TerminalState.NEEDS_HUMAN
+    failed = tally.steps[step.name].failed
+    touched = any(tally.steps[s.name].touched for s in plan.steps if s.changes_what_serves)
+    asks = failed is not None and failed.needs_human
+    terminal = TerminalState.NEEDS_HUMAN if touched or asks else TerminalState.REFUSED
     return Stop(terminal=terminal, step=step, reason=f"{step.name}: {reason}", hint=hint)
 
 
-def _approved(plan: Plan, tally: _Tally, now: datetime) -> bool:
-    """An approval opens the first step that needs one for ten minutes; once that step began, it holds for the run."""
-    if any(tally.steps[s.name].attempts for s in plan.steps if s.needs_approval):
-        return True
-    return any(now - at <= APPROVAL_LIFE and plan_hash == plan.hash for at, plan_hash in tally.approvals)
+def _approved(tally: _Tally, now: datetime) -> bool:
+    """An approval opens the first step that needs one for ten minutes; once that step began, it holds for the run.
+
+    One that lies ahead, after a clock that jumped back, opens nothing until its time has come.
+    """
+    if tally.began_with is not None:
+        return tally.began_with > 0
+    return any(timedelta() <= now - at <= APPROVAL_LIFE for at in tally.approvals)
 
 
 def _who(what: str, by: str, why: str) -> str:
@@ -166,12 +175,15 @@ def _who(what: str, by: str, why: str) -> str:
 
 def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
     tally = _Tally(steps={step.name: _Progress() for step in plan.steps})
+    asking, plan_hash = {step.name for step in plan.steps if step.needs_approval}, plan.hash
     for record in records:
         match record.event:
             case StepStarted(step=name, attempt=attempt):
                 progress = tally.steps[name]
                 progress.attempts, progress.open, progress.failed = attempt, True, None
                 progress.began_at = progress.began_at or record.at
+                if name in asking and tally.began_with is None:
+                    tally.began_with = len(tally.approvals)
             case StepSeen(step=name) as event:
                 progress = tally.steps[name]
                 progress.note, progress.ended_at = event.note, record.at
@@ -179,16 +191,16 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
                 progress.open = event.seen is Seen.UNKNOWN
                 progress.unclear = progress.unclear + 1 if progress.open else 0
                 progress.failures += event.applied and event.seen is Seen.NOT_DONE
-                progress.touched |= event.applied
+                progress.touched = True  # by a process that died, too
             case StepFailed(step=name) as event:
                 progress = tally.steps[name]
                 progress.open, progress.failed, progress.note = False, event, event.reason
                 progress.ended_at = record.at
                 progress.failures += 1
                 progress.touched |= event.needs_human
-            case ApprovalGiven(plan_hash=plan_hash) if tally.denied is None:
-                tally.approvals.append((record.at, plan_hash))
-            case ApprovalDenied() as event:
+            case ApprovalGiven() as event if event.plan_hash == plan_hash:
+                tally.approvals.append(record.at)
+            case ApprovalDenied() as event if tally.began_with is None:
                 tally.denied = event
             case AbortAsked() as event:
                 tally.abort = event
@@ -223,6 +235,7 @@ def outcomes(plan: Plan, records: Sequence[Record]) -> tuple[StepOutcome, ...]:
                 note=progress.note,
                 began_at=progress.began_at,
                 ended_at=progress.ended_at,
+                changes_what_serves=step.changes_what_serves,
             )
         )
     return tuple(found)
