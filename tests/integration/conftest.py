@@ -21,9 +21,9 @@ def stack(tmp_path: Path) -> Iterator[ComposeWorld]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Generator[PostgresConfig]:
+def postgres() -> Generator[PostgresConfig]:
     """One embedded server for all tests here that do not harm it."""
-    with postgres_embedded.server(tmp_path_factory.mktemp("postgres")) as config:
+    with postgres_embedded.open_folder() as folder, postgres_embedded.server(folder) as config:
         yield config
 
 

@@ -265,7 +265,7 @@ def test_preflight_names_a_role_that_could_not_do_it(embedded: PostgresWorld) ->
 
 def test_a_wrong_password_is_refused_with_the_place_to_mend(tmp_path: Path) -> None:
     with postgres_embedded.rig(tmp_path) as alone:
-        (tmp_path / "pg" / "pg_hba.conf").write_text("local all all scram-sha-256\n")
+        (alone.folder / "pg" / "pg_hba.conf").write_text("local all all scram-sha-256\n")
         alone.sql("SELECT pg_reload_conf()")
         alone.config = alone.config.model_copy(update={"password": Secret("wrong")})
         refused = until_refused(alone)

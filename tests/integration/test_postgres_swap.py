@@ -203,7 +203,7 @@ def test_a_logical_slot_is_told_before_a_deploy(tmp_path: Path) -> None:
     with postgres_embedded.rig(tmp_path) as alone:
         alone.sql("ALTER SYSTEM SET wal_level = logical")
         tools = Path(str(alone.config.bin))
-        data = tmp_path / "pg"
+        data = alone.folder / "pg"
         subprocess.run(
             [tools / "pg_ctl", "-w", "-D", data, "-o", f'-h "" -k {alone.config.host}', "-l", data / "log", "restart"],
             check=True,

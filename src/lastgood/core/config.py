@@ -452,7 +452,7 @@ def _fault(tree: Node, file: str, loc: tuple[int | str, ...], message: str, kind
     expected = {
         "extra_forbidden": "unknown key" + _known(loc),
         "missing": "expected, but not there",
-    }.get(kind, message.removeprefix("Value error, "))
+    }.get(kind, message.removeprefix("Value error, ").replace("Input should be", "expected", 1))
     line, column = node.key_at if kind == "extra_forbidden" else node.at
     return f"{file}:{line}:{column}: {'.'.join(walked) or 'file'}: {expected}"
 

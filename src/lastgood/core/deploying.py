@@ -85,7 +85,13 @@ def make_deploy_plan(
         steps=tuple(steps),
         rung=rung,
         skipped=tuple(skipped),
+        found=found(release, containers),
     )
+
+
+def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
+    """Return (service, artifact) of what runs of the release's services, to be compared before the first effect."""
+    return tuple((i.service, i.artifact) for i in containers.serving if i.running and release.service(i.service))
 
 
 def changed_services(release: Release, containers: ContainerFacts) -> tuple[ServiceRecord, ...]:

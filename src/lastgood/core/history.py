@@ -79,7 +79,10 @@ class DeploymentHistory:
 
 @dataclass(slots=True)
 class History:
-    """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record."""
+    """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record.
+
+    journal: hash of the first record, which tells one journal from every other; ids count from 1 in each of them.
+    """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
     deployments: dict[str, DeploymentHistory] = field(default_factory=dict[str, DeploymentHistory])
@@ -88,6 +91,7 @@ class History:
     serving: str = ""
     frozen: Frozen | None = None
     last_seq: int = 0
+    journal: str = ""
 
     @property
     def open_run(self) -> RunHistory | None:
@@ -125,6 +129,7 @@ def fold(records: Iterable[Record], history: History | None = None) -> History:
     history = history or History()
     for record in records:
         _take(history, record.event, record)
+        history.journal = history.journal or record.hash
         history.last_seq = record.seq
     return history
 

@@ -270,6 +270,7 @@ class Plan:
 
     from_release: what serves now, empty on a first deploy. warnings: what a person should know before saying yes.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
+    found: (service, artifact) of what served of the release's services when it was made.
     """
 
     id: str
@@ -284,6 +285,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     invalid_rows: tuple[str, ...] = ()
     database: DatabaseDecision | None = None
+    found: tuple[tuple[str, str], ...] = ()
 
     @property
     def needs_approval(self) -> bool:
@@ -306,10 +308,13 @@ _PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     """Return what a plan needs and `facts` no longer show, one line each; empty when it can start.
 
-    Only preconditions that the facts can tell: every artifact it starts is held, the clone it swaps in exists.
+    Only preconditions that the facts can tell: every artifact it starts is held, the clone it swaps in exists, and
+    nobody else put anything in the place of what served when it was made.
     """
     missing: list[str] = []
     containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
+    if isinstance(containers, ContainerFacts):
+        missing += _strangers(plan, containers)
     for step in plan.steps:
         match step.action:
             case Serve() as action if isinstance(containers, ContainerFacts):
@@ -324,3 +329,14 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
             case _:
                 pass
     return tuple(missing)
+
+
+def _strangers(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
+    """What serves and was neither found nor put there by the plan. A service that was down then may have come back."""
+    found = set(plan.found)
+    known = found | {(s.action.service, s.action.artifact) for s in plan.steps if isinstance(s.action, Serve)}
+    return tuple(
+        f"{i.service}: {i.artifact[:19]} serves, which was not there when the plan was made"
+        for i in containers.serving
+        if i.running and (i.service, i.artifact) not in known and any(service == i.service for service, _ in found)
+    )

@@ -2,7 +2,8 @@
 
 If the last good release can run on today's schema, containers and frontend go back first and at once. If it cannot,
 containers alone would make things worse: the database goes first, and the whole plan waits for a person. If nobody can
-tell, a person is asked before anything serves from the old release. No migration to blame, no swap to repair data.
+tell, a person is asked before anything serves from the old release. Where it can run, the database goes back only for
+rows that the migration itself broke, and what cannot be had for that never holds up the containers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from lastgood.core.deploying import changed_services, clear_step, gate_step, serve_steps
+from lastgood.core.deploying import changed_services, clear_step, found, gate_step, serve_steps
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
@@ -45,7 +46,8 @@ class World:
     """What a rollback plan is made from, all observed just now. None: that part is not configured.
 
     restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
-    empty when it is not known; so is frontend_target, its deployment. rung: what the container target says of itself.
+    empty when it is not known; so is frontend_target, its deployment. frontend_unseen: why a configured frontend could
+    not be looked at. rung: what the container target says of itself.
     """
 
     containers: ContainerFacts
@@ -56,6 +58,7 @@ class World:
     fingerprint: str = ""
     frontend: FrontendFacts | None = None
     frontend_target: str = ""
+    frontend_unseen: str = ""
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ def make_plan(
         warnings=tuple(draft.warnings),
         invalid_rows=tuple(draft.invalid_rows),
         database=draft.decision,
+        found=found(target, world.containers),
     )
 
 
@@ -125,13 +129,15 @@ def _containers(
 def _frontend(draft: _Draft, world: World, *, only: frozenset[Role], deadlines: Deadlines) -> list[Step]:
     if Role.FRONTEND not in only:
         draft.skipped.append("frontend: not asked for")
-    elif world.frontend is None:
+    elif world.frontend is None and not world.frontend_unseen:
         draft.skipped.append("frontend: none configured")
     elif not world.frontend_target:
         draft.skipped.append("frontend: the last good release recorded no frontend deployment")
-    elif world.frontend.production == world.frontend_target:
+    elif world.frontend is not None and world.frontend.production == world.frontend_target:
         draft.skipped.append(f"frontend: {world.frontend_target} is production already")
     else:
+        if world.frontend_unseen:
+            draft.warnings.append(f"frontend: could not be looked at ({world.frontend_unseen}); its step looks first")
         draft.warnings.append(
             "frontend: after this, pushes do not go live by themselves until `lastgood unfreeze`; "
             "environment variables stay those of the older build"
@@ -157,44 +163,63 @@ def _decide_database(
         draft.skipped.append("database: none configured")
         return
     if evidence is None:
-        _without_evidence(draft, target, world.database, world.fingerprint)
+        _without_evidence(draft, target, world.database, world.fingerprint, only=only)
         return
     verdict = judge_migration(evidence)
     draft.reasons += verdict.reasons
     fit = evidence.old_release
     if not evidence.changes:
-        draft.decision = DatabaseDecision(rung=Rung.D0, reasons=verdict.reasons, size_bytes=evidence.size_bytes)
-        draft.skipped.append("database: no step, the schema did not change")
-        _remaining_rows(draft, evidence)
-    elif fit.fit is Fit.NO:
+        _leave(draft, evidence, verdict.reasons, "no step, the schema did not change")
+    elif fit.fit is Fit.NO and only & {Role.CONTAINERS, Role.DATABASE}:
         _swap_first(draft, target, world, evidence, verdict, plan_id=plan_id, deadlines=deadlines, only=only)
-    elif fit.fit is Fit.YES and verdict.blame is not Blame.MIGRATION:
-        draft.decision = DatabaseDecision(rung=Rung.D0, reasons=(fit.reason,), size_bytes=evidence.size_bytes)
-        draft.skipped.append(f"database: no step, {target.id} runs on this schema ({fit.reason})")
-        _remaining_rows(draft, evidence)
-    elif fit.fit is Fit.YES:
-        draft.decision, draft.after = _swap(world, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines)
-        if Role.DATABASE not in only:
-            draft.after = []
-            draft.skipped.append("database: not asked for; the rows that the migration broke stay")
-    else:
-        draft.serve_needs_approval = True
-        draft.decision = DatabaseDecision(rung=Rung.D0, reasons=(fit.reason,), size_bytes=evidence.size_bytes)
-        draft.warnings.append(
-            f"the schema changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides"
+    elif fit.fit is Fit.NO:
+        _leave(draft, evidence, (fit.reason,), "not asked for")
+    elif fit.fit is Fit.UNKNOWN:
+        _ask(
+            draft,
+            f"the schema changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides",
+            only=only,
         )
+        _leave(draft, evidence, (fit.reason,), "")
+    elif verdict.blame is not Blame.MIGRATION or not any(broken.by_migration for broken in evidence.broken):
+        _leave(draft, evidence, (fit.reason,), f"no step, {target.id} runs on this schema ({fit.reason})")
+    elif Role.DATABASE not in only:
+        _leave(draft, evidence, (fit.reason,), "not asked for; the rows that the migration broke stay")
+    elif isinstance(point := _way_back(world), str):
+        _leave(draft, evidence, (fit.reason,), f"no step, {point}; the rows that the migration broke stay")
+    else:
+        draft.decision, draft.after = _swap(point, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines)
 
 
-def _without_evidence(draft: _Draft, target: Release, database: DatabaseFacts, fingerprint: str) -> None:
+def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], said: str) -> None:
+    """The schema stays, and with it every row that breaks an invariant."""
+    draft.decision = DatabaseDecision(rung=Rung.D0, reasons=reasons, size_bytes=evidence.size_bytes)
+    if said:
+        draft.skipped.append(f"database: {said}")
+    for broken in evidence.broken:
+        rows, examples = broken.by_migration + broken.by_others, ", ".join(broken.keys[:5])
+        draft.invalid_rows.append(f"{rows} rows break {broken.invariant}: {examples}")
+
+
+def _ask(draft: _Draft, why: str, *, only: frozenset[Role]) -> None:
+    """Nothing serves from the old release before a person said yes."""
+    if Role.CONTAINERS in only:
+        draft.serve_needs_approval = True
+        draft.warnings.append(why)
+
+
+def _without_evidence(
+    draft: _Draft, target: Release, database: DatabaseFacts, fingerprint: str, *, only: frozenset[Role]
+) -> None:
     """There is no restore point to compare with. The schema that the target left may be known all the same."""
-    if database.fingerprint == fingerprint:
+    if not fingerprint or not database.fingerprint:
+        unsure = f"it is not known whether the schema is the one that {target.id} left"
+    elif database.fingerprint != fingerprint:
+        unsure = f"the schema is not the one that {target.id} left"
+    else:
         draft.skipped.append(f"database: no step, the schema is the one that {target.id} left")
         return
-    draft.serve_needs_approval = True
-    draft.warnings.append(
-        f"the schema is not the one that {target.id} left, and there is no restore point to compare it with: "
-        "a person decides"
-    )
+    _ask(draft, f"{unsure}, and there is no restore point to compare it with: a person decides", only=only)
 
 
 def _swap_first(
@@ -219,24 +244,31 @@ def _swap_first(
             f"{target.id} cannot run on today's schema ({fit.reason}): containers alone would make things worse",
             hint="lastgood rollback",
         )
+    if isinstance(point := _way_back(world), str):
+        raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points")
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
     if verdict.blame is not Blame.MIGRATION:
         draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
     draft.decision, draft.before = _swap(
-        world, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
+        point, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
     )
 
 
+def _way_back(world: World) -> RestorePoint | str:
+    """The restore point that the database could go back to now, or why it could not."""
+    point = world.restore_point
+    if point is None or point.proved_at is None:
+        return "there is no proved restore point from before the deployment"
+    if world.database is None or point.clone not in world.database.databases:
+        return f"{point.clone}, the clone of restore point {point.id}, is gone"
+    return point
+
+
 def _swap(
-    world: World, evidence: DatabaseEvidence, reasons: tuple[str, ...], *, plan_id: str, deadlines: Deadlines
+    point: RestorePoint, evidence: DatabaseEvidence, reasons: tuple[str, ...], *, plan_id: str, deadlines: Deadlines
 ) -> tuple[DatabaseDecision, list[Step]]:
     """The swap to the clone: safety dump, then a person, then fence, export, swap. Nothing is dropped."""
-    point, name = world.restore_point, evidence.database
-    if point is None or point.proved_at is None:
-        raise Refused(
-            "the database would have to go back, and there is no proved restore point from before the deployment",
-            hint="lastgood restore-points",
-        )
+    name = evidence.database
     kept_as, export = f"{name}_bad_{plan_id}", f"export-{plan_id}"
     decision = DatabaseDecision(
         rung=Rung.D3,
@@ -280,12 +312,6 @@ def _swap(
             needs_approval=True,
         ),
     ]
-
-
-def _remaining_rows(draft: _Draft, evidence: DatabaseEvidence) -> None:
-    for broken in evidence.broken:
-        rows, examples = broken.by_migration + broken.by_others, ", ".join(broken.keys[:5])
-        draft.invalid_rows.append(f"{rows} rows break {broken.invariant}: {examples}")
 
 
 def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan | None:

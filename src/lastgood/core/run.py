@@ -29,6 +29,7 @@ APPROVAL_LIFE: Final = timedelta(minutes=10)
 """OWASP ASVS 5.0, 6.5.5: an out-of-band approval lives at most ten minutes."""
 LOOKS: Final = 5
 """How often an unclear answer is looked at again before a person is asked."""
+NOT_SHOWN: Final = "it was applied, and the target does not show it"
 DEATHS: Final = 2
 """How often a process may die in a step beyond its attempts: a step that kills each process must not do so for ever."""
 
@@ -121,7 +122,7 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
         if progress.failed and not progress.failed.again:
             return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
         if progress.failures >= step.attempts or progress.attempts >= step.attempts + DEATHS:
-            last = progress.failed.reason if progress.failed else "it was applied, and the target does not show it"
+            last = progress.failed.reason if progress.failed else progress.note or NOT_SHOWN
             return _stopped(plan, tally, step, f"gave up after {progress.attempts} attempts: {last}", "")
         if step.needs_approval and not _approved(plan, tally, now):
             if tally.denied:

@@ -14,7 +14,7 @@ from typing import Final, assert_never
 
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import Seen, Step, seen, world_agrees
+from lastgood.core.plan import Role, Seen, Step, seen, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
 from lastgood.core.report import TerminalState
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance
@@ -76,12 +76,16 @@ def carry_out(
 
 
 def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
-    """Preconditions of the whole plan, looked at just before its first step and again after a person's answer."""
+    """Preconditions of the whole plan, looked at just before its first step and again after a person's answer.
+
+    The frontend has none: its host may be away, and the rest goes back all the same.
+    """
     first = next(iter(history.plan.steps), None)
     if step is not first and not step.needs_approval:
         return ()
+    roles = {s.role for s in history.plan.steps} - {Role.FRONTEND}
     try:
-        facts = {s.role: rooms.target(s.role).observe() for s in history.plan.steps}
+        facts = {role: rooms.target(role).observe() for role in roles}
     except (Refused, Retryable, OutcomeUnknown) as error:
         return (f"could not look: {error.message}",)
     return world_agrees(history.plan, facts)
@@ -93,6 +97,7 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
     target = rooms.target(step.role)
+    said = ""
     try:
         with _said_if_slow(rooms, step):
             if seen(step, target.observe()) is not Seen.DONE:
@@ -104,9 +109,10 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
         _note_failed(rooms, run, step, error, again=True, delay_s=error.delay_s)
         return
     except OutcomeUnknown as error:
-        rooms.story(f"  {step.name}: {error.message}; looking")
+        said = error.message
+        rooms.story(f"  {step.name}: {said}; looking")
     killpoint("after-act", step.name)
-    _note_seen(rooms, run, step, began, applied=True)
+    _note_seen(rooms, run, step, began, applied=True, said=said)
     killpoint("after-seen", step.name)
 
 
@@ -122,9 +128,12 @@ def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
         said.cancel()
 
 
-def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool) -> None:
+def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:
+    """Look, and journal what was seen. said: what the target answered when it was asked to act, kept as the reason
+    where the step is not seen done."""
     try:
-        state, note = seen(step, rooms.target(step.role).observe()), ""
+        state = seen(step, rooms.target(step.role).observe())
+        note = "" if state is Seen.DONE else said
     except (Refused, Retryable, OutcomeUnknown) as error:
         # refused, too: a token that expired in the middle leaves the step unclear, it does not undo it
         state, note = Seen.UNKNOWN, error.message

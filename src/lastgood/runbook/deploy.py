@@ -28,7 +28,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.rollback import BY_LASTGOOD, Cause, keep_restore_point, next_run_id, roll_back
+from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, next_run_id, roll_back
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.watch import start_watch
 
@@ -91,7 +91,7 @@ def deploy(
         release = _prepared(rooms, name)
         plan = _plan(rooms, release, history)
         if not confirm(plan):
-            raise Refused(f"{name} was not deployed: not confirmed")
+            raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
         deployment = _begin(rooms, release, plan)
         return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
 
@@ -183,7 +183,7 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
         RunStarted(
             run=plan.id,
             plan=plan,
-            trigger="person",
+            trigger=BY_PERSON,
             sentence=f"deploy {release.id}",
             by=rooms.who,
             deployment=deployment.id,

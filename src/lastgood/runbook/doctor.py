@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lastgood.core.errors import LastgoodError
+from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, FrontendFacts
 from lastgood.core.history import History
 from lastgood.core.reading import NoData, SourceDown
@@ -50,7 +50,9 @@ def examine(rooms: Rooms) -> tuple[Finding, ...]:
         try:
             found += look()
         except LastgoodError as error:
-            found.append(Finding(check=name, answer=Answer.COULD_NOT_LOOK, evidence=error.message, hint=error.hint))
+            # a "no" that will be a "no" tonight as well is not the same as no answer
+            answer = Answer.FAILED if isinstance(error, Refused) else Answer.COULD_NOT_LOOK
+            found.append(Finding(check=name, answer=answer, evidence=error.message, hint=error.hint))
     return tuple(found)
 
 
@@ -114,7 +116,7 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
         if newest and kept
         else "none that is proved",
-        hint="" if kept else "one is taken at the next lastgood deploy",
+        hint="" if kept else "lastgood deploy   (each takes one)",
     )
 
 

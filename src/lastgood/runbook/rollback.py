@@ -14,6 +14,7 @@ from typing import Final
 
 from lastgood.core.config import Mode
 from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.facts import FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen
@@ -28,6 +29,7 @@ from lastgood.runbook.tell import tell
 from lastgood.runbook.verify import verify
 
 BY_LASTGOOD: Final = "lastgood"
+BY_PERSON: Final = "person"
 COMPENSATION: Final = "compensation"
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
@@ -91,6 +93,7 @@ def plan_rollback(
     evidence = (
         rooms.database.inspect(since=point, target=target.release) if rooms.database and point is not None else None
     )
+    frontend, unseen = _look_at_frontend(rooms)
     world = World(
         containers=facts,
         rung=rooms.containers.rung(),
@@ -98,8 +101,9 @@ def plan_rollback(
         evidence=evidence,
         restore_point=point,
         fingerprint=target.fingerprint,
-        frontend=rooms.frontend.observe() if rooms.frontend else None,
+        frontend=frontend,
         frontend_target=target.frontend,
+        frontend_unseen=unseen,
     )
     return make_plan(
         target.release,
@@ -110,6 +114,16 @@ def plan_rollback(
         deadlines=rooms.deadlines,
         only=only,
     )
+
+
+def _look_at_frontend(rooms: Rooms) -> tuple[FrontendFacts | None, str]:
+    """Look, or say why not: a host that is away must not keep the containers from going back."""
+    if rooms.frontend is None:
+        return None, ""
+    try:
+        return rooms.frontend.observe(), ""
+    except LastgoodError as error:
+        return None, error.message
 
 
 def next_run_id(history: History) -> str:
@@ -134,6 +148,8 @@ def roll_back(
     run = next_run_id(history)
     rooms.story(f"collecting evidence and planning the way back to {chosen.release.id}")
     plan = plan_rollback(rooms, chosen, plan_id=run, only=only)
+    if not plan.steps and cause.trigger == BY_PERSON and not cause.deployment:
+        raise Refused(f"nothing to roll back: everything is as {chosen.release.id} left it", hint="lastgood status")
     if confirm:
         plan = asking(plan)
     if not history.frozen:
@@ -223,13 +239,14 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
 
 
 def _serving_now(rooms: Rooms, plan: Plan) -> str:
-    """What serves after a stopped run, by looking: the target only when every one of its services serves."""
+    """What serves after a stopped run, by looking: the target only when every one of its services serves, else what
+    served before."""
     history = rooms.memory.history()
     try:
         checks = rooms.containers.checks(history.releases[plan.to_release].release)
     except LastgoodError:
-        return plan.from_release
-    return plan.to_release if all(c.passed for c in checks) else plan.from_release
+        return history.serving
+    return plan.to_release if all(c.passed for c in checks) else history.serving
 
 
 def _behind_fence(rooms: Rooms, plan: Plan) -> bool:

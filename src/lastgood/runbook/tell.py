@@ -17,7 +17,8 @@ def tell(rooms: Rooms, run: str, text: str, *, event_id: str) -> None:
             continue
         error = ""
         try:
-            notifier.send(text, event_id=event_id)
+            # ids count from 1 in every journal, and other stacks speak in the channel, too
+            notifier.send(text, event_id=f"{history.journal[:12]}-{event_id}")
         except LastgoodError as failure:
             error = failure.message
         rooms.memory.note(Told(run=run, channel=notifier.channel, text=text, delivered=not error, error=error))

@@ -9,8 +9,9 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lastgood.core.config import PostgresConfig
@@ -24,6 +25,14 @@ PASSWORD = "pass word"
 def postmaster(folder: Path) -> int:
     """The pid of the server whose data is in `folder`/pg."""
     return int((folder / "pg" / "postmaster.pid").read_text().split()[0])
+
+
+@contextmanager
+def open_folder() -> Generator[Path]:
+    """A folder that the server's own user may enter: pytest's are private, and made so again by each new session."""
+    with tempfile.TemporaryDirectory(prefix="lastgood-test-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @contextmanager
@@ -55,7 +64,13 @@ def _said(folder: Path) -> str:
 
 
 @contextmanager
-def rig(folder: Path) -> Generator[PostgresWorld]:
+def rig(_folder: Path) -> Generator[PostgresWorld]:
+    """A world on a server of its own; `world.folder` has its data in `pg`."""
+    with open_folder() as folder, server(folder) as config, opened(folder, config, _pause_of(folder)) as world:
+        yield world
+
+
+def _pause_of(folder: Path) -> Callable[[], AbstractContextManager[None]]:
     @contextmanager
     def pause() -> Generator[None]:
         """Stop the server in its tracks: it takes connections and says nothing."""
@@ -66,8 +81,7 @@ def rig(folder: Path) -> Generator[PostgresWorld]:
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    with server(folder) as config, opened(folder, config, pause) as world:
-        yield world
+    return pause
 
 
 @contextmanager

@@ -60,8 +60,9 @@ def resolve(project: ComposeConfig, root: Path) -> Words:
 
 
 def survey(root: Path, files: Sequence[str]) -> Words:
-    """Print the resolved configuration as JSON, under the name that compose itself gives the project."""
-    words = [*_COMPOSE, "--project-directory", str(root)]
+    """Print the resolved configuration as JSON, every profile in it, under the name that compose itself gives the
+    project."""
+    words = [*_COMPOSE, "--project-directory", str(root), "--profile", "*"]
     for file in files:
         words += ["--file", str(root / file)]
     return [*words, "config", "--format", "json"]

@@ -1,0 +1,173 @@
+"""The way forward: restore point, gate, migrations, one service after the other; what runs already is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lastgood.core.deploying import make_deploy_plan
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Health, InstanceFacts
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Role, Serve, TakeRestorePoint
+from lastgood.core.release import Release
+from lastgood.testing.world import START
+from tests.core import planned_worlds
+from tests.core.examples import SERVICES, database_facts, facts, release
+
+EMPTY = ContainerFacts(observed_at=START, serving=())
+BAD = release("bad", migrations=("m1", "m2"))
+
+
+def planned(
+    containers: ContainerFacts, database: DatabaseFacts | None, *, wanted: Release = BAD, serving: str = "old"
+) -> Plan:
+    return make_deploy_plan(
+        wanted,
+        plan_id="r1",
+        now=START,
+        serving=serving,
+        containers=containers,
+        database=database,
+        restore_point="rp-d2",
+        rung="L2",
+        boot_s=10,
+        restore_s=60,
+        migrate_s=30,
+    )
+
+
+def names(plan: Plan) -> list[str]:
+    return [step.name for step in plan.steps]
+
+
+def with_migrations(*finished: str) -> DatabaseFacts:
+    return replace(database_facts(), migrations=finished)
+
+
+SERVE = ["serve-core", "serve-orchestrator", "serve-agent", "clear-candidates"]
+
+
+@pytest.mark.parametrize(
+    "containers,database,steps",
+    [
+        pytest.param(
+            facts("old"),
+            with_migrations("m1"),
+            ["take-restore-point", "pass-gate", "migrate", *SERVE],
+            id="everything-changed",
+        ),
+        pytest.param(facts("old"), None, ["pass-gate", *SERVE], id="no-database"),
+        pytest.param(
+            facts("old"),
+            with_migrations("m1", "m2"),
+            ["take-restore-point", "pass-gate", *SERVE],
+            id="no-migration-pending",
+        ),
+        pytest.param(EMPTY, None, ["pass-gate", *SERVE], id="first-deploy"),
+        pytest.param(
+            facts("bad"), with_migrations("m1"), ["take-restore-point", "migrate"], id="only-a-migration-is-new"
+        ),
+        pytest.param(facts("bad"), None, [], id="nothing-is-new"),
+        pytest.param(
+            replace(facts("bad"), serving=(*facts("old").serving[:1], *facts("bad").serving[1:])),
+            None,
+            ["pass-gate", "serve-core", "clear-candidates"],
+            id="one-service-changed",
+        ),
+        pytest.param(
+            replace(
+                facts("bad"),
+                serving=(replace(facts("bad").serving[0], health=Health.UNHEALTHY), *facts("bad").serving[1:]),
+            ),
+            None,
+            ["pass-gate", "serve-core", "clear-candidates"],
+            id="one-service-is-sick",
+        ),
+    ],
+)
+def test_the_steps_are_these_in_this_order(
+    containers: ContainerFacts, database: DatabaseFacts | None, steps: list[str]
+) -> None:
+    assert names(planned(containers, database)) == steps
+
+
+@pytest.mark.parametrize(
+    "containers,database,skipped",
+    [
+        (facts("old"), None, ("database: none configured",)),
+        (facts("old"), with_migrations("m2", "m1"), ("migrations: none pending",)),
+        (facts("bad"), with_migrations("m1"), ("containers: every service already runs bad",)),
+    ],
+)
+def test_what_is_left_out_is_said(
+    containers: ContainerFacts, database: DatabaseFacts | None, skipped: tuple[str, ...]
+) -> None:
+    assert planned(containers, database).skipped == skipped
+
+
+def test_only_the_migrations_that_are_not_finished_are_asked_for() -> None:
+    wanted = release("bad", migrations=("m1", "m2", "m3"))
+    plan = planned(facts("old"), with_migrations("m1"), wanted=wanted)
+    assert plan.step("migrate").action == Migrate(release="bad", migrations=("m2", "m3"))
+
+
+def test_a_migration_is_attempted_once() -> None:
+    assert planned(facts("old"), with_migrations("m1")).step("migrate").attempts == 1
+
+
+def test_the_gate_has_the_time_of_every_service_that_it_starts() -> None:
+    assert planned(facts("old"), None).step("pass-gate").deadline_s == 10 * len(SERVICES)
+
+
+def test_a_service_must_run_with_the_configuration_that_was_recorded() -> None:
+    recorded = replace(BAD, services=tuple(replace(s, config_hash="c9") for s in BAD.services))
+    served = [s.action for s in planned(facts("old"), None, wanted=recorded).steps if isinstance(s.action, Serve)]
+    assert {action.config_hash for action in served} == {"c9"}
+
+
+def test_a_first_deploy_comes_from_no_release() -> None:
+    plan = planned(EMPTY, None, serving="")
+    assert (plan.purpose, plan.from_release, plan.to_release) == (Purpose.DEPLOY, "", "bad")
+
+
+# --- what may never be, whatever serves ------------------------------------------------------------------------------
+
+databases = st.none() | planned_worlds.databases.map(lambda d: replace(d, migrations=("m1",)))
+plans = st.builds(planned, planned_worlds.containers, databases)
+
+
+@given(plan=plans)
+@settings(max_examples=60)
+def test_nothing_that_serves_is_touched_before_the_gate(plan: Plan) -> None:
+    kinds = [type(step.action) for step in plan.steps]
+    assert Serve not in kinds or PassGate in kinds[: kinds.index(Serve)]
+
+
+@given(plan=plans)
+@settings(max_examples=60)
+def test_a_database_is_never_touched_before_its_restore_point(plan: Plan) -> None:
+    database = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
+    assert database in ([], [TakeRestorePoint], [TakeRestorePoint, Migrate])
+
+
+@given(plan=plans)
+@settings(max_examples=60)
+def test_every_service_that_is_switched_passed_the_gate_with_that_artifact(plan: Plan) -> None:
+    gate = {pair for step in plan.steps if isinstance(step.action, PassGate) for pair in step.action.artifacts}
+    assert gate == {(s.action.service, s.action.artifact) for s in plan.steps if isinstance(s.action, Serve)}
+
+
+@given(plan=plans)
+@settings(max_examples=60)
+def test_no_step_of_a_deploy_waits_for_a_person(plan: Plan) -> None:
+    assert not plan.needs_approval
+
+
+@given(beside=st.lists(planned_worlds.instances, max_size=3))
+@settings(max_examples=60)
+def test_what_is_not_of_the_release_changes_nothing(beside: list[InstanceFacts]) -> None:
+    others = tuple(i for i in beside if BAD.service(i.service) is None)
+    more = replace(facts("old"), serving=(*facts("old").serving, *others))
+    assert planned(more, None) == planned(facts("old"), None)

@@ -1,0 +1,112 @@
+"""Who caused it, as far as the evidence goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from lastgood.core.migration import (
+    Blame,
+    BrokenInvariant,
+    DatabaseEvidence,
+    Fit,
+    FitsSchema,
+    SchemaChange,
+    SqlError,
+    WritesSince,
+    judge_migration,
+)
+from tests.core import planned_worlds
+
+RENAMED = (SchemaChange(object="missions.title", change="is gone (text)"), SchemaChange(object="s.audit", change="new"))
+NOTHING = DatabaseEvidence(
+    database="app",
+    changes=(),
+    errors=(),
+    broken=(),
+    old_release=FitsSchema(fit=Fit.YES, tried=0, reason=""),
+    writes=None,
+)
+CHANGED = replace(NOTHING, changes=RENAMED)
+
+
+def errors(sqlstate: str, *names: str) -> tuple[SqlError, ...]:
+    return (SqlError(sqlstate=sqlstate, names=names, message=f"about {', '.join(names)}", count=31),)
+
+
+def broken(*, by_migration: int = 0, by_others: int = 0) -> tuple[BrokenInvariant, ...]:
+    return (BrokenInvariant(invariant="credits", by_migration=by_migration, by_others=by_others, keys=("7",)),)
+
+
+@pytest.mark.parametrize(
+    "evidence,blame",
+    [
+        pytest.param(NOTHING, Blame.NOBODY, id="nothing"),
+        pytest.param(replace(NOTHING, errors=errors("42703", "title")), Blame.NOBODY, id="errors-on-the-same-schema"),
+        pytest.param(replace(NOTHING, broken=broken(by_migration=3)), Blame.NOBODY, id="rows-on-the-same-schema"),
+        pytest.param(
+            replace(NOTHING, broken=broken(by_others=3)), Blame.APPLICATION, id="later-rows-on-the-same-schema"
+        ),
+        pytest.param(CHANGED, Blame.NOT_PROVED, id="a-difference-alone"),
+        pytest.param(replace(CHANGED, errors=errors("42703", "title")), Blame.MIGRATION, id="column-by-name"),
+        pytest.param(replace(CHANGED, errors=errors("42P01", "missions")), Blame.MIGRATION, id="its-table-by-name"),
+        pytest.param(replace(CHANGED, errors=errors("42501", "x", "audit")), Blame.MIGRATION, id="in-another-schema"),
+        pytest.param(
+            replace(CHANGED, errors=errors("42703", "mood")), Blame.NOT_PROVED, id="a-name-that-did-not-change"
+        ),
+        pytest.param(replace(CHANGED, errors=errors("42601")), Blame.NOT_PROVED, id="no-name"),
+        pytest.param(replace(CHANGED, errors=errors("23514", "title")), Blame.NOT_PROVED, id="another-class"),
+        pytest.param(replace(CHANGED, errors=errors("57014", "title")), Blame.NOT_PROVED, id="a-cancelled-statement"),
+        pytest.param(replace(CHANGED, broken=broken(by_migration=1)), Blame.MIGRATION, id="rows-of-the-migration"),
+        pytest.param(replace(CHANGED, broken=broken(by_others=9)), Blame.APPLICATION, id="rows-of-later-transactions"),
+        pytest.param(replace(CHANGED, broken=broken(by_migration=1, by_others=9)), Blame.MIGRATION, id="rows-of-both"),
+        pytest.param(
+            replace(CHANGED, errors=errors("42703", "title"), broken=broken(by_others=9)),
+            Blame.MIGRATION,
+            id="error-and-later-rows",
+        ),
+        pytest.param(
+            replace(CHANGED, broken=broken(by_migration=1), storage_faults=("3 pages",)), Blame.STORAGE, id="storage"
+        ),
+    ],
+)
+def test_the_evidence_points_there(evidence: DatabaseEvidence, blame: Blame) -> None:
+    assert judge_migration(evidence).blame is blame
+
+
+def test_an_error_is_quoted_with_the_changed_names_alone() -> None:
+    (reason,) = judge_migration(replace(CHANGED, errors=errors("42703", "title", "mood"))).reasons
+    assert reason == "SQLSTATE 42703, 31 times, names title: about title, mood"
+
+
+def test_rows_of_later_transactions_are_told_apart_from_those_of_the_migration() -> None:
+    reasons = judge_migration(replace(CHANGED, broken=broken(by_migration=1, by_others=9))).reasons
+    assert reasons == (
+        "invariant credits held before the deploy and is broken in 1 rows that the migration wrote",
+        "invariant credits: 9 rows broken by later transactions",
+    )
+
+
+@given(evidence=planned_worlds.evidence)
+@settings(max_examples=60)
+def test_every_verdict_has_its_reason(evidence: DatabaseEvidence) -> None:
+    assert all(judge_migration(evidence).reasons)
+
+
+@given(evidence=planned_worlds.evidence)
+@settings(max_examples=60)
+def test_no_migration_is_blamed_without_a_schema_difference(evidence: DatabaseEvidence) -> None:
+    assert judge_migration(replace(evidence, changes=())).blame is not Blame.MIGRATION
+
+
+@given(evidence=planned_worlds.evidence)
+@settings(max_examples=60)
+def test_storage_that_reports_faults_is_never_a_matter_of_the_schema(evidence: DatabaseEvidence) -> None:
+    faulty = replace(evidence, storage_faults=("3 pages failed their checksum",))
+    assert judge_migration(faulty).blame is Blame.STORAGE
+
+
+def test_writes_are_added_up_over_all_tables() -> None:
+    assert WritesSince(tables=(("missions", 12), ("users", 3))).total == 15

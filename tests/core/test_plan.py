@@ -1,0 +1,330 @@
+"""What the facts say of a step, what a plan needs from the world, and what an approval is bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from pydantic import TypeAdapter
+
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
+from lastgood.core.plan import (
+    Action,
+    ClearCandidates,
+    ExportWrites,
+    Fence,
+    LiftFence,
+    Migrate,
+    PassGate,
+    Plan,
+    ReturnFrontend,
+    Role,
+    SaveDump,
+    Seen,
+    Serve,
+    Step,
+    SwapDatabase,
+    TakeRestorePoint,
+    seen,
+    world_agrees,
+)
+from lastgood.core.returning import make_plan
+from lastgood.testing.world import START
+from tests.core.examples import (
+    DEADLINES,
+    EVIDENCE,
+    HELD,
+    SHAPES,
+    database_facts,
+    deploy_plan,
+    facts,
+    release,
+    rollback_plan,
+    world,
+)
+from tests.core.planned_worlds import plans
+
+PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+
+
+def instance(
+    service: str, artifact: str, *, running: bool = True, health: Health = Health.HEALTHY, config_hash: str = ""
+) -> InstanceFacts:
+    return InstanceFacts(
+        service=service,
+        instance=f"{service}-1",
+        artifact=artifact,
+        running=running,
+        health=health,
+        config_hash=config_hash,
+    )
+
+
+def containers(*serving: InstanceFacts, candidates: tuple[InstanceFacts, ...] = ()) -> ContainerFacts:
+    return ContainerFacts(observed_at=START, serving=serving, candidates=candidates)
+
+
+def database(**shown: object) -> DatabaseFacts:
+    return replace(database_facts(), databases=frozenset({"app"}), **shown)  # type: ignore[arg-type]  # a table names what it shows
+
+
+def frontend(production: str, *, busy: bool = False, shown: tuple[str, ...] = ()) -> FrontendFacts:
+    domains = tuple((f"{number}.example", what) for number, what in enumerate(shown))
+    return FrontendFacts(observed_at=START, production=production, auto_assign=True, busy=busy, domains=domains)
+
+
+GATE = PassGate(release="old", artifacts=(("core", "core-old"), ("agent", "agent-old")))
+SERVE = Serve(release="old", service="core", artifact="core-old", config_hash="c1")
+CLEAR = ClearCandidates()
+TAKE = TakeRestorePoint(restore_point="rp-d2")
+MIGRATE = Migrate(release="bad", migrations=("m2", "m3"))
+DUMP = SaveDump(name="app-r1")
+FENCE = Fence(kept_as="app_bad_r1")
+LIFT = LiftFence(kept_as="app_bad_r1")
+EXPORT = ExportWrites(export="export-r1", restore_point="rp-d2", kept_as="app_bad_r1")
+SWAP = SwapDatabase(swap="swap-r1", restore_point="rp-d2", clone="clone_rp-d2", kept_as="app_bad_r1")
+RETURN = ReturnFrontend(deployment="dpl_old")
+
+CORE, AGENT = instance("core", "core-old"), instance("agent", "agent-old")
+BAD = instance("core", "core-bad")
+KEPT = frozenset({"app_bad_r1"})
+
+LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
+    "gate: candidates are healthy": (GATE, containers(BAD, candidates=(CORE, AGENT)), Seen.DONE),
+    "gate: one serves already": (GATE, containers(AGENT, candidates=(CORE,)), Seen.DONE),
+    "gate: one candidate is missing": (GATE, containers(BAD, candidates=(CORE,)), Seen.NOT_DONE),
+    "gate: a candidate of another release": (GATE, containers(AGENT, candidates=(BAD,)), Seen.NOT_DONE),
+    "gate: a candidate still starts": (
+        GATE,
+        containers(AGENT, candidates=(instance("core", "core-old", health=Health.STARTING),)),
+        Seen.NOT_DONE,
+    ),
+    "serve: it serves": (SERVE, containers(CORE), Seen.DONE),
+    "serve: with the wanted configuration": (
+        SERVE,
+        containers(instance("core", "core-old", config_hash="c1")),
+        Seen.DONE,
+    ),
+    "serve: it has no health check of its own": (
+        SERVE,
+        containers(instance("core", "core-old", health=Health.NONE)),
+        Seen.DONE,
+    ),
+    "serve: nothing serves": (SERVE, containers(AGENT), Seen.NOT_DONE),
+    "serve: another artifact": (SERVE, containers(BAD), Seen.NOT_DONE),
+    "serve: one replica of two": (SERVE, containers(CORE, BAD), Seen.NOT_DONE),
+    "serve: another configuration": (
+        SERVE,
+        containers(instance("core", "core-old", config_hash="c2")),
+        Seen.NOT_DONE,
+    ),
+    "serve: it is sick": (SERVE, containers(instance("core", "core-old", health=Health.UNHEALTHY)), Seen.NOT_DONE),
+    "serve: it was stopped": (SERVE, containers(instance("core", "core-old", running=False)), Seen.NOT_DONE),
+    "serve: only a candidate": (SERVE, containers(candidates=(CORE,)), Seen.NOT_DONE),
+    "clear: nothing is left": (CLEAR, containers(CORE), Seen.DONE),
+    "clear: a stopped one is left": (
+        CLEAR,
+        containers(candidates=(instance("core", "core-old", running=False),)),
+        Seen.NOT_DONE,
+    ),
+    "restore point: proved": (TAKE, database(restore_points=frozenset({"rp-d2"})), Seen.DONE),
+    "restore point: of another deployment": (TAKE, database(restore_points=frozenset({"rp-d1"})), Seen.NOT_DONE),
+    "migrate: all are finished": (MIGRATE, database(migrations=("m1", "m2", "m3")), Seen.DONE),
+    "migrate: one is missing": (MIGRATE, database(migrations=("m1", "m2")), Seen.NOT_DONE),
+    "migrate: one failed half-way": (
+        MIGRATE,
+        database(migrations=("m1", "m2", "m3"), failed_migrations=("m4",)),
+        Seen.UNKNOWN,
+    ),
+    "dump: finished": (DUMP, database(dumps=frozenset({"app-r1"})), Seen.DONE),
+    "dump: of another run": (DUMP, database(dumps=frozenset({"app-r2"})), Seen.NOT_DONE),
+    "fence: renamed": (FENCE, replace(database(exists=False), databases=KEPT), Seen.DONE),
+    "fence: after the swap": (FENCE, replace(database(), databases=KEPT | {"app"}), Seen.DONE),
+    "fence: not yet": (FENCE, database(), Seen.NOT_DONE),
+    "lift: it has its name back": (LIFT, database(), Seen.DONE),
+    "lift: not yet": (LIFT, replace(database(exists=False), databases=KEPT), Seen.NOT_DONE),
+    "lift: another took its name": (LIFT, replace(database(), databases=KEPT | {"app"}), Seen.NOT_DONE),
+    "export: finished": (EXPORT, database(exports=frozenset({"export-r1"})), Seen.DONE),
+    "export: of another run": (EXPORT, database(exports=frozenset({"export-r2"})), Seen.NOT_DONE),
+    "swap: the ledger has it": (SWAP, database(swaps=frozenset({"swap-r1"})), Seen.DONE),
+    "swap: the ledger has another": (SWAP, database(swaps=frozenset({"swap-r2"})), Seen.NOT_DONE),
+    "swap: the ledger has it and the name is free": (
+        SWAP,
+        database(exists=False, swaps=frozenset({"swap-r1"})),
+        Seen.NOT_DONE,
+    ),
+    "frontend: the host says so": (RETURN, frontend("dpl_old"), Seen.DONE),
+    "frontend: the domains show it": (RETURN, frontend("dpl_old", shown=("dpl_old", "")), Seen.DONE),
+    "frontend: a domain shows another": (RETURN, frontend("dpl_old", shown=("dpl_old", "dpl_bad")), Seen.NOT_DONE),
+    "frontend: another is production": (RETURN, frontend("dpl_bad"), Seen.NOT_DONE),
+    "frontend: the host is at it": (RETURN, frontend("dpl_bad", busy=True), Seen.UNKNOWN),
+}
+KINDS = {kind for union in get_args(Action) for kind in (get_args(union) or (union,))}
+ANY_OF = {type(action): action for action, _, _ in LOOKS.values()}
+OF_ROLE: dict[Role, Facts] = {
+    Role.CONTAINERS: containers(),
+    Role.DATABASE: database(),
+    Role.FRONTEND: frontend("dpl_bad"),
+}
+
+
+def step(action: Action) -> Step:
+    return Step(name="step", action=action, deadline_s=10.0, explain="")
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_facts_show_whether_a_step_is_done(look: str) -> None:
+    action, shown, expected = LOOKS[look]
+    assert seen(step(action), shown) is expected
+
+
+@pytest.mark.parametrize("answer", [Seen.DONE, Seen.NOT_DONE])
+def test_every_kind_of_step_can_be_seen_done_and_not_done(answer: Seen) -> None:
+    assert {type(action) for action, _, expected in LOOKS.values() if expected is answer} == KINDS
+
+
+@pytest.mark.parametrize("action", ANY_OF.values(), ids=lambda action: action.kind)
+def test_facts_of_another_target_cannot_tell(action: Action) -> None:
+    others = [shown for role, shown in OF_ROLE.items() if role is not step(action).role]
+    assert {seen(step(action), shown) for shown in others} == {Seen.UNKNOWN}
+
+
+def test_users_can_notice_these_kinds_of_steps_and_no_other() -> None:
+    noticed = {kind for kind, action in ANY_OF.items() if step(action).changes_what_serves}
+    assert noticed == {Serve, Migrate, Fence, SwapDatabase, ReturnFrontend}
+
+
+# --- what a plan needs from the world --------------------------------------------------------------------------------
+
+
+def agrees(plan: Plan, *shown: Facts) -> tuple[str, ...]:
+    roles = {ContainerFacts: Role.CONTAINERS, DatabaseFacts: Role.DATABASE, FrontendFacts: Role.FRONTEND}
+    return world_agrees(plan, {roles[type(f)]: f for f in shown})
+
+
+def test_a_plan_whose_artifacts_and_clone_are_there_can_start() -> None:
+    assert agrees(rollback_plan(EVIDENCE), facts("bad"), database_facts()) == ()
+
+
+def test_an_artifact_that_was_removed_since_is_named() -> None:
+    gone = replace(facts("bad"), held=HELD - {"agent-old"})
+    assert agrees(rollback_plan(None), gone) == ("agent: agent-old of old is not on this host",)
+
+
+def test_an_artifact_that_serves_already_need_not_be_held() -> None:
+    assert agrees(rollback_plan(None), replace(facts("old"), held=frozenset())) == ()
+
+
+def test_an_artifact_that_serves_but_is_sick_must_be_held() -> None:
+    sick = replace(facts("old"), serving=(instance("core", "core-old", health=Health.UNHEALTHY),), held=frozenset())
+    assert any(line.startswith("core: ") for line in agrees(rollback_plan(None), sick))
+
+
+def test_a_clone_that_was_dropped_since_is_named() -> None:
+    (line,) = agrees(rollback_plan(EVIDENCE), facts("bad"), database())
+    assert line == "database clone_rp-d2, the clone of restore point rp-d2, is gone"
+
+
+def test_a_clone_that_was_swapped_in_is_not_missed() -> None:
+    assert agrees(rollback_plan(EVIDENCE), facts("bad"), database(swaps=frozenset({"swap-r1"}))) == ()
+
+
+@pytest.mark.parametrize("plan", [rollback_plan(None), deploy_plan()], ids=["rollback", "deploy"])
+def test_what_somebody_else_put_there_since_is_named(plan: Plan) -> None:
+    now = facts(plan.from_release)
+    hotfix = replace(now, serving=(instance("core", "core-hotfix"), *now.serving[1:]))
+    assert agrees(plan, hotfix) == ("core: core-hotfix serves, which was not there when the plan was made",)
+
+
+def test_what_the_plan_itself_put_there_is_no_surprise() -> None:
+    half = replace(facts("bad"), serving=(*facts("old").serving[:1], *facts("bad").serving[1:]))
+    assert agrees(rollback_plan(None), half) == ()
+
+
+def test_a_service_that_is_not_of_the_release_is_nobodys_surprise() -> None:
+    beside = replace(facts("bad"), serving=(*facts("bad").serving, instance("billing", "billing-7")))
+    assert agrees(rollback_plan(None), beside) == ()
+
+
+def test_a_service_that_was_down_when_the_plan_was_made_may_have_come_back() -> None:
+    down = replace(world(None), containers=replace(facts("bad"), serving=facts("bad").serving[1:]))
+    plan = make_plan(release("old"), down, plan_id="r1", now=START, serving="bad", deadlines=DEADLINES)
+    assert agrees(plan, facts("bad")) == ()
+
+
+def test_a_part_that_was_not_looked_at_is_not_missed() -> None:
+    assert agrees(rollback_plan(EVIDENCE)) == ()
+
+
+# --- what an approval is bound to ------------------------------------------------------------------------------------
+
+
+def other(value: object) -> object:
+    """A value of the same kind that is not the same."""
+    match value:
+        case bool():
+            return not value
+        case Enum():
+            return next(member for member in type(value) if member is not value)
+        case datetime():
+            return value + timedelta(microseconds=1)
+        case int() | float():
+            return value + 1
+        case str():
+            return f"{value}x"
+        case tuple():
+            return value[1:] if value else ("x",)
+        case _:
+            raise TypeError(type(value))
+
+
+def variants(value: object, place: str = "plan") -> Iterator[tuple[str, Any]]:
+    """Every value that differs from `value` in one field, however deep, with the field's place."""
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            if field.name != "kind":
+                for where, varied in variants(getattr(value, field.name), f"{place}.{field.name}"):
+                    yield where, replace(value, **{field.name: varied})
+    elif isinstance(value, tuple):
+        for at, item in enumerate(value):
+            for where, varied in variants(item, f"{place}[{at}]"):
+                yield where, (*value[:at], varied, *value[at + 1 :])
+        if len(value) != 2 or is_dataclass(value[0]):  # a pair has no other length
+            yield place, other(value)
+            yield f"{place} reversed", value[::-1]
+    elif value is not None:
+        yield place, other(value)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_hash_changes_with_every_field_of_the_plan(shape: str) -> None:
+    plan = SHAPES[shape]()
+    same = [where for where, varied in variants(plan) if varied != plan and varied.hash == plan.hash]
+    assert not same
+
+
+@given(plan=plans())
+@settings(max_examples=40)
+def test_a_plan_that_was_written_and_read_is_the_same_plan(plan: Plan) -> None:
+    assert PLAN.validate_json(PLAN.dump_json(plan)) == plan
+
+
+@given(plan=plans())
+@settings(max_examples=40)
+def test_a_plan_that_was_written_and_read_has_the_same_hash(plan: Plan) -> None:
+    assert PLAN.validate_json(PLAN.dump_json(plan)).hash == plan.hash
+
+
+def test_a_step_is_found_by_its_name() -> None:
+    plan = rollback_plan(None)
+    assert all(plan.step(s.name) is s for s in plan.steps)
+
+
+def test_a_plan_that_has_no_such_step_says_so() -> None:
+    with pytest.raises(KeyError):
+        rollback_plan(None).step("fence")

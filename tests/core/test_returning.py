@@ -1,0 +1,191 @@
+"""The way back: the order of its steps, what waits for a person, and what may never be in a plan.
+
+The tables are data: tests/cases/plan, on the ground of tests/cases/ground.yaml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+
+from lastgood.core.errors import Refused
+from lastgood.core.migration import Blame, Fit, WritesSince, judge_migration
+from lastgood.core.plan import ExportWrites, Fence, LiftFence, PassGate, Plan, Role, SaveDump, Serve, SwapDatabase
+from lastgood.core.returning import World, make_lift_plan
+from lastgood.testing.world import START
+from tests.core.examples import DEADLINES, EVIDENCE, rollback_plan
+from tests.core.plan_case import case, names, planned, refusal
+from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans
+
+PLANNED = names(refused=False)
+
+
+def begin(said: tuple[str, ...], expected: tuple[str, ...]) -> bool:
+    """Whether each line begins as expected, and there is no other."""
+    return len(said) == len(expected) and all(map(str.startswith, said, expected))
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_steps_are_these_in_this_order(name: str) -> None:
+    assert tuple(step.name for step in planned(name).steps) == case(name).expected.steps
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_these_steps_wait_for_a_person_and_no_other(name: str) -> None:
+    assert tuple(step.name for step in planned(name).steps if step.needs_approval) == case(name).expected.waits
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_database_goes_back_as_far_as_this(name: str) -> None:
+    decision = planned(name).database
+    assert (decision.rung.name if decision else None) == case(name).expected.database
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_what_is_left_out_is_said(name: str) -> None:
+    skipped = planned(name).skipped
+    assert begin(skipped, case(name).expected.skipped), skipped
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_what_a_person_should_know_first_is_said(name: str) -> None:
+    warnings = planned(name).warnings
+    assert begin(warnings, case(name).expected.warnings), warnings
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_invalid_rows_that_stay_are_named(name: str) -> None:
+    rows = planned(name).invalid_rows
+    assert begin(rows, case(name).expected.invalid_rows), rows
+
+
+@pytest.mark.parametrize("name", names(refused=True))
+def test_what_would_make_things_worse_is_refused(name: str) -> None:
+    assert refusal(name).startswith(case(name).refused), refusal(name) or "not refused"
+
+
+def test_every_answer_about_the_old_release_meets_every_blame_in_some_case() -> None:
+    given_by_cases = [case(name).given.world.evidence for refused in (True, False) for name in names(refused=refused)]
+    met = {(e.old_release.fit, judge_migration(e).blame) for e in given_by_cases if e and e.changes}
+    assert met == set(product(Fit, Blame)) - {(fit, Blame.NOBODY) for fit in Fit}
+
+
+def test_the_plan_says_which_restore_point_and_what_would_leave_the_live_data() -> None:
+    decision, point = (
+        planned("old-does-not-fit-migration-to-blame").database,
+        case("old-does-not-fit-migration-to-blame").given.world.restore_point,
+    )
+    assert decision is not None
+    assert point is not None
+    assert (decision.restore_point, decision.restore_point_taken_at) == (point.id, point.taken_at)
+    assert decision.loses == WritesSince(tables=(("missions", 12), ("users", 3)), rate_per_s=2.0)
+
+
+def test_the_fence_and_the_swap_say_what_they_take_away() -> None:
+    plan = planned("old-does-not-fit-migration-to-blame")
+    assert {step.name for step in plan.steps if step.loses} == {"fence", "swap-database"}
+    assert plan.step("fence").loses.startswith("15 rows written since leave the live data")
+
+
+def test_rows_that_could_not_be_counted_are_not_called_none() -> None:
+    assert rollback_plan(replace(EVIDENCE, writes=None)).step("fence").loses.startswith("the rows written since leave")
+
+
+def test_the_database_that_is_replaced_keeps_one_name_through_fence_export_and_swap() -> None:
+    actions = [step.action for step in planned("old-does-not-fit-migration-to-blame").steps]
+    kept_as = {a.kept_as for a in actions if isinstance(a, Fence | ExportWrites | SwapDatabase)}
+    assert kept_as == {"app_bad_r1"}
+
+
+def test_the_reasons_of_the_database_step_are_those_of_the_evidence() -> None:
+    plan = planned("old-does-not-fit-migration-to-blame")
+    assert plan.reasons == (
+        'SQLSTATE 42703, 31 times, names title: column "title" does not exist',
+        "old cannot run on today's schema: 42703 title",
+    )
+
+
+def test_what_is_behind_a_fence_gets_its_name_back_without_asking_anybody() -> None:
+    plan = rollback_plan(EVIDENCE)
+    lift = make_lift_plan(plan, plan_id="r2", now=START, deadlines=DEADLINES)
+    assert lift is not None
+    assert [step.action for step in lift.steps] == [LiftFence(kept_as="app_bad_r1")]
+    assert not lift.needs_approval
+
+
+def test_lifting_a_fence_leaves_the_release_that_serves() -> None:
+    lift = make_lift_plan(rollback_plan(EVIDENCE), plan_id="r2", now=START, deadlines=DEADLINES)
+    assert lift is not None
+    assert (lift.from_release, lift.to_release) == ("bad", "bad")
+
+
+def test_a_plan_without_a_fence_has_none_to_lift() -> None:
+    assert make_lift_plan(rollback_plan(None), plan_id="r2", now=START, deadlines=DEADLINES) is None
+
+
+# --- what may never be, whatever the world looks like ----------------------------------------------------------------
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_no_plan_touches_a_service_that_is_not_in_the_release(plan: Plan) -> None:
+    touched = {s.action.service for s in plan.steps if isinstance(s.action, Serve)}
+    touched |= {service for s in plan.steps if isinstance(s.action, PassGate) for service, _ in s.action.artifacts}
+    assert touched <= {service.name for service in OLD.services}
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Plan) -> None:
+    database = [step for step in plan.steps if step.role is Role.DATABASE]
+    assert not database or isinstance(database[0].action, SaveDump)
+    assert all(step.needs_approval for step in database[1:])
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_nothing_is_swapped_before_it_was_dumped_fenced_and_exported(plan: Plan) -> None:
+    order = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
+    assert order in ([], [SaveDump, Fence, ExportWrites, SwapDatabase])
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_names_of_steps_are_unique_in_their_plan(plan: Plan) -> None:
+    assert len({step.name for step in plan.steps}) == len(plan.steps)
+
+
+@given(plan=plans())
+@settings(max_examples=60)
+def test_a_swap_is_planned_exactly_when_the_plan_says_so(plan: Plan) -> None:
+    swaps = any(isinstance(step.action, SwapDatabase) for step in plan.steps)
+    assert swaps == bool(plan.database and plan.database.restore_point)
+
+
+@given(world=changed(Fit.NO), only=ONLY)
+@settings(max_examples=60)
+def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
+    serves = [i for i, name in enumerate(steps) if name.startswith("serve-")]
+    assert all("swap-database" in steps[:i] for i in serves)
+
+
+@given(world=changed(Fit.UNKNOWN), only=ONLY)
+@settings(max_examples=60)
+def test_where_nobody_can_tell_nothing_serves_before_a_person_agreed(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    assert isinstance(plan, Plan)
+    assert all(step.needs_approval for step in plan.steps if isinstance(step.action, Serve))
+
+
+@given(world=changed(Fit.YES), only=ONLY)
+@settings(max_examples=60)
+def test_where_the_old_release_runs_nothing_holds_up_its_containers(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    assert isinstance(plan, Plan)
+    last = max((i for i, step in enumerate(plan.steps) if isinstance(step.action, Serve)), default=0)
+    assert not any(step.needs_approval for step in plan.steps[:last])

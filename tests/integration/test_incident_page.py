@@ -1,0 +1,89 @@
+"""What docs/operate/incident.md tells a person to type into psql does what it says, on a database that was swapped."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.rigs.postgres_embedded import rig
+from tests.contract.rigs.postgres_world import PostgresWorld
+
+PAGE = Path(__file__).parents[2] / "docs" / "operate" / "incident.md"
+# The page speaks of HyperCode's missions, whose title was renamed; the test's shop renamed the names of its customers.
+IN_THE_SHOP = {
+    "missions": "customers",
+    "line->'row'->'name'": "line->'row'->'full_name'",
+    "'title'": "'name'",
+    "hypercode": "shop",
+    "_r4": "_r1",
+    "FROM '/tmp/": "FROM '",
+}
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> Iterator[PostgresWorld]:
+    with rig(tmp_path) as world:
+        take, *_ = world.steps
+        world.target.apply(take)
+        world.target.apply(world.step_to_migrate())
+        world.sql("INSERT INTO customers (full_name) VALUES ('Ada \"the\" first, \\ 1st'), ('Grace')")
+        for step in world.way_back:
+            world.target.apply(step)
+        yield world
+
+
+def block(begins: str) -> str:
+    """The SQL of the page that begins so, in the words of the shop."""
+    blocks: list[str] = re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    found = next(block for block in blocks if begins in block)
+    for theirs, ours in IN_THE_SHOP.items():
+        found = found.replace(theirs, ours)
+    return found
+
+
+def psql(world: PostgresWorld, text: str, *, database: str) -> None:
+    config = world.config
+    assert config.bin
+    assert config.password
+    done = subprocess.run(
+        [f"{config.bin}/psql", "-v", "ON_ERROR_STOP=1", "-h", config.host, "-U", config.user, "-d", database],
+        input=text,
+        cwd=world.folder / "state" / "exports" / "export-r1",
+        env=os.environ | {"PGPASSWORD": config.password.reveal()},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_exported_rows_are_put_back(swapped: PostgresWorld) -> None:
+    lost = "SELECT name FROM customers WHERE id > 20 ORDER BY id"
+    assert swapped.sql(lost) == []
+    psql(swapped, block("BEGIN;") + "COMMIT;", database="shop")
+    assert swapped.sql(lost) == [('Ada "the" first, \\ 1st',), ("Grace",)]
+
+
+def test_a_swap_is_taken_back(swapped: PostgresWorld) -> None:
+    psql(swapped, block("pg_terminate_backend"), database="postgres")
+    assert swapped.sql("SELECT count(*) FROM customers WHERE full_name = 'Grace'") == [(1,)]
+    assert swapped.sql("SELECT count(*) FROM customers", database="shop_restored_r1") == [(20,)]
+
+
+def test_a_fence_is_lifted_by_hand(swapped: PostgresWorld) -> None:
+    psql(swapped, "ALTER DATABASE shop RENAME TO aside", database="postgres")
+    psql(swapped, block("ALTER DATABASE hypercode_bad_r4 RENAME TO hypercode;"), database="postgres")
+    assert swapped.sql("SELECT count(*) FROM customers WHERE full_name = 'Grace'") == [(1,)]
+
+
+def test_what_bears_old_numbers_is_put_out_of_the_way(swapped: PostgresWorld) -> None:
+    psql(swapped, block("lastgood_old"), database="postgres")
+    known = {str(name) for (name,) in swapped.sql("SELECT datname FROM pg_database")}
+    assert known.isdisjoint({"lastgood", "shop_bad_r1"})
+    assert swapped.target.observe().swaps == frozenset()
