@@ -45,7 +45,9 @@ _BY_MESSAGE: Final = (
     (re.compile(r"^invalid page in block"), "XX001"),
 )
 _VERBOSE: Final = re.compile(r"(?P<state>[0-9A-Z]{5}): (?P<said>.*)")  # log_error_verbosity
-_NAMED: Final = re.compile(r'"([^"]+)"|\b(?:column|relation|function|type|constraint)\s+([\w.]+)')
+_NAMED: Final = re.compile(
+    r'"([^"]+)"|\b(?:column|relation|table|view|sequence|schema|function|type|constraint)\s+([\w.]+)'
+)
 
 # log_line_prefix (PostgreSQL 18 docs, 19.8.3): `%`, a width that pads, a letter.
 _ESCAPE: Final = re.compile(r"%(-?\d*)([a-zA-Z%])")
@@ -101,7 +103,7 @@ def parse(lines: Iterable[str], *, database: str, prefix: str, zone: timezone, s
     """
     counted: Counter[tuple[str, str]] = Counter()
     for error in _errors(lines, _line(prefix), zone):
-        ours = error.application == APPLICATION or error.statement.startswith(_OUR_STATEMENTS)
+        ours = (error.application or "").startswith(APPLICATION) or error.statement.startswith(_OUR_STATEMENTS)
         if error.at >= since and error.database in (None, database) and not ours:
             counted[error.state or _by_message(error.said), error.said] += 1
     return tuple(
