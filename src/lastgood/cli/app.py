@@ -32,11 +32,11 @@ from lastgood.cli.rendering import (
     when,
 )
 from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.history import RunHistory
+from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.ports import Right
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, Frozen, Unfrozen
-from lastgood.core.release import Release, RestorePoint
+from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.verdict import Watching
 from lastgood.runbook import deploy as deploying
@@ -131,7 +131,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def init(
     config: ConfigOption = Path(CONFIG_FILE),
-    release: Annotated[str, typer.Option("--release", help="Name for what runs now, if it is good.")] = "r1",
+    release: Annotated[
+        str | None, typer.Option("--release", help="Name for what runs now; defaults to `git describe`.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="What runs now is good: record it without asking.")] = False,
 ) -> None:
     """Look at the compose file and write lastgood.yaml.
@@ -156,8 +158,8 @@ def init(
     if any(service.running for service in found.services) and confirmed("Is what runs now good?", yes=yes):
         rooms = opened(config)
         with leased(rooms):
-            recorded = recording.record(rooms, release)
-            recording.vouch(rooms, release, why="init")
+            recorded = recording.record(rooms, release or _described_or_first(rooms.root))
+            recording.vouch(rooms, recorded.id, why="init")
         out(f"recorded as {recorded.id} (vouched for by {rooms.who})")
     out("next: lastgood doctor")
 
@@ -219,6 +221,13 @@ def deploy(
         out(f"{name} serves; the watch is recorded. Take it up with: lastgood watch")
         return
     watch_and_end(rooms, done.deployment)
+
+
+def _described_or_first(root: Path) -> str:
+    try:
+        return described(root)
+    except Refused:
+        return "first"
 
 
 def described(root: Path) -> str:
@@ -613,7 +622,7 @@ def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) 
     """
     history = opened(config).memory.history()
     if as_json:
-        show(tuple(r.release for r in history.releases.values()), tuple[Release, ...])
+        show(tuple(history.releases.values()), tuple[ReleaseHistory, ...])
         return
     for line in table(release_rows(history)):
         out(line)
@@ -647,7 +656,7 @@ def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), a
 
     Changes nothing.
 
-    Example: lastgood explain r2
+    Example: lastgood explain 9c1e77
     """
     known = opened(config).memory.history()
     found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)
