@@ -83,12 +83,19 @@ def pull(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:
     return [*_on_disk(project, root), "pull", "--quiet", "--", *services]
 
 
-def start(project: ComposeConfig, root: Path, file: Path, service: str, *, stop_s: float, anew: bool) -> Words:
-    """Make one service run as `file` says; its dependencies are left alone. anew: even if it already runs so."""
+def start(
+    project: ComposeConfig, root: Path, file: Path, service: str, *, stop_s: float, anew: bool, instances: int | None
+) -> Words:
+    """Make one service run as `file` says; its dependencies are left alone. anew: even if it already runs so.
+
+    instances: how many, None for what the file says.
+    """
     words = [*_recorded(project.project, home(project, root), file), "up", "--detach", "--no-deps", "--no-build"]
     words += ["--pull", "never", "--timeout", str(math.ceil(stop_s))]
     if anew:
         words.append("--force-recreate")
+    if instances is not None:
+        words += ["--scale", f"{service}={instances}"]
     return [*words, "--", service]
 
 
