@@ -6,7 +6,7 @@ it cannot tell the difference, and need not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
 from threading import Timer
@@ -118,7 +118,7 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
 
 
 @contextmanager
-def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
+def _said_if_slow(rooms: Rooms, step: Step) -> Generator[None]:
     """Silence for more than a second looks like a hang: then say what is being done, and how long it may take."""
     said = Timer(SLOW_S, rooms.story, [f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"])
     said.daemon = True
