@@ -118,13 +118,14 @@ class History:
         return next((run for run in runs if run.plan.purpose is Purpose.DEPLOY), None)
 
     def last_good(self, *, before: str) -> ReleaseHistory | None:
-        """The newest good release deployed before the one that runs; never `before` itself, never a barred one."""
+        """The newest good release deployed before the one that runs; never `before` itself, never a barred one, never
+        one that was deployed later: a rollback of a rollback would come back to it."""
         order = [d.deployment.release for d in self.deployments.values()]
-        known = order[: len(order) - 1 - order[::-1].index(before)] if before in order else order
-        ranked = [*known[::-1], *reversed(self.releases)]
+        at = len(order) - 1 - order[::-1].index(before) if before in order else len(order)
+        never = {before, *order[at:]}
+        ranked = [*reversed(order[:at]), *reversed(self.releases)]
         return next(
-            (self.releases[r] for r in ranked if r != before and self.releases[r].standing is Standing.GOOD),
-            None,
+            (self.releases[r] for r in ranked if r not in never and self.releases[r].standing is Standing.GOOD), None
         )
 
     def restore_point_of(self, deployment: str) -> RestorePoint | None:
@@ -179,7 +180,7 @@ def _take(history: History, event: Event, record: Record) -> None:
 def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | ReleaseJudged) -> None:
     match event:
         case ReleaseRecorded(release=release):
-            history.releases[release.id] = ReleaseHistory(release=release)
+            history.releases.setdefault(release.id, ReleaseHistory(release=release))
         case ReleaseCompleted():
             known = history.releases[event.release]
             known.fingerprint, known.frontend = event.fingerprint, event.frontend or known.frontend
@@ -214,7 +215,8 @@ def _take_deployment(
 
 
 def _end_run(history: History, event: RunEnded) -> None:
-    """A run with a terminal state ends its deployment too, and a release that was left is barred, however it ended."""
+    """A run with a terminal state ends its deployment too. A release that a rollback put out of production is barred,
+    also where the rollback was stopped after that."""
     run = history.runs[event.run]
     run.ended = event
     history.serving = event.serving
