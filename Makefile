@@ -6,9 +6,11 @@ SHELL := /bin/bash
 PYTEST := .venv/bin/python -m pytest
 # No engine and no right to install one (exit 3): go on, and the tests that need it are reported as not run.
 ENGINE := scripts/engine.sh || { code=$$?; [ $$code = 3 ] && [ -z "$$LASTGOOD_REQUIRE_ENGINE" ]; }
-# Which part of the system suite, and how often in a row.
+# Which part of the system suite, how often in a row, and how many stories side by side: they wait more than they work.
 SYSTEM ?= system
 ROUNDS ?= 3
+JOBS ?= 3
+FIGURES := .cache/figures
 
 ## list these targets
 help:
@@ -18,7 +20,7 @@ help:
 setup:
 	@scripts/setup.sh dev
 
-## style, types, import contract, and the tests of core, contracts and house; under 30 s
+## style, types, import contract, and the tests of core, order and house; under 30 s
 check: setup
 	@scripts/check.sh
 
@@ -28,10 +30,14 @@ test: setup
 	@scripts/check.sh --static
 	@$(PYTEST) -m 'not system'
 
-## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row
+## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row, and a kill at every point of every step
 system: setup
 	@$(ENGINE)
-	@set -e; for round in $$(seq $(ROUNDS)); do echo "system  round $$round of $(ROUNDS)"; $(PYTEST) -m '$(SYSTEM)'; done
+	@rm -rf $(FIGURES)
+	@set -e; export LASTGOOD_FIGURES=$(CURDIR)/$(FIGURES); for round in $$(seq $(ROUNDS)); do \
+	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) -m '$(SYSTEM)' tests/system/test_stories.py; done
+	@$(PYTEST) -m '$(SYSTEM)' tests/system/test_kill_points.py
+	@scripts/figures.py $(FIGURES)
 
 ## write the generated parts of the docs anew
 docs: setup

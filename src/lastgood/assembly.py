@@ -46,6 +46,7 @@ __all__ = [
     "health_address",
     "load_config",
     "metrics_address",
+    "private_folder",
     "survey",
 ]
 
@@ -76,11 +77,24 @@ def load_config(path: Path, env: Mapping[str, str] | None = None) -> Config:
     return parse_config(text, file=str(path), env=os.environ if env is None else env, read_file=read_file)
 
 
+def private_folder(state: Path) -> Path:
+    """Make the state folder where it is not there: for its owner only, and kept out of git, since it holds passwords
+    and every release's environment. Raises ConfigError when it cannot be made."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (state / ".gitignore").exists():
+            (state / ".gitignore").write_text("*\n")
+    except OSError as error:
+        raise ConfigError(f"{state}: {error.strerror}", hint="state: FOLDER in lastgood.yaml") from error
+    return state
+
+
 def build(path: Path, story: Story) -> Rooms:
-    """Build the rooms of the stack whose lastgood.yaml is at `path`. Reads files; connects to nothing yet."""
+    """Build the rooms of the stack whose lastgood.yaml is at `path`. Reads files, makes the state folder, and connects
+    to nothing yet."""
     config = load_config(path)
     root = path.resolve().parent
-    state = root / config.state
+    state = private_folder(root / config.state)
     clock = SystemClock()
     containers, workdir = _containers(config, root=root, state=state, clock=clock)
     invariants = {

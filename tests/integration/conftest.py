@@ -1,16 +1,46 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.contract.rigs.compose import ComposeWorld, world
+from lastgood.core.config import PostgresConfig
+from tests.contract.rigs import postgres_container, postgres_embedded
+from tests.contract.rigs.compose import ComposeWorld
+from tests.contract.rigs.compose import world as compose_world
+from tests.contract.rigs.postgres_world import PostgresWorld
 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[ComposeWorld]:
     """A compose project of its own, with its database up and nothing else."""
-    with world(tmp_path) as made:
+    with compose_world(tmp_path) as made:
         made.compose("up", "--detach", "db")
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[PostgresConfig]:
+    """One embedded server for all tests here that do not harm it."""
+    with postgres_embedded.open_folder() as folder, postgres_embedded.server(folder) as config:
+        yield config
+
+
+@pytest.fixture
+def embedded(postgres: PostgresConfig, tmp_path: Path) -> Generator[PostgresWorld]:
+    """The shop in a database of its own."""
+    with postgres_embedded.database(tmp_path, postgres) as made:
+        yield made
+
+
+@pytest.fixture(
+    params=["embedded", pytest.param("container", marks=pytest.mark.needs_docker)], ids=["embedded", "container"]
+)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[PostgresWorld]:
+    """The shop on the newest Postgres, and on the one in a container."""
+    if request.param == "embedded":
+        yield request.getfixturevalue("embedded")
+    else:
+        with postgres_container.rig(tmp_path) as made:
+            yield made

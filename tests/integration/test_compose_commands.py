@@ -40,9 +40,10 @@ def test_building_and_pulling_name_the_services_and_no_other() -> None:
 def test_starting_touches_one_service_builds_nothing_and_pulls_nothing() -> None:
     up = ["up", "--detach", "--no-deps", "--no-build", "--pull", "never", "--timeout"]
     file = Path("/state/start.json")
-    assert commands.start(PLAIN, ROOT, file, "web", stop_s=1.2, anew=False) == [*RECORDED, *up, "2", "--", "web"]
-    assert commands.start(PLAIN, ROOT, file, "web", stop_s=10, anew=True) == [
-        *[*RECORDED, *up, "10", "--force-recreate", "--", "web"]
+    plain = commands.start(PLAIN, ROOT, file, "web", stop_s=1.2, anew=False, instances=None)
+    assert plain == [*RECORDED, *up, "2", "--", "web"]
+    assert commands.start(PLAIN, ROOT, file, "web", stop_s=10, anew=True, instances=3) == [
+        *[*RECORDED, *up, "10", "--force-recreate", "--scale", "web=3", "--", "web"]
     ]
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests.exceptions
 
-from lastgood.core.errors import Refused
+from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
+from lastgood.targets.compose.describe import _digest
+from lastgood.targets.compose.engine import _asking
 from lastgood.targets.compose.kept import Shelf, held_as
 from lastgood.targets.compose.obstacles import obstacles, why_stateful
 from lastgood.targets.compose.project import Project
@@ -67,10 +70,76 @@ def test_what_cannot_go_back_is_said(service: dict[str, Any], said: str, tmp_pat
 
 def test_a_secret_that_no_release_could_keep_is_said(tmp_path: Path) -> None:
     service = {"image": "acme/web", "secrets": [{"source": "token"}, {"source": "filed"}]}
-    secrets = {"token": {"environment": "TOKEN"}, "filed": {"file": "/srv/filed"}}
+    (tmp_path / "filed").touch()
+    secrets = {"token": {"environment": "TOKEN"}, "filed": {"file": str(tmp_path / "filed")}}
     model = Project({"name": "shop", "services": {"web": service}, "secrets": secrets})
     (line,) = obstacles(model, "web", root=tmp_path, boot_s=60)
     assert line.startswith("web takes its secret token from its environment, which no release keeps")
+
+
+def test_a_secret_whose_file_is_gone_is_said(tmp_path: Path) -> None:
+    service = {"image": "acme/web", "configs": [{"source": "nginx"}]}
+    model = Project(
+        {"name": "shop", "services": {"web": service}, "configs": {"nginx": {"file": f"{tmp_path}/x.conf"}}}
+    )
+    assert list(obstacles(model, "web", root=tmp_path, boot_s=60)) == [
+        f"config nginx of web is gone: there is no {tmp_path}/x.conf"
+    ]
+
+
+@pytest.mark.parametrize(
+    "mounted,refused", [("web/src", True), (".", True), ("deploy/conf", False), ("../notes", False)]
+)
+def test_code_that_is_mounted_from_anywhere_in_the_repository_is_refused(
+    mounted: str, refused: bool, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    for folder in (".git", "web/src", "deploy/conf", "../notes"):
+        (repository / folder).mkdir(parents=True, exist_ok=True)
+    for file in ("web/src/app.vue", "deploy/conf/app.yaml", "../notes/script.py"):
+        (repository / file).write_text("x")
+    mount = {"type": "bind", "source": str((repository / mounted).resolve()), "target": "/app"}
+    lines = list(obstacles(project(image="a", volumes=[mount]), "web", root=repository / "deploy", boot_s=60))
+    assert bool(lines) is refused
+    assert all(line.startswith("web runs code from a bind mount") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "service,asked",
+    [({}, None), ({"scale": 3}, 3), ({"deploy": {"replicas": 2}}, 2), ({"deploy": {"resources": {}}}, None)],
+)
+def test_how_many_containers_a_file_asks_for(service: dict[str, Any], asked: int | None) -> None:
+    assert project(image="a", **service).instances("web") == asked
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["nginx", "nginx:1", "docker.io/library/nginx:1", "docker.io/nginx", "library/nginx", "nginx@sha256:bb"],
+)
+def test_an_image_of_the_engine_s_own_hub_is_known_by_its_digest(reference: str) -> None:
+    image = {"RepoDigests": ["localhost:5000/nginx@sha256:aa", "nginx@sha256:bb"]}
+    assert _digest(image, reference) == "nginx@sha256:bb"
+    assert _digest(image, "localhost:5000/nginx:2") == "localhost:5000/nginx@sha256:aa"
+    assert _digest(image, "acme/nginx") is None
+
+
+@pytest.mark.parametrize(
+    "below,error",
+    [
+        (ConnectionRefusedError(111, "refused"), Retryable),
+        (FileNotFoundError(2, "no socket"), Retryable),
+        (ConnectionResetError(104, "reset"), OutcomeUnknown),
+        (EOFError("closed"), OutcomeUnknown),
+    ],
+)
+def test_a_change_whose_answer_was_lost_is_unknown_and_one_that_nobody_heard_is_not(
+    below: Exception, error: type[LastgoodError]
+) -> None:
+    wrapped = requests.exceptions.ConnectionError(Exception("Connection aborted.", below))
+    with pytest.raises(error), _asking(changing="starting web"):
+        raise wrapped
+    with pytest.raises(Retryable), _asking():
+        raise wrapped
 
 
 def test_the_configuration_s_hash_sees_values_and_volumes_and_not_where_the_image_comes_from() -> None:

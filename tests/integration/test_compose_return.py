@@ -21,8 +21,8 @@ CRASHES = "echo 'no such table: users' >&2; exit 3"
 
 
 def deployed(stack: ComposeWorld, target: ComposeTarget, name: str) -> Release:
-    """Make new images of both services, deploy them, and return the release."""
-    for service in ("web", "worker"):
+    """Make new images of the services that may go back, deploy them, and return the release."""
+    for service in target._stack.config.services:
         stack.image(service, name)
     release = target.prepare(name, CLOCK.now())
     stack.put(target, release)
@@ -66,7 +66,7 @@ def test_what_somebody_else_started_is_recorded_and_can_be_gone_back_to(stack: C
 
 
 def test_a_moved_tag_does_not_change_what_goes_back(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     good = deployed(stack, target, "v1")
     deployed(stack, target, "v2")
     web = good.service("web")
@@ -83,7 +83,7 @@ def test_an_environment_changed_since_does_not_leak_into_the_release_that_goes_b
     stack.services["web"]["environment"] = {"GREETING": "${GREETING}"}
     stack.services["web"]["command"] = ["sh", "-c", 'echo "$$GREETING" > /www/index.html; exec /start']
     stack.write(env="GREETING=a $$ then\n")
-    target = stack.target()
+    target = stack.target(services=["web"])
     good = deployed(stack, target, "v1")
     said = stack.page()
     stack.write(env="GREETING=now\n")
@@ -99,7 +99,7 @@ def test_an_environment_changed_since_does_not_leak_into_the_release_that_goes_b
 def test_a_change_of_the_environment_alone_is_deployed_and_goes_back(stack: ComposeWorld) -> None:
     stack.services["web"]["environment"] = {"A": "1"}
     stack.write()
-    target = stack.target()
+    target = stack.target(services=["web"])
     good = target.prepare("v1", CLOCK.now())
     stack.put(target, good)
     stack.services["web"]["environment"] = {"A": "2"}
@@ -128,7 +128,7 @@ def test_the_gate_refuses_an_image_that_crashes_and_nothing_that_serves_has_chan
 def test_the_gate_refuses_an_image_that_is_never_healthy(stack: ComposeWorld) -> None:
     stack.services["web"]["healthcheck"]["retries"] = 2
     stack.write()
-    target = stack.target()
+    target = stack.target(services=["web"])
     stack.image("web", "v1", script="exec sleep 600")
     gate = steps_of(stack, target, target.prepare("v1", CLOCK.now()))["pass-gate"]
     with pytest.raises(Refused, match=r"web of v1 is unhealthy at the gate"):
@@ -146,7 +146,7 @@ def test_a_candidate_has_nothing_by_which_traffic_or_compose_could_find_it(stack
     }
     stack.extra_volumes["uploads"] = {}
     stack.write()
-    target = stack.target()
+    target = stack.target(services=["web"])
     deployed(stack, target, "v1")
     stack.image("web", "v2")
     target.apply(steps_of(stack, target, target.prepare("v2", CLOCK.now()))["pass-gate"])
@@ -165,7 +165,7 @@ def test_a_candidate_has_nothing_by_which_traffic_or_compose_could_find_it(stack
 def test_services_with_a_fixed_container_name_go_back(stack: ComposeWorld) -> None:
     stack.services["web"]["container_name"] = f"{stack.project}-the-web"
     stack.write()
-    target = stack.target()
+    target = stack.target(services=["web"])
     good = deployed(stack, target, "v1")
     deployed(stack, target, "v2")
     stack.put(target, good)
@@ -174,7 +174,7 @@ def test_services_with_a_fixed_container_name_go_back(stack: ComposeWorld) -> No
 
 
 def test_a_pruned_image_is_refused_before_anything_is_stopped(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     good = deployed(stack, target, "v1")
     deployed(stack, target, "v2")
     steps = steps_of(stack, target, good)
@@ -184,7 +184,7 @@ def test_a_pruned_image_is_refused_before_anything_is_stopped(stack: ComposeWorl
     assert web.artifact not in target.observe().held
     before = stack.container("web").id
     for name in ("pass-gate", "serve-web"):
-        with pytest.raises(Refused, match=r"the image of web .* is not on this host, and it was built here"):
+        with pytest.raises(Refused, match=r"the image of web .* is not on this host, and no registry is known"):
             target.apply(steps[name])
     assert stack.container("web").id == before
     assert stack.page() == "v2"
@@ -194,7 +194,7 @@ def test_a_service_that_ignores_sigterm_is_bounded_by_the_stop_time(stack: Compo
     del stack.services["web"]["stop_signal"]
     stack.write()
     deaf = "trap '' TERM; httpd -p 8080 -h /www; while :; do sleep 600 & wait; done"
-    target = stack.target(stop="1s")
+    target = stack.target(services=["web"], stop="1s")
     stack.image("web", "deaf", script=deaf)
     bad = target.prepare("v1", CLOCK.now())
     stack.put(target, bad)
@@ -208,7 +208,7 @@ def test_a_service_that_ignores_sigterm_is_bounded_by_the_stop_time(stack: Compo
 
 
 def test_a_foreign_container_that_holds_the_name_is_named_and_left_alone(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = target.prepare("v1", CLOCK.now())
     foreign = stack.client.containers.create(f"{stack.project}/worker:latest", name=f"{stack.project}-web-1")
     serve = steps_of(stack, target, release)["serve-web"]
@@ -219,7 +219,7 @@ def test_a_foreign_container_that_holds_the_name_is_named_and_left_alone(stack: 
 
 
 def test_a_foreign_container_that_holds_the_port_is_named_and_left_alone(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = target.prepare("v1", CLOCK.now())
     foreign = stack.client.containers.run(
         f"{stack.project}/worker:latest",
@@ -233,8 +233,61 @@ def test_a_foreign_container_that_holds_the_port_is_named_and_left_alone(stack: 
     assert foreign.status == "running"
 
 
+def test_a_foreign_container_on_the_same_port_of_another_address_is_no_obstacle(stack: ComposeWorld) -> None:
+    target = stack.target(services=["web"])
+    stack.client.containers.run(
+        f"{stack.project}/worker:latest",
+        name=f"{stack.project}-neighbour",
+        ports={"8080/tcp": ("127.0.0.2", stack.port)},
+        detach=True,
+    )
+    stack.put(target, target.prepare("v1", CLOCK.now()))
+    assert stack.page() == "0"
+
+
+def test_as_many_containers_go_back_as_were_scaled_up_by_hand(stack: ComposeWorld) -> None:
+    target = stack.target(services=["worker"])
+    good = target.prepare("v1", CLOCK.now())
+    stack.put(target, good)
+    stack.compose("up", "--detach", "--wait", "--no-deps", "--no-recreate", "--scale", "worker=3", "worker")
+    stack.image("worker", "v2")
+    stack.put(target, target.prepare("v2", CLOCK.now()))
+    assert len(target.observe().of("worker")) == 3
+    stack.put(target, good)
+    assert len(target.observe().of("worker")) == 3
+    assert all(check.passed for check in target.checks(good))
+
+
+def test_containers_that_compose_1_made_meanwhile_stop_a_rollback_before_anything_is_touched(
+    stack: ComposeWorld,
+) -> None:
+    target = stack.target(services=["web"])
+    release = target.prepare("v1", CLOCK.now())
+    steps = steps_of(stack, target, release)
+    labels = {**stack.container("db").labels, "com.docker.compose.version": "1.29.2"}
+    stack.client.containers.create(f"{stack.project}/db:latest", name=f"{stack.project}_db_1", labels=labels)
+    for name in ("pass-gate", "serve-web"):
+        with pytest.raises(Refused, match=r"_db_1 was made by docker-compose 1\.29\.2"):
+            target.apply(steps[name])
+    assert stack.candidates() == []
+
+
+def test_a_secret_file_that_is_gone_is_named_before_anything_is_stopped(stack: ComposeWorld) -> None:
+    (stack.root / "token").write_text("t")
+    stack.services["web"]["secrets"] = ["token"]
+    stack.secrets["token"] = {"file": "./token"}
+    stack.write()
+    target = stack.target(services=["web"])
+    good = target.prepare("v1", CLOCK.now())
+    steps = steps_of(stack, target, good)
+    (stack.root / "token").unlink()
+    for name in ("pass-gate", "serve-web"):
+        with pytest.raises(Refused, match=r"secret token of web is gone: there is no .*/token"):
+            target.apply(steps[name])
+
+
 def test_what_compose_left_when_it_was_killed_half_way_is_removed_by_its_label(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     deployed(stack, target, "v1")
     serving = stack.container("web")
     replacing = {**serving.labels, "com.docker.compose.replace": str(serving.id)}
@@ -250,7 +303,7 @@ def test_what_compose_left_when_it_was_killed_half_way_is_removed_by_its_label(s
 
 
 def test_a_service_that_does_not_come_up_in_its_place_says_why(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     stack.image("web", "v1", script=CRASHES)
     release = target.prepare("v1", CLOCK.now())
     serve = steps_of(stack, target, release)["serve-web"]
@@ -261,7 +314,7 @@ def test_a_service_that_does_not_come_up_in_its_place_says_why(stack: ComposeWor
 def test_a_compose_that_hangs_is_killed_with_its_children_and_the_outcome_is_unknown(
     stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = target.prepare("v1", CLOCK.now())
     serve = steps_of(stack, target, release)["serve-web"]
     hanging = tmp_path / "bin" / "docker"
@@ -280,7 +333,7 @@ def test_a_step_waits_for_the_compose_that_a_killed_command_left_running(
     stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The orphan is a real `docker compose up`, slowed down; its parent is killed as kill -9 would."""
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = target.prepare("v1", CLOCK.now())
     serve = steps_of(stack, target, release)["serve-web"]
     slow = tmp_path / "bin" / "docker"
@@ -323,7 +376,7 @@ def alive(pid: int) -> bool:
 def test_a_service_that_is_sick_is_started_anew_even_from_the_same_release(stack: ComposeWorld) -> None:
     stack.services["web"]["healthcheck"]["retries"] = 1
     stack.write()
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = deployed(stack, target, "v1")
     sick = stack.container("web")
     sick.exec_run(["sh", "-c", "mv /www /gone"])
@@ -359,7 +412,9 @@ def test_a_service_without_a_health_check_passes_by_running_and_the_rung_says_so
 
 
 def test_evidence_is_private_and_shows_no_secret(stack: ComposeWorld, tmp_path: Path) -> None:
-    stack.services["web"]["environment"] = {"DB_URL": "postgres://app:correct-horse@db/app", "API_KEY": "k-123456"}
+    secrets = {"DB_URL": "postgres://app:correct-horse@db/app", "API_KEY": "k-123456", "ODD_SECRET": 'sch"lüssel'}
+    stack.services["web"]["environment"] = secrets
+    stack.services["web"]["labels"] = {"traefik.basicauth": 'ada:sch"lüssel'}
     stack.write()
     target = stack.target()
     for service in ("web", "worker"):
@@ -374,13 +429,14 @@ def test_evidence_is_private_and_shows_no_secret(stack: ComposeWorld, tmp_path: 
         assert file.stat().st_mode & 0o777 == 0o600
         assert "correct-horse" not in file.read_text()
         assert "k-123456" not in file.read_text()
+        assert "ssel" not in file.read_text()
     assert (
         "postgres://app:********@db/app ********" in (tmp_path / "evidence" / f"{stack.project}-web-1.log").read_text()
     )
 
 
 def test_a_deployment_by_somebody_else_is_seen_as_another_configuration(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = deployed(stack, target, "v1")
     stack.compose("up", "--detach", "--no-deps", "--force-recreate", "web")
     assert [c.name for c in target.checks(release) if not c.passed] == ["container web"]
@@ -395,7 +451,7 @@ def test_a_step_whose_release_is_not_kept_is_refused(stack: ComposeWorld) -> Non
 
 
 def test_a_kept_configuration_that_was_edited_is_refused(stack: ComposeWorld) -> None:
-    target = stack.target()
+    target = stack.target(services=["web"])
     release = target.prepare("v1", CLOCK.now())
     kept = stack.root / ".lastgood" / release.config_file
     kept.write_text(kept.read_text().replace("wget", "curl"))

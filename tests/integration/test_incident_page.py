@@ -20,7 +20,7 @@ IN_THE_SHOP = {
     "line->'row'->'name'": "line->'row'->'full_name'",
     "'title'": "'name'",
     "hypercode": "shop",
-    "_r4": "_r1",
+    "_9c1e77": "_r1",
     "FROM '/tmp/": "FROM '",
 }
 
@@ -78,7 +78,7 @@ def test_a_swap_is_taken_back(swapped: PostgresWorld) -> None:
 
 def test_a_fence_is_lifted_by_hand(swapped: PostgresWorld) -> None:
     psql(swapped, "ALTER DATABASE shop RENAME TO aside", database="postgres")
-    psql(swapped, block("ALTER DATABASE hypercode_bad_r4 RENAME TO hypercode;"), database="postgres")
+    psql(swapped, block("ALTER DATABASE hypercode_bad_9c1e77 RENAME TO hypercode;"), database="postgres")
     assert swapped.sql("SELECT count(*) FROM customers WHERE full_name = 'Grace'") == [(1,)]
 
 

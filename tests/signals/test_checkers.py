@@ -37,7 +37,7 @@ def test_an_address_that_answers_as_the_expected_release_or_names_none_is_health
     server: Loopback, reply: bytes
 ) -> None:
     server.reply = reply
-    assert HealthAddresses([f"{server.url}/health"]).run("v2.0.3") == (Check(name="health", passed=True),)
+    assert HealthAddresses([f"{server.url}/health"]).run({"v2.0.3"}) == (Check(name="health", passed=True),)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_address_that_answers_as_the_expected_release_or_names_none_is_health
 )  # fmt: skip
 def test_any_other_answer_is_a_check_that_failed_and_says_why(server: Loopback, reply: Reply, why: str) -> None:
     server.reply = reply
-    (check,) = HealthAddresses([f"{server.url}/health"], timeout_s=0.3).run("v2.0.3")
+    (check,) = HealthAddresses([f"{server.url}/health"], timeout_s=0.3).run({"v2.0.3"})
     assert not check.passed
     assert why in check.detail
 
@@ -64,7 +64,7 @@ def test_any_other_answer_is_a_check_that_failed_and_says_why(server: Loopback, 
 def test_each_of_several_addresses_is_a_check_of_its_own(server: Loopback) -> None:
     server.reply = answer("OK")
     with nobody() as url:
-        checks = HealthAddresses([f"{server.url}/a?token=hunter2", f"{url}/b"]).run("v2.0.3")
+        checks = HealthAddresses([f"{server.url}/a?token=hunter2", f"{url}/b"]).run({"v2.0.3"})
     assert [(check.name, check.passed) for check in checks] == [
         (f"health {server.url}/a", True),
         (f"health {url}/b", False),
@@ -110,7 +110,7 @@ def test_each_test_of_pytest_is_a_check_named_after_it(
     monkeypatch.setenv("HYPER_DB_PASSWORD", "hunter2")
     (folder / "test_all.py").write_text(TESTS)
     before = sorted(folder.rglob("*"))
-    checks = smoke_tests(folder, *words, CORE_URL="http://core").run("v2.0.3")
+    checks = smoke_tests(folder, *words, CORE_URL="http://core").run({"v2.0.3"})
     assert {check.name: check.passed for check in checks} == {
         "login": True,
         "create mission": False,
@@ -138,7 +138,7 @@ def test_each_test_of_pytest_is_a_check_named_after_it(
 )
 def test_a_run_without_tests_did_not_pass(folder: Path, content: str, why: str) -> None:
     (folder / "test_all.py").write_text(content)
-    checks = smoke_tests(folder, "pytest", "-q").run("v2.0.3")
+    checks = smoke_tests(folder, "pytest", "-q").run({"v2.0.3"})
     assert checks
     assert not any(check.passed for check in checks)
     assert any(why in check.detail for check in checks)
@@ -147,7 +147,7 @@ def test_a_run_without_tests_did_not_pass(folder: Path, content: str, why: str) 
 def test_a_failing_run_of_passing_tests_is_a_check_of_its_own(folder: Path) -> None:
     (folder / "test_all.py").write_text("def test_login(): pass")
     (folder / "conftest.py").write_text("def pytest_sessionfinish(session): session.exitstatus = 6")
-    checks = smoke_tests(folder, "pytest", "-q").run("v2.0.3")
+    checks = smoke_tests(folder, "pytest", "-q").run({"v2.0.3"})
     assert [(check.name, check.passed) for check in checks] == [("login", True), ("smoke tests", False)]
 
 
@@ -168,7 +168,7 @@ def test_a_report_that_cannot_be_trusted_passes_nothing(folder: Path, report: by
         "    shutil.copy('report', config.option.xmlpath)\n"
         "    os._exit(0)\n"
     )
-    (check,) = smoke_tests(folder, "pytest").run("v2.0.3")
+    (check,) = smoke_tests(folder, "pytest").run({"v2.0.3"})
     assert not check.passed
     assert "no readable report" in check.detail
 
@@ -178,16 +178,16 @@ def test_a_report_that_cannot_be_trusted_passes_nothing(folder: Path, report: by
     [("exit 0", True, ""), ("echo one; echo two >&2; exit 3", False, "exit code 3: two"), ("kill -9 $$", False, "-9")],
 )
 def test_of_another_command_only_the_exit_code_is_known(folder: Path, script: str, passed: bool, why: str) -> None:
-    (check,) = smoke_tests(folder, "sh", "-c", script).run("v2.0.3")
+    (check,) = smoke_tests(folder, "sh", "-c", script).run({"v2.0.3"})
     assert (check.name, check.passed) == ("smoke tests", passed)
     assert why in check.detail
 
 
 def test_a_command_that_is_not_there_did_not_pass(folder: Path) -> None:
-    (check,) = smoke_tests(folder, "no-such-command").run("v2.0.3")
+    (check,) = smoke_tests(folder, "no-such-command").run({"v2.0.3"})
     assert not check.passed
     assert "no-such-command" in check.detail
-    (check,) = smoke_tests(folder / "nowhere", "true").run("v2.0.3")
+    (check,) = smoke_tests(folder / "nowhere", "true").run({"v2.0.3"})
     assert not check.passed
 
 
@@ -196,7 +196,7 @@ def test_nothing_that_the_command_started_goes_on_after_it(folder: Path, ending:
     fifo = folder / "held"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    (check,) = smoke_tests(folder, "sh", "-c", f"exec 9>held; sleep 600 & {ending}", timeout="1s").run("v2.0.3")
+    (check,) = smoke_tests(folder, "sh", "-c", f"exec 9>held; sleep 600 & {ending}", timeout="1s").run({"v2.0.3"})
     assert check.passed is (ending == "exit 0")
     os.set_blocking(reader, True)
     with os.fdopen(reader, "rb") as held:

@@ -122,7 +122,7 @@ class Incidents:
         history = self.reading("history")
         assert history[-1]["ended"] == "ROLLED_BACK_VERIFIED"
         status = self.reading("status")
-        assert (status["state"], status["serving"]) == ("IDLE", base)
+        assert (status["state"], status["serving"]) == ("BAKE INTERRUPTED", base)
         assert self.run("audit", "verify").startswith("the chain holds")
 
     def close(self) -> None:

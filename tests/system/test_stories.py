@@ -80,7 +80,8 @@ def test_story(fault: str, engine: str, tmp_path: Path) -> None:
     figures, right = story.figures, RIGHT_END[fault]
     if FIGURES:
         FIGURES.mkdir(parents=True, exist_ok=True)
-        (FIGURES / f"{engine}-{fault}.json").write_text(json.dumps(figures, indent=1))
+        with (FIGURES / f"{engine}-{fault}.jsonl").open("a") as file:
+            file.write(json.dumps(figures) + "\n")
     assert figures["terminal_state"] == right.value, story.told
     assert story.code == 0, story.told
     assert list(tmp_path.glob("demo-*")) == [], "something was left behind"

@@ -13,6 +13,9 @@ postgres_image=hypercode/postgres:15
 certificates=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 
 main() {
+    # one at a time: two of them would make the same image twice
+    exec 9>"${TMPDIR:-/tmp}/hypercode-images-$(id -u).lock"
+    flock 9
     if [ "${HUB:-0}" = 1 ]; then
         python_from_hub
         postgres_from_hub

@@ -18,6 +18,7 @@ from lastgood import __version__
 from lastgood.assembly import CONFIG_FILE, build, survey
 from lastgood.cli.first_config import first_config, keep_password
 from lastgood.cli.rendering import (
+    GOOD_ENDS,
     clean,
     findings_lines,
     history_rows,
@@ -25,16 +26,17 @@ from lastgood.cli.rendering import (
     release_rows,
     report_lines,
     run_lines,
+    size,
     survey_lines,
     table,
     when,
 )
-from lastgood.core.errors import LastgoodError, Refused
-from lastgood.core.history import DeploymentHistory, RunHistory
+from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused
+from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.ports import Right
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, Frozen, Unfrozen
-from lastgood.core.release import Release, RestorePoint
+from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.verdict import Watching
 from lastgood.runbook import deploy as deploying
@@ -129,7 +131,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def init(
     config: ConfigOption = Path(CONFIG_FILE),
-    release: Annotated[str, typer.Option("--release", help="Name for what runs now, if it is good.")] = "r1",
+    release: Annotated[
+        str | None, typer.Option("--release", help="Name for what runs now; defaults to `git describe`.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="What runs now is good: record it without asking.")] = False,
 ) -> None:
     """Look at the compose file and write lastgood.yaml.
@@ -154,8 +158,8 @@ def init(
     if any(service.running for service in found.services) and confirmed("Is what runs now good?", yes=yes):
         rooms = opened(config)
         with leased(rooms):
-            recorded = recording.record(rooms, release)
-            recording.vouch(rooms, release, why="init")
+            recorded = recording.record(rooms, release or _described_or_first(rooms.root))
+            recording.vouch(rooms, recorded.id, why="init")
         out(f"recorded as {recorded.id} (vouched for by {rooms.who})")
     out("next: lastgood doctor")
 
@@ -176,6 +180,8 @@ def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             out(line)
     if any(f.answer is Answer.FAILED for f in findings):
         raise typer.Exit(NOT_GOOD)
+    if any(f.answer is Answer.COULD_NOT_LOOK for f in findings):
+        raise typer.Exit(OutcomeUnknown.exit_code)
 
 
 @app.command()
@@ -217,6 +223,13 @@ def deploy(
     watch_and_end(rooms, done.deployment)
 
 
+def _described_or_first(root: Path) -> str:
+    try:
+        return described(root)
+    except Refused:
+        return "first"
+
+
 def described(root: Path) -> str:
     """Name the checkout by `git describe`. Raises Refused when there is no git or no commit."""
     try:
@@ -236,13 +249,16 @@ def described(root: Path) -> str:
     return name
 
 
+ENDED_WELL: Final = GOOD_ENDS | {TerminalState.SUPERSEDED, TerminalState.INCONCLUSIVE_KEPT}
+
+
 def watch_and_end(rooms: Rooms, deployment: str) -> None:
     """Watch in the foreground and exit by how it ended."""
     outcome = watching.watch_on(rooms, deployment)
     if outcome.report:
         ended(outcome.report)
     out(f"{outcome.terminal.value}  {outcome.sentence}")
-    raise typer.Exit(0 if outcome.terminal is TerminalState.HEALTHY_KEPT else NOT_GOOD)
+    raise typer.Exit(0 if outcome.terminal in GOOD_ENDS else NOT_GOOD)
 
 
 def ended(report: Report, *, good: frozenset[TerminalState] = frozenset()) -> None:
@@ -300,22 +316,12 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
             done = deploying.take_up(rooms)
         if done and done.report:
             ended(done.report)
-    under = rooms.memory.history().open_deployment or _baking(rooms)
+    under = rooms.memory.history().open_deployment or watching.baking(rooms)
     if under is None:
         raise Refused("nothing to watch: no deployment is under way", hint="lastgood deploy")
     if under.watch is None:
         watching.start_watch(rooms, under.deployment.id)
     watch_and_end(rooms, under.deployment.id)
-
-
-def _baking(rooms: Rooms) -> DeploymentHistory | None:
-    """The deployment whose rollback is to be watched again; its bake begins now when it did not yet."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
-    if newest is None or newest.ended is None or newest.ended.terminal is not TerminalState.ROLLED_BACK_VERIFIED:
-        return None
-    if newest.watch is None or not newest.watch.bake:
-        watching.start_watch(rooms, newest.deployment.id, bake=True)
-    return rooms.memory.history().deployments[newest.deployment.id]
 
 
 @app.command()
@@ -348,6 +354,15 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             lines += [f"blind to: {b}" for b in verdict.blind_to]
         if not watcher:
             lines.append("next: lastgood watch")
+    elif (baked := watching.baking(rooms)) is not None:
+        state = "BAKING" if watcher else "BAKE INTERRUPTED"
+        lines.append(f"watched again after the rollback, {watching.left_s(rooms, baked) / 60:.0f} min left")
+        lines += [] if watcher else ["next: lastgood watch"]
+    elif (last := next(reversed(history.deployments.values()), None)) and last.ended:
+        state = "IDLE" if last.ended.terminal in ENDED_WELL else last.ended.terminal.value
+        lines.append(f"last deployment: {last.deployment.release}  {last.ended.terminal.value}  {last.ended.sentence}")
+        report = next((e.report for r in reversed(last.runs) if (e := history.runs[r].ended) and e.report), None)
+        lines += [f"next: {line}" for line in report.next_steps] if report and state != "IDLE" else []
     if history.frozen:
         lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
     if as_json:
@@ -363,7 +378,7 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
             dict[str, Any],
         )
         return
-    out(f"{state}  {history.serving or 'nothing'} serves")
+    out(f"{state}  {history.serving} serves" if history.serving else f"{state}  no release is recorded as serving")
     for line in lines:
         out(clean(line))
 
@@ -383,7 +398,7 @@ def plan(
     rooms = opened(config)
     history = rooms.memory.history()
     target = returning.choose_target(history, release)
-    made = returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history))
+    made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history))
     if as_json:
         show(made, Plan)
         return
@@ -413,7 +428,7 @@ def rollback(
     if dry_run:
         target = returning.choose_target(history, release)
         for line in plan_lines(
-            returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history), only=roles)
+            returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
         ):
             out(line)
         return
@@ -427,14 +442,14 @@ def rollback(
         deploying.give_up(rooms, f"given up by {rooms.who}")
         history = rooms.memory.history()
         target = returning.choose_target(history, release)
-        made = returning.plan_rollback(rooms, target, plan_id=returning.next_run_id(history), only=roles)
+        made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
         for line in plan_lines(made):
             say(line)
         if not confirmed("Roll back?", yes=yes):
             raise Refused("not confirmed", hint="lastgood rollback --yes")
         under = history.open_deployment
         cause = returning.Cause(
-            trigger="person",
+            trigger=returning.BY_PERSON,
             sentence=why or f"{rooms.who} asked for it",
             by=rooms.who,
             deployment=under.deployment.id if under else "",
@@ -449,7 +464,7 @@ def _roles(only: str | None) -> frozenset[Role]:
     known = {role.value: role for role in Role}
     words = [word.strip() for word in only.split(",")]
     if unknown := [word for word in words if word not in known]:
-        raise Refused(f"--only {', '.join(unknown)}: not known", hint=f"one or more of {', '.join(known)}")
+        raise ConfigError(f"--only {', '.join(unknown)}: not known; known: {', '.join(known)}")
     return frozenset(known[word] for word in words)
 
 
@@ -468,7 +483,7 @@ def _waiting(rooms: Rooms, run: str | None) -> RunHistory:
     history = rooms.memory.history()
     found = history.runs.get(run) if run else history.open_run
     if found is None or found.ended is not None:
-        raise Refused(f"run {run or ''} is not open".replace("  ", " "), hint="lastgood status")
+        raise Refused(f"run {run} is not open" if run else "no run is under way", hint="lastgood status")
     return found
 
 
@@ -587,7 +602,7 @@ def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = F
             p.id,
             when(p.taken_at),
             f"{(now - p.taken_at).total_seconds() / 60:.0f} min old",
-            f"{p.size_bytes / 1e6:.1f} MB",
+            size(p.size_bytes),
             "proved, kept" if p.id in kept else "gone",
         )
         for p in points
@@ -607,7 +622,7 @@ def releases(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) 
     """
     history = opened(config).memory.history()
     if as_json:
-        show(tuple(r.release for r in history.releases.values()), tuple[Release, ...])
+        show(tuple(history.releases.values()), tuple[ReleaseHistory, ...])
         return
     for line in table(release_rows(history)):
         out(line)
@@ -641,7 +656,7 @@ def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), a
 
     Changes nothing.
 
-    Example: lastgood explain r2
+    Example: lastgood explain 9c1e77
     """
     known = opened(config).memory.history()
     found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)

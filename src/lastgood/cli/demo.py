@@ -81,6 +81,7 @@ class Demo:
         self.version = stage.version_of(fault)
         self.began = time.monotonic()
         self._children: list[subprocess.Popen[bytes]] = []
+        self._command: subprocess.Popen[str] | None = None
         self.env = os.environ | stage.shell()
         self._last_watch_line = 0.0
 
@@ -113,6 +114,7 @@ class Demo:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._command = process
         done = Finished(code=0, out="")
 
         def follow(stream: IO[str]) -> None:
@@ -187,6 +189,8 @@ class Demo:
 
     def stop(self) -> None:
         """End what this demo started, by its own handles, and remove what it made."""
+        if self._command is not None and self._command.poll() is None:
+            end(self._command.pid, self._command)
         for process in self._children:
             end(process.pid, process)
         self.stage.tear_down()
@@ -208,6 +212,7 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
         raise ConfigError(f"--rate {rate:g}: expected more than 0 requests/s", hint="lastgood demo --rate 20")
     if importlib.util.find_spec("starlette") is None:
         raise Refused("HyperCode's services are not installed", hint="pip install 'lastgood[demo]'")
+    signal.signal(signal.SIGTERM, _leave)
     home = Path.cwd() / f"demo-{secrets.token_hex(2)}"
     home.mkdir(mode=0o755)
     began = time.monotonic()
@@ -235,6 +240,11 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
             else:
                 stage.tear_down()
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _leave(signum: int, _frame: object) -> None:
+    """Asked to end: end as after Ctrl-C, so that nothing is left behind."""
+    raise SystemExit(128 + signum)
 
 
 def _story(demo: Demo) -> Figures:
@@ -352,7 +362,7 @@ def clean(home: Path) -> int:
     return 0
 
 
-def end(pid: int, process: subprocess.Popen[bytes] | None, *, words: bytes = b"") -> None:
+def end(pid: int, process: subprocess.Popen[bytes] | subprocess.Popen[str] | None, *, words: bytes = b"") -> None:
     """Ask one process to end and wait; after ten seconds kill it. With `words`: only if its command line holds them."""
     if words:
         try:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from lastgood.assembly import Survey, SurveyedPostgres, health_address, metrics_address
+from lastgood.assembly import Survey, SurveyedPostgres, health_address, metrics_address, private_folder
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
@@ -57,8 +57,7 @@ def keep_password(survey: Survey, root: Path) -> None:
     """Write the database's password where the configuration says it is."""
     if survey.postgres is None or survey.postgres.password is None:
         return
-    folder = root / STATE
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = private_folder(root / STATE)
     with os.fdopen(os.open(folder / PASSWORD_FILE, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
         file.write(survey.postgres.password.reveal())
 

@@ -33,6 +33,16 @@ def table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
+def size(number: int) -> str:
+    """A size as people read it, in decimal units as disks are sold."""
+    value, unit = float(number), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def when(moment: datetime) -> str:
     """A time as people of one team read it: UTC, to the second."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
@@ -120,7 +130,7 @@ def findings_lines(findings: Iterable[Finding]) -> Iterator[str]:
     if failed:
         yield f"NOT READY: {', '.join(failed)}"
     elif blind:
-        yield f"READY, as far as could be seen; not seen: {', '.join(blind)}"
+        yield f"NOT PROVED READY: could not look at {', '.join(blind)}"
     else:
         yield "READY"
     order = {Answer.FAILED: 0, Answer.COULD_NOT_LOOK: 1, Answer.OK: 2}

@@ -98,6 +98,8 @@ class Stage(ABC):
         if short_window:
             text = text.replace("window: 1h", f"window: {short_window}")
         (self.checkout / "lastgood.yaml").write_text(self.adapted(text), encoding="utf-8")
+        # the ports of this stage are no part of a release, and no reason to call the checkout changed
+        _output(["git", "-C", str(self.checkout), "update-index", "--skip-worktree", "lastgood.yaml"])
         os.environ.update(self.shell())
         (self.home / "stage.json").write_text(
             json.dumps({"stage": self.name, "ports": self.ports, "server": str(self.server or "")})
@@ -272,8 +274,11 @@ class ComposeStage(Stage):
         if not (self.checkout / ".env").exists():
             return
         with contextlib.suppress(Refused):
-            label = f"label=com.docker.compose.project={self.project}"
-            ours = _output(["docker", "ps", "--all", "--quiet", "--filter", label]).split()
+            labels = '{{.Label "com.docker.compose.project"}} {{.Label "lastgood.candidate"}}'
+            listed = _output(["docker", "ps", "--all", "--format", f"{{{{.ID}}}} {labels}"]).splitlines()
+            # a candidate of a gate that was cut short is of no project, and says whose it is
+            marks = (f" {self.project} ", f" {self.project}:")
+            ours = [line.split()[0] for line in listed if any(mark in f"{line} " for mark in marks)]
             if ours:
                 _output(["docker", "rm", "--force", "--volumes", *ours])
         compose = ["docker", "compose", "--project-name", self.project]

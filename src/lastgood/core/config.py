@@ -256,6 +256,11 @@ class WatchConfig(_Section):
             if isinstance(trigger, ErrorRateTrigger | LatencyTrigger) and self.traffic is None:
                 message = f"trigger {name} counts requests: expected watch.traffic"
                 raise ValueError(message)
+        limits = {trigger.limit for trigger in self.triggers.values() if isinstance(trigger, LatencyTrigger)}
+        if len(limits) > 1:
+            # slow requests are counted once, against one edge of the histogram
+            message = "expected one limit for all latency triggers"
+            raise ValueError(message)
         return self
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from lastgood.core.plan import Plan, Purpose
+from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     AbortAsked,
@@ -34,17 +34,25 @@ from lastgood.core.record import (
     WatchStarted,
 )
 from lastgood.core.release import Deployment, Release, RestorePoint, Standing
+from lastgood.core.report import TerminalState
 
 
 @dataclass(slots=True)
 class ReleaseHistory:
-    """A release with what was learnt of it. judged_by: who made it good or barred, and why."""
+    """A release with what was learnt of it. judged_by: who made it good or barred, and why. says: the names by which
+    its health addresses called it while it served."""
 
     release: Release
     standing: Standing = Standing.RECORDED
     judged_by: str = ""
     fingerprint: str = ""
     frontend: str = ""
+    says: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What it may call itself: what it said when it served, or else its own name."""
+        return frozenset(self.says or (self.release.id,))
 
 
 @dataclass(slots=True)
@@ -80,7 +88,7 @@ class DeploymentHistory:
 class History:
     """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record.
 
-    journal: hash of the first record, which tells one journal from every other; ids count from 1 in each of them.
+    journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived.
     """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
@@ -90,6 +98,7 @@ class History:
     serving: str = ""
     frozen: Frozen | None = None
     last_seq: int = 0
+    told: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     journal: str = ""
 
     @property
@@ -121,7 +130,12 @@ class History:
 
     def restore_point_of(self, deployment: str) -> RestorePoint | None:
         """The proved restore point taken when this deployment began."""
-        return self.restore_points.get(f"rp-{deployment}")
+        return self.restore_points.get(self.restore_point_id(deployment))
+
+    def restore_point_id(self, deployment: str) -> str:
+        """Name the restore point of a deployment: restore points outlive a journal that is lost, and a new one counts
+        its deployments from 1 again."""
+        return f"rp-{self.journal[:4]}-{deployment}"
 
 
 def fold(records: Iterable[Record], history: History | None = None) -> History:
@@ -151,6 +165,8 @@ def _take(history: History, event: Event, record: Record) -> None:
         case RestorePointKept(restore_point=restore_point):
             history.restore_points[restore_point.id] = restore_point
         case Told():
+            if event.delivered:
+                history.told.add((event.channel, event.event))
             if event.run in history.runs:
                 history.runs[event.run].told.append(event)
         case Frozen():
@@ -168,6 +184,7 @@ def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | 
         case ReleaseCompleted():
             known = history.releases[event.release]
             known.fingerprint, known.frontend = event.fingerprint, event.frontend or known.frontend
+            known.says = event.says or known.says
         case ReleaseJudged():
             known = history.releases[event.release]
             known.standing = Standing.GOOD if event.good else Standing.BARRED
@@ -210,6 +227,9 @@ def _end_run(history: History, event: RunEnded) -> None:
         deployment.ended = DeploymentEnded(
             deployment=deployment.deployment.id, terminal=event.terminal, sentence=run.started.sentence
         )
-    left = history.releases.get(run.plan.from_release)
-    if left and event.serving == run.plan.to_release != run.plan.from_release:
-        left.standing, left.judged_by = Standing.BARRED, f"rolled back by run {event.run}"
+    untouched = event.terminal is TerminalState.REFUSED
+    went_back = event.serving == run.plan.to_release and Role.CONTAINERS in run.plan.scope and not untouched
+    if went_back and run.plan.purpose is Purpose.ROLLBACK and run.plan.from_release != run.plan.to_release:
+        left = history.releases.get(run.plan.from_release)
+        if left:
+            left.standing, left.judged_by = Standing.BARRED, f"rolled back by run {event.run}"

@@ -269,6 +269,7 @@ class Plan:
     """Ordered steps from one release to another. `skipped`: parts with nothing to do and the reason, one line each.
 
     from_release: what serves now, empty on a first deploy. warnings: what a person should know before saying yes.
+    scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
     found: (service, artifact) of what served of the release's services when it was made.
     """
@@ -285,6 +286,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     invalid_rows: tuple[str, ...] = ()
     database: DatabaseDecision | None = None
+    scope: tuple[Role, ...] = tuple(Role)
     found: tuple[tuple[str, str], ...] = ()
 
     @property

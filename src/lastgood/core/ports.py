@@ -6,7 +6,7 @@ below is tested there. Adapters raise the errors of `core.errors` and nothing el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -162,9 +162,13 @@ class Notifier(Protocol):
 class Checker(Protocol):
     """A set of yes-or-no checks run after a rollback: health addresses, the smoke tests."""
 
-    def run(self, expected_release: str) -> tuple[Check, ...]:
+    def run(self, names: Collection[str]) -> tuple[Check, ...]:
         """Run them all within the configured deadline. A check that could not run is a check that did not pass, and
-        says so."""
+        says so. names: what the release that answers may call itself."""
+        ...
+
+    def named(self) -> tuple[str, ...]:
+        """Return the names by which what serves now calls itself, sorted; empty when it does not say. Never raises."""
         ...
 
 

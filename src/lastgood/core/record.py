@@ -29,11 +29,12 @@ class ReleaseRecorded:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseCompleted:
     """What was learnt once the release served: the schema it left, the frontend deployment that belongs to it (empty:
-    unchanged or none)."""
+    unchanged or none), the names by which its health addresses called it."""
 
     release: str
     fingerprint: str = ""
     frontend: str = ""
+    says: tuple[str, ...] = ()
     kind: Literal["release_completed"] = "release_completed"
 
 
@@ -234,13 +235,17 @@ class Unfrozen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """A message was sent, or could not be. A failure never stops a rollback; it stands in the report."""
+    """A message was sent, or could not be. A failure never stops a rollback; it stands in the report.
+
+    event: what it tells of, told once to each channel.
+    """
 
     run: str
     channel: str
     text: str
     delivered: bool
     error: str = ""
+    event: str = ""
     kind: Literal["told"] = "told"
 
 

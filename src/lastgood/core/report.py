@@ -66,7 +66,8 @@ class Report:
     """The whole story of a run, for people and for `--json`. owner: whose incident it is.
 
     served_at: when the watch of the release began, None when it never served. decided_at: when the trigger fired or a
-    person asked; began_at: when the run began, after planning.
+    person asked; began_at: when the run began, after planning. serving: the release that serves now, where known.
+    parts: which parts went back, empty for the whole release.
     """
 
     run: str
@@ -87,12 +88,17 @@ class Report:
     owner: str = ""
     served_at: datetime | None = None
     decided_at: datetime | None = None
+    serving: str = ""
+    parts: tuple[str, ...] = ()
 
 
 def announcement(report: Report) -> str:
     """Say to the team how it ended. The procedure's sentence, word for word, only for a verified rollback."""
     left, back, who = report.from_release, report.to_release, report.owner or "a person"
     match report.terminal:
+        case TerminalState.ROLLED_BACK_VERIFIED if report.parts:
+            parts = " and ".join(report.parts)
+            return f"ℹ️ {parts} went back to {back}, and the checks passed. {report.serving or left} serves."
         case TerminalState.ROLLED_BACK_VERIFIED:
             said = (
                 f"🚨 Deployment failed. Rollback to {back} completed. System operating normally. Investigation started."
@@ -134,7 +140,8 @@ def _ended_by_person(report: Report, how: str, *, mark: str) -> str:
     step = _stopped_at(report)
     at = f" at {step.name}" if step else ""
     so_far = f"; done: {done}" if done else ""
-    return f"⚠️ Rollback of {report.from_release} was {how}{at}{so_far}. What serves: lastgood status"
+    serves = f"{report.serving} serves." if report.serving else "What serves: lastgood status"
+    return f"⚠️ Rollback of {report.from_release} was {how}{at}{so_far}. {serves}"
 
 
 def _stopped_at(report: Report) -> StepOutcome | None:
@@ -150,4 +157,11 @@ def _where(report: Report) -> str:
 
 
 def _remaining(report: Report) -> tuple[str, ...]:
-    return (f"Invalid rows remain: {'; '.join(report.remaining)}",) if report.remaining else ()
+    """What a verified rollback did not put right, and what it took away."""
+    lines: list[str] = []
+    if report.remaining:
+        lines.append(f"Invalid rows remain: {'; '.join(report.remaining)}")
+    if gone := [loss for loss in report.losses if loss.rows]:
+        tables = ", ".join(f"{loss.rows} of {loss.table}" for loss in gone)
+        lines.append(f"Rows written since the deployment left the live data ({tables}); they are kept: {gone[0].file}")
+    return tuple(lines)

@@ -46,8 +46,9 @@ class World:
     """What a rollback plan is made from, all observed just now. None: that part is not configured.
 
     restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
-    empty when it is not known; so is frontend_target, its deployment. frontend_unseen: why a configured frontend could
-    not be looked at. rung: what the container target says of itself.
+    empty when it is not known; so is frontend_target, its deployment.
+    frontend_unseen, database_unseen: why a configured one could not be looked at. migrated: whether the release that is
+    left brought migrations. rung: what the container target says of itself.
     """
 
     containers: ContainerFacts
@@ -59,6 +60,8 @@ class World:
     frontend: FrontendFacts | None = None
     frontend_target: str = ""
     frontend_unseen: str = ""
+    database_unseen: str = ""
+    migrated: bool = False
 
 
 @dataclass(slots=True)
@@ -105,6 +108,7 @@ def make_plan(
         warnings=tuple(draft.warnings),
         invalid_rows=tuple(draft.invalid_rows),
         database=draft.decision,
+        scope=tuple(role for role in Role if role in only),
         found=found(target, world.containers),
     )
 
@@ -159,6 +163,11 @@ def _decide_database(
     """Fill the draft's database steps: before the containers when the old release cannot run without them, else
     after."""
     evidence = world.evidence
+    if world.database_unseen:
+        draft.skipped.append(f"database: could not be looked at ({world.database_unseen})")
+        if world.migrated:
+            _ask(draft, f"{target.id} may not run on the schema, and nobody can look: a person decides", only=only)
+        return
     if world.database is None:
         draft.skipped.append("database: none configured")
         return
@@ -243,6 +252,10 @@ def _swap_first(
         raise Refused(
             f"{target.id} cannot run on today's schema ({fit.reason}): containers alone would make things worse",
             hint="lastgood rollback",
+        )
+    if Role.CONTAINERS not in only and changed_services(target, world.containers):
+        raise Refused(
+            f"the schema of {target.id} under another release would make things worse", hint="lastgood rollback"
         )
     if isinstance(point := _way_back(world), str):
         raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points")

@@ -125,7 +125,7 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
         if progress.failed and not progress.failed.again:
             return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
         if progress.failures >= step.attempts or progress.attempts >= step.attempts + DEATHS:
-            last, hint = "the target does not show it done", ""
+            last, hint = progress.note or "the target does not show it done", ""
             if progress.failed:
                 last, hint = progress.failed.reason, progress.failed.hint
             return _stopped(plan, tally, step, f"gave up after {progress.attempts} attempts: {last}", hint)

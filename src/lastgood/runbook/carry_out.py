@@ -6,18 +6,18 @@ it cannot tell the difference, and need not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
 from threading import Timer
 from typing import Final, assert_never
 
-from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import RunHistory
 from lastgood.core.plan import Role, Seen, Step, seen, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
 from lastgood.core.report import TerminalState
-from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance
+from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change
 from lastgood.runbook.killpoint import killpoint
 from lastgood.runbook.rooms import Rooms
 
@@ -38,7 +38,6 @@ def carry_out(
 
     before: called before each attempt of a step. ask: called once when a person is needed.
     """
-    changed = False
     waiting_since: datetime | None = None
     while True:
         history = rooms.memory.history().runs[run]
@@ -61,6 +60,7 @@ def carry_out(
                 _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
+                changed = began_serving_change(plan, history.records)
                 if attempt == 1 and (drift := _drift(rooms, history, step)):
                     return Stop(
                         terminal=TerminalState.NEEDS_HUMAN if changed else TerminalState.REFUSED,
@@ -69,7 +69,6 @@ def carry_out(
                         hint="lastgood plan",
                     )
                 before(step)
-                changed = changed or step.changes_what_serves
                 _apply(rooms, run, step, attempt)
             case _:
                 assert_never(decided)
@@ -97,25 +96,29 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
     target = rooms.target(step.role)
+    said = ""
     try:
         with _said_if_slow(rooms, step):
             if seen(step, target.observe()) is not Seen.DONE:
                 target.apply(step)
-    except (Refused, NeedsHuman) as error:
+    except (ConfigError, Refused, NeedsHuman) as error:
         _note_failed(rooms, run, step, error, again=False, needs_human=isinstance(error, NeedsHuman))
         return
     except Retryable as error:
-        _note_failed(rooms, run, step, error, again=True, delay_s=error.delay_s)
+        # a host that asks for an hour of patience is not there for this step
+        again = error.delay_s <= step.deadline_s
+        _note_failed(rooms, run, step, error, again=again, delay_s=error.delay_s if again else 0.0)
         return
     except OutcomeUnknown as error:
-        rooms.story(f"  {step.name}: {error.message}; looking")
+        said = error.message
+        rooms.story(f"  {step.name}: {said}; looking")
     killpoint("after-act", step.name)
-    _note_seen(rooms, run, step, began, applied=True)
+    _note_seen(rooms, run, step, began, applied=True, said=said)
     killpoint("after-seen", step.name)
 
 
 @contextmanager
-def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
+def _said_if_slow(rooms: Rooms, step: Step) -> Generator[None]:
     """Silence for more than a second looks like a hang: then say what is being done, and how long it may take."""
     said = Timer(SLOW_S, rooms.story, [f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"])
     said.daemon = True
@@ -126,9 +129,12 @@ def _said_if_slow(rooms: Rooms, step: Step) -> Iterator[None]:
         said.cancel()
 
 
-def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool) -> None:
+def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:
+    """Look, and journal what was seen. said: what the target answered when it was asked to act, kept as the reason
+    where the step is not seen done."""
     try:
-        state, note = seen(step, rooms.target(step.role).observe()), ""
+        state = seen(step, rooms.target(step.role).observe())
+        note = "" if state is Seen.DONE else said
     except (Refused, Retryable, OutcomeUnknown) as error:
         # refused, too: a token that expired in the middle leaves the step unclear, it does not undo it
         state, note = Seen.UNKNOWN, error.message

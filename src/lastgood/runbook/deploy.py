@@ -9,6 +9,7 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
+from lastgood.core.config import Mode
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.errors import Refused
 from lastgood.core.history import History, RunHistory
@@ -28,7 +29,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.rollback import BY_LASTGOOD, Cause, keep_restore_point, next_run_id, roll_back
+from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, new_run_id, roll_back
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.watch import start_watch
 
@@ -88,10 +89,10 @@ def deploy(
     check_release(history, name, first=first, override=override)
     with _Baseline(rooms) as baseline:
         rooms.story(f"preparing {name}")
-        release = _prepared(rooms, name)
-        plan = _plan(rooms, release, history)
+        release = _prepared(rooms, name, override=override)
+        plan = _plan(rooms, release, rooms.memory.history())
         if not confirm(plan):
-            raise Refused(f"{name} was not deployed: not confirmed")
+            raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
         deployment = _begin(rooms, release, plan)
         return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
 
@@ -120,7 +121,20 @@ def give_up(rooms: Rooms, why: str) -> None:
         rooms.memory.note(RunEnded(run=run.started.run, terminal=None, serving=run.plan.from_release, stopped=why))
 
 
-def _prepared(rooms: Rooms, name: str) -> Release:
+def _barred_by_another_name(history: History, release: Release) -> str:
+    """Return the barred release with the same artifacts, or from the same clean commit; empty when there is none."""
+    for known in history.releases.values():
+        other = known.release
+        same = {(s.name, s.artifact, s.config_hash) for s in other.services} == {
+            (s.name, s.artifact, s.config_hash) for s in release.services
+        }
+        commit = release.commit is not None and release.commit == other.commit and not (release.dirty or other.dirty)
+        if known.standing is Standing.BARRED and other.id != release.id and (same or commit):
+            return other.id
+    return ""
+
+
+def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
     """Build or pull, hold, describe; with what the release says of the database. The same name with other content is
     refused."""
     release = rooms.containers.prepare(name, rooms.clock.now())
@@ -128,6 +142,11 @@ def _prepared(rooms: Rooms, name: str) -> Release:
         shipped = rooms.database.ships(name)
         release = replace(release, migrations=shipped.migrations, statements=shipped.statements)
     known = rooms.memory.history().releases.get(name)
+    if not override and (barred := _barred_by_another_name(rooms.memory.history(), release)):
+        raise Refused(
+            f"{name} is {barred} by another name, which was rolled back",
+            hint=f"lastgood deploy --release {name} --even-if-barred",
+        )
     if known is None:
         rooms.memory.note(ReleaseRecorded(release=release))
         return release
@@ -145,12 +164,12 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
     deadlines = rooms.deadlines
     return make_deploy_plan(
         release,
-        plan_id=next_run_id(history),
+        plan_id=new_run_id(history),
         now=rooms.clock.now(),
         serving=history.serving,
         containers=containers,
         database=database,
-        restore_point=f"rp-{_next_deployment(history)}",
+        restore_point=history.restore_point_id(_next_deployment(history)),
         rung=rooms.containers.rung(),
         boot_s=deadlines.boot_s,
         restore_s=deadlines.database_s,
@@ -183,7 +202,7 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
         RunStarted(
             run=plan.id,
             plan=plan,
-            trigger="person",
+            trigger=BY_PERSON,
             sentence=f"deploy {release.id}",
             by=rooms.who,
             deployment=deployment.id,
@@ -213,7 +232,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
         start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")
     fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
-    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint))
+    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint, says=rooms.named()))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     return Deployed(deployment=deployment)
 
@@ -235,7 +254,10 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
     trigger = "gate" if stop.step and stop.step.name == "pass-gate" else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
-        return Deployed(deployment=deployment, report=roll_back(rooms, cause))
+        # at the gate nothing has changed and there is nothing to ask about; half-way it is the mode that says
+        moved = began_serving_change(plan, rooms.memory.history().runs[plan.id].records)
+        ask = moved and rooms.config.mode is not Mode.AUTOMATIC
+        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=ask))
     except Refused as refused:
         rooms.memory.note(
             DeploymentEnded(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lastgood.core.errors import LastgoodError
+from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, FrontendFacts
 from lastgood.core.history import History
 from lastgood.core.reading import NoData, SourceDown
+from lastgood.core.release import Standing
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
@@ -39,6 +40,7 @@ def examine(rooms: Rooms) -> tuple[Finding, ...]:
     history = rooms.memory.history()
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("journal", lambda: _journal(rooms)),
+        ("runs", lambda: _runs(history)),
         ("last good release", lambda: _last_good(history)),
         ("containers", lambda: _containers(rooms, history)),
         ("database", lambda: _database(rooms, history)),
@@ -50,7 +52,9 @@ def examine(rooms: Rooms) -> tuple[Finding, ...]:
         try:
             found += look()
         except LastgoodError as error:
-            found.append(Finding(check=name, answer=Answer.COULD_NOT_LOOK, evidence=error.message, hint=error.hint))
+            # a "no" that will be a "no" tonight as well is not the same as no answer
+            answer = Answer.FAILED if isinstance(error, Refused) else Answer.COULD_NOT_LOOK
+            found.append(Finding(check=name, answer=answer, evidence=error.message, hint=error.hint))
     return tuple(found)
 
 
@@ -64,13 +68,26 @@ def _journal(rooms: Rooms) -> Iterator[Finding]:
     )
 
 
+def _runs(history: History) -> Iterator[Finding]:
+    if (run := history.open_run) is not None:
+        yield Finding(
+            check="runs",
+            answer=Answer.FAILED,
+            evidence=f"{run.plan.purpose.value} {run.started.run} of {run.plan.to_release} did not finish",
+            hint="lastgood rollback",
+        )
+
+
 def _last_good(history: History) -> Iterator[Finding]:
     good = history.last_good(before=bad_release(history))
+    serving = history.releases.get(history.serving)
+    serving_good = serving is not None and serving.standing is Standing.GOOD
+    nothing = f"none before {history.serving}" if history.serving else "none"
     yield Finding(
         check="last good release",
         answer=Answer.OK if good else Answer.FAILED,
-        evidence=f"{good.release.id} ({good.judged_by})" if good else "none before the one that serves",
-        hint="" if good else "lastgood record --good",
+        evidence=f"{good.release.id} ({good.judged_by})" if good else nothing,
+        hint="" if good else "lastgood deploy" if serving_good else "lastgood record --good",
     )
 
 
@@ -107,14 +124,14 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         hint="lastgood restore-points" if missing else "",
     )
     newest = next(reversed(history.restore_points.values()), None)
-    kept = newest is not None and newest.id in facts.restore_points
+    kept = newest is not None and newest.id in facts.restore_points and newest.clone in facts.databases
     yield Finding(
         check="restore point",
         answer=Answer.OK if kept else Answer.FAILED,
         evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
         if newest and kept
-        else "none that is proved",
-        hint="" if kept else "one is taken at the next lastgood deploy",
+        else "none that could be swapped in",
+        hint="" if kept else "lastgood deploy   (each takes one)",
     )
 
 

@@ -50,20 +50,23 @@ def record(rooms: Rooms, name: str) -> Release:
             release=name,
             fingerprint=rooms.database.observe().fingerprint if rooms.database else "",
             frontend=rooms.frontend.observe().production if rooms.frontend else "",
+            says=rooms.named(),
         )
     )
     return release
 
 
 def vouch(rooms: Rooms, name: str, *, why: str) -> None:
-    """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown or was rolled
-    back."""
+    """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown, was rolled back, or
+    serves and is sick."""
     history = rooms.memory.history()
     if name not in history.releases:
         known = ", ".join(history.releases) or "none"
         raise Refused(f"release {name!r} not found; known: {known}", hint="lastgood record --good")
     if history.releases[name].standing is Standing.BARRED:
         raise Refused(f"{name} is barred ({history.releases[name].judged_by})", hint="lastgood releases")
+    if name == history.serving and (sick := [i.service for i in rooms.containers.observe().serving if not i.serves]):
+        raise Refused(f"{', '.join(sick)} of {name} does not serve, so nobody can vouch for it", hint="lastgood doctor")
     rooms.memory.note(ReleaseJudged(release=name, good=True, by=rooms.who, why=why))
     under = history.open_deployment
     if under and under.deployment.release == name and history.open_run is None:

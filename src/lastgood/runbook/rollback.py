@@ -8,20 +8,25 @@ left to do is read from the journal.
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from lastgood.core.config import Mode
-from lastgood.core.errors import LastgoodError, Refused
-from lastgood.core.facts import FrontendFacts
+from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
+from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
-from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen
-from lastgood.core.release import Standing
+from lastgood.core.reading import Bucket
+from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
+from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
 from lastgood.core.returning import World, make_lift_plan, make_plan
-from lastgood.core.run import Finish, Stop, outcomes
+from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
 from lastgood.runbook.rooms import Rooms
@@ -29,9 +34,12 @@ from lastgood.runbook.tell import tell
 from lastgood.runbook.verify import verify
 
 BY_LASTGOOD: Final = "lastgood"
+BY_PERSON: Final = "person"
 COMPENSATION: Final = "compensation"
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
+LOOKS: Final = 3
+_BUCKETS: Final = TypeAdapter(list[Bucket])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +90,15 @@ def plan_rollback(
     """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
     history = rooms.memory.history()
     facts = rooms.containers.observe()
-    database = rooms.database.observe() if rooms.database else None
     latest = next(reversed(history.deployments.values()), None)
     # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
     undone = [d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id]
     point = history.restore_point_of(undone[-1]) if undone else None
     if point is None and latest is not None:
         point = history.restore_point_of(latest.deployment.id)
-    evidence = (
-        rooms.database.inspect(since=point, target=target.release) if rooms.database and point is not None else None
-    )
-    frontend, unseen = _look_at_frontend(rooms)
+    left = history.releases.get(bad_release(history))
+    database, evidence, database_unseen = _look_at_database(rooms, point, target)
+    frontend, frontend_unseen = _look_at_frontend(rooms)
     world = World(
         containers=facts,
         rung=rooms.containers.rung(),
@@ -102,7 +108,9 @@ def plan_rollback(
         fingerprint=target.fingerprint,
         frontend=frontend,
         frontend_target=target.frontend,
-        frontend_unseen=unseen,
+        frontend_unseen=frontend_unseen,
+        database_unseen=database_unseen,
+        migrated=left is None or left.release.migrations != target.release.migrations,
     )
     return make_plan(
         target.release,
@@ -115,6 +123,25 @@ def plan_rollback(
     )
 
 
+def _look_at_database(
+    rooms: Rooms, point: RestorePoint | None, target: ReleaseHistory
+) -> tuple[DatabaseFacts | None, DatabaseEvidence | None, str]:
+    """Look, or say why not. A bad release may have used up every connection: then the containers go back first."""
+    if rooms.database is None:
+        return None, None, ""
+    for attempt in range(LOOKS):
+        try:
+            facts = rooms.database.observe()
+            evidence = rooms.database.inspect(since=point, target=target.release) if point is not None else None
+        except (Retryable, OutcomeUnknown) as error:
+            if attempt + 1 == LOOKS:
+                return None, None, error.message
+            rooms.clock.sleep(error.delay_s if isinstance(error, Retryable) else 1.0)
+        else:
+            return facts, evidence, ""
+    return None, None, "not asked"
+
+
 def _look_at_frontend(rooms: Rooms) -> tuple[FrontendFacts | None, str]:
     """Look, or say why not: a host that is away must not keep the containers from going back."""
     if rooms.frontend is None:
@@ -125,9 +152,11 @@ def _look_at_frontend(rooms: Rooms) -> tuple[FrontendFacts | None, str]:
         return None, error.message
 
 
-def next_run_id(history: History) -> str:
-    """Ids of runs: r1, r2, ... in the order in which they began."""
-    return f"r{len(history.runs) + 1}"
+def new_run_id(history: History) -> str:
+    """Six hexadecimal digits and no count: databases and exports bear a run's id and outlive a journal that is lost."""
+    while (made := secrets.token_hex(3)) in history.runs:
+        pass
+    return made
 
 
 def roll_back(
@@ -144,9 +173,11 @@ def roll_back(
     """
     history, decided_at = rooms.memory.history(), rooms.clock.now()
     chosen = choose_target(history, target)
-    run = next_run_id(history)
+    run = new_run_id(history)
     rooms.story(f"collecting evidence and planning the way back to {chosen.release.id}")
     plan = plan_rollback(rooms, chosen, plan_id=run, only=only)
+    if not plan.steps and cause.trigger == BY_PERSON and not cause.deployment:
+        raise Refused(f"nothing to roll back: everything is as {chosen.release.id} left it", hint="lastgood status")
     if confirm:
         plan = asking(plan)
     if not history.frozen:
@@ -181,7 +212,14 @@ def automatic_allowed(rooms: Rooms, history: History) -> str:
     if rooms.config.mode is not Mode.AUTOMATIC:
         return f"mode is {rooms.config.mode.value}"
     day_ago = rooms.clock.now() - timedelta(days=1)
-    own = [r for r in history.runs.values() if r.plan.purpose is Purpose.ROLLBACK and r.started.by == BY_LASTGOOD]
+    own = [
+        r
+        for r in history.runs.values()
+        if r.plan.purpose is Purpose.ROLLBACK
+        and r.started.by == BY_LASTGOOD
+        and r.started.trigger != COMPENSATION
+        and not (r.ended and r.ended.terminal is TerminalState.REFUSED)
+    ]
     if any(r.plan.from_release == bad_release(history) for r in own):
         return f"{bad_release(history)} was rolled back automatically before"
     if sum(r.record.at > day_ago for r in own) >= PER_DAY:
@@ -209,7 +247,8 @@ def finish(rooms: Rooms, run: str) -> Report:
         checks=checks,
         losses=_losses(rooms, plan),
     )
-    return _end(rooms, report, serving=plan.to_release)
+    serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
+    return _end(rooms, report, serving=serving)
 
 
 def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
@@ -228,7 +267,8 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         next_steps.append("lastgood plan")
     report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
     report = _end(rooms, report, serving=_serving_now(rooms, plan))
-    if terminal in (TerminalState.REFUSED, TerminalState.DENIED):
+    untouched = not began_serving_change(plan, rooms.memory.history().runs[run].records)
+    if terminal in (TerminalState.REFUSED, TerminalState.DENIED) and untouched:
         frozen = rooms.memory.history().frozen
         if frozen and frozen.why == f"rollback {run}":
             rooms.memory.note(Unfrozen(by=BY_LASTGOOD, why=f"{run} touched nothing"))
@@ -236,13 +276,14 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
 
 
 def _serving_now(rooms: Rooms, plan: Plan) -> str:
-    """What serves after a stopped run, by looking: the target only when every one of its services serves."""
+    """What serves after a stopped run, by looking: the target only when every one of its services serves, else what
+    served before."""
     history = rooms.memory.history()
     try:
         checks = rooms.containers.checks(history.releases[plan.to_release].release)
     except LastgoodError:
-        return plan.from_release
-    return plan.to_release if all(c.passed for c in checks) else plan.from_release
+        return history.serving
+    return plan.to_release if all(c.passed for c in checks) else history.serving
 
 
 def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
@@ -260,7 +301,7 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
 def _lift(rooms: Rooms, plan: Plan) -> bool:
     """Compensate a fence without a swap, as a journaled run of its own."""
     history = rooms.memory.history()
-    run = next_run_id(history)
+    run = new_run_id(history)
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
     if lift is None:
         return True
@@ -305,6 +346,8 @@ def _report(
             advice.append(
                 f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
             )
+        if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
+            advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
         advice += [
             f"read the evidence in {_incident(rooms, plan.id)}",
             "lastgood unfreeze -m 'fixed: ...' once the cause is known",
@@ -328,14 +371,31 @@ def _report(
         owner=rooms.config.notify.owner,
         served_at=deployment.watch.at if deployment and deployment.watch else None,
         decided_at=run.started.decided_at,
+        parts=tuple(role.value for role in plan.scope) if len(plan.scope) < len(Role) else (),
     )
 
 
 def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
+    report = replace(report, serving=serving)
     tell(rooms, report.run, announcement(report), event_id=f"{report.run}-{report.terminal.value}")
+    history = rooms.memory.history()
+    unheard = tuple(f"{t.channel} could not be told: {t.error}" for t in history.runs[report.run].told if t.error)
+    report = replace(report, notes=(*report.notes, *unheard))
     killpoint("before-end", "rollback")
     rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
+    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources:
+        _begin_bake(rooms, report)
     return report
+
+
+def _begin_bake(rooms: Rooms, report: Report) -> None:
+    """The system is watched again: the minutes count from here, whoever takes the watch up."""
+    newest = next(reversed(rooms.memory.history().deployments.values()), None)
+    if newest is None or newest.deployment.release != report.from_release:
+        return
+    window_s = rooms.config.watch.bake
+    rooms.memory.note(WatchStarted(deployment=newest.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
+    rooms.story(f"the system is watched again for {window_s / 60:.0f} min; to be told how it goes: lastgood watch")
 
 
 def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
@@ -408,7 +468,7 @@ def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
             for name in (bad_release(history), history.runs[run].plan.to_release)
             if name in history.releases
         },
-        "buckets": len(deployment.buckets) if deployment else 0,
+        "window": _BUCKETS.dump_python(deployment.buckets, mode="json") if deployment else [],
     }
     (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
 

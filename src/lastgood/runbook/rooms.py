@@ -70,6 +70,10 @@ class Rooms:
         parts: tuple[Target | None, ...] = (self.containers, self.database, self.frontend)
         return {target.role: target.observe() for target in parts if target is not None}
 
+    def named(self) -> tuple[str, ...]:
+        """Return the names by which what serves now calls itself; empty when nothing says."""
+        return tuple(name for checker in self.checkers for name in checker.named())
+
     @property
     def deadlines(self) -> Deadlines:
         """Seconds for the steps of a rollback, from the configuration."""

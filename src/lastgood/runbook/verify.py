@@ -4,11 +4,12 @@ silence."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import ReleaseHistory
-from lastgood.core.plan import Plan, ReturnFrontend, SwapDatabase
+from lastgood.core.plan import Plan, ReturnFrontend, Role, SwapDatabase
 from lastgood.core.release import RestorePoint
 from lastgood.core.report import Check
 from lastgood.runbook.rooms import Rooms
@@ -19,24 +20,23 @@ PAUSE_S: Final = 2.0
 
 
 def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: RestorePoint | None) -> tuple[Check, ...]:
-    """Run every configured check against `target`; a group that fails is tried three times in all."""
-    groups: list[tuple[str, Callable[[], tuple[Check, ...]]]] = [
-        ("containers", lambda: rooms.containers.checks(target.release)),
-    ]
-    if (database := rooms.database) is not None:
+    """Run every configured check of the plan's scope against `target`; a group that fails is tried three times in
+    all."""
+    groups: list[tuple[str, Callable[[], tuple[Check, ...]]]] = []
+    if Role.CONTAINERS in plan.scope:
+        groups.append(("containers", lambda: rooms.containers.checks(target.release)))
+    if (database := rooms.database) is not None and {Role.CONTAINERS, Role.DATABASE} & set(plan.scope):
         swapped = any(isinstance(s.action, SwapDatabase) for s in plan.steps)
         fingerprint = restore_point.fingerprint if swapped and restore_point else ""
         groups.append(("database", lambda: database.checks(fingerprint)))
-    if (frontend := rooms.frontend) is not None:
+    if (frontend := rooms.frontend) is not None and Role.FRONTEND in plan.scope:
         returned = next(
             (s.action.deployment for s in plan.steps if isinstance(s.action, ReturnFrontend)), target.frontend
         )
         if returned:
             groups.append(("frontend", lambda: frontend.checks(returned)))
-    groups += [
-        (type(checker).__name__, lambda checker=checker: checker.run(target.release.id))  # type: ignore[misc]  # lambda default
-        for checker in rooms.checkers
-    ]
+    if Role.CONTAINERS in plan.scope:
+        groups += [(type(checker).__name__, partial(checker.run, target.names)) for checker in rooms.checkers]
     checks: list[Check] = []
     for name, look in groups:
         checks += _tried(rooms, name, look)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lastgood.core.config import Mode, WatchConfig
-from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import DeploymentHistory
 from lastgood.core.ports import Right
 from lastgood.core.record import BucketSeen, DeploymentEnded, ReleaseJudged, WatchStarted
@@ -43,10 +43,18 @@ def state_of(rules: WatchConfig, deployment: DeploymentHistory) -> Watch | None:
     return watch
 
 
-def start_watch(rooms: Rooms, deployment: str, *, bake: bool = False) -> None:
-    """Begin the window of a deployment, or the bake after a rollback."""
-    window_s = rooms.config.watch.bake if bake else rooms.config.watch.window
-    rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s, bake=bake))
+def start_watch(rooms: Rooms, deployment: str) -> None:
+    """Begin the window of a deployment. A bake is begun by the rollback that it belongs to."""
+    window_s = rooms.config.watch.window
+    rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s))
+
+
+def baking(rooms: Rooms) -> DeploymentHistory | None:
+    """Return the deployment whose rollback is watched again now; None outside of that time."""
+    newest = next(reversed(rooms.memory.history().deployments.values()), None)
+    if newest is None or newest.ended is None or newest.watch is None or not newest.watch.bake:
+        return None
+    return newest if left_s(rooms, newest) > 0 else None
 
 
 def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
@@ -89,12 +97,13 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                         if not proposed:
                             proposed = True
                             _say_only(rooms, under, verdict)
-                        if _left_s(rooms, under) <= 0:
+                        if left_s(rooms, under) <= 0:
                             return _kept(
                                 rooms, under, Inconclusive(reasons=tuple(e.sentence for e in verdict.evidence))
                             )
                         continue
-                    return _act(rooms, under, verdict, watch)
+                    if (acted := _act(rooms, under, verdict, watch)) is not None:
+                        return acted
                 case Healthy() | Inconclusive():
                     return _kept(rooms, under, verdict)
 
@@ -111,12 +120,16 @@ def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: flo
     return f"{'baking' if bake else 'watching'}  {' · '.join(verdict.lines)}   {left}{blind}"
 
 
-def _left_s(rooms: Rooms, under: DeploymentHistory) -> float:
-    assert under.watch is not None  # noqa: S101  a watch that is judged has begun
+def left_s(rooms: Rooms, under: DeploymentHistory) -> float:
+    """Seconds that the window of a watch is still open; 0 or less when it is over. One that never began has
+    none left."""
+    if under.watch is None:
+        return 0.0
     return under.watch.window_s - (rooms.clock.now() - under.watch.at).total_seconds()
 
 
-def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watch) -> WatchOutcome:
+def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watch) -> WatchOutcome | None:
+    """Roll back as far as the mode allows. None when it could not be planned now: the watch goes on and tries again."""
     first = verdict.evidence[0]
     for evidence in verdict.evidence:
         rooms.story(f"UNHEALTHY  {evidence.sentence}")
@@ -141,7 +154,21 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
                 report = roll_back(rooms, cause, confirm=bool(why_ask))
             except Refused as refused:
                 return _refused(rooms, under, cause, refused)
+            except (Retryable, OutcomeUnknown) as error:
+                _not_now(rooms, under, cause, error)
+                return None
     return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
+
+
+def _not_now(rooms: Rooms, under: DeploymentHistory, cause: Cause, error: LastgoodError) -> None:
+    """The engine does not answer: a person is told once, and the next look tries again."""
+    tell(
+        rooms,
+        "",
+        f"⚠️ {under.deployment.release} is bad ({cause.sentence}), and no way back can be planned now: "
+        f"{error.message}. Trying again. {rooms.config.notify.owner} is needed.",
+        event_id=f"{under.deployment.id}-not-now",
+    )
 
 
 def _refused(rooms: Rooms, under: DeploymentHistory, cause: Cause, refused: LastgoodError) -> WatchOutcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -34,8 +34,11 @@ class SmokeTests:
         self._config = config
         self._cwd = cwd
 
-    def run(self, expected_release: str) -> tuple[Check, ...]:
-        env = {**QUIET_ENV, "LASTGOOD_RELEASE": expected_release, **self._config.env}
+    def named(self) -> tuple[str, ...]:
+        return ()
+
+    def run(self, names: Collection[str]) -> tuple[Check, ...]:
+        env = {**QUIET_ENV, "LASTGOOD_RELEASE": " ".join(sorted(names)), **self._config.env}
         with tempfile.TemporaryDirectory(prefix="lastgood-smoke-") as folder:
             report = Path(folder) / "junit.xml"
             command, is_pytest = _command(self._config.command, report)

@@ -45,7 +45,8 @@ def start(folder: Path, *, user: str, database: str, password: str) -> None:
 
 def stop(folder: Path) -> None:
     """Stop the server of `folder`."""
-    get_server(folder, cleanup_mode="stop").stop()
+    # "stop" would end it a second time when this process ends, and wait two seconds for nothing.
+    get_server(folder, cleanup_mode=None).stop()
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -66,6 +66,7 @@ class ComposeWorld:
         self.port = free_port()
         self._images: set[str] = set()
         self.extra_volumes: dict[str, Any] = {}
+        self.secrets: dict[str, Any] = {}
         self.services: dict[str, Any] = {
             "web": self.service("web", ports=[f"127.0.0.1:{self.port}:8080"]),
             "worker": self.service("worker"),
@@ -84,7 +85,8 @@ class ComposeWorld:
 
     def write(self, *, env: str = "") -> None:
         """Write compose file and .env as they are wanted now."""
-        model = {"services": self.services, "volumes": {"data": {}, **self.extra_volumes}}
+        volumes = {"data": {}, **self.extra_volumes}
+        model = {"services": self.services, "volumes": volumes, "secrets": self.secrets}
         (self.root / "docker-compose.yml").write_text(json.dumps(model))
         (self.root / ".env").write_text(env)
 

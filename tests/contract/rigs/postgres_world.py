@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from lastgood.core.config import DatabaseConfig, PostgresConfig
 from lastgood.core.plan import (
@@ -65,6 +67,7 @@ class PostgresWorld:
         for release, migrations in (("v1", {FIRST: SHOP}), ("v2", {FIRST: SHOP, SECOND: RENAME})):
             self.ship(release, migrations)
         self.kept_as = f"{config.name}_bad_r1"
+        self.invariants: Mapping[str, str] = {"totals-are-positive": INVARIANT}
 
     def ship(self, release: str, migrations: Mapping[str, str]) -> None:
         """Write the files of a release."""
@@ -93,7 +96,7 @@ class PostgresWorld:
             state=self.folder / "state",
             clock=CLOCK,
             workdir=lambda release: self.folder / release,
-            invariants={"totals-are-positive": INVARIANT},
+            invariants=self.invariants,
         )
 
     def sql(self, text: str, *, database: str | None = None) -> list[tuple[object, ...]]:
@@ -137,6 +140,28 @@ class PostgresWorld:
             ),
         )
 
+    def take(self) -> None:
+        """Take the restore point."""
+        self.target.apply(self.steps[0])
+
+    def migrate(self) -> None:
+        """Bring the second release's schema."""
+        self.target.apply(self.step_to_migrate())
+
+    def go_back(self) -> None:
+        """Do all that a rollback of the database does."""
+        for each in self.way_back:
+            self.target.apply(each)
+
+    def exported(self, table: str) -> list[dict[str, Any]]:
+        """What an export says of a table, oldest first."""
+        path = self.folder / "state" / "exports" / "export-r1" / f"{table}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def one(self, text: str, *, database: str | None = None) -> object:
+        """The first value of an answer."""
+        return self.sql(text, database=database)[0][0]
+
     @property
     def lift(self) -> Step:
         return step("lift", LiftFence(kept_as=self.kept_as))
@@ -172,7 +197,7 @@ class PostgresWorld:
 @contextmanager
 def opened(
     folder: Path, config: PostgresConfig, pause: Callable[[], AbstractContextManager[None]]
-) -> Iterator[PostgresWorld]:
+) -> Generator[PostgresWorld]:
     """The shop as its first release made it."""
     world = PostgresWorld(folder, config, pause)
     world.target.apply(world.step_to_migrate("v1", FIRST))

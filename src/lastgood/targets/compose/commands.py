@@ -60,8 +60,9 @@ def resolve(project: ComposeConfig, root: Path) -> Words:
 
 
 def survey(root: Path, files: Sequence[str]) -> Words:
-    """Print the resolved configuration as JSON, under the name that compose itself gives the project."""
-    words = [*_COMPOSE, "--project-directory", str(root)]
+    """Print the resolved configuration as JSON, every profile in it, under the name that compose itself gives the
+    project."""
+    words = [*_COMPOSE, "--project-directory", str(root), "--profile", "*"]
     for file in files:
         words += ["--file", str(root / file)]
     return [*words, "config", "--format", "json"]
@@ -82,12 +83,19 @@ def pull(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:
     return [*_on_disk(project, root), "pull", "--quiet", "--", *services]
 
 
-def start(project: ComposeConfig, root: Path, file: Path, service: str, *, stop_s: float, anew: bool) -> Words:
-    """Make one service run as `file` says; its dependencies are left alone. anew: even if it already runs so."""
+def start(
+    project: ComposeConfig, root: Path, file: Path, service: str, *, stop_s: float, anew: bool, instances: int | None
+) -> Words:
+    """Make one service run as `file` says; its dependencies are left alone. anew: even if it already runs so.
+
+    instances: how many, None for what the file says.
+    """
     words = [*_recorded(project.project, home(project, root), file), "up", "--detach", "--no-deps", "--no-build"]
     words += ["--pull", "never", "--timeout", str(math.ceil(stop_s))]
     if anew:
         words.append("--force-recreate")
+    if instances is not None:
+        words += ["--scale", f"{service}={instances}"]
     return [*words, "--", service]
 
 

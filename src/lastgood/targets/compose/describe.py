@@ -13,6 +13,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.release import Release, ServiceRecord
 from lastgood.targets.checkout import checkout
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
+from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import held_as
 from lastgood.targets.compose.obstacles import obstacles
@@ -91,13 +92,7 @@ def describe_running(stack: Stack, engine: Engine, name: str, recorded_at: datet
 def _usable(stack: Stack, engine: Engine) -> Project:
     """Resolve the files on disk. Raises Refused when a service could not be rolled back as it is, naming every
     reason."""
-    for container in engine.of_project():
-        if (version := container.labels.get(COMPOSE_VERSION, "")).startswith("1."):
-            raise Refused(
-                f"{container.name} was made by docker-compose {version}; compose 2 would recreate every container of "
-                f"{stack.name}, databases included",
-                hint=f"docker compose --project-name {stack.name} up --detach, once, at a quiet hour",
-            )
+    refuse_compose_1(engine, stack.name)
     project = stack.resolve()
     if missing := [s for s in stack.config.services if s not in project.services]:
         raise Refused(
@@ -141,11 +136,16 @@ def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord) ->
 
 def _digest(image: Json, reference: str) -> str | None:
     """The digest by which a registry knows the image under the repository of `reference`."""
+    digests = cast("Iterable[str]", image.get("RepoDigests") or ())
+    return next((d for d in digests if _repository(d) == _repository(reference)), None)
+
+
+def _repository(reference: str) -> str:
+    """The repository of a reference. The engine leaves out what stands for its own hub: `docker.io/library/`."""
     repository = reference.split("@", maxsplit=1)[0]
     if ":" in repository.rsplit("/", 1)[-1]:
         repository = repository.rsplit(":", 1)[0]
-    digests = cast("Iterable[str]", image.get("RepoDigests") or ())
-    return next((d for d in digests if d.split("@")[0].removeprefix("docker.io/") == repository), None)
+    return repository.removeprefix("docker.io/").removeprefix("library/")
 
 
 def _keep(

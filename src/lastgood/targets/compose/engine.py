@@ -136,7 +136,17 @@ def _asking(*, changing: str = "") -> Generator[None]:
             raise Retryable(f"the docker engine failed: {said}", delay_s=RETRY_S, hint=_HINT) from error
         raise Refused(f"the docker engine refused{' ' + changing if changing else ''}: {said}", hint=_HINT) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        if changing and not _never_sent(error):
+            raise OutcomeUnknown(f"the docker engine went away while {changing}", hint=_HINT) from error
         raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=_HINT) from error
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether nobody listened at all: somewhere below, since each layer wraps the one that it stands on."""
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError | socket.gaierror):
+        return True
+    below = [error.__cause__, error.__context__, *cast("tuple[object, ...]", error.args)]
+    return any(_never_sent(inner) for inner in below if isinstance(inner, BaseException))
 
 
 class _Api(Protocol):

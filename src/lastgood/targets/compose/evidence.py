@@ -21,14 +21,27 @@ def save_evidence(engine: Engine, containers: tuple[Container, ...], into: Path)
     saved: list[str] = []
     for container in containers:
         masker = Masker([container.environment])
-        shown = json.dumps(_masked(container), indent=1, sort_keys=True)
+        # Before it is JSON: a quote or an umlaut in a secret would be written in another way there.
+        shown = json.dumps(_cleaned(_masked(container), masker), indent=1, sort_keys=True)
         # The newest lines are at the end.
         log = engine.logs(container.id, lines=LOG_LINES).encode()[-FILE_LIMIT_BYTES:].decode(errors="replace")
-        for name, text in ((f"{container.name}.log", log), (f"{container.name}.inspect.json", shown)):
+        for name, text in ((f"{container.name}.log", masker.clean(log)), (f"{container.name}.inspect.json", shown)):
             (into / name).unlink(missing_ok=True)
-            write_private(into / name, masker.clean(text).encode())
+            write_private(into / name, text.encode())
             saved.append(name)
     return tuple(saved)
+
+
+def _cleaned(value: object, masker: Masker) -> object:
+    """The same tree with every text in it cleaned."""
+    if isinstance(value, str):
+        return masker.clean(value)
+    if isinstance(value, dict):
+        pairs = cast("dict[str, object]", value).items()
+        return {masker.clean(name): _cleaned(inner, masker) for name, inner in pairs}
+    if isinstance(value, list):
+        return [_cleaned(inner, masker) for inner in cast("list[object]", value)]
+    return value
 
 
 def _masked(container: Container) -> dict[str, Any]:

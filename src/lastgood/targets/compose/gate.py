@@ -20,6 +20,7 @@ from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease
+from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import (
     LABEL_CANDIDATE,
     LABEL_CONFIG,
@@ -43,6 +44,8 @@ def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate,
     """
     records = [kept.planned(service, artifact) for service, artifact in action.artifacts]
     gate = _Gate(stack, engine, stack.shelf.project(kept), kept.name)
+    if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
+        raise Refused("; ".join(gone), hint="lastgood doctor")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
         ensure_image(engine, record)

@@ -22,7 +22,7 @@ def ensure_image(engine: Engine, record: ServiceRecord) -> None:
 def _pull(engine: Engine, record: ServiceRecord) -> None:
     gone = f"the image of {record.name} ({record.artifact[:19]}, held as {record.held_as}) is not on this host"
     if record.digest is None:
-        raise Refused(f"{gone}, and it was built here, so no registry has it", hint="lastgood doctor")
+        raise Refused(f"{gone}, and no registry is known to have it", hint="lastgood doctor")
     try:
         engine.pull_digest(record.digest)
     except Refused as error:

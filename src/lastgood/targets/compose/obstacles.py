@@ -36,7 +36,8 @@ _DATA_PORTS: Final = frozenset({5432, 3306, 27017, 6379, 5672, 9092, 2379, 9200,
 
 _CODE: Final = frozenset(
     """
-    .py .js .mjs .cjs .ts .tsx .jsx .rb .php .go .rs .java .kt .cs .ex .exs .pl .lua .sh
+    .py .js .mjs .cjs .ts .tsx .jsx .vue .svelte .html .css .rb .php .go .rs .java .kt .scala .clj .cs .ex .exs
+    .pl .lua .sh .jar .war .wasm
     """.split()  # noqa: SIM905 # forty names read better as a paragraph
 )
 _LOOKED_AT_MOST: Final = 5000
@@ -67,9 +68,11 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
     """Say what keeps a service from being rolled back by its image, one line each. root: folder of the checkout."""
     if reason := why_stateful(project, name):
         yield f"{name} is stateful ({reason}) and is never recreated: take it out of containers.services"
+    checkout = _checkout(root)
     for mount in project.mounts(name):
         source = Path(str(mount.get("source", "")))
-        if mount.get("type") == "bind" and source.is_relative_to(root) and (file := _code_in(source)):
+        ours = source.is_relative_to(checkout) or checkout.is_relative_to(source)
+        if mount.get("type") == "bind" and ours and (file := _code_in(source)):
             yield (
                 f"{name} runs code from a bind mount ({source} on {mount['target']}, {file}): an image that goes back "
                 "would not take it along; copy it into the image"
@@ -82,8 +85,21 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
         yield f"{name} has volumes_from: its data is another container's"
     for kind, key, origin in project.unkept(name):
         yield f"{name} takes its {kind} {key} from {origin}, which no release keeps: put it in a file"
+    yield from missing_files(project, name)
     if (period_s := project.start_period_s(name)) > boot_s:
         yield f"{name} may take {period_s:.0f} s to start (start_period), containers.boot is {boot_s:.0f} s: raise it"
+
+
+def missing_files(project: Project, name: str) -> Iterator[str]:
+    """Say which secrets and configs of a service are files that are not there (any more)."""
+    for kind, key, path in project.files(name):
+        if not Path(path).exists():
+            yield f"{kind} {key} of {name} is gone: there is no {path}"
+
+
+def _checkout(root: Path) -> Path:
+    """The folder of the whole repository: a compose file may lie below it and mount what lies beside."""
+    return next((folder for folder in (root, *root.parents) if (folder / ".git").exists()), root)
 
 
 def _code_in(source: Path) -> str:

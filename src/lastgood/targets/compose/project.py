@@ -108,6 +108,20 @@ class Project:
         service = {**self.service(name), "environment": escaped}
         return Project({**self.model, "services": {**self.model["services"], name: service}})
 
+    def instances(self, name: str) -> int | None:
+        """How many containers the file asks for, None when it does not say: then somebody may have said by hand."""
+        service = self.service(name)
+        asked = service.get("scale") or cast("Json", service.get("deploy") or {}).get("replicas")
+        return int(asked) if asked is not None else None
+
+    def files(self, name: str) -> Iterator[tuple[str, str, str]]:
+        """Kind, name and path of the service's secrets and configs that are files of this host."""
+        named = dict(self._named(self.service(name)))
+        for kind in ("secrets", "configs"):
+            for key in sorted(named[kind]):
+                if path := self._defined(kind, key).get("file"):
+                    yield kind.removesuffix("s"), key, str(path)
+
     def dependencies(self, name: str) -> tuple[str, ...]:
         """Names of the services that a service waits for."""
         return tuple(sorted(cast("Json", self.service(name).get("depends_on") or {})))

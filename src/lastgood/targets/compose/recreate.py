@@ -12,6 +12,7 @@ from lastgood.core.plan import Serve, runs
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease
+from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Project
 from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
 
@@ -27,6 +28,8 @@ def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, 
     project, record = stack.shelf.project(kept), kept.planned(action.service, action.artifact, action.config_hash)
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     ensure_image(engine, record)
+    if missing := next(missing_files(project, action.service), ""):
+        raise Refused(missing, hint="lastgood doctor")
     if in_the_way := next(_foreign(stack, engine, project, action.service), ""):
         raise Refused(in_the_way, hint="docker ps --all")
     others = untouchable(stack, engine)
@@ -40,9 +43,12 @@ def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, 
         networks=engine.networks(),
         volumes=engine.volumes(),
     )
+    there = [c.facts() for c in present if not c.is_leftover]
     # What is wanted runs already and is sick: compose would see nothing to do.
-    anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in (c.facts() for c in present))
-    stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew)
+    anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in there)
+    # A number that somebody gave by hand (`up --scale`) is in no file: without a word compose would go back to one.
+    by_hand = len(there) if project.instances(action.service) is None and len(there) > 1 else None
+    stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew, instances=by_hand)
     if gone := others.keys() - untouchable(stack, engine).keys():
         names = ", ".join(sorted(others[i] for i in gone))
         raise NeedsHuman(f"while {action.service} was recreated, the container of {names} went away", hint="docker ps")
@@ -58,17 +64,22 @@ def _foreign(stack: Stack, engine: Engine, project: Project, service: str) -> It
     """Name what holds the service's container name or its published ports and is not ours to remove."""
     described = project.service(service)
     name = str(described.get("container_name") or f"{stack.name}-{service}-1")
-    ports = {
-        (int(p["published"]), str(p.get("protocol") or "tcp"))
+    ports = [
+        (str(p.get("host_ip") or ""), int(p["published"]), str(p.get("protocol") or "tcp"))
         for p in described.get("ports") or ()
         if str(p.get("published") or "").isdigit()
-    }
+    ]
     for other in engine.others():
         if other.name == name:
             yield f"container {name} exists and is not a part of project {stack.name}"
-        for _, port, protocol in other.ports:
-            if (port, protocol) in ports:
+        for theirs, port, protocol in other.ports:
+            if any((port, protocol) == (p, kind) and _same_address(ours, theirs) for ours, p, kind in ports):
                 yield f"port {port} of {service} is held by container {other.name}, not a part of project {stack.name}"
+
+
+def _same_address(one: str, other: str) -> bool:
+    """Whether two addresses of this host cannot both have one port: the same, or one of them is all of them."""
+    return one == other or bool({one, other} & {"", "0.0.0.0", "::"})  # noqa: S104 # compared, not listened on
 
 
 def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: timedelta) -> None:

@@ -89,11 +89,27 @@ class Stack:
             raise Refused(f"{what} of {', '.join(services)} failed: {said}", hint=f"{what} {services[0]}")
 
     def start(
-        self, project: Project, release: str, service: str, model: Json, *, deadline_s: float, anew: bool
+        self,
+        project: Project,
+        release: str,
+        service: str,
+        model: Json,
+        *,
+        deadline_s: float,
+        anew: bool,
+        instances: int | None,
     ) -> None:
         """Make one service run as `model` says. Raises OutcomeUnknown when compose failed or hung half-way."""
         file = self._lay(release, f"start-{service}.json", model)
-        words = commands.start(self.config.compose, self.root, file, service, stop_s=self.config.stop, anew=anew)
+        words = commands.start(
+            self.config.compose,
+            self.root,
+            file,
+            service,
+            stop_s=self.config.stop,
+            anew=anew,
+            instances=instances,
+        )
         self._change(project, words, f"recreating {service}", deadline_s=deadline_s)
 
     def create(

@@ -23,6 +23,7 @@ from lastgood.core.report import Check
 from lastgood.targets.compose import describe
 from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
+from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.recreate import recreate, untouchable
@@ -69,6 +70,8 @@ class ComposeTarget:
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
+            if not isinstance(action, ClearCandidates):
+                refuse_compose_1(engine, self._stack.name)
             match action:
                 case PassGate():
                     pass_gate(self._stack, engine, self._kept(action.release), action, deadline_s=step.deadline_s)

@@ -31,7 +31,45 @@ def _free(catalog: LiteralString, oid: LiteralString) -> LiteralString:
     return _FREE.format(catalog=f"'{catalog}'::regclass", oid=oid)
 
 
-# `public` goes by bare names: what error messages and people say.
+_KIND: Final[LiteralString] = "(CASE WHEN relkind = 'S' THEN 's' ELSE 'r' END)::pg_catalog.\"char\""
+
+
+def _rights(kind: LiteralString, acl: LiteralString, owner: LiteralString) -> LiteralString:
+    """Owner and rights as text: an order of its own, and the same for rights that were never written down."""
+    return f"""'rights of ' || pg_get_userbyid({owner}) || coalesce((
+        SELECT string_agg(held, ', ' ORDER BY held) FROM (
+            SELECT CASE WHEN a.grantee = 0 THEN 'everybody' ELSE pg_get_userbyid(a.grantee) END || ' ' ||
+                a.privilege_type || CASE WHEN a.is_grantable THEN ' and granting it' ELSE '' END AS held
+            FROM aclexplode(coalesce({acl}, acldefault({kind}, {owner}))) a) told), '')"""
+
+
+def _identified(catalog: LiteralString, more: LiteralString = "''") -> LiteralString:
+    """Objects of a rare kind, by what the server calls them: that they are there is all that is compared."""
+    return f"""
+SELECT i.type || ' ' || i.identity, i.type || {more}
+FROM {catalog} o, pg_identify_object('{catalog}'::regclass, o.oid, 0) i
+WHERE o.oid >= 16384 AND {_free(catalog, "o.oid")}"""  # 16384: FirstNormalObjectId, made by people
+
+
+_RARE: Final[LiteralString] = " UNION ALL ".join(
+    (
+        _identified("pg_operator"),
+        _identified("pg_opclass"),
+        _identified("pg_opfamily"),
+        _identified("pg_cast"),
+        _identified("pg_conversion"),
+        _identified("pg_collation"),
+        _identified("pg_language"),
+        _identified("pg_ts_config"),
+        _identified("pg_ts_dict"),
+        _identified("pg_foreign_data_wrapper"),
+        _identified("pg_foreign_server"),
+        _identified("pg_event_trigger", "o.evtenabled::text"),
+        _identified("pg_publication", "' of ' || (SELECT count(*) FROM pg_publication_rel r WHERE r.prpubid = o.oid)"),
+    )
+)
+
+# `public` goes by bare names: what error messages and people say. `(rights)` behind a dot leaves the name readable.
 _OBJECTS: Final[LiteralString] = f"""
 WITH named AS (
     SELECT c.*, CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || c.relname AS name
@@ -40,13 +78,26 @@ WITH named AS (
 )
 SELECT 'schema ' || n.nspname, 'schema' FROM pg_namespace n WHERE {_OURS} AND {_free("pg_namespace", "n.oid")}
 UNION ALL
-SELECT name, 'table ' || relkind::text || relpersistence::text || relrowsecurity || coalesce(pg_get_partkeydef(oid), '')
-    || coalesce(pg_get_expr(relpartbound, oid), '')
+SELECT 'schema ' || n.nspname || '.(rights)', {_rights("'n'", "n.nspacl", "n.nspowner")}
+FROM pg_namespace n WHERE {_OURS} AND {_free("pg_namespace", "n.oid")}
+UNION ALL
+SELECT name, 'table ' || relkind::text || relpersistence::text || relrowsecurity || relforcerowsecurity
+    || coalesce(pg_get_partkeydef(oid), '') || coalesce(pg_get_expr(relpartbound, oid), '') || coalesce((
+        SELECT ' inherits ' || string_agg(inhparent::regclass::text, ', ' ORDER BY inhseqno)
+        FROM pg_inherits WHERE inhrelid = named.oid), '')
 FROM named WHERE relkind IN ('r', 'p', 'f')
 UNION ALL
-SELECT name, 'view ' || pg_get_viewdef(oid) FROM named WHERE relkind IN ('v', 'm')
+SELECT name || '.(rights)', {_rights(_KIND, "relacl", "relowner")}
+FROM named WHERE relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
+UNION ALL
+SELECT name, 'view ' || relkind::text || ' ' || pg_get_viewdef(oid) FROM named WHERE relkind IN ('v', 'm')
+UNION ALL
+SELECT t.name || '.' || a.attname || '.(rights)', {_rights("'c'", "a.attacl", "t.relowner")}
+FROM named t JOIN pg_attribute a ON a.attrelid = t.oid WHERE a.attacl IS NOT NULL AND NOT a.attisdropped
 UNION ALL
 SELECT t.name || '.' || a.attname, 'column ' || format_type(a.atttypid, a.atttypmod)
+    || coalesce((SELECT ' collate ' || c.collname FROM pg_collation c JOIN pg_type y ON y.oid = a.atttypid
+                 WHERE c.oid = a.attcollation AND a.attcollation <> y.typcollation), '')
     || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END || ' '
     || a.attidentity::text || a.attgenerated::text
     || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')
@@ -64,6 +115,12 @@ UNION ALL
 SELECT t.name || '.' || g.tgname, 'trigger ' || g.tgenabled::text || ' ' || pg_get_triggerdef(g.oid)
 FROM named t JOIN pg_trigger g ON g.tgrelid = t.oid WHERE NOT g.tgisinternal
 UNION ALL
+SELECT t.name || '.' || r.rulename, 'rule ' || r.ev_enabled::text || ' ' || pg_get_ruledef(r.oid)
+FROM named t JOIN pg_rewrite r ON r.ev_class = t.oid WHERE r.rulename <> '_RETURN'
+UNION ALL
+SELECT t.name || '.' || s.stxname, pg_get_statisticsobjdef(s.oid)
+FROM named t JOIN pg_statistic_ext s ON s.stxrelid = t.oid
+UNION ALL
 SELECT t.name || '.' || p.polname, 'policy ' || p.polcmd::text || coalesce(pg_get_expr(p.polqual, p.polrelid), '')
     || coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
 FROM named t JOIN pg_policy p ON p.polrelid = t.oid
@@ -76,20 +133,32 @@ SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || t.typ
     || coalesce((SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder) FROM pg_enum e
                  WHERE e.enumtypid = t.oid), '')
     || coalesce(format_type(nullif(t.typbasetype, 0), t.typtypmod), '')
-FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-WHERE {_OURS} AND {_free("pg_type", "t.oid")} AND t.typtype IN ('e', 'd')
+    || coalesce((SELECT string_agg(pg_get_constraintdef(c.oid), ' ' ORDER BY c.conname) FROM pg_constraint c
+                 WHERE c.contypid = t.oid), '')
+    || coalesce((SELECT '(' || string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', '
+                                          ORDER BY a.attnum) || ')'
+                 FROM pg_attribute a WHERE a.attrelid = r.oid AND NOT a.attisdropped), '')
+    || ' ' || {_rights("'T'", "t.typacl", "t.typowner")}
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_class r ON r.oid = t.typrelid
+WHERE {_OURS} AND {_free("pg_type", "t.oid")} AND (t.typtype IN ('e', 'd', 'r') OR r.relkind = 'c')
 UNION ALL
 SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || p.proname
     || '(' || pg_get_function_identity_arguments(p.oid) || ')',
     'function ' || CASE WHEN p.prokind = 'a' THEN 'aggregate' ELSE md5(pg_get_functiondef(p.oid)) END
+    || ' ' || {_rights("'f'", "p.proacl", "p.proowner")}
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OURS} AND {_free("pg_proc", "p.oid")}
 UNION ALL
 SELECT 'extension ' || e.extname, 'extension ' || e.extversion FROM pg_extension e WHERE e.extname <> 'plpgsql'
+UNION ALL
+SELECT 'default rights of ' || pg_get_userbyid(a.defaclrole) || coalesce(' in ' || n.nspname, '') || ' ' ||
+    a.defaclobjtype::text, {_rights("'r'", "a.defaclacl", "a.defaclrole")}
+FROM pg_default_acl a LEFT JOIN pg_namespace n ON n.oid = a.defaclnamespace
+UNION ALL {_RARE}
 """
 
 _TABLES: Final[LiteralString] = f"""
-SELECT c.oid, n.nspname, c.relname, c.relkind::text,
-    ARRAY(SELECT a.attnum::text || ' ' || a.attname FROM pg_attribute a
+SELECT c.oid, n.nspname, c.relname,
+    ARRAY(SELECT ARRAY[a.attnum::text, a.attname, format_type(a.atttypid, a.atttypmod)] FROM pg_attribute a
           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
     ARRAY(SELECT k.attnum::int FROM pg_index x, unnest(x.indkey::int2[]) WITH ORDINALITY k(attnum, i)
           WHERE x.indrelid = c.oid AND x.indisprimary ORDER BY k.i)
@@ -98,6 +167,12 @@ WHERE c.relkind = 'r' AND {_OURS} AND {_free("pg_class", "c.oid")}
 ORDER BY 2, 3
 """  # leaves of a partitioned table are tables of their own here
 
+_SEQUENCES: Final[LiteralString] = """
+SELECT c.oid, n.nspname, c.relname, s.last_value, s.increment_by
+FROM pg_sequences s JOIN pg_namespace n ON n.nspname = s.schemaname
+JOIN pg_class c ON (c.relnamespace, c.relname) = (n.oid, s.sequencename)
+"""
+
 HISTORY: Final = "_prisma_migrations"
 
 
@@ -105,13 +180,15 @@ HISTORY: Final = "_prisma_migrations"
 class Table:
     """A table as it was at one moment. oid and the numbers of `columns` are its identity: both outlive a renaming.
 
-    columns: number to name. key: numbers of the primary key's columns, empty when it has none.
+    columns, types: number to name, and to the type as it is written. key: numbers of the primary key's columns, empty
+    when it has none.
     """
 
     oid: int
     schema: str
     name: str
     columns: Mapping[int, str]
+    types: Mapping[int, str]
     key: tuple[int, ...]
 
     @property
@@ -129,12 +206,24 @@ class Table:
         return tuple(self.columns[number] for number in numbers)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """A sequence as it was at one moment; its oid outlives a renaming. last: the number given out last, None before
+    the first."""
+
+    oid: int
+    schema: str
+    name: str
+    last: int | None
+    step: int
+
+
 def objects(connection: Connection) -> dict[str, str]:
     """Return every object of the schema and its definition."""
     with connection.transaction(force_rollback=True):  # and the search_path is what it was
         connection.execute("SET LOCAL search_path = ''")
         found: dict[str, str] = {}
-        for name, definition in connection.execute(sql.SQL(_OBJECTS)):
+        for name, definition in sorted(connection.execute(sql.SQL(_OBJECTS))):
             found[name] = f"{found[name]}; {definition}" if name in found else definition
         return found
 
@@ -160,12 +249,20 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Schem
 def tables(connection: Connection) -> tuple[Table, ...]:
     """Return the tables that hold rows, but not the history of migrations."""
     found: list[Table] = []
-    for oid, schema, name, _kind, columns, key in connection.execute(sql.SQL(_TABLES)):
-        if name == HISTORY:
-            continue
-        numbered = {int(number): column for number, column in (text.split(" ", 1) for text in columns)}
-        found.append(Table(oid=int(oid), schema=schema, name=name, columns=numbered, key=tuple(key)))
+    for oid, schema, name, columns, key in connection.execute(sql.SQL(_TABLES)):
+        if name != HISTORY:
+            named = {int(number): column for number, column, _ in columns}
+            types = {int(number): text for number, _, text in columns}
+            found.append(Table(oid=int(oid), schema=schema, name=name, columns=named, types=types, key=tuple(key)))
     return tuple(found)
+
+
+def sequences(connection: Connection) -> tuple[Sequence, ...]:
+    """Return the sequences and how far they got."""
+    return tuple(
+        Sequence(oid=int(oid), schema=schema, name=name, last=last, step=int(step))
+        for oid, schema, name, last, step in connection.execute(sql.SQL(_SEQUENCES))
+    )
 
 
 def count_rows(connection: Connection, of: tuple[Table, ...]) -> tuple[tuple[str, int], ...]:

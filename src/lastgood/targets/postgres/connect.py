@@ -23,6 +23,8 @@ APPLICATION: Final = "lastgood"
 CONNECT_S: Final = 2
 INSPECT_S: Final = 5.0
 STATEMENT_S: Final = 30.0
+LOCK_S: Final = 5.0
+"""Who waits longer for a lock holds up everybody who comes behind (a migration behind a long read, for one)."""
 _NOT_NOW_S: Final = 1.0
 # libpq tells why a connection failed in words only; these come from the server and another try does not help.
 _REFUSALS: Final = {
@@ -41,7 +43,8 @@ def connect(
     autocommit: bool = False,
     statement_s: float = STATEMENT_S,
 ) -> Connection:
-    """Connect to `database`, by default the configured one. statement_s: limit for each statement, seconds.
+    """Connect to `database`, by default the configured one. statement_s: limit for each statement, seconds; no lock
+    is waited for longer than 5 s.
 
     Raises Refused when the server says no for good, Retryable when it does not answer within 2 s. Nothing changed.
     """
@@ -57,11 +60,17 @@ def connect(
             connect_timeout=CONNECT_S,
             tcp_user_timeout=10_000,
             # values read the same whatever the database or the role has set
-            options=f"-c statement_timeout={statement_s * 1000:.0f} -c DateStyle=ISO -c TimeZone=UTC",
+            options=f"-c statement_timeout={statement_s * 1000:.0f} -c lock_timeout={LOCK_S * 1000:.0f} "
+            "-c DateStyle=ISO -c TimeZone=UTC",
             autocommit=autocommit,
         )
     except psycopg.OperationalError as error:
         raise _not_connected(config, database or config.name, error) from error
+
+
+def limit_statements(connection: Connection, statement_s: float) -> None:
+    """Give every statement from now on so long."""
+    connection.execute("SELECT set_config('statement_timeout', %s, false)", [f"{statement_s * 1000:.0f}"])
 
 
 def _not_connected(config: PostgresConfig, database: str, error: psycopg.OperationalError) -> LastgoodError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,8 @@ from lastgood.targets.postgres.server import LONGEST_NAME, Server
 ASK_S: Final = 5.0
 # The clone is as large as the database, the dump at most about as large, and a fifth is left over.
 CLONE_SHARE: Final = 1.2
-LONGEST_SUFFIX: Final = len("_lg_rp-d00000")
+# The longest names of databases that are made or renamed beside the live one.
+LONGEST_SUFFIX: Final = max(map(len, ("_lg_rp-d00000", "_lg_try_4194304_0000", "_bad_r00000")))
 
 
 def obstacles(server: Server, dumps: Path) -> tuple[str, ...]:
@@ -34,6 +35,12 @@ def obstacles(server: Server, dumps: Path) -> tuple[str, ...]:
         if _number(live, "SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid "
                          "WHERE d.datname = current_database()"):  # fmt: skip
             found.append("the database subscribes to a publication: a swap would leave that behind")
+        found += [
+            f"slot {name} reads the changes of {server.live} for {plugin}: a swap would leave its reader behind"
+            for name, plugin in live.execute(
+                "SELECT slot_name, plugin FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
+            )
+        ]
     if len(server.live.encode()) + LONGEST_SUFFIX > LONGEST_NAME:
         found.append(f"the name {server.live} is too long for a clone beside it")
     return tuple(found)
@@ -59,36 +66,60 @@ def _role(live: Connection, server: Server) -> list[str]:
     return found
 
 
-def _room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
-    """Space for the dump here, and for the clone where the server keeps its data, as far as that can be seen."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """A filesystem, and the bytes that are free in it. fsid: as `stat -f` shows it."""
+
+    fsid: str
+    free: int
+
+
+def too_small(size: int, dumps: Space, data: Space | None, *, folder: str) -> list[str]:
+    """Say what does not hold a dump (dumps) or a clone (data) of `size` bytes; where both go to one filesystem, both.
+    data: None where it cannot be seen."""
+    needed = size * CLONE_SHARE
+    if data is not None and data.fsid == dumps.fsid:
+        both = f"{dumps.free / 1e6:.0f} MB free for a dump and a clone, which need {2 * needed / 1e6:.0f} MB"
+        return [f"{folder} and the server's data share {both}"] if dumps.free < 2 * needed else []
     found: list[str] = []
-    if shutil.disk_usage(dumps).free < size * CLONE_SHARE:
-        found.append(f"{dumps.name}: less than {size * CLONE_SHARE / 1e6:.0f} MB free for a dump")
-    row = live.execute(
-        "SELECT setting FROM pg_settings WHERE name = 'data_directory'"  # not shown to every role
-    ).fetchone()
-    if row is None:
-        return found
-    free = _free_in_container(server.config.container, row[0]) if server.config.container else _free_here(row[0])
-    if free is not None and free < size * CLONE_SHARE:
-        found.append(
-            f"the server's volume has {free / 1e6:.0f} MB free; a clone needs {size * CLONE_SHARE / 1e6:.0f} MB"
-        )
+    if dumps.free < needed:
+        found.append(f"{folder} has {dumps.free / 1e6:.0f} MB free; a dump may need {needed / 1e6:.0f} MB")
+    if data is not None and data.free < needed:
+        found.append(f"the server's volume has {data.free / 1e6:.0f} MB free; a clone needs {needed / 1e6:.0f} MB")
     return found
 
 
-def _free_here(directory: str) -> int | None:
+def _room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
+    """Space for the dump here, and for the clone where the server keeps its data, as far as that can be seen."""
+    row = live.execute(
+        "SELECT setting FROM pg_settings WHERE name = 'data_directory'"  # not shown to every role
+    ).fetchone()
+    container = server.config.container
+    data = None
+    if row:
+        data = _space_in_container(container, row[0]) if container else _space_here(row[0])
+    here = _space_here(str(dumps))
+    return too_small(size, here, data, folder=dumps.name) if here else []
+
+
+def _space_here(directory: str) -> Space | None:
     try:
-        return shutil.disk_usage(directory).free
+        seen = os.statvfs(directory)
     except OSError:
-        return None  # the server is on another machine
+        return None  # the server is on another machine, or its folder is closed to us
+    # `stat -f` shows the two words of the id the other way round
+    return Space(
+        fsid=f"{seen.f_fsid & 0xFFFFFFFF:x}{seen.f_fsid >> 32:08x}",
+        free=seen.f_bavail * (seen.f_frsize or seen.f_bsize),
+    )
 
 
-def _free_in_container(container: str, directory: str) -> int | None:
-    """Bytes, in the words of POSIX df; None where the image has no df."""
-    words = ["docker", "exec", container, "df", "-P", "-k", directory]
+def _space_in_container(container: str, directory: str) -> Space | None:
+    """None where the image has no `stat`."""
+    words = ["docker", "exec", container, "stat", "-f", "-c", "%i %a %S", directory]
     try:
         ended = child.run(words, deadline_s=ASK_S, env=child.bare_environment(os.environ))
-        return int(ended.out.splitlines()[-1].split()[3]) * 1024 if not ended.code else None
-    except (child.Overran, FileNotFoundError, IndexError, ValueError):
+        fsid, blocks, block_size = ended.out.split()
+        return Space(fsid=fsid, free=int(blocks) * int(block_size)) if not ended.code else None
+    except (child.Overran, FileNotFoundError, ValueError):
         return None

@@ -6,19 +6,24 @@ Nobody is blocked meanwhile. The restored copy is kept: it is the proof, and the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import psycopg
+
 from lastgood.core.errors import Bug, Refused
 from lastgood.core.ports import Clock
 from lastgood.core.release import RestorePoint
-from lastgood.targets.postgres import catalog, shelf
-from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, open_ledger
+from lastgood.targets.postgres import catalog, shelf, writes
+from lastgood.targets.postgres.connect import APPLICATION, Connection
+from lastgood.targets.postgres.properties import properties
+from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, end_tool, open_ledger
 
 HINT: Final = "lastgood restore-points"
+SESSION: Final = f"{APPLICATION} restore point"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,7 @@ class _Snapshot:
     boundary: str
     schema: dict[str, str]
     tables: tuple[catalog.Table, ...]
+    sequences: tuple[catalog.Sequence, ...]
     rows: tuple[tuple[str, int], ...]
 
 
@@ -47,16 +53,15 @@ def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadlin
     dump, clone = folder / f"{shelf.checked(restore_point)}.dump", server.clone_name(restore_point)
     open_ledger(server).close()
     with server.maintenance(statement_s=deadline_s) as maintenance:
-        drop_own(maintenance, server, clone)
-        dump.unlink(missing_ok=True)
+        _clean_up(server, maintenance, clone, dump)
         try:
             snapshot = _dump(server, dump, left_s=left_s)
             create_beside(maintenance, server, clone)
-            server.tools.restore(dump, clone, deadline_s=left_s())
-            _prove(server, clone, snapshot, deadline_s=left_s())
+            server.tools.restore(dump, clone, session=SESSION, deadline_s=left_s())
+            proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
         except BaseException:
-            dump.unlink(missing_ok=True)
-            drop_own(maintenance, server, clone)
+            with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt cleans up as well
+                _clean_up(server, maintenance, clone, dump)
             raise
         point = RestorePoint(
             id=restore_point,
@@ -71,9 +76,22 @@ def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadlin
             rows=snapshot.rows,
             proved_at=clock.now(),
         )
-        kept = shelf.KeptPoint(point=point, schema=snapshot.schema, tables=snapshot.tables)
+        kept = shelf.KeptPoint(
+            point=point,
+            schema=snapshot.schema,
+            tables=snapshot.tables,
+            sequences=snapshot.sequences,
+            clone_snapshot=proved,
+        )
         shelf.write(folder / f"{restore_point}.json", shelf.KEPT_POINT, kept)
         _retire(server, folder, maintenance, keep=keep)
+
+
+def _clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
+    """Remove what an attempt left: its tools first, which go on in a container when their caller is killed."""
+    end_tool(maintenance, SESSION, (server.live, clone))
+    drop_own(maintenance, server, clone)
+    dump.unlink(missing_ok=True)
 
 
 def _dump(server: Server, dump: Path, *, left_s: Callable[[], float]) -> _Snapshot:
@@ -85,19 +103,27 @@ def _dump(server: Server, dump: Path, *, left_s: Callable[[], float]) -> _Snapsh
         if row is None:
             raise Bug("a SELECT without FROM gave no row")
         taken_at, boundary, exported = row
-        server.tools.dump(server.live, dump, deadline_s=left_s(), snapshot=exported)
         tables = catalog.tables(connection)
-        return _Snapshot(
+        # Counted first: the locks that pg_dump needs are then had, or not to be had, by a connection that can say so.
+        found = _Snapshot(
             taken_at=taken_at,
             boundary=boundary,
             schema=catalog.objects(connection),
             tables=tables,
+            sequences=catalog.sequences(connection),
             rows=catalog.count_rows(connection, tables),
         )
+        server.tools.dump(server.live, dump, session=SESSION, deadline_s=left_s(), snapshot=exported)
+        return found
 
 
-def _prove(server: Server, clone: str, snapshot: _Snapshot, *, deadline_s: float) -> None:
-    """Compare the restored copy with the snapshot: every object and every count of rows. Raises Refused."""
+def _prove(server: Server, maintenance: Connection, clone: str, snapshot: _Snapshot, *, deadline_s: float) -> str:
+    """Compare the restored copy with the snapshot: every object, every count of rows, and who may connect. Return the
+    moment of it, as a snapshot of the clone. Raises Refused."""
+    live, copy = properties(maintenance, server.live), properties(maintenance, clone)
+    if live != copy:
+        name = min(name for name in live.keys() | copy.keys() if live.get(name) != copy.get(name))
+        raise Refused(f"the clone has {name} {copy.get(name, 'not')}, the live database {live.get(name, 'not')}")
     with server.connect(clone, statement_s=deadline_s) as connection:
         changes = catalog.difference(snapshot.schema, catalog.objects(connection))
         if changes:
@@ -108,11 +134,15 @@ def _prove(server: Server, clone: str, snapshot: _Snapshot, *, deadline_s: float
             was, now = next((a, b) for a, b in zip(snapshot.rows, rows, strict=True) if a != b)
             raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
         connection.execute("ANALYZE")
+        row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
+        if row is None:
+            raise Bug("a SELECT without FROM gave no row")
+        return str(row[0])
 
 
 def _retire(server: Server, folder: Path, maintenance: Connection, *, keep: int) -> None:
     """Remove all but the newest `keep` restore points, with their clones; the manifest first, so none is half there."""
-    points = [read(folder, name).point for name in shelf.names(folder)]
+    points = (kept.point for kept in shelf.kept(folder, shelf.KEPT_POINT))
     ours = sorted((p for p in points if p.database == server.live), key=lambda p: p.taken_at)
     for point in ours[:-keep]:
         (folder / f"{point.id}.json").unlink(missing_ok=True)
@@ -129,8 +159,8 @@ def read(folder: Path, restore_point: str) -> shelf.KeptPoint:
 def proved(folder: Path, live: str) -> frozenset[str]:
     """Return the restore points of the live database whose dump is there in its full size."""
     found: set[str] = set()
-    for name in shelf.names(folder):
-        point = read(folder, name).point
+    for kept in shelf.kept(folder, shelf.KEPT_POINT):
+        point = kept.point
         dump = folder / point.path
         if point.database == live and dump.is_file() and dump.stat().st_size == point.size_bytes:
             found.add(point.id)
@@ -157,6 +187,8 @@ def clone_as_proved(server: Server, kept: shelf.KeptPoint, *, deadline_s: float)
         changes = catalog.difference(kept.schema, catalog.objects(connection))
         if changes:
             raise Refused(f"{kept.point.clone} is not as it was proved: {changes[0].object} {changes[0].change}")
-        rows = catalog.count_rows(connection, catalog.tables(connection))
-        if rows != kept.point.rows:
+        there = catalog.tables(connection)
+        if catalog.count_rows(connection, there) != kept.point.rows:
             raise Refused(f"{kept.point.clone} is not as it was proved: its rows are other in number")
+        if written := next((t.label for t in there if writes.written_after(connection, t, kept.clone_snapshot)), ""):
+            raise Refused(f"{kept.point.clone} is not as it was proved: somebody wrote to {written}")

@@ -5,8 +5,8 @@ Nothing here drops anything but databases that lastgood itself made: their names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +16,7 @@ from psycopg import sql
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Refused, Retryable
 from lastgood.targets.postgres.connect import MAINTENANCE, STATEMENT_S, Connection, connect
+from lastgood.targets.postgres.properties import create_like
 from lastgood.targets.postgres.tools import Tools
 
 LEDGER: Final = "lastgood"
@@ -47,7 +48,7 @@ class Server:
 
     def clone_name(self, restore_point: str) -> str:
         """Name of the database that a trial restore leaves."""
-        return f"{self.live}_lg_{restore_point}"
+        return own_name(self.live, restore_point)
 
     def connect(self, database: str | None = None, *, statement_s: float = STATEMENT_S) -> Connection:
         """Open an autocommit connection, by default to the live database."""
@@ -56,6 +57,11 @@ class Server:
     def maintenance(self, *, statement_s: float = STATEMENT_S) -> Connection:
         """Open a connection from which databases are created, renamed and dropped."""
         return self.connect(MAINTENANCE, statement_s=statement_s)
+
+
+def own_name(live: str, purpose: str) -> str:
+    """Name of a database that lastgood makes beside the live one, and may drop."""
+    return f"{live}_lg_{purpose}"
 
 
 def databases(connection: Connection) -> dict[str, bool]:
@@ -68,115 +74,76 @@ def admit(connection: Connection, database: str) -> None:
     connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(database)))
 
 
-def shut(connection: Connection, database: str) -> None:
-    """Let nobody connect, a superuser neither, and end the sessions that are there."""
+@contextmanager
+def shut(connection: Connection, database: str) -> Generator[None]:
+    """Let nobody connect, a superuser neither, and end the sessions that are there, for a block that renames it.
+
+    A block that fails leaves it as it was, and everybody in again. Raises Retryable, naming them, when sessions stay.
+    """
     connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(database)))
-    connection.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+    try:
+        # A worker that vacuums is none of ours to end, and makes way by itself.
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid() "
+            "AND backend_type IN ('client backend', 'walsender')",
+            [database],
+        )
+        yield
+    except psycopg.errors.ObjectInUse as error:
+        told = _sessions(connection, database) or str(error.diag.message_detail or error)
+        admit(connection, database)
+        raise Retryable(f"sessions of {database} do not end: {told}", delay_s=_AGAIN_S) from error
+    except BaseException:
+        with suppress(psycopg.Error):  # what went wrong first is what is told
+            admit(connection, database)
+        raise
+
+
+def _sessions(connection: Connection, database: str) -> str:
+    """Say who is connected: `4711 web (shop, active)`, at most ten."""
+    rows = connection.execute(
+        "SELECT pid, coalesce(nullif(application_name, ''), backend_type), coalesce(usename, '-'), "
+        "coalesce(state, '-') FROM pg_stat_activity WHERE datname = %s ORDER BY pid LIMIT 10",
         [database],
+    )
+    return ", ".join(f"{pid} {application} ({user}, {state})" for pid, application, user, state in rows)
+
+
+def end_tool(connection: Connection, name: str, of: tuple[str, ...]) -> None:
+    """End the sessions of a tool that a killed command left behind, in these databases. name: as it calls itself."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND datname = ANY(%s)",
+        [name, list(of)],
     )
 
 
 def rename(connection: Connection, database: str, to: str) -> None:
-    """Rename a database that nobody is connected to. Raises Retryable when somebody still is."""
-    try:
-        connection.execute(
-            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(database), sql.Identifier(to))
-        )
-    except psycopg.errors.ObjectInUse as error:
-        raise Retryable(f"sessions of {database} did not end yet: {error}", delay_s=_AGAIN_S) from error
+    """Rename a database that is shut. The server waits 5 s for sessions to end."""
+    connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(database), sql.Identifier(to)))
 
 
 def drop_own(connection: Connection, server: Server, database: str) -> None:
     """Drop a database that lastgood made, sessions included. Raises Refused for any other."""
-    if not database.startswith(f"{server.live}_lg_"):
+    if not database.startswith(own_name(server.live, "")):
         raise Refused(f"{database} is not one of lastgood's own databases")
     connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
 
 
 def create_beside(connection: Connection, server: Server, database: str) -> None:
-    """Create an empty database like the live one: owner, encoding, locale, settings and rights."""
-    row = connection.execute(
-        "SELECT pg_get_userbyid(datdba), pg_encoding_to_char(encoding), to_jsonb(d) FROM pg_database d "
-        "WHERE datname = %s",
-        [server.live],
-    ).fetchone()
-    if row is None:
-        raise Refused(f"database {server.live} is not there", hint="database.postgres.name in lastgood.yaml")
-    owner, encoding, live = row
-    options = [
-        sql.SQL("OWNER {}").format(sql.Identifier(owner)),
-        sql.SQL("ENCODING {}").format(sql.Literal(encoding)),
-        sql.SQL("LC_COLLATE {} LC_CTYPE {}").format(sql.Literal(live["datcollate"]), sql.Literal(live["datctype"])),
-        *_locale(live),
-    ]
-    connection.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(sql.Identifier(database), sql.SQL(" ").join(options))
-    )
-    _copy_settings(connection, server.live, database)
-    _copy_rights(connection, server.live, database)
-
-
-def _locale(live: Mapping[str, object]) -> list[sql.Composable]:
-    """The locale provider, whose column was renamed in PostgreSQL 17."""
-    name = live.get("datlocale") or live.get("daticulocale")
-    match live.get("datlocprovider"):
-        case "i":
-            return [sql.SQL("LOCALE_PROVIDER icu ICU_LOCALE {}").format(sql.Literal(name))]
-        case "b":
-            return [sql.SQL("LOCALE_PROVIDER builtin BUILTIN_LOCALE {}").format(sql.Literal(name))]
-        case _:
-            return []
-
-
-def _copy_settings(connection: Connection, live: str, database: str) -> None:
-    """ALTER DATABASE ... SET, for everybody and for single roles: pg_dump leaves these out."""
-    rows = connection.execute(
-        "SELECT nullif(s.setrole, 0)::regrole::text, split_part(c, '=', 1), substr(c, strpos(c, '=') + 1) "
-        "FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c "
-        "WHERE d.datname = %s",
-        [live],
-    ).fetchall()
-    for role, name, value in rows:
-        whose = (
-            sql.SQL("ALTER ROLE {} IN DATABASE {}").format(sql.SQL(role), sql.Identifier(database))
-            if role
-            else (sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database)))
-        )
-        # search_path and its like are lists already quoted by the server
-        listed = name in ("search_path", "temp_tablespaces", "session_preload_libraries")
-        text = sql.SQL(value) if listed and value else sql.Literal(value)
-        connection.execute(sql.SQL("{} SET {} TO {}").format(whose, sql.Identifier(*name.split(".")), text))
-
-
-def _copy_rights(connection: Connection, live: str, database: str) -> None:
-    """GRANT ... ON DATABASE, likewise."""
-    rows = connection.execute(
-        "SELECT coalesce(nullif(a.grantee, 0)::regrole::text, 'PUBLIC'), a.privilege_type, a.is_grantable "
-        "FROM pg_database d, aclexplode(d.datacl) a WHERE d.datname = %s",
-        [live],
-    ).fetchall()
-    if rows:
-        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database)))
-    for grantee, right, grantable in rows:
-        connection.execute(
-            sql.SQL("GRANT {} ON DATABASE {} TO {} {}").format(
-                sql.SQL(right),
-                sql.Identifier(database),
-                sql.SQL(grantee),
-                sql.SQL("WITH GRANT OPTION" if grantable else ""),
-            )
-        )
+    """Create an empty database that is like the live one in everything."""
+    create_like(connection, server.live, database)
 
 
 def open_ledger(server: Server) -> Connection:
     """Connect to the ledger, which is made the first time."""
     with server.maintenance() as connection:
         if LEDGER not in databases(connection):
-            with suppress(psycopg.errors.DuplicateDatabase):  # another stack of this server made it just now
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(LEDGER)))
+            # Another stack of this server may make it at this moment. template1 may be in use; template0 never is.
+            with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(LEDGER)))
     ledger = server.connect(LEDGER)
-    ledger.execute(_LEDGER_TABLE)
+    with suppress(psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+        ledger.execute(_LEDGER_TABLE)
     return ledger
 
 

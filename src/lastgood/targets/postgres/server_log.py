@@ -1,7 +1,7 @@
 """SQL errors out of the server's own log, with their SQLSTATE and the names that they mention.
 
-A line looks as `log_line_prefix` says; the SQLSTATE is there with `%e`, and is else told by the English message
-(messages of PostgreSQL 15 to 18).
+A line begins as `log_line_prefix` says: the SQLSTATE is read where `%e` puts it, and is else told by the English
+message (of PostgreSQL 15 to 18). What lastgood's own statements provoke is nobody's failure and is left out.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from lastgood.core.config import PostgresConfig
 from lastgood.core.migration import SqlError
@@ -22,11 +22,16 @@ from lastgood.targets.postgres.connect import APPLICATION, Connection
 
 LOG_S: Final = 10.0
 TAIL_BYTES: Final = 16 << 20
+TAIL_LINES: Final = 100_000
 MOST_ERRORS: Final = 50
-_LINE: Final = re.compile(
-    r"^(?P<head>(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) .*?)\b(?P<level>ERROR|FATAL|PANIC):\s+(?P<said>.*)$"
-)
-_SQLSTATE: Final = re.compile(r"(?<![\w-])([0-9A-Z]{5})(?![\w-])")
+OURS: Final = b"/* lastgood */ "
+"""Put before a statement that may fail and must not be taken for the application's: a stock server names no
+application in its log, but it does log the statement (log_min_error_statement)."""
+
+_OUR_STATEMENTS: Final = (OURS.decode(), 'DECLARE "lastgood_')
+_MESSAGE: Final = r"(?P<level>[A-Z]+\d?):\s+(?P<said>.*)"
+_ERRORS: Final = frozenset({"ERROR", "FATAL", "PANIC"})
+_CONTINUES: Final = frozenset({"DETAIL", "HINT", "QUERY", "CONTEXT", "LOCATION", "BACKTRACE"})
 _BY_MESSAGE: Final = (
     (re.compile(r"^column .* does not exist"), "42703"),
     (re.compile(r"^relation .* does not exist"), "42P01"),
@@ -39,7 +44,23 @@ _BY_MESSAGE: Final = (
     (re.compile(r"violates check constraint"), "23514"),
     (re.compile(r"^invalid page in block"), "XX001"),
 )
-_NAMED: Final = re.compile(r'"([^"]+)"|\b(?:column|relation|function|type|constraint)\s+([\w.]+)')
+_VERBOSE: Final = re.compile(r"(?P<state>[0-9A-Z]{5}): (?P<said>.*)")  # log_error_verbosity
+_NAMED: Final = re.compile(
+    r'"([^"]+)"|\b(?:column|relation|table|view|sequence|schema|function|type|constraint)\s+([\w.]+)'
+)
+
+# log_line_prefix (PostgreSQL 18 docs, 19.8.3): `%`, a width that pads, a letter.
+_ESCAPE: Final = re.compile(r"%(-?\d*)([a-zA-Z%])")
+_WRITTEN: Final = {
+    "m": r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) [^\s:]+",
+    "t": r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) [^\s:]+",
+    "n": r"(?P<epoch>\d+\.\d+)",
+    "e": r"(?P<state>[0-9A-Z]{5})",
+    "d": r"(?P<database>.*?)",
+    "a": r"(?P<application>.*?)",
+    "p": r"\d+",
+    "%": "%",
+}
 
 
 def errors_since(config: PostgresConfig, connection: Connection, since: datetime) -> tuple[SqlError, ...]:
@@ -47,19 +68,18 @@ def errors_since(config: PostgresConfig, connection: Connection, since: datetime
 
     connection: to the same server, for how it writes its log.
     """
-    prefix, zone = _setting(connection, "log_line_prefix"), _setting(connection, "log_timezone")
-    return parse(_lines(config, since), database=config.name, prefix=prefix, zone=zone, since=since)
-
-
-def _setting(connection: Connection, name: str) -> str:
-    row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
-    return str(row[0]) if row else ""
+    row = connection.execute(
+        "SELECT current_setting('log_line_prefix'), "
+        "(now() AT TIME ZONE current_setting('log_timezone')) - (now() AT TIME ZONE 'UTC')"
+    ).fetchone()
+    prefix, offset = row or ("", timedelta(0))
+    return parse(_lines(config, since), database=config.name, prefix=prefix, zone=timezone(offset), since=since)
 
 
 def _lines(config: PostgresConfig, since: datetime) -> Iterable[str]:
     if config.container:
         begin = (since - timedelta(seconds=1)).astimezone(UTC).isoformat().replace("+00:00", "Z")
-        words = ["docker", "logs", "--since", begin, config.container]
+        words = ["docker", "logs", "--since", begin, "--tail", str(TAIL_LINES), config.container]
         try:
             ended = child.run(words, deadline_s=LOG_S, env=child.bare_environment(os.environ))
         except (FileNotFoundError, child.Overran):
@@ -75,26 +95,17 @@ def _lines(config: PostgresConfig, since: datetime) -> Iterable[str]:
         return []
 
 
-def parse(lines: Iterable[str], *, database: str, prefix: str, zone: str, since: datetime) -> tuple[SqlError, ...]:
-    """Return what the lines say, counted by SQLSTATE and message. zone: of the times in the log.
+def parse(lines: Iterable[str], *, database: str, prefix: str, zone: timezone, since: datetime) -> tuple[SqlError, ...]:
+    """Return what the lines say, counted by SQLSTATE and message. prefix: log_line_prefix. zone: of the log's times.
 
-    Lines of other databases are left out where `prefix` names the database, and lastgood's own where it names the
-    application.
+    Lines of other databases are left out where the prefix names the database, and lastgood's own where it names the
+    application or the log has the statement. Without a time in the prefix nothing is known to be recent.
     """
-    try:
-        tz = ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError):
-        tz = ZoneInfo("UTC")
     counted: Counter[tuple[str, str]] = Counter()
-    for line in lines:
-        found = _LINE.match(line)
-        if found is None or datetime.fromisoformat(found["at"]).replace(tzinfo=tz) < since:
-            continue
-        words = re.split(r"[^\w-]+", found["head"])
-        if ("%d" in prefix and database not in words) or ("%a" in prefix and APPLICATION in words):
-            continue
-        said = found["said"]
-        counted[_sqlstate(found["head"] if "%e" in prefix else "", said), said] += 1
+    for error in _errors(lines, _line(prefix), zone):
+        ours = (error.application or "").startswith(APPLICATION) or error.statement.startswith(_OUR_STATEMENTS)
+        if error.at >= since and error.database in (None, database) and not ours:
+            counted[error.state or _by_message(error.said), error.said] += 1
     return tuple(
         SqlError(sqlstate=state, names=_names(said), message=said, count=count)
         for (state, said), count in counted.most_common(MOST_ERRORS)
@@ -102,11 +113,71 @@ def parse(lines: Iterable[str], *, database: str, prefix: str, zone: str, since:
     )
 
 
-def _sqlstate(head: str, said: str) -> str:
-    in_head = [
-        code for code in _SQLSTATE.findall(head) if not code.isdigit() or code[:2] in ("22", "23", "40", "42", "53")
-    ]
-    return in_head[0] if in_head else next((state for words, state in _BY_MESSAGE if words.search(said)), "")
+@dataclass(slots=True, kw_only=True)
+class _Error:
+    """One error with the statement that follows it. None: the prefix does not tell."""
+
+    at: datetime
+    said: str
+    state: str | None
+    database: str | None
+    application: str | None
+    statement: str = ""
+
+
+def _line(prefix: str) -> re.Pattern[str]:
+    """The regular expression for a line of a session; what follows `%q` only sessions write."""
+    parts: list[str] = []
+    end, known = 0, set[str]()
+    for found in _ESCAPE.finditer(prefix):
+        letter, padded = found[2], r"\s*" if found[1] else ""
+        # a second time of the same thing, or what says nothing here: a host, a session id, the command
+        written = r".*?" if letter in known else _WRITTEN.get(letter, r".*?")
+        known |= {"m", "t"} if letter in "mt" else {letter}
+        parts += [re.escape(prefix[end : found.start()]), "" if letter == "q" else f"{padded}{written}{padded}"]
+        end = found.end()
+    return re.compile("".join((*parts, re.escape(prefix[end:]), _MESSAGE)))
+
+
+def _errors(lines: Iterable[str], form: re.Pattern[str], zone: timezone) -> Iterator[_Error]:
+    """Each error; its DETAIL, HINT and STATEMENT come right behind it, as lines of the same beginning."""
+    last: _Error | None = None
+    for line in lines:
+        found = form.fullmatch(line)
+        if found is None or found["level"] in _CONTINUES:
+            continue
+        if found["level"] == "STATEMENT":
+            if last:
+                last.statement = found["said"]
+            continue
+        if last:
+            yield last
+        told, last = found.groupdict(), None
+        if told["level"] in _ERRORS and (at := _time(told, zone)):
+            verbose = _VERBOSE.fullmatch(found["said"])
+            last = _Error(
+                at=at,
+                said=verbose["said"] if verbose else found["said"],
+                state=told.get("state") or (verbose["state"] if verbose else None),
+                database=told.get("database"),
+                application=told.get("application"),
+            )
+    if last:
+        yield last
+
+
+def _time(told: dict[str, str | None], zone: timezone) -> datetime | None:
+    try:
+        if epoch := told.get("epoch"):
+            return datetime.fromtimestamp(float(epoch), tz=UTC)
+        at = told.get("at")
+        return datetime.fromisoformat(at).replace(tzinfo=zone) if at else None
+    except ValueError:
+        return None
+
+
+def _by_message(said: str) -> str:
+    return next((state for words, state in _BY_MESSAGE if words.search(said)), "")
 
 
 def _names(said: str) -> tuple[str, ...]:

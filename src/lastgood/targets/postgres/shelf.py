@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, RestorePoint
 from lastgood.core.report import Loss
-from lastgood.targets.postgres.catalog import Table
+from lastgood.targets.postgres.catalog import Sequence, Table
 
 _CHUNK: Final = 1 << 20
 Manifest = TypeVar("Manifest")
@@ -26,11 +26,16 @@ Manifest = TypeVar("Manifest")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPoint:
-    """A proved restore point. schema: its objects by name; tables: their identities at that moment."""
+    """A proved restore point. schema: its objects by name; tables, sequences: their identities at that moment.
+
+    clone_snapshot: Postgres' snapshot text of when the clone was proved: later transactions are none of ours.
+    """
 
     point: RestorePoint
     schema: dict[str, str]
     tables: tuple[Table, ...]
+    sequences: tuple[Sequence, ...]
+    clone_snapshot: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,13 @@ def checked(name: str) -> str:
     if not NAME_GRAMMAR.fullmatch(name):
         raise Refused(f"{name!r} cannot be a file's name")
     return name
+
+
+def kept(of: Path, adapter: TypeAdapter[Manifest]) -> Iterator[Manifest]:
+    """Return the manifests in a folder that can be read: one that was damaged must not hide the others."""
+    for path in sorted(of.glob("*.json")):
+        with suppress(Refused):
+            yield read(path, adapter, what=path.stem, hint="")
 
 
 def names(of: Path) -> frozenset[str]:

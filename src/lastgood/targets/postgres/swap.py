@@ -10,9 +10,11 @@ from psycopg import sql
 
 from lastgood.core.errors import Refused
 from lastgood.core.plan import Fence, LiftFence, SwapDatabase
-from lastgood.targets.postgres import restore_point, shelf
+from lastgood.targets.postgres import catalog, restore_point, shelf
 from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.properties import make_alike
 from lastgood.targets.postgres.server import Server, admit, databases, open_ledger, rename, shut
+from lastgood.targets.postgres.writes import migration_xids
 
 
 def fence(server: Server, action: Fence) -> None:
@@ -22,8 +24,8 @@ def fence(server: Server, action: Fence) -> None:
         if action.kept_as not in known:
             if server.live not in known:
                 raise Refused(f"neither {server.live} nor {action.kept_as} is there")
-            shut(maintenance, server.live)
-            rename(maintenance, server.live, action.kept_as)
+            with shut(maintenance, server.live):
+                rename(maintenance, server.live, action.kept_as)
         admit(maintenance, action.kept_as)
 
 
@@ -34,18 +36,18 @@ def lift(server: Server, action: LiftFence) -> None:
         if server.live not in known:
             if action.kept_as not in known:
                 raise Refused(f"neither {server.live} nor {action.kept_as} is there")
-            shut(maintenance, action.kept_as)
-            rename(maintenance, action.kept_as, server.live)
+            with shut(maintenance, action.kept_as):
+                rename(maintenance, action.kept_as, server.live)
         elif action.kept_as in known:
             raise Refused(f"both {server.live} and {action.kept_as} are there: the swap happened")
         admit(maintenance, server.live)
 
 
 def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadline_s: float) -> None:
-    """Verify the clone, let its sequences go on where those of the replaced database stopped, and rename it.
+    """Verify the clone, let its sequences go on where those of the replaced database stopped, let in whom that one let
+    in, and rename it.
 
-    Raises Refused, with nothing changed but sequences of the clone, when the fence is not up or the clone is not what
-    was proved.
+    Raises Refused, with nothing changed but the clone, when the fence is not up or the clone is not what was proved.
     """
     with server.maintenance() as maintenance:
         known = databases(maintenance)
@@ -59,10 +61,11 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
         raise Refused(f"{action.clone} is not the clone of {action.restore_point}")
     restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
     with server.connect(action.kept_as) as replaced, server.connect(action.clone) as clone:
-        _carry_sequences_on(replaced, clone)
+        _carry_sequences_on(replaced, clone, kept)
+        migration = migration_xids(replaced, kept.point.snapshot)
     with open_ledger(server) as ledger:
-        shut(ledger, action.clone)
-        with ledger.transaction():
+        make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
+        with shut(ledger, action.clone), ledger.transaction():
             ledger.execute(
                 "INSERT INTO swaps (database, swap, restore_point, kept_as) VALUES (%s, %s, %s, %s)",
                 [server.live, action.swap, action.restore_point, action.kept_as],
@@ -71,14 +74,16 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
             admit(ledger, server.live)
 
 
-def _carry_sequences_on(replaced: Connection, clone: Connection) -> None:
-    """Set each sequence to the further of the two, so that no number is given out twice."""
-    further = "SELECT schemaname, sequencename, last_value, increment_by FROM pg_sequences WHERE last_value IS NOT NULL"
-    reached = {(schema, name): (int(last), int(step)) for schema, name, last, step in replaced.execute(further)}
-    theirs = {(schema, name): int(last) for schema, name, last, _ in clone.execute(further)}
-    there = {(s, n) for s, n in clone.execute("SELECT schemaname, sequencename FROM pg_sequences")}
-    for key in reached.keys() & there:
-        last, step = reached[key]
-        mine = theirs.get(key)
-        if mine is None or (last > mine if step > 0 else last < mine):
-            clone.execute("SELECT setval(%s::regclass, %s, true)", [sql.Identifier(*key).as_string(clone), last])
+def _carry_sequences_on(replaced: Connection, clone: Connection, kept: shelf.KeptPoint) -> None:
+    """Set each sequence to the further of the two, so that no number is given out twice. The migration may have renamed
+    a sequence: its oid tells which one it was."""
+    named = {sequence.oid: (sequence.schema, sequence.name) for sequence in kept.sequences}
+    mine = {(sequence.schema, sequence.name): sequence for sequence in catalog.sequences(clone)}
+    for sequence in catalog.sequences(replaced):
+        here = mine.get(named.get(sequence.oid, ("", "")))
+        if here is None or sequence.last is None:
+            continue
+        further = here.last is None or (sequence.last > here.last if here.step > 0 else sequence.last < here.last)
+        if further:
+            name = sql.Identifier(here.schema, here.name).as_string(clone)
+            clone.execute("SELECT setval(%s::regclass, %s, true)", [name, sequence.last])

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -39,13 +40,14 @@ from lastgood.core.report import Check, Loss
 from lastgood.targets import child
 from lastgood.targets.postgres import catalog, evidence, shelf, swap, writes
 from lastgood.targets.postgres import restore_point as points
-from lastgood.targets.postgres.connect import Connection, container_address
+from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
-from lastgood.targets.postgres.server import Server, admit, databases, swaps
+from lastgood.targets.postgres.server import Server, admit, databases, end_tool, swaps
 
 _AGAIN_S: Final = 2.0
 _LAST_CHARACTERS: Final = 800
 _HINT: Final = "lastgood doctor"
+SAVING: Final = f"{APPLICATION} safety dump"
 
 
 class PostgresTarget:
@@ -181,8 +183,10 @@ class PostgresTarget:
 
     def _save_dump(self, action: SaveDump, *, deadline_s: float) -> None:
         dump = shelf.folder(self._dumps) / f"{shelf.checked(action.name)}.dump"
+        with self._server.maintenance() as maintenance:
+            end_tool(maintenance, SAVING, (self._server.live,))
         dump.unlink(missing_ok=True)
-        self._server.tools.dump(self._server.live, dump, deadline_s=deadline_s)
+        self._server.tools.dump(self._server.live, dump, session=SAVING, deadline_s=deadline_s)
         manifest = shelf.KeptDump(
             name=action.name, path=dump.name, sha256=shelf.sha256(dump), size_bytes=dump.stat().st_size
         )
@@ -191,6 +195,7 @@ class PostgresTarget:
     def _export(self, action: ExportWrites, *, deadline_s: float) -> None:
         """Compare the fenced database with the clone, and write down what differs."""
         server, kept = self._server, points.read(self._points, action.restore_point)
+        until = self._clock.now() + timedelta(seconds=deadline_s)
         with server.maintenance() as maintenance:
             known = databases(maintenance)
             for needed in (action.kept_as, kept.point.clone):
@@ -206,13 +211,21 @@ class PostgresTarget:
             server.connect(action.kept_as, statement_s=deadline_s) as replaced,
             server.connect(kept.point.clone, statement_s=deadline_s) as clone,
         ):
+
+            def go_on() -> None:
+                left_s = (until - self._clock.now()).total_seconds()
+                if left_s <= 0:
+                    raise Retryable(f"the export did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
+                limit_statements(replaced, left_s)
+                limit_statements(clone, left_s)
+
             comparison = writes.Comparison(
                 replaced,
                 clone,
                 since=kept.point.snapshot,
                 migration=writes.migration_xids(replaced, kept.point.snapshot),
             )
-            exported = writes.export(comparison, kept, catalog.tables(replaced), folder)
+            exported = writes.export(comparison, kept, catalog.tables(replaced), folder, go_on=go_on)
         shelf.write(self._exports / f"{action.export}.json", shelf.KEPT_EXPORT, exported)
 
     def preflight(self) -> tuple[str, ...]:
@@ -246,6 +259,7 @@ class PostgresTarget:
                 kept,
                 target,
                 invariants=self._invariants,
+                dumps=self._points,
                 scratch=self._scratch,
                 clock=self._clock,
             )
@@ -276,10 +290,10 @@ def _answers(server: Server, *, sent: bool) -> Generator[None]:
     live = server.live
     try:
         yield
-    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
-        raise Retryable(f"database {live}: {_words(error)}", delay_s=_AGAIN_S, hint=_HINT) from error
     except psycopg.OperationalError as error:
-        if sent:
+        # An answer with a SQLSTATE is a no: busy, full, too late. Without one, or from a server that ends, it is lost.
+        lost = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
+        if sent and lost:
             raise OutcomeUnknown(f"database {live}: the connection was lost: {_words(error)}") from error
         raise Retryable(f"database {live}: {_words(error)}", delay_s=_AGAIN_S, hint=_HINT) from error
     except psycopg.Error as error:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Final
+
+from psycopg.conninfo import make_conninfo
 
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.targets import child
-from lastgood.targets.postgres.connect import APPLICATION, CONNECT_S
+from lastgood.targets.postgres.connect import APPLICATION, CONNECT_S, LOCK_S
 
 VERSION_S: Final = 10.0
 _LAST_CHARACTERS: Final = 600
@@ -29,45 +32,61 @@ class Tools:
 
     def version(self) -> tuple[int, str]:
         """Return pg_dump's major version and what it says of itself. Raises Refused when it is not there."""
-        said = self._run("pg_dump", ["--version"], deadline_s=VERSION_S).strip()
+        said = self._run("pg_dump", ["--version"], session=APPLICATION, deadline_s=VERSION_S).strip()
         found = re.search(r"(\d+)", said)
         if found is None:
             raise Refused(f"pg_dump says {said!r}: expected its version")
         return int(found[1]), said
 
     def dump(
-        self, database: str, into: Path, *, deadline_s: float, snapshot: str = "", schema_only: bool = False
+        self,
+        database: str,
+        into: Path,
+        *,
+        session: str,
+        deadline_s: float,
+        snapshot: str = "",
+        schema_only: bool = False,
     ) -> None:
         """Dump into a new file, 0600 and on disk when this returns. snapshot: an exported one, to dump exactly it.
 
+        session: what the server calls the tool's session, see `server.end_tool`.
         Raises Refused with what pg_dump said, OutcomeUnknown at the deadline; the file is then not to be used.
         """
-        words = ["--format=custom", f"--dbname={database}", "--no-password"]
+        words = ["--format=custom", f"--lock-wait-timeout={LOCK_S * 1000:.0f}", *self._to(database)]
         words += [f"--snapshot={snapshot}"] if snapshot else []
         words += ["--schema-only"] if schema_only else []
         with os.fdopen(os.open(into, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            self._run("pg_dump", words, deadline_s=deadline_s, stdout=file)
+            self._run("pg_dump", words, session=session, deadline_s=deadline_s, stdout=file)
             os.fsync(file.fileno())
 
-    def restore(self, dump: Path, database: str, *, deadline_s: float) -> None:
+    def restore(self, dump: Path, database: str, *, session: str, deadline_s: float, schema_only: bool = False) -> None:
         """Restore into an empty database, all or nothing.
 
         Raises Refused with what pg_restore said: the database is empty then. OutcomeUnknown at the deadline.
         """
-        words = ["--exit-on-error", "--single-transaction", f"--dbname={database}", "--no-password"]
+        words = ["--exit-on-error", "--single-transaction", *self._to(database)]
+        words += ["--schema-only"] if schema_only else []
         with dump.open("rb") as file:
-            self._run("pg_restore", words, deadline_s=deadline_s, stdin=file)
+            self._run("pg_restore", words, session=session, deadline_s=deadline_s, stdin=file)
+
+    @staticmethod
+    def _to(database: str) -> list[str]:
+        """A bare name with a `=` in it would be read as a whole connection string."""
+        return [f"--dbname={make_conninfo(dbname=database)}", "--no-password"]
 
     def _run(
         self,
         program: str,
         arguments: list[str],
         *,
+        session: str,
         deadline_s: float,
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
     ) -> str:
-        words, env = self._words(program), self._environment()
+        given = self._session(session)
+        words, env = self._words(program, given), child.bare_environment(os.environ) | given
         try:
             ended = child.run([*words, *arguments], deadline_s=deadline_s, env=env, stdin=stdin, stdout=stdout)
         except FileNotFoundError:
@@ -78,22 +97,19 @@ class Tools:
             raise Refused(f"{program} ended {ended.code}: {ended.err.strip()[-_LAST_CHARACTERS:]}")
         return ended.out
 
-    def _words(self, program: str) -> list[str]:
+    def _words(self, program: str, given: Mapping[str, str]) -> list[str]:
         if self._config.container:
-            passed = [word for name in self._session() for word in ("--env", name)]
+            passed = [word for name in given for word in ("--env", name)]
             return ["docker", "exec", "--interactive", *passed, self._config.container, program]
         if self._config.bin:
             return [str(Path(self._config.bin) / program)]
         return [shutil.which(program) or program]
 
-    def _environment(self) -> dict[str, str]:
-        return child.bare_environment(os.environ) | self._session()
-
-    def _session(self) -> dict[str, str]:
+    def _session(self, name: str) -> dict[str, str]:
         """Variables of libpq, which docker passes on by name."""
         session = {
             "PGUSER": self._config.user,
-            "PGAPPNAME": APPLICATION,
+            "PGAPPNAME": name,
             "PGCONNECT_TIMEOUT": str(CONNECT_S),
             "PGHOST": "127.0.0.1" if self._config.container else self._config.host,
             "PGPORT": str(self._config.port),

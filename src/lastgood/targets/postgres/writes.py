@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, LiteralString
@@ -31,18 +31,18 @@ WRITTEN: Final = "written"
 REWRITTEN: Final = "rewritten by the migration"
 
 # xmin has 32 bits; the epoch is the current one, or the one before where the number is still ahead.
-_FULL_XID: Final = """(
+_FULL_XID: Final[LiteralString] = """(
     ((c.next >> 32) - CASE WHEN {row}.xmin::text::bigint > (c.next & 4294967295) THEN 1 ELSE 0 END) << 32
 ) + {row}.xmin::text::bigint"""
-_NEXT: Final = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next)"
+_NEXT: Final[LiteralString] = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next)"
 
-# Whatever defines a table, a type or a function is a row of these catalogs; its writer is a migration.
+# Whatever defines a table, a type or a function is a row of these catalogs; its writer is a migration. Not pg_class: an
+# application that truncates a table writes there too.
 _CATALOGS: Final = (
-    "pg_class", "pg_attribute", "pg_attrdef", "pg_constraint", "pg_index", "pg_type", "pg_enum", "pg_proc",
+    "pg_attribute", "pg_attrdef", "pg_constraint", "pg_index", "pg_type", "pg_enum", "pg_proc",
     "pg_trigger", "pg_namespace", "pg_sequence", "pg_rewrite", "pg_policy",
 )  # fmt: skip
 _NOT_TEMPORARY: Final[Mapping[str, LiteralString]] = {
-    "pg_class": "NOT (t.relpersistence = 't' OR t.relname LIKE 'pg\\_toast\\_%')",
     "pg_attribute": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.attrelid AND r.relpersistence <> 't')",
     "pg_constraint": "NOT EXISTS (SELECT FROM pg_class r WHERE r.oid = t.conrelid AND r.relpersistence = 't')",
     "pg_index": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.indrelid AND r.relpersistence <> 't')",
@@ -81,6 +81,19 @@ def migration_xids(connection: Connection, since: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def written_after(connection: Connection, table: Table, snapshot: str) -> bool:
+    """Whether a row of a table is of a transaction that `snapshot` does not see."""
+    row = connection.execute(
+        sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} t, {} c WHERE NOT pg_visible_in_snapshot({}, {}))").format(
+            table.identifier,
+            sql.SQL(_NEXT),
+            sql.SQL("({})::text::xid8").format(sql.SQL(_FULL_XID.format(row="t"))),
+            sql.SQL("{}::pg_snapshot").format(sql.Literal(snapshot)),
+        )
+    ).fetchone()
+    return bool(row and row[0])
+
+
 class Comparison:
     """One table now against the same table in the clone.
 
@@ -100,15 +113,14 @@ class Comparison:
         rows = self._clone.execute(
             sql.SQL("SELECT CASE WHEN c.ctid IS NULL THEN {} ELSE {} END, count(*) FROM lastgood_now n {} "
                     "WHERE c.ctid IS NULL OR NOT n.by_migration GROUP BY 1").format(
-                sql.Literal(INSERTED), sql.Literal(UPDATED), self._joined(then)
+                sql.Literal(INSERTED), sql.Literal(UPDATED), self._joined(now, then)
             )
         )  # fmt: skip
         counted.update({kind: int(count) for kind, count in rows})
-        ((_, rows_now),) = catalog.count_rows(self._live, (now,))
-        counted[DELETED] = max(0, rows_then + counted[INSERTED] - rows_now)
+        counted[DELETED] = self._gone(now, rows_then=rows_then, inserted=counted[INSERTED])
         return counted
 
-    def changes(self, now: Table, then: Table | None) -> Iterator[Change]:
+    def changes(self, now: Table, then: Table | None, *, rows_then: int) -> Iterator[Change]:
         """Yield every row that differs. Both databases must be quiet."""
         if then is None or not self._shared_key(now, then):
             for by_migration, row in self._live.execute(self._touched(now, rows=True)):
@@ -118,35 +130,48 @@ class Comparison:
                     yield Change(kind=REWRITTEN, row=row)
             return
         self._lend_touched(now, then)
-        differs = sql.SQL(" OR ").join(
-            sql.SQL("n.row->{} IS DISTINCT FROM to_jsonb(c.{})").format(
-                sql.Literal(now.columns[number]), sql.Identifier(name)
+        inserted = 0
+        for kind, row, before in self._clone.execute(
+            sql.SQL(
+                "SELECT CASE WHEN c.ctid IS NULL THEN {} WHEN n.by_migration THEN {} ELSE {} END, n.row::text, "
+                "CASE WHEN c.ctid IS NOT NULL THEN row_to_json(c.*)::text END "
+                "FROM lastgood_now n {} WHERE c.ctid IS NULL OR {}"
+            ).format(
+                sql.Literal(INSERTED),
+                sql.Literal(REWRITTEN),
+                sql.Literal(UPDATED),
+                self._joined(now, then),
+                self._differs(now, then),
             )
-            for number, name in then.columns.items()
-            if number in now.columns
-        )
-        yield from (
-            Change(kind=kind, row=row, before=before)
-            for kind, row, before in self._clone.execute(
-                sql.SQL(
-                    "SELECT CASE WHEN c.ctid IS NULL THEN {} WHEN n.by_migration THEN {} ELSE {} END, n.row::text, "
-                    "CASE WHEN c.ctid IS NOT NULL THEN row_to_json(c)::text END "
-                    "FROM lastgood_now n {} WHERE c.ctid IS NULL OR {}"
-                ).format(
-                    sql.Literal(INSERTED), sql.Literal(REWRITTEN), sql.Literal(UPDATED), self._joined(then), differs
-                )
+        ):
+            inserted += kind == INSERTED
+            yield Change(kind=kind, row=row, before=before)
+        if self._gone(now, rows_then=rows_then, inserted=inserted):
+            yield from self._deleted(now, then)
+
+    def large_objects_written(self) -> bool:
+        """Whether large objects were made since: they stand in no table, and are not compared."""
+        row = self._live.execute(
+            sql.SQL("SELECT EXISTS (SELECT FROM pg_largeobject_metadata t, {} c WHERE {})").format(
+                sql.SQL(_NEXT), self._since_then()
             )
-        )
-        yield from self._deleted(now, then)
+        ).fetchone()
+        return bool(row and row[0])
+
+    def _gone(self, now: Table, *, rows_then: int, inserted: int) -> int:
+        """How many rows of the clone are not there any more: no key is compared for that."""
+        ((_, rows_now),) = catalog.count_rows(self._live, (now,))
+        return max(0, rows_then + inserted - rows_now)
 
     def _deleted(self, now: Table, then: Table) -> Iterator[Change]:
         """Rows of the clone whose key is not there any more."""
-        keys = sql.SQL(", ").join(sql.Identifier(name) for name in now.named(then.key))
-        self._copy(sql.SQL("SELECT {}, false, NULL FROM ONLY {}").format(keys, now.identifier), self._lend_empty(then))
+        keys = self._keys(now, then, of="t")
+        query = sql.SQL("SELECT {}, false, NULL FROM ONLY {} t").format(sql.SQL(", ").join(keys), now.identifier)
+        self._copy(query, self._lend_empty(now, then))
         for (row,) in self._clone.execute(
             sql.SQL(
-                "SELECT row_to_json(c)::text FROM ONLY {} c WHERE NOT EXISTS (SELECT FROM lastgood_now n WHERE {})"
-            ).format(then.identifier, self._same_key(then))
+                "SELECT row_to_json(c.*)::text FROM ONLY {} c WHERE NOT EXISTS (SELECT FROM lastgood_now n WHERE {})"
+            ).format(then.identifier, self._same_key(now, then))
         ):
             yield Change(kind=DELETED, row=row)
 
@@ -154,17 +179,46 @@ class Comparison:
     def _shared_key(now: Table, then: Table) -> bool:
         return bool(then.key) and all(number in now.columns for number in then.key)
 
-    def _touched(self, now: Table, *, key: tuple[int, ...] = (), rows: bool = False) -> sql.Composed:
-        """The rows whose transaction was not surely over at the snapshot: key, whether the migration wrote it, row.
+    @staticmethod
+    def _keys(now: Table, then: Table, *, of: LiteralString) -> list[sql.Composable]:
+        """The key's columns in `now` (of `t`) or `then` (of `c`); as text where the migration changed a type."""
+        table, row = (now, "t") if of == "t" else (then, "c")
+        retyped = any(now.types[number] != then.types[number] for number in then.key)
+        text = sql.SQL("::text" if retyped else "")
+        return [sql.Composed([sql.Identifier(row, name), text]) for name in table.named(then.key)]
+
+    @staticmethod
+    def _differs(now: Table, then: Table) -> sql.Composed:
+        """A column that both have is not as it was; or somebody filled one that came since."""
+        shared = [
+            sql.SQL("n.row->{} IS DISTINCT FROM to_jsonb(c.{})").format(
+                sql.Literal(now.columns[number]), sql.Identifier(name)
+            )
+            for number, name in then.columns.items()
+            if number in now.columns
+        ]
+        new = [
+            sql.SQL("(NOT n.by_migration AND n.row->{} <> 'null'::jsonb)").format(sql.Literal(name))
+            for number, name in now.columns.items()
+            if number not in then.columns
+        ]
+        return sql.SQL(" OR ").join([*shared, *new])
+
+    def _since_then(self) -> sql.Composed:
+        """The transaction of row `t` was not surely over at the snapshot."""
+        return sql.SQL("{} >= pg_snapshot_xmin({}::pg_snapshot)::text::bigint").format(
+            sql.SQL(_FULL_XID.format(row="t")), sql.Literal(self._since)
+        )
+
+    def _touched(self, now: Table, *, key: Sequence[sql.Composable] = (), rows: bool = False) -> sql.Composed:
+        """The rows written since: key, whether the migration wrote it, row.
 
         Of a table without a comparable key and without `rows`, only those that the migration did not write.
         """
         by_migration = sql.SQL("t.xmin::text = ANY({})").format(sql.Literal(list(self._migration)))
-        wanted: list[sql.Composable] = [*(sql.Identifier("t", name) for name in now.named(key)), by_migration]
-        wanted += [sql.SQL("row_to_json(t)::text")] if rows or key else []
-        where = sql.SQL("{} >= pg_snapshot_xmin({}::pg_snapshot)::text::bigint").format(
-            sql.SQL(_FULL_XID.format(row="t")), sql.Literal(self._since)
-        )
+        wanted: list[sql.Composable] = [*key, by_migration]
+        wanted += [sql.SQL("row_to_json(t.*)::text")] if rows or key else []
+        where = self._since_then()
         if not rows and not key:
             where = sql.SQL("{} AND NOT {}").format(where, by_migration)
         return sql.SQL("SELECT {} FROM ONLY {} t, {} c WHERE {}").format(
@@ -172,17 +226,20 @@ class Comparison:
         )
 
     def _lend_touched(self, now: Table, then: Table) -> None:
-        self._copy(self._touched(now, key=then.key), self._lend_empty(then))
+        self._copy(self._touched(now, key=self._keys(now, then, of="t")), self._lend_empty(now, then))
 
-    def _lend_empty(self, then: Table) -> sql.Composed:
+    def _lend_empty(self, now: Table, then: Table) -> sql.Composed:
         """Make a temporary table of keys in the clone, and return the statement that fills it."""
-        keys = sql.SQL(", ").join(sql.Identifier(name) for name in then.named(then.key))
+        keys = [
+            sql.SQL("{} AS {}").format(key, sql.Identifier(f"key{number}"))
+            for number, key in enumerate(self._keys(now, then, of="c"))
+        ]
         self._clone.execute("DROP TABLE IF EXISTS pg_temp.lastgood_now")
         self._clone.execute(
             sql.SQL(
                 "CREATE TEMPORARY TABLE lastgood_now AS "
-                "SELECT {}, false AS by_migration, NULL::jsonb AS row FROM ONLY {} WITH NO DATA"
-            ).format(keys, then.identifier)
+                "SELECT {}, false AS by_migration, NULL::jsonb AS row FROM ONLY {} c WITH NO DATA"
+            ).format(sql.SQL(", ").join(keys), then.identifier)
         )
         return sql.Composed([sql.SQL("COPY pg_temp.lastgood_now FROM STDIN")])
 
@@ -197,42 +254,58 @@ class Comparison:
                 sink.write(block)
         self._clone.execute("ANALYZE pg_temp.lastgood_now")
 
-    def _joined(self, then: Table) -> sql.Composed:
-        return sql.SQL("LEFT JOIN ONLY {} c ON {}").format(then.identifier, self._same_key(then))
+    def _joined(self, now: Table, then: Table) -> sql.Composed:
+        return sql.SQL("LEFT JOIN ONLY {} c ON {}").format(then.identifier, self._same_key(now, then))
 
-    @staticmethod
-    def _same_key(then: Table) -> sql.Composed:
+    def _same_key(self, now: Table, then: Table) -> sql.Composed:
         return sql.SQL(" AND ").join(
-            sql.SQL("n.{} = c.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in then.named(then.key)
+            sql.SQL("n.{} = {}").format(sql.Identifier(f"key{number}"), key)
+            for number, key in enumerate(self._keys(now, then, of="c"))
         )
 
 
-def export(comparison: Comparison, kept: shelf.KeptPoint, tables: tuple[Table, ...], into: Path) -> shelf.KeptExport:
+def export(
+    comparison: Comparison, kept: shelf.KeptPoint, tables: tuple[Table, ...], into: Path, *, go_on: Callable[[], None]
+) -> shelf.KeptExport:
     """Write one file of JSON lines for each table with changed rows, and return what it holds.
 
-    What the migration rewrote is written too, into files of its own, and is not a loss: the swap takes it back.
+    What the migration rewrote is written too, into a folder of its own, and is not a loss: the swap takes it back.
+    go_on: called before each table, raises when there is no time left.
     """
-    then = {table.oid: table for table in kept.tables}
+    then, rows_then = {table.oid: table for table in kept.tables}, dict(kept.point.rows)
     losses: list[Loss] = []
     rewritten: list[Loss] = []
     for table in tables:
-        lost, again = _export_table(comparison, table, then.get(table.oid), into)
+        go_on()
+        was = then.get(table.oid)
+        label = was.label if was else table.label
+        changes = comparison.changes(table, was, rows_then=rows_then.get(label, 0))
+        lost, again = _export_table(changes, label, f"{_stem(was or table)}.jsonl", into)
         losses += [lost] if lost.rows else []
         rewritten += [again] if again.rows else []
     gone = then.keys() - {table.oid for table in tables}
-    notes = tuple(f"{then[oid].label} was dropped: what was written to it before that cannot be told" for oid in gone)
-    keyless = tuple(f"{t.label} has no primary key: deletions cannot be told" for t in kept.tables if not t.key)
-    return shelf.KeptExport(export=into.name, losses=tuple(losses), rewritten=tuple(rewritten), notes=notes + keyless)
+    notes = [
+        f"{then[oid].label} was dropped: what was written to it before that cannot be told" for oid in sorted(gone)
+    ]
+    notes += [f"{t.label} has no primary key: deletions cannot be told" for t in kept.tables if not t.key]
+    if comparison.large_objects_written():
+        notes.append("large objects were written, which are not exported: they are in the database that is kept")
+    return shelf.KeptExport(export=into.name, losses=tuple(losses), rewritten=tuple(rewritten), notes=tuple(notes))
 
 
-def _export_table(comparison: Comparison, now: Table, then: Table | None, into: Path) -> tuple[Loss, Loss]:
-    label = then.label if then else now.label
-    stem = label if NAME_GRAMMAR.fullmatch(label) else f"table-{now.oid}"
-    files = into / f"{stem}.jsonl", into / f"{stem}.rewritten.jsonl"
+def _stem(table: Table) -> str:
+    """The table's name where that can be a file's and no other table can have the same."""
+    parts = (table.name,) if table.schema == "public" else (table.schema, table.name)
+    plain = all(NAME_GRAMMAR.fullmatch(part) and "." not in part for part in parts)
+    return ".".join(parts) if plain else f"table-{table.oid}"
+
+
+def _export_table(changes: Iterator[Change], label: str, name: str, into: Path) -> tuple[Loss, Loss]:
+    files = into / name, shelf.folder(into / "rewritten") / name
     counted = [0, 0]
     opened = [os.fdopen(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") for path in files]
     try:
-        for change in comparison.changes(now, then):
+        for change in changes:
             which = 1 if change.kind == REWRITTEN else 0
             counted[which] += 1
             before = f', "before": {change.before}' if change.before else ""
@@ -245,5 +318,8 @@ def _export_table(comparison: Comparison, now: Table, then: Table | None, into: 
     for path, rows in zip(files, counted, strict=True):
         if not rows:
             path.unlink()
-    lost, again = (Loss(table=label, rows=n, file=path.name) for path, n in zip(files, counted, strict=True))
+    lost, again = (
+        Loss(table=label, rows=rows, file=str(path.relative_to(into)))
+        for path, rows in zip(files, counted, strict=True)
+    )
     return lost, again

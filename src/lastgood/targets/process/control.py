@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -154,7 +154,7 @@ def passed_on(env: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def short_path(state: Path) -> Iterator[str]:
+def short_path(state: Path) -> Generator[str]:
     """Yield a path of the holder's socket that is short whatever the directory: a unix address has 107 bytes."""
     folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
     try:

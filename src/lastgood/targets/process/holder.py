@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -419,7 +419,7 @@ def _forget_old(logs: Path) -> None:
 
 
 @contextmanager
-def _line(state: Path) -> Iterator[socket.socket]:
+def _line(state: Path) -> Generator[socket.socket]:
     """The socket on which commands ask, in place of the one that an earlier holder may have left."""
     with short_path(state) as path, socket.socket(socket.AF_UNIX) as line:
         Path(path).unlink(missing_ok=True)

@@ -78,11 +78,14 @@ async def _one_request(
 
 async def _next(
     connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None = None
-) -> h11.Event | type[h11.PAUSED]:
+) -> h11.Event:
+    """Read until there is an event. Raises RemoteProtocolError when the other side speaks out of turn."""
     while True:
         event = connection.next_event()
-        if event is not h11.NEED_DATA:
-            return event  # type: ignore[return-value] # NEED_DATA is the only other sentinel
+        if isinstance(event, h11.Event):
+            return event
+        if event is h11.PAUSED:
+            raise h11.RemoteProtocolError("more was sent than was asked for")
         if writer is not None and connection.they_are_waiting_for_100_continue:
             writer.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         connection.receive_data(await reader.read(READ_BYTES))

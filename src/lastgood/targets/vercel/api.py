@@ -44,7 +44,7 @@ LONGEST_WAIT_S: Final = 3600.0
 """No limit of Vercel's lasts longer than its hour; a clock that is wrong must not make it a year."""
 SAID: Final = 160
 DOCTOR: Final = "lastgood doctor"
-NEW_TOKEN: Final = "put a new token of vercel.com/account/tokens where frontend.vercel.token reads it"  # noqa: S105 # a place
+NEW_TOKEN: Final = "put a new token of vercel.com/account/tokens into frontend.vercel.token"  # noqa: S105 # a sentence
 
 # Status -> what it means, and one thing to do about it. 400 to 422: Vercel's reference, POST .../rollback/{deployment}.
 MEANINGS: Final[Mapping[int, tuple[str, str]]] = {

@@ -1,0 +1,104 @@
+"""Which rows break an invariant now and did not at the restore point, and whether the migration wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from lastgood.core.migration import BrokenInvariant
+from lastgood.targets.postgres.connect import Connection
+
+MOST_ROWS: Final = 10_000
+MOST_KEYS: Final = 20
+# Also by this name the server's log tells our statements from the application's, see `server_log`.
+_CURSOR: Final = sql.Identifier("lastgood_broken")
+_CHUNK: Final = 5_000
+
+
+def broken(
+    live: Connection, clone: Connection | None, invariants: Mapping[str, str], migration: tuple[str, ...]
+) -> Iterator[BrokenInvariant]:
+    """Yield the invariants that newly break. Without a clone nobody knows what held before, and nothing is blamed on
+    the migration. migration: its transactions, as the numbers that xmin shows."""
+    for name, statement in invariants.items():
+        now = _Keys(live, statement)
+        new = dict.fromkeys(now.first())
+        if clone and new:
+            for key in _Keys(clone, statement):
+                new.pop(key, None)
+        if new:
+            by_migration = now.written_by(migration, tuple(new)) if clone else 0
+            yield BrokenInvariant(
+                invariant=name,
+                by_migration=by_migration,
+                by_others=len(new) - by_migration,
+                keys=tuple(new)[:MOST_KEYS],
+            )
+
+
+class _Keys:
+    """The keys of the rows that break an invariant, as the server writes them: the first column of its statement. None
+    when it cannot be asked on this schema."""
+
+    def __init__(self, connection: Connection, statement: str) -> None:
+        self._connection, self._statement = connection, statement
+        self._column = (0, 0)
+
+    def first(self) -> list[str]:
+        """Return the first of them."""
+        with closing(iter(self)) as keys:
+            return list(islice(keys, MOST_ROWS))
+
+    def __iter__(self) -> Generator[str]:
+        try:
+            with self._connection.transaction(force_rollback=True):
+                self._connection.execute("SET TRANSACTION READ ONLY")
+                with self._connection.cursor(binary=True) as declaring:  # binary: one command and no more
+                    declare = sql.SQL("DECLARE {} NO SCROLL CURSOR FOR ").format(_CURSOR).as_bytes(declaring)
+                    declaring.execute(declare + self._statement.encode())
+                fetch = sql.SQL("FETCH {} FROM {}").format(sql.Literal(_CHUNK), _CURSOR)
+                while keys := self._fetched(self._connection.execute(fetch)):
+                    yield from keys
+        except psycopg.Error:
+            if self._connection.broken:
+                raise
+
+    def _fetched(self, cursor: psycopg.Cursor[tuple[object, ...]]) -> list[str]:
+        result = cursor.pgresult
+        if result is None:
+            return []
+        self._column = (result.ftable(0), result.ftablecol(0))
+        values = (result.get_value(row, 0) for row in range(result.ntuples))
+        return [(value if value is not None else b"NULL").decode("utf-8", "replace") for value in values]
+
+    def written_by(self, migration: tuple[str, ...], keys: tuple[str, ...]) -> int:
+        """Count the rows of these keys that these transactions wrote. The server tells of which table's column the key
+        is; a key that is computed belongs to nobody, and counts as written by others."""
+        live = self._connection
+        try:
+            with live.transaction(force_rollback=True):
+                live.execute("SET TRANSACTION READ ONLY")
+                row = live.execute(
+                    "SELECT n.nspname, c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+                    "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (a.attrelid, a.attnum) = (%s::oid, %s::int2)",
+                    self._column,
+                ).fetchone()
+                if row is None:
+                    return 0
+                schema, table, column = row
+                counted = live.execute(
+                    sql.SQL("SELECT count(*) FROM {} WHERE {}::text = ANY(%s) AND xmin::text = ANY(%s)").format(
+                        sql.Identifier(schema, table), sql.Identifier(column)
+                    ),
+                    [list(keys), list(migration)],
+                ).fetchone()
+                return min(int(counted[0]), len(keys)) if counted else 0
+        except psycopg.Error:
+            if live.broken:
+                raise
+            return 0

@@ -1,0 +1,106 @@
+"""Whether a release runs on today's schema: tried, not guessed.
+
+Its recorded statements are executed on an empty copy of the schema and rolled back: PREPARE would not see a new NOT
+NULL or CHECK. What fails is tried on an empty copy of the schema from before the deploy as well: an empty copy has no
+row that a foreign key could point to, and only what is new between the two speaks against the release.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from lastgood.core.migration import Fit, FitsSchema
+from lastgood.core.release import Release
+from lastgood.targets.postgres import shelf
+from lastgood.targets.postgres.connect import APPLICATION, Connection
+from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, own_name
+from lastgood.targets.postgres.server_log import OURS
+
+TRIAL_S: Final = 60.0
+STATEMENT_S: Final = 5.0
+SESSION: Final = f"{APPLICATION} trial"
+# Class 42: syntax error or access rule violation; 23502 and 23514: what a new NOT NULL or CHECK says.
+_UNFIT: Final = ("42", "23502", "23514")
+# What is checked last, after every column, type and constraint of the row itself: no row to point to.
+_NO_PARENT: Final = "23503"
+
+
+def fits(server: Server, target: Release, *, before: Path, scratch: Path) -> FitsSchema:
+    """Try the statements of `target`. before: the dump of the restore point. scratch: folder for a dump of today's
+    schema, which is removed."""
+    if not target.statements:
+        return FitsSchema(fit=Fit.UNKNOWN, tried=0, reason=f"{target.id} recorded no statements")
+    with shelf.passing(shelf.folder(scratch) / f"{_unique(server)}.dump") as today:
+        server.tools.dump(server.live, today, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
+        failed = _failures(server, target.statements, today)
+    tried = len(target.statements)
+    failed_before = _failures_before(server, tuple(failed), before) if failed else {}
+    undecided = ""
+    for statement, error in failed.items():
+        told = f"SQLSTATE {error.sqlstate} {error.diag.message_primary} in `{' '.join(statement.split())[:60]}`"
+        was = failed_before.get(statement) if failed_before is not None else error
+        same = was is not None and was.sqlstate == error.sqlstate
+        if not same and (error.sqlstate or "").startswith(_UNFIT):
+            return FitsSchema(fit=Fit.NO, tried=tried, reason=told)
+        if failed_before is None or not same or error.sqlstate != _NO_PARENT:
+            undecided = undecided or told
+    if undecided:
+        return FitsSchema(fit=Fit.UNKNOWN, tried=tried, reason=undecided)
+    return FitsSchema(fit=Fit.YES, tried=tried, reason=f"{tried} statements of {target.id} run on today's schema")
+
+
+def _failures_before(server: Server, statements: tuple[str, ...], dump: Path) -> dict[str, psycopg.Error] | None:
+    """The same on the schema from before the deploy; None where the dump is gone, and nothing tells what is new."""
+    return _failures(server, statements, dump) if dump.is_file() else None
+
+
+def _failures(server: Server, statements: tuple[str, ...], dump: Path) -> dict[str, psycopg.Error]:
+    """Execute each statement on an empty copy of the dump's schema; return the errors of those that fail."""
+    with _empty_copy(server, dump) as name, server.connect(name, statement_s=STATEMENT_S) as copy:
+        tried = {statement: _error(copy, statement) for statement in statements}
+    return {statement: error for statement, error in tried.items() if error is not None}
+
+
+def _error(connection: Connection, statement: str) -> psycopg.Error | None:
+    """Execute and roll back; return the error, None when there was none."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(OURS + statement.encode())
+    except psycopg.Error as error:
+        if connection.broken:
+            raise
+        return error
+    return None
+
+
+@contextmanager
+def _empty_copy(server: Server, dump: Path) -> Generator[str]:
+    """A database with the dump's schema and no rows, gone afterwards. Those of commands that were killed go too."""
+    name = _unique(server)
+    with server.maintenance(statement_s=TRIAL_S) as maintenance:
+        for left in databases(maintenance):
+            if _abandoned(server, left):
+                drop_own(maintenance, server, left)
+        try:
+            create_beside(maintenance, server, name)
+            server.tools.restore(dump, name, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
+            yield name
+        finally:
+            drop_own(maintenance, server, name)
+
+
+def _unique(server: Server) -> str:
+    return own_name(server.live, f"try_{os.getpid()}_{secrets.token_hex(2)}")
+
+
+def _abandoned(server: Server, database: str) -> bool:
+    prefix = own_name(server.live, "try_")
+    pid = database.removeprefix(prefix).split("_")[0]
+    return database.startswith(prefix) and not (pid.isdigit() and Path(f"/proc/{pid}").exists())

@@ -1,0 +1,215 @@
+"""Fence and swap: who is let in before and after, what goes on, and what is found out before anything is renamed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from lastgood.core.errors import Refused, Retryable
+from lastgood.core.plan import Fence, Seen, TakeRestorePoint, seen
+from lastgood.targets.postgres.connect import connect
+from lastgood.targets.postgres.properties import properties
+from lastgood.targets.postgres.restore_point import SESSION
+from tests.contract.rigs import postgres_embedded
+from tests.contract.rigs.postgres_world import PostgresWorld, step
+
+
+def described(world: PostgresWorld, database: str) -> dict[str, str]:
+    with world.connect(database="postgres") as connection:
+        return properties(connection, database)
+
+
+@contextmanager
+def frozen(pid: int) -> Generator[None]:
+    """A backend that hangs: no signal but this one reaches it."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_session_that_does_not_end_is_named_and_nobody_is_shut_out(embedded: PostgresWorld) -> None:
+    fence = next(s for s in embedded.way_back if isinstance(s.action, Fence))
+    with embedded.connect() as stubborn:
+        stubborn.execute("SET application_name = 'payroll'")
+        pid = stubborn.info.backend_pid
+        with frozen(pid), pytest.raises(Retryable, match=rf"do not end: .*{pid} payroll \(shop, idle\)"):
+            embedded.target.apply(fence)
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    assert seen(fence, embedded.target.observe()) is Seen.NOT_DONE
+    embedded.target.apply(fence)
+    assert not embedded.target.observe().exists
+
+
+@pytest.fixture
+def roles(embedded: PostgresWorld) -> Generator[str]:
+    """The beginning of the names of three roles, which are gone afterwards."""
+    name = embedded.config.name
+    for role in ("owner", "web", "late"):
+        embedded.sql(f"CREATE ROLE {name}_{role} LOGIN PASSWORD 'pass word'")
+    yield name
+    for database in (name, f"{name}_bad_r1", embedded.clone):
+        if database in embedded.target.observe().databases:
+            embedded.sql(f'DROP DATABASE "{database}" WITH (FORCE)', database="postgres")
+    for role in ("owner", "web", "late"):
+        embedded.sql(f"DROP ROLE {name}_{role}", database="postgres")
+
+
+def test_the_clone_lets_in_whom_the_live_database_let_in(embedded: PostgresWorld, roles: str) -> None:
+    name = embedded.config.name
+    for text in (
+        f"ALTER DATABASE {name} OWNER TO {roles}_owner",
+        f"REVOKE ALL ON DATABASE {name} FROM PUBLIC, {roles}_owner",
+        f"GRANT CONNECT ON DATABASE {name} TO {roles}_web WITH GRANT OPTION",
+        f"ALTER DATABASE {name} CONNECTION LIMIT 7",
+        f"ALTER DATABASE {name} SET search_path = '$user', public",
+        f"ALTER DATABASE {name} SET DateStyle = 'German, DMY'",
+        f"ALTER DATABASE {name} SET shop.greeting = 'it''s \"open\" =)'",
+        f"ALTER ROLE {roles}_web IN DATABASE {name} SET statement_timeout = '3s'",
+    ):
+        embedded.sql(text)
+    before = described(embedded, name)
+    assert before["connection limit"] == "7"
+    assert before[f"setting statement_timeout of {roles}_web"] == "3s"
+    embedded.take()
+    assert described(embedded, embedded.clone) == before
+    embedded.migrate()
+    embedded.go_back()
+    assert described(embedded, name) == before
+    web = embedded.config.model_copy(update={"user": f"{roles}_web"})
+    with connect(web) as connection:
+        assert connection.execute("SHOW shop.greeting").fetchone() == ('it\'s "open" =)',)
+    with pytest.raises(Retryable, match="permission denied for database"):
+        connect(embedded.config.model_copy(update={"user": f"{roles}_late"}))
+
+
+def test_a_database_that_nobody_may_enter_has_a_clone_that_nobody_may_enter(embedded: PostgresWorld) -> None:
+    embedded.sql(f"REVOKE ALL ON DATABASE {embedded.config.name} FROM PUBLIC, shop")
+    embedded.take()
+    assert [name for name in described(embedded, embedded.clone) if name.startswith("right")] == []
+
+
+def test_what_an_administrator_granted_since_stays_and_what_the_migration_set_goes(
+    embedded: PostgresWorld, roles: str
+) -> None:
+    name = embedded.config.name
+    embedded.sql(f"ALTER DATABASE {name} SET search_path = public")
+    embedded.take()
+    embedded.ship(
+        "v2",
+        {"20250201000000_rename": f"ALTER TABLE audit ADD COLUMN x int; ALTER DATABASE {name} SET search_path = x"},
+    )
+    embedded.migrate()
+    embedded.sql(f"GRANT CREATE ON DATABASE {name} TO {roles}_late")
+    embedded.sql(f"ALTER ROLE {roles}_late IN DATABASE {name} SET work_mem = '9MB'")
+    embedded.go_back()
+    after = described(embedded, name)
+    assert after["setting search_path"] == "public"
+    assert after[f"setting work_mem of {roles}_late"] == "9MB"
+    assert after[f"right CREATE of {roles}_late"] == "granted"
+
+
+def test_a_sequence_that_the_migration_renamed_goes_on_where_it_stopped(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.ship("v2", {"20250201000000_rename": "ALTER SEQUENCE orders_id_seq RENAME TO numbers"})
+    embedded.migrate()
+    used = embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id")
+    embedded.go_back()
+    following = embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id")
+    assert following == int(str(used)) + 1
+
+
+def test_a_sequence_that_counts_down_goes_on_downwards(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE SEQUENCE down INCREMENT -1 MAXVALUE 100 START 100")
+    embedded.sql("SELECT nextval('down')")
+    embedded.take()
+    embedded.sql("SELECT nextval('down') FROM generate_series(1, 4)")
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.one("SELECT nextval('down')") == 95
+
+
+def test_a_row_of_the_clone_that_somebody_changed_is_noticed(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("UPDATE orders SET total = total + 1 WHERE id = 1", database=embedded.clone)
+    *before, swap = embedded.way_back
+    for each in before:
+        embedded.target.apply(each)
+    with pytest.raises(Refused, match="somebody wrote to orders"):
+        embedded.target.apply(swap)
+
+
+def test_looking_into_the_clone_does_not_make_it_unfit(embedded: PostgresWorld) -> None:
+    with embedded.connect() as open_since_before:
+        open_since_before.execute("BEGIN; SELECT pg_current_xact_id()")
+        embedded.take()
+        open_since_before.rollback()
+    embedded.migrate()
+    embedded.sql("VACUUM ANALYZE", database=embedded.clone)
+    embedded.sql("SELECT count(*) FROM orders", database=embedded.clone)
+    embedded.go_back()
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+
+
+def test_a_damaged_restore_point_hides_no_other_one(embedded: PostgresWorld) -> None:
+    embedded.take()
+    (embedded.folder / "restore-points" / "rp-d1.json").write_text('{"point": ')
+    assert embedded.target.observe().restore_points == {"rp-d2"}
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    assert embedded.target.observe().restore_points == {"rp-d2", "rp-d3"}
+
+
+def test_a_tool_that_a_killed_command_left_is_ended_by_the_next_attempt(embedded: PostgresWorld) -> None:
+    with embedded.connect() as left_behind:
+        left_behind.execute("SELECT set_config('application_name', %s, false)", [SESSION])
+        embedded.take()
+        with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+            left_behind.execute("SELECT 1")
+
+
+def test_a_locked_table_makes_a_restore_point_wait_no_longer_than_five_seconds(embedded: PostgresWorld) -> None:
+    with embedded.connect() as holder, holder.transaction():
+        holder.execute("LOCK TABLE orders")
+        with pytest.raises(Retryable, match="lock timeout"):
+            embedded.take()
+    facts = embedded.target.observe()
+    assert facts.restore_points == set()
+    assert embedded.clone not in facts.databases
+    assert list(embedded.folder.glob("restore-points/*")) == []
+
+
+def test_every_statement_of_ours_has_its_limits(embedded: PostgresWorld) -> None:
+    assert embedded.one("SHOW lock_timeout") == "5s"
+    assert embedded.one("SHOW statement_timeout") == "30s"
+
+
+def test_the_ledger_is_made_although_somebody_uses_the_template(tmp_path: Path) -> None:
+    with postgres_embedded.rig(tmp_path) as alone, alone.connect(database="template1"):
+        alone.take()
+        assert "lastgood" in alone.target.observe().databases
+
+
+def test_a_logical_slot_is_told_before_a_deploy(tmp_path: Path) -> None:
+    """Its reader would go on with the replaced database and never know."""
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("ALTER SYSTEM SET wal_level = logical")
+        tools = Path(str(alone.config.bin))
+        data = alone.folder / "pg"
+        subprocess.run(
+            [tools / "pg_ctl", "-w", "-D", data, "-o", f'-h "" -k {alone.config.host}', "-l", data / "log", "restart"],
+            check=True,
+            timeout=30,
+            capture_output=True,
+            user=data.owner(),
+        )
+        alone.sql("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
+        assert any("slot cdc" in line for line in alone.target.preflight())

@@ -1,0 +1,163 @@
+"""What leaves the live data is in the export, whatever the migration did to the tables: told by a ledger outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from lastgood.core.release import Release
+from lastgood.testing.world import START
+from tests.contract.rigs.postgres_world import SECOND, STATEMENTS, PostgresWorld
+
+V1 = Release(id="v1", recorded_at=START, engine="process", services=(), statements=STATEMENTS)
+
+
+def rows(world: PostgresWorld, table: str, *, database: str | None = None) -> dict[object, object]:
+    """The ledger: key to row, as text."""
+    pairs = world.sql(f'SELECT id, t::text FROM "{table}" t', database=database)
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+def migrated(world: PostgresWorld, migration: str) -> None:
+    world.take()
+    world.ship("v2", {SECOND: migration})
+    world.migrate()
+
+
+def told(world: PostgresWorld) -> Mapping[str, int]:
+    """Rows by table, as the plan would announce them."""
+    writes = world.target.inspect(since=world.target.restore_point("rp-d2"), target=V1).writes
+    assert writes is not None
+    return {table: rows for table, rows in writes.tables if rows}
+
+
+def lost(world: PostgresWorld) -> Mapping[str, int]:
+    return {loss.table: loss.rows for loss in world.target.losses("export-r1")}
+
+
+def test_rows_whose_key_changed_its_type_are_told_apart(embedded: PostgresWorld) -> None:
+    migrated(
+        embedded,
+        "DROP VIEW paid; ALTER TABLE orders ALTER COLUMN id DROP DEFAULT, ALTER COLUMN id TYPE text USING id::text; "
+        "ALTER TABLE audit ADD COLUMN by text",
+    )
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES ('ord-1', 1, 900)")
+    embedded.sql("UPDATE orders SET total = 7000 WHERE id = '7'")
+    embedded.sql("DELETE FROM orders WHERE id = '8'")
+    assert told(embedded) == {"orders": 3}
+    embedded.go_back()
+    assert lost(embedded) == {"orders": 3}
+    assert {(o["change"], str(o["row"]["id"])) for o in embedded.exported("orders")} == {
+        ("inserted", "ord-1"),
+        ("updated", "7"),
+        ("deleted", "8"),
+    }
+
+
+def test_keys_may_be_called_as_we_call_our_own_columns(embedded: PostgresWorld) -> None:
+    embedded.sql('CREATE TABLE odd ("row" int, by_migration text, key0 text, PRIMARY KEY ("row", by_migration))')
+    embedded.sql("INSERT INTO odd VALUES (1, 'a', 'x'), (2, 'b', 'y'), (3, 'c', 'z')")
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("UPDATE odd SET key0 = 'changed' WHERE \"row\" = 2")
+    embedded.sql('DELETE FROM odd WHERE "row" = 3')
+    embedded.go_back()
+    assert sorted((o["change"], o["row"]["row"]) for o in embedded.exported("odd")) == [("deleted", 3), ("updated", 2)]
+
+
+def test_what_only_a_new_column_holds_is_exported(embedded: PostgresWorld) -> None:
+    migrated(
+        embedded,
+        "DROP VIEW paid; ALTER TABLE orders ADD COLUMN discount int, ALTER COLUMN total TYPE numeric(12, 2)",
+    )
+    embedded.sql("UPDATE orders SET discount = 5 WHERE id IN (3, 4)")
+    embedded.sql("UPDATE orders SET total = total WHERE id = 9")
+    embedded.go_back()
+    assert [(o["change"], o["row"]["id"], o["row"]["discount"]) for o in embedded.exported("orders")] == [
+        ("updated", 3, 5),
+        ("updated", 4, 5),
+    ]
+
+
+def test_an_application_that_truncates_a_table_is_no_migration(embedded: PostgresWorld) -> None:
+    migrated(embedded, "ALTER TABLE audit ADD COLUMN by text")
+    embedded.sql("BEGIN; TRUNCATE orders; INSERT INTO orders (customer, total) VALUES (1, 900), (2, 901); COMMIT")
+    assert told(embedded) == {"orders": 102}
+    embedded.go_back()
+    assert lost(embedded) == {"orders": 102}
+
+
+def test_rows_of_a_table_that_the_migration_made_are_exported(embedded: PostgresWorld) -> None:
+    migrated(embedded, "CREATE TABLE coupons (id int PRIMARY KEY); INSERT INTO coupons VALUES (1), (2)")
+    embedded.sql("INSERT INTO coupons VALUES (3)")
+    embedded.go_back()
+    assert [(o["change"], o["row"]["id"]) for o in embedded.exported("coupons")] == [("inserted", 3)]
+
+
+def test_a_table_that_was_renamed_and_moved_is_the_same_table(embedded: PostgresWorld) -> None:
+    migrated(
+        embedded,
+        "CREATE SCHEMA sales; ALTER TABLE orders RENAME TO purchases; ALTER TABLE purchases SET SCHEMA sales; "
+        "ALTER TABLE sales.purchases RENAME COLUMN id TO number; UPDATE sales.purchases SET total = total + 1",
+    )
+    embedded.sql("INSERT INTO sales.purchases (customer, total) VALUES (1, 900)")
+    embedded.sql("DELETE FROM sales.purchases WHERE number = 5")
+    embedded.go_back()
+    assert sorted(o["change"] for o in embedded.exported("orders")) == ["deleted", "inserted"]
+    assert lost(embedded) == {"orders": 2}
+
+
+def test_tables_whose_names_look_alike_have_files_of_their_own(embedded: PostgresWorld) -> None:
+    embedded.sql('CREATE SCHEMA a; CREATE TABLE a.b (id int PRIMARY KEY); CREATE TABLE "a.b" (id int PRIMARY KEY)')
+    embedded.sql('CREATE TABLE "../../escape" (id int PRIMARY KEY)')
+    embedded.take()
+    embedded.migrate()
+    embedded.sql('INSERT INTO a.b VALUES (1); INSERT INTO "a.b" VALUES (2), (3); INSERT INTO "../../escape" VALUES (4)')
+    embedded.go_back()
+    losses = embedded.target.losses("export-r1")
+    assert sorted((loss.table, loss.rows) for loss in losses) == [("../../escape", 1), ("a.b", 1), ("a.b", 2)]
+    assert len({loss.file for loss in losses}) == 3
+    inside = embedded.folder / "state" / "exports" / "export-r1"
+    assert {path.parent for path in inside.rglob("*.jsonl")} <= {inside, inside / "rewritten"}
+    assert {path.stat().st_mode & 0o777 for path in inside.rglob("*.jsonl")} == {0o600}
+
+
+def test_what_the_migration_rewrote_is_kept_apart_and_is_no_loss(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+    rewritten = embedded.folder / "state" / "exports" / "export-r1" / "rewritten" / "orders.jsonl"
+    assert len(rewritten.read_text().splitlines()) == 100
+    assert embedded.target.losses("export-r1") == ()
+
+
+@pytest.mark.parametrize("migration", ["ALTER TABLE customers RENAME COLUMN name TO full_name", "SELECT 1"])
+def test_the_outside_ledger_and_the_export_agree_row_by_row(embedded: PostgresWorld, migration: str) -> None:
+    """Every kind of write, between the restore point and the migration and after it, subtransactions included."""
+    embedded.take()
+    embedded.sql("INSERT INTO orders (customer, total) SELECT 1 + g % 20, g FROM generate_series(1, 30) g")
+    embedded.ship("v2", {SECOND: migration})
+    embedded.migrate()
+    embedded.sql(
+        "DO $$ BEGIN FOR n IN 1..20 LOOP BEGIN INSERT INTO orders (customer, total) VALUES (n, n); "
+        "IF n % 3 = 0 THEN RAISE division_by_zero; END IF; EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; "
+        "END $$"
+    )
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id % 7 = 0")
+    embedded.sql("UPDATE orders SET total = total WHERE id % 5 = 0")
+    embedded.sql("DELETE FROM orders WHERE id % 11 = 0")
+    embedded.sql("UPDATE orders SET id = id + 100000 WHERE id = 13")
+    before = rows(embedded, "orders")
+    embedded.go_back()
+    after = rows(embedded, "orders")
+    differing = {
+        *(("inserted", key) for key in before.keys() - after.keys()),
+        *(("deleted", key) for key in after.keys() - before.keys()),
+        *(("updated", key) for key in before.keys() & after.keys() if before[key] != after[key]),
+    }
+    found = [(o["change"], o["row"]["id"]) for o in embedded.exported("orders")]
+    assert len(found) == len(set(found))
+    assert set(found) == differing
+    assert lost(embedded)["orders"] == len(differing)
+    assert rows(embedded, "orders", database=embedded.kept_as) == before

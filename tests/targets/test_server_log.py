@@ -1,0 +1,80 @@
+"""What the database's own log says of SQL errors, however its lines begin."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from lastgood.core.migration import SqlError
+from lastgood.targets.postgres.server_log import parse
+
+SINCE = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+BERLIN = timezone(timedelta(hours=1))
+SAID = 'column "name" does not exist at character 8'
+
+
+def told(*lines: str, prefix: str, zone: timezone = UTC) -> list[tuple[str, tuple[str, ...], int]]:
+    errors: tuple[SqlError, ...] = parse(lines, database="shop", prefix=prefix, zone=zone, since=SINCE)
+    return [(e.sqlstate, e.names, e.count) for e in errors]
+
+
+@pytest.mark.parametrize(
+    "prefix,head",
+    [
+        pytest.param("%m [%p] ", "2026-01-01 12:00:01.123 UTC [22274] ", id="stock"),
+        pytest.param("%m [%p] %e %a %d ", "2026-01-01 12:00:01.123 UTC [23505] 42703 shop-web shop ", id="sqlstate"),
+        pytest.param("%t:%r:%u@%d:[%p]: ", "2026-01-01 12:00:01 UTC:10.0.0.7(40001):web@shop:[42]: ", id="rds"),
+        pytest.param("%n %-8p %l %e ", "1767268801.123 22274    42501 42703 ", id="epoch-and-width"),
+        pytest.param("%m %q%e %d ", "2026-01-01 12:00:01.123 UTC 42703 shop ", id="sessions-only"),
+        pytest.param("%t %m %e%d", "2026-01-01 12:00:01 UTC 2026-01-01 12:00:01.123 UTC 42703shop", id="two-times"),
+        pytest.param("%m 100%% [%p] ", "2026-01-01 12:00:01.123 UTC 100% [53100] ", id="percent"),
+    ],
+)
+def test_the_sqlstate_is_read_where_the_prefix_has_it_and_a_pid_is_never_one(prefix: str, head: str) -> None:
+    assert told(f"{head}ERROR:  {SAID}", prefix=prefix) == [("42703", ("name",), 1)]
+
+
+def test_a_time_is_read_in_the_zone_of_the_log() -> None:
+    lines = (f"2026-01-01 13:00:{second} CET [1] ERROR:  {SAID}" for second in ("01", "02"))
+    assert told(*lines, prefix="%t [%p] ", zone=BERLIN) == [("42703", ("name",), 2)]
+    assert told(f"2026-01-01 12:59:59 CET [1] ERROR:  {SAID}", prefix="%t [%p] ", zone=BERLIN) == []
+
+
+def test_other_databases_and_lastgood_itself_are_left_out_where_the_prefix_names_them() -> None:
+    head = "2026-01-01 12:00:01.123 UTC [1] 42703"
+    lines = [f"{head} {who} ERROR:  {SAID}" for who in ("web@shop-2", "lastgood@shop", "web@other", "web@shop")]
+    assert told(*lines, prefix="%m [%p] %e %a@%d ") == [("42703", ("name",), 1)]
+
+
+def test_an_error_of_a_statement_of_lastgood_is_left_out_whatever_the_prefix() -> None:
+    """A stock server names no application: its log would hold what lastgood tried itself against the migration."""
+    head = "2026-01-01 12:00:01.123 UTC [7] "
+    lines = (
+        f"{head}ERROR:  {SAID}",
+        f"{head}STATEMENT:  /* lastgood */ SELECT name",
+        "\tFROM customers",
+        f"{head}ERROR:  {SAID}",
+        f"{head}HINT:  perhaps",
+        f'{head}STATEMENT:  DECLARE "lastgood_invariant" NO SCROLL CURSOR FOR SELECT name FROM customers',
+        f"{head}ERROR:  {SAID}",
+        f"{head}STATEMENT:  SELECT name FROM customers -- lastgood",
+        f"{head}ERROR:  {SAID}",
+    )
+    assert told(*lines, prefix="%m [%p] ") == [("42703", ("name",), 2)]
+
+
+def test_a_verbose_log_tells_the_sqlstate_in_the_message() -> None:
+    line = f"2026-01-01 12:00:01 UTC [1] ERROR:  42703: {SAID}"
+    assert told(line, prefix="%t [%p] ") == [("42703", ("name",), 1)]
+
+
+def test_lines_that_cannot_be_read_are_no_errors() -> None:
+    lines = (
+        "",
+        "garbage",
+        "2026-13-77 99:00:00 UTC [1] ERROR:  x",
+        f"ERROR:  {SAID}",
+        "2026-01-01 12:00:01 UTC [1] LOG:  x",
+    )
+    assert told(*lines, prefix="%t [%p] ") == []
