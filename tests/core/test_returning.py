@@ -10,7 +10,9 @@ from itertools import product
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lastgood.core.deploying import changed_services
 from lastgood.core.errors import Refused
 from lastgood.core.migration import Blame, Fit, WritesSince, judge_migration
 from lastgood.core.plan import ExportWrites, Fence, LiftFence, PassGate, Plan, Role, SaveDump, Serve, SwapDatabase
@@ -18,7 +20,7 @@ from lastgood.core.returning import World, make_lift_plan
 from lastgood.testing.world import START
 from tests.core.examples import DEADLINES, EVIDENCE, rollback_plan
 from tests.core.plan_case import case, names, planned, refusal
-from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans
+from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans, worlds
 
 PLANNED = names(refused=False)
 
@@ -174,6 +176,16 @@ def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: fr
     assert all("swap-database" in steps[:i] for i in serves)
 
 
+@given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)
+@settings(max_examples=60)
+def test_an_old_schema_never_comes_back_under_another_release(world: World, only: frozenset[Role]) -> None:
+    plan = plan_or_refusal(world, only)
+    steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
+    if "swap-database" in steps:
+        changed_ = {f"serve-{service.name}" for service in changed_services(OLD, world.containers)}
+        assert changed_ <= set(steps)
+
+
 @given(world=changed(Fit.UNKNOWN), only=ONLY)
 @settings(max_examples=60)
 def test_where_nobody_can_tell_nothing_serves_before_a_person_agreed(world: World, only: frozenset[Role]) -> None:
@@ -182,7 +194,7 @@ def test_where_nobody_can_tell_nothing_serves_before_a_person_agreed(world: Worl
     assert all(step.needs_approval for step in plan.steps if isinstance(step.action, Serve))
 
 
-@given(world=changed(Fit.YES), only=ONLY)
+@given(world=changed(Fit.YES), only=ONLY.map(lambda roles: roles | {Role.CONTAINERS}))
 @settings(max_examples=60)
 def test_where_the_old_release_runs_nothing_holds_up_its_containers(world: World, only: frozenset[Role]) -> None:
     plan = plan_or_refusal(world, only)

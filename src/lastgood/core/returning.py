@@ -197,6 +197,7 @@ def _decide_database(
     elif isinstance(point := _way_back(world), str):
         _leave(draft, evidence, (fit.reason,), f"no step, {point}; the rows that the migration broke stay")
     else:
+        _check_what_will_serve(target, world, only=only)
         draft.decision, draft.after = _swap(point, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines)
 
 
@@ -253,10 +254,7 @@ def _swap_first(
             f"{target.id} cannot run on today's schema ({fit.reason}): containers alone would make things worse",
             hint="lastgood rollback",
         )
-    if Role.CONTAINERS not in only and changed_services(target, world.containers):
-        raise Refused(
-            f"the schema of {target.id} under another release would make things worse", hint="lastgood rollback"
-        )
+    _check_what_will_serve(target, world, only=only)
     if isinstance(point := _way_back(world), str):
         raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points")
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
@@ -265,6 +263,14 @@ def _swap_first(
     draft.decision, draft.before = _swap(
         point, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
     )
+
+
+def _check_what_will_serve(target: Release, world: World, *, only: frozenset[Role]) -> None:
+    """Raise Refused where the old schema would come back under a release that was not made for it."""
+    if Role.CONTAINERS not in only and changed_services(target, world.containers):
+        raise Refused(
+            f"the schema of {target.id} under another release would make things worse", hint="lastgood rollback"
+        )
 
 
 def _way_back(world: World) -> RestorePoint | str:
