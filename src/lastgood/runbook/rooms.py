@@ -13,6 +13,7 @@ from lastgood.core.plan import Role
 from lastgood.core.ports import Checker, Clock, Containers, Database, Frontend, Journal, Notifier, SignalSource, Target
 from lastgood.core.record import Event, Record
 from lastgood.core.returning import Deadlines
+from lastgood.runbook.patience import IfSlow, if_slow
 
 Story = Callable[[str], None]
 """Takes one line of the story that a person follows while a command works."""
@@ -52,6 +53,7 @@ class Rooms:
     state: Path
     who: str
     story: Story
+    if_slow: IfSlow = if_slow
 
     def target(self, role: Role) -> Target:
         """Return the hand for a role. KeyError when a plan has a step for a part that is not configured."""

@@ -7,10 +7,11 @@ truthful. Crashes are raised around every journal write and every effect, where 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import RLock
 
 from lastgood.core.errors import Bug, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
@@ -54,16 +55,41 @@ class Crashes:
 
 
 class SteppedClock:
-    """A clock that only moves when somebody sleeps or a record is written."""
+    """A clock that only moves when somebody sleeps. What was agreed for a later time happens while somebody sleeps over
+    it, as if another process did it then. Its users may have threads."""
 
     def __init__(self) -> None:
         self._now = START
+        self._agreed: list[tuple[datetime, Callable[[], object]]] = []
+        self._moving = RLock()
 
     def now(self) -> datetime:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        self._now += timedelta(seconds=max(seconds, 0.001))
+        with self._moving:
+            until = self._now + timedelta(seconds=max(seconds, 0.001))
+            while due := min((at for at, _ in self._agreed if at <= until), default=None):
+                self._now = max(self._now, due)
+                happens = next(act for at, act in self._agreed if at == due)
+                self._agreed.remove((due, happens))
+                happens()
+            self._now = max(self._now, until)
+
+    def after(self, seconds: float, act: Callable[[], object]) -> None:
+        """Have `act` happen that many seconds from now. It may sleep itself: then more time passes than was asked
+        for."""
+        self._agreed.append((self._now + timedelta(seconds=seconds), act))
+
+    @contextmanager
+    def if_slow(self, after_s: float, say: Callable[[], None]) -> Generator[None]:
+        """Call `say` after a block that lasted longer than `after_s` by this clock."""
+        began = self._now
+        try:
+            yield
+        finally:
+            if (self._now - began).total_seconds() > after_s:
+                say()
 
 
 class MemoryJournal:

@@ -394,9 +394,11 @@ async def _answers(port: int, path: str) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below the range of outgoing connections, which may take one while its service restarts."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := secrets.randbelow(12_000) + 20_000))
+            return port
 
 
 def _cut(log: Path) -> None:
