@@ -17,17 +17,19 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
 from lastgood.core import yaml_tree
-from lastgood.core.errors import ConfigError
 from lastgood.core.release import NAME_GRAMMAR
 from lastgood.core.secret import Secret
-from lastgood.core.yaml_tree import Node
+from lastgood.core.setting_fault import Fault, fault, refusal, shown
+from lastgood.core.yaml_tree import Node, Place
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -44,31 +46,43 @@ _A_SIZE: Final = "expected a size with its unit, like 200MiB or 2GiB"
 _A_TEXT: Final = "expected a text, ${VAR} or file:PATH"
 _A_NAME: Final = "expected a name of letters, digits, dot, dash or underscore, not starting with a dash"
 _ADDRESS: Final = r"https?://[^\s]+"
+_AN_ADDRESS: Final = "expected an address like http://127.0.0.1:8000/health"
+_LONGEST_S: Final = 366 * _UNITS_S["d"]
 
 
 def _duration(value: object) -> float:
-    match = re.fullmatch(_DURATION, str(value))
+    match = re.fullmatch(_DURATION, str(value), re.ASCII)
     if not match:
         raise ValueError(_A_DURATION)
-    return float(match[1]) * _UNITS_S[match[2]]
+    seconds = float(match[1]) * _UNITS_S[match[2]]
+    if seconds > _LONGEST_S:
+        raise ValueError("expected a duration of at most 366d")
+    return seconds
+
+
+def _some_time(value: object) -> float:
+    seconds = _duration(value)
+    if not seconds:
+        raise ValueError("expected a duration of more than 0s")
+    return seconds
 
 
 def _ratio(value: object) -> float:
-    match = re.fullmatch(_PERCENTAGE, str(value))
+    match = re.fullmatch(_PERCENTAGE, str(value), re.ASCII)
     if not match or not 0 < float(match[1]) < 100:
         raise ValueError(_A_PERCENTAGE)
     return float(match[1]) / 100
 
 
 def _quantile(value: object) -> float:
-    match = re.fullmatch(_QUANTILE, str(value))
+    match = re.fullmatch(_QUANTILE, str(value), re.ASCII)
     if not match or not 0 < float(match[1]) < 100:
         raise ValueError(_A_QUANTILE)
     return float(match[1]) / 100
 
 
 def _size(value: object) -> int:
-    match = re.fullmatch(_SIZE, str(value))
+    match = re.fullmatch(_SIZE, str(value), re.ASCII)
     if not match:
         raise ValueError(_A_SIZE)
     return int(match[1]) * _UNITS_BYTES[match[2]]
@@ -88,6 +102,19 @@ def _name(value: object) -> str:
     return value
 
 
+def _address(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_ADDRESS, value):
+        raise ValueError(_AN_ADDRESS)
+    return value
+
+
+def _whole(value: object) -> int:
+    """A whole number, as YAML reads it or as a reference leaves it: text."""
+    if isinstance(value, bool) or not re.fullmatch("-?[0-9]{1,18}", str(value)):
+        raise ValueError("expected a whole number")
+    return int(str(value))
+
+
 # References are filled in before a value is read, so an editor lets them stand anywhere.
 _REFERRED: Final = r".*\$\{[A-Za-z_][A-Za-z0-9_]*\}.*|file:.+"
 
@@ -100,20 +127,23 @@ def _text(pattern: str, expected: str = "") -> WithJsonSchema:
 
 Duration = Annotated[float, BeforeValidator(_duration), _text(_DURATION, _A_DURATION)]
 """Seconds, written with a unit."""
+SomeTime = Annotated[float, BeforeValidator(_some_time), _text(_DURATION, _A_DURATION)]
+"""The same, where none at all would make no sense."""
 Ratio = Annotated[float, BeforeValidator(_ratio), _text(_PERCENTAGE, _A_PERCENTAGE)]
 """0..1, written in percent."""
 Quantile = Annotated[float, BeforeValidator(_quantile), _text(_QUANTILE, _A_QUANTILE)]
 Size = Annotated[int, BeforeValidator(_size), _text(_SIZE, _A_SIZE)]
 SecretText = Annotated[Secret, BeforeValidator(_secret), _text(".+", _A_TEXT)]
 Name = Annotated[str, BeforeValidator(_name), _text(NAME_GRAMMAR.pattern, _A_NAME)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Port = Annotated[
     int,
     Field(ge=1, le=65535),
+    BeforeValidator(_whole),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, _text("[0-9]+").json_schema]}),
 ]
-HttpUrl = Annotated[
-    str, Field(pattern=rf"^{_ADDRESS}$"), _text(_ADDRESS, "expected an address like http://127.0.0.1:8000/health")
-]
+HttpUrl = Annotated[str, BeforeValidator(_address), _text(_ADDRESS, _AN_ADDRESS)]
 
 
 class _Section(BaseModel):
@@ -132,7 +162,10 @@ class TrafficConfig(_Section):
     """Where finished requests are counted. metrics: a Prometheus text page of the service. exclude: handlers of
     health checks."""
 
-    metrics: HttpUrl | tuple[HttpUrl, ...]
+    metrics: Annotated[
+        Annotated[HttpUrl, Tag("one")] | Annotated[tuple[HttpUrl, ...], Tag("several")],
+        Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
+    ]
     exclude: tuple[str, ...] = ("/health", "/metrics")
 
     @property
@@ -148,9 +181,9 @@ class ProbeConfig(_Section):
     post: HttpUrl | None = None
     get: HttpUrl | None = None
     json_body: Any = Field(default=None, alias="json")
-    status: int = 200
+    status: Whole = 200
     expect: Mapping[str, Any] = Field(default_factory=dict)
-    timeout: Duration = 4.0
+    timeout: SomeTime = 4.0
 
     @model_validator(mode="after")
     def _one_method(self) -> ProbeConfig:
@@ -172,7 +205,7 @@ class LatencyTrigger(_Section):
 
     kind: Literal["latency"]
     quantile: Quantile = 0.95
-    limit: Duration = 0.5
+    limit: SomeTime = 0.5
 
 
 class FeatureTrigger(_Section):
@@ -189,14 +222,14 @@ class DataTrigger(_Section):
 
     kind: Literal["data"]
     invariants: str
-    timeout: Duration = 5.0
+    timeout: SomeTime = 5.0
 
 
 class ContainersTrigger(_Section):
     """A serving container keeps restarting, or was killed for its memory. restarts: within the watch."""
 
     kind: Literal["containers"]
-    restarts: Annotated[int, Field(ge=1)] = 3
+    restarts: Count = 3
 
 
 TriggerConfig = Annotated[
@@ -208,8 +241,8 @@ class WatchConfig(_Section):
     """The watch window and what is watched in it. false_alarm: chance of a false rollback over the whole window, all
     triggers together."""
 
-    window: Duration = 3600.0
-    interval: Duration = 5.0
+    window: SomeTime = 3600.0
+    interval: SomeTime = 5.0
     warm_up: Duration = 35.0
     bake: Duration = 900.0
     baseline: Duration = 30.0
@@ -246,7 +279,7 @@ class ContainersConfig(_Section):
 
     compose: ComposeConfig
     services: Annotated[tuple[Name, ...], Field(min_length=1)]
-    boot: Duration = 60.0
+    boot: SomeTime = 60.0
     stop: Duration = 10.0
 
 
@@ -266,7 +299,7 @@ class ProcessConfig(_Section):
     source: str = "."
     exclude: tuple[str, ...] = (".git", ".lastgood")
     services: Annotated[Mapping[Name, ProcessService], Field(min_length=1)]
-    boot: Duration = 30.0
+    boot: SomeTime = 30.0
     stop: Duration = 10.0
 
 
@@ -292,15 +325,15 @@ class MigrationsConfig(_Section):
 
     prisma: str
     command: Annotated[tuple[str, ...], Field(min_length=1)]
-    timeout: Duration = 600.0
+    timeout: SomeTime = 600.0
 
 
 class RestorePointsConfig(_Section):
     """Where dumps are kept, relative to lastgood.yaml, and how many."""
 
     path: str = "restore-points"
-    keep: Annotated[int, Field(ge=1)] = 5
-    timeout: Duration = 3600.0
+    keep: Count = 5
+    timeout: SomeTime = 3600.0
 
 
 class DatabaseConfig(_Section):
@@ -323,7 +356,7 @@ class VercelConfig(_Section):
     domains: tuple[str, ...] = ()
     url: HttpUrl = "https://api.vercel.com"
     site: str = "https://{domain}/"
-    timeout: Duration = 60.0
+    timeout: SomeTime = 60.0
 
 
 class FrontendConfig(_Section):
@@ -337,7 +370,7 @@ class SmokeConfig(_Section):
     exits 0."""
 
     command: Annotated[tuple[str, ...], Field(min_length=1)]
-    timeout: Duration = 60.0
+    timeout: SomeTime = 60.0
     env: Mapping[str, str] = Field(default_factory=dict)
 
 
@@ -392,22 +425,20 @@ class Config(_Section):
 def parse_config(text: str, *, file: str, env: Mapping[str, str], read_file: Callable[[str], str]) -> Config:
     """Parse the text of lastgood.yaml.
 
-    file: named in errors. env: for `${VAR}`. read_file: returns the content behind `file:PATH`, raises OSError.
-    Raises ConfigError, one line per fault: `file:line:column: place: what was expected`. Nothing changed.
+    file: named in errors. env: for `${VAR}`. read_file: returns the content behind `file:PATH`; raises OSError, or
+    ValueError for what is no text. Raises ConfigError, one line per fault, at most 20, in the order of the file:
+    `file:line:column: place: what was expected`. Nothing changed.
     """
     tree = yaml_tree.read(text, file=file)
-    reading = _Filling(env=env, read_file=read_file, file=file)
+    reading = _Filling(env=env, read_file=read_file)
     values = reading.filled(tree, place="")
     if reading.faults:
-        raise ConfigError("\n".join(reading.faults))
+        raise refusal(file, reading.faults)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [
-            _fault(tree, file, e["loc"], e["msg"], e["type"])
-            for e in error.errors(include_url=False, include_input=False)
-        ]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        found = [fault(tree, Config, e) for e in error.errors(include_url=False, include_input=False)]
+        raise refusal(file, found) from None
 
 
 _REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -419,59 +450,24 @@ class _Filling:
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
-    file: str
-    faults: list[str] = field(default_factory=list[str])
+    faults: list[Fault] = field(default_factory=list[Fault])
 
     def filled(self, node: Node, *, place: str) -> object:
         if node.members is not None:
             below = node.members.items()
-            return {key: self.filled(member, place=f"{place}.{key}".lstrip(".")) for key, member in below}
+            return {key: self.filled(member, place=f"{place}.{shown(key)}".lstrip(".")) for key, member in below}
         if node.items is not None:
             return [self.filled(item, place=f"{place}.{index}") for index, item in enumerate(node.items)]
-        if isinstance(node.value, str):
-            return self._text(node.value, f"{self.file}:{node.at[0]}:{node.at[1]}: {place}")
-        return node.value
+        return self._text(node.value, node.at, place) if isinstance(node.value, str) else node.value
 
-    def _text(self, text: str, where: str) -> str:
+    def _text(self, text: str, at: Place, place: str) -> str:
         if text.startswith("file:"):
             try:
                 return self.read_file(text.removeprefix("file:")).rstrip("\n")
-            except OSError as error:
-                self.faults.append(f"{where}: cannot read {text}: {error.strerror}")
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                self.faults.append(Fault(at, f"{place}: cannot read {shown(text)}: {why}"))
                 return ""
         missing = [name for name in _REFERENCE.findall(text) if name not in self.env]
-        self.faults.extend(f"{where}: the environment has no {name}" for name in missing)
+        self.faults.extend(Fault(at, f"{place}: the environment has no {name}") for name in missing)
         return _REFERENCE.sub(lambda m: self.env.get(m[1], ""), text)
-
-
-def _fault(tree: Node, file: str, loc: tuple[int | str, ...], message: str, kind: str) -> str:
-    """One line for a pydantic error; walks the location down the tree, past the union tags that pydantic adds."""
-    node = tree
-    walked: list[str] = []
-    for part in loc:
-        if (below := node.below(part)) is not None:
-            node = below
-        elif part != loc[-1] or kind != "missing":
-            continue
-        walked.append(str(part))
-    expected = {
-        "extra_forbidden": "unknown key" + _known(loc),
-        "missing": "expected, but not there",
-    }.get(kind, message.removeprefix("Value error, ").replace("Input should be", "expected", 1))
-    line, column = node.key_at if kind == "extra_forbidden" else node.at
-    return f"{file}:{line}:{column}: {'.'.join(walked) or 'file'}: {expected}"
-
-
-def _known(loc: tuple[int | str, ...]) -> str:
-    """List the keys that would be known where an unknown one stands; empty below a union."""
-    model: Any = Config
-    for part in loc[:-1]:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return ""
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return ""
-    known = sorted(f.alias or name for name, f in model.model_fields.items())
-    return f"; known here: {', '.join(known)}"

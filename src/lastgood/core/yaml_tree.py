@@ -1,26 +1,55 @@
 """YAML text as a tree of values that know where they stand, so that a fault can be shown with its line and column.
 
-Aliases and duplicate keys are refused before the tree is walked: 332 bytes of aliases can hold 10^9 leaves.
+Only what a configuration needs, made straight from the parser's events: no aliases (332 bytes of them can hold 10^9
+leaves), no tags (they name what to construct), no key twice. A date is a text; what is a number, YAML 1.2 says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+    StreamStartEvent,
+)
 
 from lastgood.core.errors import ConfigError
 
 MAX_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 40
+"""Levels below each other. The deepest of ours is 7; what a probe sends may be deeper."""
 
 Place = tuple[int, int]
 """Line and column, both from 1."""
 START: Final[Place] = (1, 1)
+
+# YAML 1.2.2, 5.1: what a text may consist of. A surrogate is half a character.
+_NOT_PRINTABLE: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# YAML 1.2.2, 10.3.2: the core schema. Longer whole numbers are nobody's setting and stay a text.
+_PLAIN: Final[tuple[tuple[re.Pattern[str], Callable[[str], object]], ...]] = (
+    (re.compile("~|null|Null|NULL|"), lambda _text: None),
+    (re.compile("true|True|TRUE"), lambda _text: True),
+    (re.compile("false|False|FALSE"), lambda _text: False),
+    (re.compile("[-+]?[0-9]{1,18}"), int),
+    (re.compile("0o[0-7]{1,18}"), lambda text: int(text, 0)),
+    (re.compile("0x[0-9a-fA-F]{1,15}"), lambda text: int(text, 0)),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]{1,18}(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)"), lambda text: float(text.replace(".", ""))),
+    (re.compile(r"\.(nan|NaN|NAN)"), lambda _text: float("nan")),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +62,13 @@ class Node:
     at: Place
     key_at: Place
     value: object = None
-    members: Mapping[object, Node] | None = None
+    members: Mapping[str, Node] | None = None
     items: tuple[Node, ...] | None = None
 
     def below(self, key: int | str) -> Node | None:
         """Return what stands under a key or at an index, None when there is no such thing."""
         if self.members is not None:
-            return self.members.get(key)
+            return self.members.get(str(key))
         if self.items is not None and isinstance(key, int) and key < len(self.items):
             return self.items[key]
         return None
@@ -52,44 +81,34 @@ class _Mark(Protocol):
     column: int
 
 
-class _Places(Protocol):
-    """What is used of ruamel's `lc`, which has no types. From 0."""
+class _Event(Protocol):
+    """What is used of a ruamel event, which has no types. tag, anchor: of a value that is written with one."""
 
-    def key(self, key: object) -> Place: ...
-    def value(self, key: object) -> Place: ...
-    def item(self, index: int) -> Place: ...
+    start_mark: _Mark
+    tag: object
+    value: str
+    style: str | None
 
 
 class _Reader(Protocol):
     """What is used of ruamel.yaml.YAML, with the types that it leaves open."""
 
-    def parse(self, stream: str) -> Iterable[object]: ...
-    def load(self, stream: str) -> object: ...
+    def parse(self, stream: str) -> Iterator[_Event]: ...
 
 
 def read(text: str, *, file: str) -> Node:
     """Read a text whose top is a mapping. file: named in errors. Raises ConfigError: `file:line:column: what`."""
-    if len(text.encode()) > MAX_BYTES:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ConfigError(f"{file}: larger than 1 MiB")
+    if found := _NOT_PRINTABLE.search(text):
+        line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
+        raise ConfigError(f"{file}:{line}:{column}: {_no_text(found[0])}")
     try:
-        for event in _reader().parse(text):
-            if isinstance(event, AliasEvent):
-                line, column = _place(cast("Any", event).start_mark)
-                raise ConfigError(f"{file}:{line}:{column}: aliases are not read here; write the value out")
-        tree = _reader().load(text)
+        return _Builder(file, cast("_Reader", YAML(typ="safe", pure=True)).parse(text)).tree()
     except MarkedYAMLError as error:
         raise ConfigError(_not_yaml(file, error)) from None
-    if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{file}:1:1: expected settings like `version: 1`")
-    return _node(tree, at=START, key_at=START)
-
-
-def _reader() -> _Reader:
-    return cast("_Reader", YAML(typ="rt"))
-
-
-def _place(mark: _Mark) -> Place:
-    return mark.line + 1, mark.column + 1
+    except (ValueError, OverflowError) as error:  # a %YAML with 5,000 digits, the escape of a character that is none
+        raise ConfigError(f"{file}: not YAML: {error}") from None
 
 
 def _not_yaml(file: str, error: MarkedYAMLError) -> str:
@@ -100,27 +119,76 @@ def _not_yaml(file: str, error: MarkedYAMLError) -> str:
     return f"{where}: {problem.splitlines()[0]}"
 
 
-def _node(value: object, *, at: Place, key_at: Place) -> Node:
-    if isinstance(value, CommentedMap):
-        places, members = _places(value), cast("Mapping[object, object]", value)
-        return Node(
-            at=at,
-            key_at=key_at,
-            members={
-                key: _node(member, at=_from_one(places.value(key)), key_at=_from_one(places.key(key)))
-                for key, member in members.items()
-            },
-        )
-    if isinstance(value, CommentedSeq):
-        places = _places(value)
-        items = [(item, _from_one(places.item(i))) for i, item in enumerate(cast("Iterable[object]", value))]
-        return Node(at=at, key_at=key_at, items=tuple(_node(item, at=place, key_at=place) for item, place in items))
-    return Node(at=at, key_at=key_at, value=value)
+class _Builder:
+    """Takes the parser's events one by one; whatever is not wanted is refused where it stands."""
+
+    def __init__(self, file: str, events: Iterator[_Event]) -> None:
+        self._file, self._events = file, events
+
+    def tree(self) -> Node:
+        """Return the one document."""
+        first = self._next(StreamStartEvent, DocumentStartEvent)
+        if not isinstance(first, MappingStartEvent):
+            raise self._fault(START, "expected settings like `version: 1`")
+        node = self._node(first, depth=1, key_at=START, at=START)
+        last = self._next(DocumentEndEvent)
+        if not isinstance(last, StreamEndEvent):
+            raise self._fault(_place(last.start_mark), "expected one document")
+        return node
+
+    def _next(self, *passed_over: type) -> _Event:
+        return next(event for event in self._events if not isinstance(event, passed_over))
+
+    def _node(self, event: _Event, *, depth: int, key_at: Place | None = None, at: Place | None = None) -> Node:
+        at = at or _place(event.start_mark)
+        key_at = key_at or at
+        if isinstance(event, AliasEvent):
+            raise self._fault(at, "aliases are not read here; write the value out")
+        if event.tag is not None:
+            raise self._fault(at, "tags are not read here; write the plain value")
+        if depth > MAX_DEPTH:
+            raise self._fault(at, f"more than {MAX_DEPTH} levels below each other")
+        if isinstance(event, MappingStartEvent):
+            return Node(at=at, key_at=key_at, members=dict(self._members(depth)))
+        if isinstance(event, SequenceStartEvent):
+            return Node(at=at, key_at=key_at, items=tuple(self._items(depth)))
+        text = self._text(event.value, at)
+        return Node(at=at, key_at=key_at, value=text if event.style else _plain(text))
+
+    def _members(self, depth: int) -> Iterator[tuple[str, Node]]:
+        known: set[str] = set()
+        while not isinstance(key := self._next(), MappingEndEvent):
+            key_at = _place(key.start_mark)
+            if not isinstance(key, ScalarEvent) or key.tag is not None:
+                raise self._fault(key_at, "expected a key that is one word")
+            name = self._text(key.value, key_at)
+            if name in known:
+                raise self._fault(key_at, f"found duplicate key {name!r}")
+            known.add(name)
+            yield name, self._node(self._next(), depth=depth + 1, key_at=key_at)
+
+    def _items(self, depth: int) -> Iterator[Node]:
+        while not isinstance(item := self._next(), SequenceEndEvent):
+            yield self._node(item, depth=depth + 1)
+
+    def _text(self, text: str, at: Place) -> str:
+        """The text of a scalar, whose escapes may have made what may not be written."""
+        if found := _NOT_PRINTABLE.search(text):
+            raise self._fault(at, _no_text(found[0]))
+        return text
+
+    def _fault(self, at: Place, what: str) -> ConfigError:
+        return ConfigError(f"{self._file}:{at[0]}:{at[1]}: {what}")
 
 
-def _places(node: CommentedMap | CommentedSeq) -> _Places:
-    return cast("_Places", cast("Any", node).lc)
+def _no_text(character: str) -> str:
+    return f"expected a text, not the character U+{ord(character):04X}"
 
 
-def _from_one(place: Place) -> Place:
-    return place[0] + 1, place[1] + 1
+def _plain(text: str) -> object:
+    """The value of a scalar without quotes."""
+    return next((made(text) for pattern, made in _PLAIN if pattern.fullmatch(text)), text)
+
+
+def _place(mark: _Mark) -> Place:
+    return mark.line + 1, mark.column + 1
