@@ -3,15 +3,14 @@ first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
-from lastgood.core.config import Mode
 from lastgood.core.deploying import make_deploy_plan
-from lastgood.core.errors import Refused
+from lastgood.core.errors import NeedsHuman, Refused
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Migrate, Plan, Purpose, Step, TakeRestorePoint
 from lastgood.core.reading import Bucket
@@ -19,17 +18,27 @@ from lastgood.core.record import (
     BaselineTaken,
     DeploymentEnded,
     DeploymentStarted,
+    Record,
     ReleaseCompleted,
     ReleaseRecorded,
     RunEnded,
     RunStarted,
+    StepStarted,
 )
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, new_run_id, roll_back
+from lastgood.runbook.rollback import (
+    BY_LASTGOOD,
+    BY_PERSON,
+    Cause,
+    automatic_allowed,
+    keep_restore_point,
+    new_run_id,
+    roll_back,
+)
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.watch import start_watch
 
@@ -248,16 +257,24 @@ def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
 
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
-    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do."""
+    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do. One
+    that stopped before its gate left nothing to put back: it is refused, and says nothing of the release."""
     rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
+    records = rooms.memory.history().runs[plan.id].records
+    if not _began(plan, records):
+        sentence = f"{plan.to_release} was not deployed: {stop.reason}"
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=stop.terminal, sentence=sentence))
+        kind = NeedsHuman if stop.terminal is TerminalState.NEEDS_HUMAN else Refused
+        raise kind(sentence, hint=stop.hint or "lastgood doctor")
     trigger = "gate" if stop.step and stop.step.name == "pass-gate" else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
-        # at the gate nothing has changed and there is nothing to ask about; half-way it is the mode that says
-        moved = began_serving_change(plan, rooms.memory.history().runs[plan.id].records)
-        ask = moved and rooms.config.mode is not Mode.AUTOMATIC
-        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=ask))
+        # at the gate nothing has changed and there is nothing to ask about; half-way mode and budget say
+        why_ask = automatic_allowed(rooms, rooms.memory.history()) if began_serving_change(plan, records) else ""
+        if why_ask:
+            rooms.story(f"asking first: {why_ask}")
+        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=bool(why_ask)))
     except Refused as refused:
         rooms.memory.note(
             DeploymentEnded(
@@ -267,6 +284,12 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
             )
         )
         raise
+
+
+def _began(plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether any step was started but a restore point, which changes nothing and is kept."""
+    begun = {record.event.step for record in records if isinstance(record.event, StepStarted)}
+    return any(step.name in begun and not isinstance(step.action, TakeRestorePoint) for step in plan.steps)
 
 
 class _Baseline:

@@ -11,6 +11,7 @@ import json
 import secrets
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -20,12 +21,12 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
+from lastgood.core.plan import ExportWrites, PassGate, Plan, Purpose, Role, Serve, Step
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
-from lastgood.core.returning import World, make_lift_plan, make_plan
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_plan
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
@@ -58,11 +59,14 @@ class Cause:
 
 
 def choose_target(history: History, name: str | None) -> ReleaseHistory:
-    """Return the release to go back to: the named one, else the newest good one before what serves.
+    """Return the release to go back to: the named one, else the newest good one before what serves. A deployment that
+    never came to serve leaves what serves, whether or not that is proved good.
 
     Raises Refused, nothing changed, when there is none, or the named one is not good.
     """
     if name is None:
+        if (untouched := _still_serves(history)) is not None:
+            return untouched
         found = history.last_good(before=bad_release(history))
         if found is None:
             raise Refused("no good release to go back to", hint="lastgood releases")
@@ -76,6 +80,15 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
             f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases"
         )
     return found
+
+
+def _still_serves(history: History) -> ReleaseHistory | None:
+    """What serves while a deployment is unfinished that changed nothing that serves; None when there is none."""
+    under = history.open_deployment
+    run = history.deploy_run(under.deployment.id) if under else None
+    if run is None or began_serving_change(run.plan, run.records) or history.serving == run.plan.to_release:
+        return None
+    return history.releases.get(history.serving)
 
 
 def bad_release(history: History) -> str:
@@ -126,13 +139,16 @@ def plan_rollback(
 def _look_at_database(
     rooms: Rooms, point: RestorePoint | None, target: ReleaseHistory
 ) -> tuple[DatabaseFacts | None, DatabaseEvidence | None, str]:
-    """Look, or say why not. A bad release may have used up every connection: then the containers go back first."""
+    """Look, or say why not. A bad release may have used up every connection, or somebody changed the password: the
+    containers go back all the same, where no migration speaks against it."""
     if rooms.database is None:
         return None, None, ""
     for attempt in range(LOOKS):
         try:
             facts = rooms.database.observe()
             evidence = rooms.database.inspect(since=point, target=target.release) if point is not None else None
+        except Refused as error:
+            return None, None, error.message
         except (Retryable, OutcomeUnknown) as error:
             if attempt + 1 == LOOKS:
                 return None, None, error.message
@@ -208,7 +224,7 @@ def asking(plan: Plan) -> Plan:
 
 def automatic_allowed(rooms: Rooms, history: History) -> str:
     """Return why no rollback may begin without a person; empty when it may: mode automatic, and the budget is not
-    used up."""
+    used up. A rollback that moved nothing, as after a gate that failed, uses up none of it."""
     if rooms.config.mode is not Mode.AUTOMATIC:
         return f"mode is {rooms.config.mode.value}"
     day_ago = rooms.clock.now() - timedelta(days=1)
@@ -218,7 +234,7 @@ def automatic_allowed(rooms: Rooms, history: History) -> str:
         if r.plan.purpose is Purpose.ROLLBACK
         and r.started.by == BY_LASTGOOD
         and r.started.trigger != COMPENSATION
-        and not (r.ended and r.ended.terminal is TerminalState.REFUSED)
+        and began_serving_change(r.plan, r.records)
     ]
     if any(r.plan.from_release == bad_release(history) for r in own):
         return f"{bad_release(history)} was rolled back automatically before"
@@ -240,12 +256,14 @@ def finish(rooms: Rooms, run: str) -> Report:
     rooms.story(f"verifying {target.release.id}")
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
+    losses, uncounted = _losses(rooms, plan)
     report = _report(
         rooms,
         started,
         TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
         checks=checks,
-        losses=_losses(rooms, plan),
+        losses=losses,
+        notes=uncounted,
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
@@ -261,6 +279,9 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         notes.append("the fence was lifted again" if lifted else "the fence could not be lifted")
         if not lifted:
             terminal = TerminalState.NEEDS_HUMAN
+    if _left_beside(rooms, plan):
+        cleared = _clear(rooms, plan)
+        notes.append("what the gate had started was removed" if cleared else "what the gate had started still runs")
     if terminal is TerminalState.NEEDS_HUMAN:
         next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
     elif terminal in (TerminalState.REFUSED, TerminalState.DENIED):
@@ -268,7 +289,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
     report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
     report = _end(rooms, report, serving=_serving_now(rooms, plan))
     untouched = not began_serving_change(plan, rooms.memory.history().runs[run].records)
-    if terminal in (TerminalState.REFUSED, TerminalState.DENIED) and untouched:
+    if terminal in (TerminalState.REFUSED, TerminalState.DENIED, TerminalState.ABORTED_BY_HUMAN) and untouched:
         frozen = rooms.memory.history().frozen
         if frozen and frozen.why == f"rollback {run}":
             rooms.memory.note(Unfrozen(by=BY_LASTGOOD, why=f"{run} touched nothing"))
@@ -299,28 +320,55 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
 
 
 def _lift(rooms: Rooms, plan: Plan) -> bool:
-    """Compensate a fence without a swap, as a journaled run of its own."""
-    history = rooms.memory.history()
-    run = new_run_id(history)
+    """Compensate a fence without a swap."""
+    run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    if lift is None:
+    return lift is None or _compensate(rooms, lift, after=plan)
+
+
+def _left_beside(rooms: Rooms, plan: Plan) -> bool:
+    """Whether the gate started something that now has no use: it would take work from what serves."""
+    states = {o.name: o.state for o in outcomes(plan, rooms.memory.history().runs[plan.id].records)}
+    begun = [step.action for step in plan.steps if states[step.name] != "not started"]
+    if any(isinstance(a, Serve) for a in begun) or not any(isinstance(a, PassGate) for a in begun):
+        return False
+    try:
+        return bool(rooms.containers.observe().candidates)
+    except LastgoodError:
         return True
+
+
+def _clear(rooms: Rooms, plan: Plan) -> bool:
+    """Compensate a gate that nothing came after."""
+    run = new_run_id(rooms.memory.history())
+    clear = make_clear_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    return _compensate(rooms, clear, after=plan)
+
+
+def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> bool:
+    """Carry a compensation out as a journaled run of its own. Whether it came to its end."""
     rooms.memory.note(
-        RunStarted(run=run, plan=lift, trigger=COMPENSATION, sentence=f"run {plan.id} stopped", by=BY_LASTGOOD)
+        RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=f"run {after.id} stopped", by=BY_LASTGOOD)
     )
-    return _finish_lift(rooms, lift)
+    return _finish_compensation(rooms, made)
 
 
-def _finish_lift(rooms: Rooms, lift: Plan) -> bool:
-    ending = carry_out(rooms, lift.id)
+def _finish_compensation(rooms: Rooms, made: Plan) -> bool:
+    ending = carry_out(rooms, made.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
-    rooms.memory.note(RunEnded(run=lift.id, terminal=None, serving=lift.from_release, stopped=stopped))
+    rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=stopped))
     return isinstance(ending, Finish)
 
 
-def _losses(rooms: Rooms, plan: Plan) -> tuple[Loss, ...]:
+def _losses(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
+    """What left the live data, or a note why that cannot be told now: by then everything is done."""
     export = next((s.action.export for s in plan.steps if isinstance(s.action, ExportWrites)), None)
-    return rooms.database.losses(export) if rooms.database and export else ()
+    if rooms.database is None or export is None:
+        return (), ()
+    try:
+        return rooms.database.losses(export), ()
+    except LastgoodError as error:
+        return (), (f"rows left the live data, and {export}, which holds them, cannot be counted: {error.message}",)
 
 
 def _report(
@@ -450,13 +498,19 @@ def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
     """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not
     fatal."""
     folder = rooms.state / "incidents" / run
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    history = rooms.memory.history()
-    deployment = history.deployments.get(cause.deployment)
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _save_story(rooms, run, cause, folder)
         rooms.containers.evidence(folder)
     except LastgoodError as error:
         rooms.story(f"  logs could not be saved: {error.message}")
+    except OSError as error:
+        rooms.story(f"  evidence could not be saved: {error}")
+
+
+def _save_story(rooms: Rooms, run: str, cause: Cause, folder: Path) -> None:
+    history = rooms.memory.history()
+    deployment = history.deployments.get(cause.deployment)
     story = {
         "run": run,
         "owner": rooms.config.notify.owner,
@@ -485,7 +539,7 @@ def take_up(rooms: Rooms) -> Report | None:
     while (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
         rooms.story(f"taking up {run.started.run}, begun at {run.record.at:%H:%M:%S} UTC by {run.started.by}")
         if run.started.trigger == COMPENSATION:
-            _finish_lift(rooms, run.plan)
+            _finish_compensation(rooms, run.plan)
         else:
             report = finish(rooms, run.started.run)
     return report

@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from threading import RLock
+from operator import itemgetter
+from threading import Lock
 
 from lastgood.core.errors import Bug, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
@@ -61,20 +62,26 @@ class SteppedClock:
     def __init__(self) -> None:
         self._now = START
         self._agreed: list[tuple[datetime, Callable[[], object]]] = []
-        self._moving = RLock()
+        self._moving = Lock()
 
     def now(self) -> datetime:
         return self._now
 
     def sleep(self, seconds: float) -> None:
+        until = self._now + timedelta(seconds=max(seconds, 0.001))
+        while (happens := self._next(until)) is not None:
+            happens()
+
+    def _next(self, until: datetime) -> Callable[[], object] | None:
+        """Move to what is agreed next and return it; None when that is later: then it is `until`."""
         with self._moving:
-            until = self._now + timedelta(seconds=max(seconds, 0.001))
-            while due := min((at for at, _ in self._agreed if at <= until), default=None):
-                self._now = max(self._now, due)
-                happens = next(act for at, act in self._agreed if at == due)
-                self._agreed.remove((due, happens))
-                happens()
-            self._now = max(self._now, until)
+            at, happens = min(self._agreed, key=itemgetter(0), default=(until, None))
+            if happens is None or at > until:
+                self._now = max(self._now, until)
+                return None
+            self._agreed.remove((at, happens))
+            self._now = max(self._now, at)
+            return happens
 
     def after(self, seconds: float, act: Callable[[], object]) -> None:
         """Have `act` happen that many seconds from now. It may sleep itself: then more time passes than was asked
@@ -94,12 +101,13 @@ class SteppedClock:
 
 class MemoryJournal:
     """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is
-    kept."""
+    kept. meanwhile: what another process does just before the right to run is claimed next."""
 
     def __init__(self, clock: SteppedClock) -> None:
         self.kept: list[Record] = []
         self.crashes = Crashes()
         self._clock = clock
+        self.meanwhile: list[Callable[[], object]] = []
         self._held: dict[Right, Lease] = {}
 
     def append(self, event: Event) -> Record:
@@ -114,6 +122,8 @@ class MemoryJournal:
 
     @contextmanager
     def claim(self, owner: str, right: Right = Right.RUN) -> Generator[Lease]:
+        if right is Right.RUN and self.meanwhile:
+            self.meanwhile.pop()()
         if right in self._held:
             raise Refused(f"{right.value} is held by {self._held[right].owner}")
         self._held[right] = Lease(owner=owner, fencing=1)
