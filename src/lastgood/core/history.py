@@ -223,7 +223,8 @@ def _end_run(history: History, event: RunEnded) -> None:
     if event.terminal is None:
         return
     deployment = history.deployments.get(run.started.deployment)
-    if deployment and deployment.ended is None:
+    partial = run.plan.purpose is Purpose.ROLLBACK and Role.CONTAINERS not in run.plan.scope
+    if deployment and deployment.ended is None and not partial:
         deployment.ended = DeploymentEnded(
             deployment=deployment.deployment.id, terminal=event.terminal, sentence=run.started.sentence
         )

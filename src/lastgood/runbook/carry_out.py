@@ -94,9 +94,9 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     began = rooms.clock.now()
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
-    target = rooms.target(step.role)
     said = ""
     try:
+        target = rooms.target(step.role)
         slow = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
         with rooms.if_slow(SLOW_S, lambda: rooms.story(slow)):
             if seen(step, target.observe()) is not Seen.DONE:

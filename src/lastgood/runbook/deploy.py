@@ -10,9 +10,9 @@ from threading import Thread
 from typing import Self
 
 from lastgood.core.deploying import make_deploy_plan
-from lastgood.core.errors import NeedsHuman, Refused
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import History, RunHistory
-from lastgood.core.plan import Migrate, Plan, Purpose, Step, TakeRestorePoint
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
@@ -40,6 +40,7 @@ from lastgood.runbook.rollback import (
     roll_back,
 )
 from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.tell import tell
 from lastgood.runbook.watch import start_watch
 
 
@@ -102,6 +103,8 @@ def deploy(
         plan = _plan(rooms, release, rooms.memory.history())
         if not confirm(plan):
             raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
+        # minutes may have passed since the first look
+        check_may_deploy(rooms.memory.history())
         deployment = _begin(rooms, release, plan)
         return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
 
@@ -240,8 +243,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     if rooms.memory.history().deployments[deployment].watch is None:
         start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")
-    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
-    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint, says=rooms.named()))
+    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=_fingerprint(rooms), says=rooms.named()))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     return Deployed(deployment=deployment)
 
@@ -249,11 +251,24 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
 def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
     """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
     taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
-    if rooms.database and taken:
+    if rooms.database is None or not taken:
+        return
+    try:
         proved = rooms.database.observe().restore_points
         for restore_point in taken:
             if restore_point in proved:
                 keep_restore_point(rooms, restore_point)
+    except LastgoodError as error:
+        rooms.story(f"  the restore point could not be looked at: {error.message}")
+
+
+def _fingerprint(rooms: Rooms) -> str:
+    """The schema that a release left; empty where it could not be seen, and then a person decides about it later."""
+    try:
+        return rooms.database.observe().fingerprint if rooms.database else ""
+    except LastgoodError as error:
+        rooms.story(f"  the schema could not be looked at: {error.message}")
+        return ""
 
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
@@ -267,7 +282,7 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
         rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=stop.terminal, sentence=sentence))
         kind = NeedsHuman if stop.terminal is TerminalState.NEEDS_HUMAN else Refused
         raise kind(sentence, hint=stop.hint or "lastgood doctor")
-    trigger = "gate" if stop.step and stop.step.name == "pass-gate" else "deploy"
+    trigger = "gate" if stop.step and isinstance(stop.step.action, PassGate) else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
         # at the gate nothing has changed and there is nothing to ask about; half-way mode and budget say
@@ -275,12 +290,19 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
         if why_ask:
             rooms.story(f"asking first: {why_ask}")
         return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=bool(why_ask)))
-    except Refused as refused:
+    except (Refused, Retryable, OutcomeUnknown) as error:
+        tell(
+            rooms,
+            "",
+            f"🚨 the deploy of {plan.to_release} stopped ({stop.reason}) and no rollback could be planned: "
+            f"{error.message}. {rooms.config.notify.owner} is needed.",
+            event_id=f"{deployment}-stopped",
+        )
         rooms.memory.note(
             DeploymentEnded(
                 deployment=deployment,
                 terminal=TerminalState.NEEDS_HUMAN,
-                sentence=f"{stop.reason}; and no rollback could be planned: {refused.message}",
+                sentence=f"{stop.reason}; and no rollback could be planned: {error.message}",
             )
         )
         raise

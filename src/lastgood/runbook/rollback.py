@@ -1,4 +1,4 @@
-"""A rollback from decision to report: evidence saved, plan journaled, carried out, verified, told; resumable at any
+"""A rollback from decision to report: plan journaled, evidence saved, carried out, verified, told; resumable at any
 point.
 
 `roll_back` begins one; `take_up` goes on with one whose process died. Both end in the same function, because what is
@@ -37,6 +37,8 @@ from lastgood.runbook.verify import verify
 BY_LASTGOOD: Final = "lastgood"
 BY_PERSON: Final = "person"
 COMPENSATION: Final = "compensation"
+STORY_FILE: Final = "incident.json"
+WENT_BACK: Final = frozenset({TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED})
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
 LOOKS: Final = 3
@@ -67,6 +69,13 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
     if name is None:
         if (untouched := _still_serves(history)) is not None:
             return untouched
+        newest = next(reversed(history.deployments.values()), None)
+        went_back = newest is not None and newest.ended is not None and newest.ended.terminal in WENT_BACK
+        if newest is not None and went_back and newest.deployment.release != history.serving:
+            raise Refused(
+                f"{newest.deployment.release} was rolled back already, and {history.serving} serves",
+                hint="lastgood rollback RELEASE   (to go back further)",
+            )
         found = history.last_good(before=bad_release(history))
         if found is None:
             raise Refused("no good release to go back to", hint="lastgood releases")
@@ -247,6 +256,10 @@ def finish(rooms: Rooms, run: str) -> Report:
     """Carry a journaled rollback on from where it stands, verify, tell, end it. Needs the RUN lease."""
     started = rooms.memory.history().runs[run]
     plan = started.plan
+    if not started.records and not (rooms.state / "incidents" / run / STORY_FILE).exists():
+        begun = started.started
+        cause = Cause(trigger=begun.trigger, sentence=begun.sentence, by=begun.by, deployment=begun.deployment)
+        _save_evidence(rooms, run, cause)
     ending = carry_out(rooms, run, ask=lambda history, step: ask_approval(rooms, history, step))
     if isinstance(ending, Stop):
         return _stopped(rooms, started, ending)
@@ -389,7 +402,8 @@ def _report(
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
     advice: list[str] = []
-    if rolled_back:
+    whole = Role.CONTAINERS in plan.scope
+    if rolled_back and whole:
         if commit:
             advice.append(
                 f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
@@ -431,7 +445,7 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
     report = replace(report, notes=(*report.notes, *unheard))
     killpoint("before-end", "rollback")
     rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
-    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources:
+    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources and serving == report.to_release:
         _begin_bake(rooms, report)
     return report
 
@@ -524,7 +538,7 @@ def _save_story(rooms: Rooms, run: str, cause: Cause, folder: Path) -> None:
         },
         "window": _BUCKETS.dump_python(deployment.buckets, mode="json") if deployment else [],
     }
-    (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
+    (folder / STORY_FILE).write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
 
 
 def keep_restore_point(rooms: Rooms, restore_point: str) -> None:

@@ -76,11 +76,11 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
             bucket = eyes.look_after(rooms.config.watch.interval)
             under = rooms.memory.history().deployments[deployment]
             # another watch that began on it is the bake of a rollback, and what was seen before it is not its evidence
-            if under.ended and not (began.bake and under.watch == began):
+            newest = next(reversed(rooms.memory.history().deployments.values()))
+            if under.ended and (newest is not under or not (began.bake and under.watch == began)):
                 return WatchOutcome(terminal=under.ended.terminal, sentence=under.ended.sentence)
             rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
             watch = watch.after(bucket)
-            frontend_known = frontend_known or learn_frontend(rooms, under)
             if (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
                 if (joined := _join(rooms, run)) is not None:
                     return joined
@@ -89,6 +89,7 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
             match verdict:
                 case Watching():
                     rooms.story(watching_line(under, verdict, warm_up_s=rooms.config.watch.warm_up))
+                    frontend_known = frontend_known or learn_frontend(rooms, under)
                     if verdict.blind_to and not told_blind:
                         told_blind = True
                         _say_blind(rooms, under, verdict)
