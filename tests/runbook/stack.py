@@ -30,7 +30,7 @@ from lastgood.testing.memory_stack import (
     MemorySource,
     content_that_serves,
 )
-from lastgood.testing.world import MemoryJournal, SteppedClock, World
+from lastgood.testing.world import Crashes, MemoryJournal, SteppedClock, World
 
 SERVICES = ("core", "agent")
 ALL_WELL = Traffic(requests=100, errors=0, slow=0)
@@ -153,9 +153,9 @@ class Stack:
         with self.journal.claim(rooms.who):
             return deploying.deploy(rooms, name, first=first, override=override, confirm=confirm)
 
-    def watch(self) -> WatchOutcome:
-        """Watch the newest deployment, or its bake."""
-        return watching.watch_on(self.rooms(), next(reversed(self.history.deployments)))
+    def watch(self, deployment: str = "") -> WatchOutcome:
+        """Watch a deployment, or its bake; the newest where none is named."""
+        return watching.watch_on(self.rooms(), deployment or next(reversed(self.history.deployments)))
 
     def deploy_and_watch(self, name: str, *, override: bool = False) -> WatchOutcome:
         """Deploy and watch to the end."""
@@ -185,16 +185,22 @@ class Stack:
         runs = [r for r in self.history.runs.values() if r.started.trigger != returning.COMPENSATION]
         return runs[-1]
 
+    def _answer(self, event: Event) -> None:
+        """A person's word, from a process of its own: it does not die with the run."""
+        crashes, self.journal.crashes = self.journal.crashes, Crashes()
+        self.journal.append(event)
+        self.journal.crashes = crashes
+
     def approve(self, plan_hash: str = "") -> None:
         """Approve the newest run; another plan's hash where one is given."""
         run = self.run
-        self.journal.append(ApprovalGiven(run=run.started.run, plan_hash=plan_hash or run.plan.hash, by="ada"))
+        self._answer(ApprovalGiven(run=run.started.run, plan_hash=plan_hash or run.plan.hash, by="ada"))
 
     def deny(self) -> None:
-        self.journal.append(ApprovalDenied(run=self.run.started.run, by="ada", why="we fix forward"))
+        self._answer(ApprovalDenied(run=self.run.started.run, by="ada", why="we fix forward"))
 
     def abort(self) -> None:
-        self.journal.append(AbortAsked(run=self.run.started.run, by="ada", why="wrong release"))
+        self._answer(AbortAsked(run=self.run.started.run, by="ada", why="wrong release"))
 
     def terminal(self) -> TerminalState | None:
         """How the newest deployment ended."""

@@ -14,6 +14,7 @@ from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
 from lastgood.runbook.deploy import give_up
 from lastgood.runbook.rollback import COMPENSATION
+from lastgood.runbook.watch import baking
 from lastgood.testing.world import START, Crash, Crashes
 from tests.runbook.stack import Stack
 
@@ -158,6 +159,29 @@ def test_after_a_restore_point_that_failed_the_same_release_can_be_deployed(full
     hint_of(full_disk, "v2")
     full_disk.deploy("v2")
     assert full_disk.serves == "v2"
+
+
+def test_a_restore_point_that_fails_leaves_the_watch_of_what_serves_alone(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, database=True)
+    stack.deploy("bad")
+    stack.database.trouble.failing["take-restore-point"] = [Refused("the disk is too small", hint="df -h")]
+    hint_of(stack, "v3")
+    under = stack.history.open_deployment
+    assert under is not None
+    assert under.deployment.release == "bad"
+    stack.watch(under.deployment.id)
+    assert stack.serves == "v1"
+
+
+def test_a_rollback_after_a_deploy_that_was_refused_is_watched_again(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, database=True)
+    stack.deploy("bad")
+    stack.database.trouble.failing["take-restore-point"] = [Refused("the disk is too small", hint="df -h")]
+    hint_of(stack, "v3")
+    stack.watch("d2")
+    under = baking(stack.rooms())
+    assert under is not None
+    assert under.deployment.release == "bad"
 
 
 def test_a_restore_point_that_could_not_be_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lastgood.core.errors import Refused, Retryable
+from lastgood.core.ports import Right
 from lastgood.core.reading import NoData, Reading, SourceDown
 from lastgood.core.record import BaselineTaken
 from lastgood.core.release import Standing
@@ -138,6 +139,14 @@ def test_a_second_watcher_is_refused(stack: Stack) -> None:
     stack.clock.after(50, second)
     stack.watch()
     assert len(refused) == 1
+
+
+def test_a_watcher_waits_for_one_that_was_superseded_and_lets_go_at_its_next_look(stack: Stack) -> None:
+    stack.deploy("v2")
+    with ExitStack() as other:
+        other.enter_context(stack.journal.claim("bob", Right.WATCH))
+        stack.clock.after(6, other.pop_all().close)
+        assert stack.watch().terminal is TerminalState.HEALTHY_KEPT
 
 
 def test_mode_observe_only_says_so_and_says_it_once(tmp_path: Path) -> None:

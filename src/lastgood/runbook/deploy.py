@@ -195,14 +195,6 @@ def _next_deployment(history: History) -> str:
 
 def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     history = rooms.memory.history()
-    if (under := history.open_deployment) is not None:
-        rooms.memory.note(
-            DeploymentEnded(
-                deployment=under.deployment.id,
-                terminal=TerminalState.SUPERSEDED,
-                sentence=f"{release.id} was deployed before the watch of {under.deployment.release} ended",
-            )
-        )
     deployment = Deployment(
         id=_next_deployment(history),
         release=release.id,
@@ -223,6 +215,18 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     return deployment.id
 
 
+def _supersede(rooms: Rooms, deployment: str) -> None:
+    """End the watch of the deployment before, once this one begins to change something."""
+    history = rooms.memory.history()
+    release = history.deployments[deployment].deployment.release
+    for under in history.deployments.values():
+        if under.ended is None and under.deployment.id != deployment:
+            sentence = f"{release} was deployed before the watch of {under.deployment.release} ended"
+            rooms.memory.note(
+                DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.SUPERSEDED, sentence=sentence)
+            )
+
+
 def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]) -> Deployed:
     plan = run.plan
 
@@ -231,6 +235,8 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     def before(step: Step) -> None:
         """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
         written between the two would leave the live data with it."""
+        if not isinstance(step.action, TakeRestorePoint):
+            _supersede(rooms, deployment)
         if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
             return
         if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
@@ -240,6 +246,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     _keep_restore_points(rooms, plan)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
+    _supersede(rooms, deployment)
     if rooms.memory.history().deployments[deployment].watch is None:
         start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")

@@ -112,7 +112,7 @@ def plan_rollback(
     """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
     history = rooms.memory.history()
     facts = rooms.containers.observe()
-    latest = next(reversed(history.deployments.values()), None)
+    latest = history.open_deployment or next(reversed(history.deployments.values()), None)
     # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
     undone = [d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id]
     point = history.restore_point_of(undone[-1]) if undone else None
@@ -452,11 +452,12 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
 
 def _begin_bake(rooms: Rooms, report: Report) -> None:
     """The system is watched again: the minutes count from here, whoever takes the watch up."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
-    if newest is None or newest.deployment.release != report.from_release:
+    deployments = rooms.memory.history().deployments.values()
+    left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
+    if left is None:
         return
     window_s = rooms.config.watch.bake
-    rooms.memory.note(WatchStarted(deployment=newest.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
+    rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
     rooms.story(f"the system is watched again for {window_s / 60:.0f} min; to be told how it goes: lastgood watch")
 
 

@@ -18,7 +18,7 @@ from lastgood.core.record import BucketSeen, DeploymentEnded, ReleaseJudged, Wat
 from lastgood.core.report import Report, TerminalState, announcement
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict, Watch, Watching
 from lastgood.runbook.frontend import learn_frontend
-from lastgood.runbook.looking import Eyes
+from lastgood.runbook.looking import DEADLINE_S, Eyes
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell
@@ -53,7 +53,8 @@ def start_watch(rooms: Rooms, deployment: str) -> None:
 
 def baking(rooms: Rooms) -> DeploymentHistory | None:
     """Return the deployment whose rollback is watched again now; None outside of that time."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
+    deployments = rooms.memory.history().deployments.values()
+    newest = next((d for d in reversed(deployments) if d.watch is not None), None)
     if newest is None or newest.ended is None or newest.watch is None or not newest.watch.bake:
         return None
     return newest if left_s(rooms, newest) > 0 else None
@@ -64,7 +65,8 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
 
     Raises Refused when another process watches this stack already.
     """
-    with rooms.memory.journal.claim(rooms.who, Right.WATCH), Eyes(rooms.sources, rooms.clock) as eyes:
+    with ExitStack() as right, Eyes(rooms.sources, rooms.clock) as eyes:
+        _claim(rooms, right)
         under = rooms.memory.history().deployments[deployment]
         watch, began = state_of(rooms.config.watch, under), under.watch
         if watch is None or began is None:
@@ -109,6 +111,20 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                         return acted
                 case Healthy() | Inconclusive():
                     return _kept(rooms, under, verdict)
+
+
+def _claim(rooms: Rooms, right: ExitStack) -> None:
+    """Take the right to watch. The watch of a deployment that this one superseded lets go at its next look."""
+    began, patience_s = rooms.clock.now(), rooms.config.watch.interval + DEADLINE_S
+    while True:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who, Right.WATCH))
+        except Refused:
+            if (rooms.clock.now() - began).total_seconds() > patience_s:
+                raise
+            rooms.clock.sleep(1.0)
+        else:
+            return
 
 
 def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: float) -> str:
