@@ -108,7 +108,7 @@ class History:
 
     @property
     def open_deployment(self) -> DeploymentHistory | None:
-        """The newest deployment, if it did not come to its end yet. One that was refused before it changed anything does
+        """The newest deployment, if it did not come to its end yet. One that was refused before anything changed does
         not count: it leaves the watch of the one before it alone."""
         touched = (
             d
