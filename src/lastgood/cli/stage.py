@@ -179,7 +179,7 @@ class ProcessStage(Stage):
         self.server = Path(tempfile.mkdtemp(prefix="lastgood-demo-"))
         self.server.chmod(0o755)
         start = [sys.executable, "-m", "lastgood.testing.postgres", "start"]
-        _output([*start, str(self._data), USER, DATABASE, self.password])
+        _output([*start, str(self._data), USER, DATABASE], said=self.password)
 
     @property
     def _data(self) -> Path:
@@ -310,8 +310,8 @@ def _free_port(preferred: int) -> int:
     raise Refused("no free port on 127.0.0.1")
 
 
-def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
-    """Run a command of the stage. Raises Refused with what it said."""
+def _output(words: Sequence[str], *, cwd: Path | None = None, said: str = "") -> str:
+    """Run a command of the stage. said: its standard input. Raises Refused with the end of its errors."""
     try:
         done = subprocess.run(
             words,
@@ -320,7 +320,7 @@ def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
             text=True,
             timeout=SETUP_DEADLINE_S,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=said,
         )
     except FileNotFoundError as error:
         raise Refused(f"{words[0]} is not installed", hint="the README names the packages") from error

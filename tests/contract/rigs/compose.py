@@ -12,11 +12,9 @@ import socket
 import subprocess
 import tarfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +23,14 @@ import docker.errors
 from docker.models.containers import Container
 
 from lastgood.core.config import ContainersConfig
-from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.plan import Fence, Plan, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
+from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.deployment import deployment_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
 APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
-NO_DATABASE_S = 60.0
-
-
-class RealClock:
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)  # this is the clock
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(max(seconds, 0.0))
 
 
 def free_port() -> int:
@@ -50,9 +38,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-CLOCK = RealClock()
 
 
 class ComposeWorld:
@@ -155,19 +140,7 @@ class ComposeWorld:
 
     def plan(self, target: ComposeTarget, release: Release) -> Plan:
         """Plan the deployment of a release; going back to an old one is the same plan."""
-        return make_deploy_plan(
-            release,
-            plan_id="r1",
-            now=CLOCK.now(),
-            serving="",
-            containers=target.observe(),
-            database=None,
-            restore_point="",
-            rung=target.rung(),
-            boot_s=20.0,
-            restore_s=NO_DATABASE_S,
-            migrate_s=NO_DATABASE_S,
-        )
+        return deployment_of(release, target)
 
     def put(self, target: ComposeTarget, release: Release) -> None:
         """Carry the whole plan of a release out."""
