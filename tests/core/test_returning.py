@@ -132,7 +132,7 @@ def test_a_plan_without_a_fence_has_none_to_lift() -> None:
 
 
 @given(plan=plans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_no_plan_touches_a_service_that_is_not_in_the_release(plan: Plan) -> None:
     touched = {s.action.service for s in plan.steps if isinstance(s.action, Serve)}
     touched |= {service for s in plan.steps if isinstance(s.action, PassGate) for service, _ in s.action.artifacts}
@@ -140,7 +140,7 @@ def test_no_plan_touches_a_service_that_is_not_in_the_release(plan: Plan) -> Non
 
 
 @given(plan=plans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Plan) -> None:
     database = [step for step in plan.steps if step.role is Role.DATABASE]
     assert not database or isinstance(database[0].action, SaveDump)
@@ -148,27 +148,27 @@ def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Pla
 
 
 @given(plan=plans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_nothing_is_swapped_before_it_was_dumped_fenced_and_exported(plan: Plan) -> None:
     order = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
     assert order in ([], [SaveDump, Fence, ExportWrites, SwapDatabase])
 
 
 @given(plan=plans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_names_of_steps_are_unique_in_their_plan(plan: Plan) -> None:
     assert len({step.name for step in plan.steps}) == len(plan.steps)
 
 
 @given(plan=plans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_a_swap_is_planned_exactly_when_the_plan_says_so(plan: Plan) -> None:
     swaps = any(isinstance(step.action, SwapDatabase) for step in plan.steps)
     assert swaps == bool(plan.database and plan.database.restore_point)
 
 
 @given(world=changed(Fit.NO), only=ONLY)
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: frozenset[Role]) -> None:
     plan = plan_or_refusal(world, only)
     steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
@@ -177,7 +177,7 @@ def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: fr
 
 
 @given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_an_old_schema_never_comes_back_under_another_release(world: World, only: frozenset[Role]) -> None:
     plan = plan_or_refusal(world, only)
     steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
@@ -187,7 +187,7 @@ def test_an_old_schema_never_comes_back_under_another_release(world: World, only
 
 
 @given(world=changed(Fit.UNKNOWN), only=ONLY)
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_where_nobody_can_tell_nothing_serves_before_a_person_agreed(world: World, only: frozenset[Role]) -> None:
     plan = plan_or_refusal(world, only)
     assert isinstance(plan, Plan)
@@ -195,7 +195,7 @@ def test_where_nobody_can_tell_nothing_serves_before_a_person_agreed(world: Worl
 
 
 @given(world=changed(Fit.YES), only=ONLY.map(lambda roles: roles | {Role.CONTAINERS}))
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_where_the_old_release_runs_nothing_holds_up_its_containers(world: World, only: frozenset[Role]) -> None:
     plan = plan_or_refusal(world, only)
     assert isinstance(plan, Plan)
