@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from lastgood.cli.rendering import (
     table,
     when,
 )
-from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused
+from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.ports import Right
@@ -53,6 +54,8 @@ Exit codes: 0 done and good · 1 ended, but not good (see the terminal state) ·
 """
 NOT_GOOD: Final = 1
 NEEDS_PERSON: Final = 5
+INTERRUPTED: Final = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="lastgood",
@@ -82,9 +85,14 @@ def main() -> None:
         if error.hint:
             say(f" hint: {error.hint}")
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        say("interrupted; the journal has everything. Go on with: lastgood watch   (see: lastgood status)")
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            say("interrupted; the journal has everything. Go on with: lastgood watch   (see: lastgood status)")
+        raise
+    except Exception as bug:
+        # whatever it is, it is ours: what was done is in the journal
+        traceback.print_exc()
+        raise SystemExit(Bug.exit_code) from bug
 
 
 def say(line: str) -> None:
@@ -320,6 +328,8 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
     if under is None:
         raise Refused("nothing to watch: no deployment is under way", hint="lastgood deploy")
     if under.watch is None:
+        if rooms.memory.history().serving != under.deployment.release:
+            raise Refused(f"{under.deployment.release} never served: its deploy was stopped", hint="lastgood rollback")
         watching.start_watch(rooms, under.deployment.id)
     watch_and_end(rooms, under.deployment.id)
 
@@ -533,6 +543,8 @@ def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why:
     """
     rooms = opened(config)
     waiting = _waiting(rooms, run)
+    if not waiting.plan.needs_approval:
+        raise Refused(f"run {waiting.started.run} waits for nobody", hint="lastgood abort -m 'why'")
     rooms.memory.note(ApprovalDenied(run=waiting.started.run, by=rooms.who, why=why))
     out(f"denied {waiting.started.run}")
 
@@ -575,11 +587,12 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
     if not why:
         raise Refused("lifting the freeze needs a reason", hint="lastgood unfreeze -m 'why it is safe'")
     rooms = opened(config)
+    rooms.memory.note(Unfrozen(by=rooms.who, why=why))
+    out("deploys are allowed again")
+    # last: a frontend host that is away must not keep a fix from being deployed; a second unfreeze tries it again
     if rooms.frontend is not None and not rooms.frontend.observe().auto_assign:
         rooms.frontend.resume_auto_assign()
         out("frontend: pushes go live again")
-    rooms.memory.note(Unfrozen(by=rooms.who, why=why))
-    out("deploys are allowed again")
 
 
 @app.command("restore-points")

@@ -108,9 +108,9 @@ class History:
 
     @property
     def open_deployment(self) -> DeploymentHistory | None:
-        """The newest deployment, if it did not come to its end yet."""
-        newest = next(reversed(self.deployments.values()), None)
-        return newest if newest and newest.ended is None else None
+        """The newest deployment that did not come to its end yet. It need not be the newest of all: one that was
+        refused before it changed anything leaves the watch of the one before it alone."""
+        return next((d for d in reversed(self.deployments.values()) if d.ended is None), None)
 
     def deploy_run(self, deployment: str) -> RunHistory | None:
         """The run that carries the deployment out; None when somebody else's tool deployed."""
@@ -223,7 +223,8 @@ def _end_run(history: History, event: RunEnded) -> None:
     if event.terminal is None:
         return
     deployment = history.deployments.get(run.started.deployment)
-    if deployment and deployment.ended is None:
+    partial = run.plan.purpose is Purpose.ROLLBACK and Role.CONTAINERS not in run.plan.scope
+    if deployment and deployment.ended is None and not partial:
         deployment.ended = DeploymentEnded(
             deployment=deployment.deployment.id, terminal=event.terminal, sentence=run.started.sentence
         )

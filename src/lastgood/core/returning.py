@@ -347,6 +347,16 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         deadline_s=deadlines.fence_s,
         explain=f"{fence.kept_as} gets its name back",
     )
+    return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind the fence")
+
+
+def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
+    """The compensation for a rollback that stopped after its gate: remove what that started. Needs no approval."""
+    step = clear_step(boot_s=deadlines.boot_s)
+    return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
+
+
+def _compensation(plan: Plan, step: Step, *, plan_id: str, now: datetime, why: str) -> Plan:
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
@@ -355,5 +365,5 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         to_release=plan.from_release,
         steps=(step,),
         rung=plan.rung,
-        reasons=(f"plan {plan.id} stopped behind the fence",),
+        reasons=(why,),
     )

@@ -3,34 +3,44 @@ first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
-from lastgood.core.config import Mode
 from lastgood.core.deploying import make_deploy_plan
-from lastgood.core.errors import Refused
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import History, RunHistory
-from lastgood.core.plan import Migrate, Plan, Purpose, Step, TakeRestorePoint
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
     DeploymentEnded,
     DeploymentStarted,
+    Record,
     ReleaseCompleted,
     ReleaseRecorded,
     RunEnded,
     RunStarted,
+    StepStarted,
 )
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, new_run_id, roll_back
+from lastgood.runbook.rollback import (
+    BY_LASTGOOD,
+    BY_PERSON,
+    Cause,
+    automatic_allowed,
+    keep_restore_point,
+    new_run_id,
+    roll_back,
+)
 from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.tell import tell
 from lastgood.runbook.watch import start_watch
 
 
@@ -93,6 +103,8 @@ def deploy(
         plan = _plan(rooms, release, rooms.memory.history())
         if not confirm(plan):
             raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
+        # minutes may have passed since the first look
+        check_may_deploy(rooms.memory.history())
         deployment = _begin(rooms, release, plan)
         return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
 
@@ -183,14 +195,6 @@ def _next_deployment(history: History) -> str:
 
 def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     history = rooms.memory.history()
-    if (under := history.open_deployment) is not None:
-        rooms.memory.note(
-            DeploymentEnded(
-                deployment=under.deployment.id,
-                terminal=TerminalState.SUPERSEDED,
-                sentence=f"{release.id} was deployed before the watch of {under.deployment.release} ended",
-            )
-        )
     deployment = Deployment(
         id=_next_deployment(history),
         release=release.id,
@@ -211,6 +215,18 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     return deployment.id
 
 
+def _supersede(rooms: Rooms, deployment: str) -> None:
+    """End the watch of the deployment before, once this one begins to change something."""
+    history = rooms.memory.history()
+    release = history.deployments[deployment].deployment.release
+    for under in history.deployments.values():
+        if under.ended is None and under.deployment.id != deployment:
+            sentence = f"{release} was deployed before the watch of {under.deployment.release} ended"
+            rooms.memory.note(
+                DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.SUPERSEDED, sentence=sentence)
+            )
+
+
 def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]) -> Deployed:
     plan = run.plan
 
@@ -219,6 +235,8 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     def before(step: Step) -> None:
         """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
         written between the two would leave the live data with it."""
+        if not isinstance(step.action, TakeRestorePoint):
+            _supersede(rooms, deployment)
         if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
             return
         if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
@@ -228,11 +246,11 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     _keep_restore_points(rooms, plan)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
+    _supersede(rooms, deployment)
     if rooms.memory.history().deployments[deployment].watch is None:
         start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")
-    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
-    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint, says=rooms.named()))
+    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=_fingerprint(rooms), says=rooms.named()))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     return Deployed(deployment=deployment)
 
@@ -240,33 +258,67 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
 def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
     """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
     taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
-    if rooms.database and taken:
+    if rooms.database is None or not taken:
+        return
+    try:
         proved = rooms.database.observe().restore_points
         for restore_point in taken:
             if restore_point in proved:
                 keep_restore_point(rooms, restore_point)
+    except LastgoodError as error:
+        rooms.story(f"  the restore point could not be looked at: {error.message}")
+
+
+def _fingerprint(rooms: Rooms) -> str:
+    """The schema that a release left; empty where it could not be seen, and then a person decides about it later."""
+    try:
+        return rooms.database.observe().fingerprint if rooms.database else ""
+    except LastgoodError as error:
+        rooms.story(f"  the schema could not be looked at: {error.message}")
+        return ""
 
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
-    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do."""
+    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do. One
+    that stopped before its gate left nothing to put back: it is refused, and says nothing of the release."""
     rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
-    trigger = "gate" if stop.step and stop.step.name == "pass-gate" else "deploy"
+    records = rooms.memory.history().runs[plan.id].records
+    if not _began(plan, records):
+        sentence = f"{plan.to_release} was not deployed: {stop.reason}"
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=stop.terminal, sentence=sentence))
+        kind = NeedsHuman if stop.terminal is TerminalState.NEEDS_HUMAN else Refused
+        raise kind(sentence, hint=stop.hint or "lastgood doctor")
+    trigger = "gate" if stop.step and isinstance(stop.step.action, PassGate) else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
-        # at the gate nothing has changed and there is nothing to ask about; half-way it is the mode that says
-        moved = began_serving_change(plan, rooms.memory.history().runs[plan.id].records)
-        ask = moved and rooms.config.mode is not Mode.AUTOMATIC
-        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=ask))
-    except Refused as refused:
+        # at the gate nothing has changed and there is nothing to ask about; half-way mode and budget say
+        why_ask = automatic_allowed(rooms, rooms.memory.history()) if began_serving_change(plan, records) else ""
+        if why_ask:
+            rooms.story(f"asking first: {why_ask}")
+        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=bool(why_ask)))
+    except (Refused, Retryable, OutcomeUnknown) as error:
+        tell(
+            rooms,
+            "",
+            f"🚨 the deploy of {plan.to_release} stopped ({stop.reason}) and no rollback could be planned: "
+            f"{error.message}. {rooms.config.notify.owner} is needed.",
+            event_id=f"{deployment}-stopped",
+        )
         rooms.memory.note(
             DeploymentEnded(
                 deployment=deployment,
                 terminal=TerminalState.NEEDS_HUMAN,
-                sentence=f"{stop.reason}; and no rollback could be planned: {refused.message}",
+                sentence=f"{stop.reason}; and no rollback could be planned: {error.message}",
             )
         )
         raise
+
+
+def _began(plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether any step was started but a restore point, which changes nothing and is kept."""
+    begun = {record.event.step for record in records if isinstance(record.event, StepStarted)}
+    return any(step.name in begun and not isinstance(step.action, TakeRestorePoint) for step in plan.steps)
 
 
 class _Baseline:

@@ -1,4 +1,4 @@
-"""A rollback from decision to report: evidence saved, plan journaled, carried out, verified, told; resumable at any
+"""A rollback from decision to report: plan journaled, evidence saved, carried out, verified, told; resumable at any
 point.
 
 `roll_back` begins one; `take_up` goes on with one whose process died. Both end in the same function, because what is
@@ -11,6 +11,7 @@ import json
 import secrets
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -20,12 +21,12 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
+from lastgood.core.plan import ExportWrites, PassGate, Plan, Purpose, Role, Serve, Step
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
-from lastgood.core.returning import World, make_lift_plan, make_plan
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_plan
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
@@ -36,6 +37,8 @@ from lastgood.runbook.verify import verify
 BY_LASTGOOD: Final = "lastgood"
 BY_PERSON: Final = "person"
 COMPENSATION: Final = "compensation"
+STORY_FILE: Final = "incident.json"
+WENT_BACK: Final = frozenset({TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED})
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
 LOOKS: Final = 3
@@ -58,11 +61,21 @@ class Cause:
 
 
 def choose_target(history: History, name: str | None) -> ReleaseHistory:
-    """Return the release to go back to: the named one, else the newest good one before what serves.
+    """Return the release to go back to: the named one, else the newest good one before what serves. A deployment that
+    never came to serve leaves what serves, whether or not that is proved good.
 
     Raises Refused, nothing changed, when there is none, or the named one is not good.
     """
     if name is None:
+        if (untouched := _still_serves(history)) is not None:
+            return untouched
+        newest = next(reversed(history.deployments.values()), None)
+        went_back = newest is not None and newest.ended is not None and newest.ended.terminal in WENT_BACK
+        if newest is not None and went_back and newest.deployment.release != history.serving:
+            raise Refused(
+                f"{newest.deployment.release} was rolled back already, and {history.serving} serves",
+                hint="lastgood rollback RELEASE   (to go back further)",
+            )
         found = history.last_good(before=bad_release(history))
         if found is None:
             raise Refused("no good release to go back to", hint="lastgood releases")
@@ -78,6 +91,15 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
     return found
 
 
+def _still_serves(history: History) -> ReleaseHistory | None:
+    """What serves while a deployment is unfinished that changed nothing that serves; None when there is none."""
+    under = history.open_deployment
+    run = history.deploy_run(under.deployment.id) if under else None
+    if run is None or began_serving_change(run.plan, run.records) or history.serving == run.plan.to_release:
+        return None
+    return history.releases.get(history.serving)
+
+
 def bad_release(history: History) -> str:
     """What is left by a rollback now: the release of an unfinished deployment, else the one that serves."""
     deployment = history.open_deployment
@@ -90,7 +112,7 @@ def plan_rollback(
     """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
     history = rooms.memory.history()
     facts = rooms.containers.observe()
-    latest = next(reversed(history.deployments.values()), None)
+    latest = history.open_deployment or next(reversed(history.deployments.values()), None)
     # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
     undone = [d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id]
     point = history.restore_point_of(undone[-1]) if undone else None
@@ -126,13 +148,16 @@ def plan_rollback(
 def _look_at_database(
     rooms: Rooms, point: RestorePoint | None, target: ReleaseHistory
 ) -> tuple[DatabaseFacts | None, DatabaseEvidence | None, str]:
-    """Look, or say why not. A bad release may have used up every connection: then the containers go back first."""
+    """Look, or say why not. A bad release may have used up every connection, or somebody changed the password: the
+    containers go back all the same, where no migration speaks against it."""
     if rooms.database is None:
         return None, None, ""
     for attempt in range(LOOKS):
         try:
             facts = rooms.database.observe()
             evidence = rooms.database.inspect(since=point, target=target.release) if point is not None else None
+        except Refused as error:
+            return None, None, error.message
         except (Retryable, OutcomeUnknown) as error:
             if attempt + 1 == LOOKS:
                 return None, None, error.message
@@ -208,7 +233,7 @@ def asking(plan: Plan) -> Plan:
 
 def automatic_allowed(rooms: Rooms, history: History) -> str:
     """Return why no rollback may begin without a person; empty when it may: mode automatic, and the budget is not
-    used up."""
+    used up. A rollback that moved nothing, as after a gate that failed, uses up none of it."""
     if rooms.config.mode is not Mode.AUTOMATIC:
         return f"mode is {rooms.config.mode.value}"
     day_ago = rooms.clock.now() - timedelta(days=1)
@@ -218,7 +243,7 @@ def automatic_allowed(rooms: Rooms, history: History) -> str:
         if r.plan.purpose is Purpose.ROLLBACK
         and r.started.by == BY_LASTGOOD
         and r.started.trigger != COMPENSATION
-        and not (r.ended and r.ended.terminal is TerminalState.REFUSED)
+        and began_serving_change(r.plan, r.records)
     ]
     if any(r.plan.from_release == bad_release(history) for r in own):
         return f"{bad_release(history)} was rolled back automatically before"
@@ -231,6 +256,10 @@ def finish(rooms: Rooms, run: str) -> Report:
     """Carry a journaled rollback on from where it stands, verify, tell, end it. Needs the RUN lease."""
     started = rooms.memory.history().runs[run]
     plan = started.plan
+    if not started.records and not (rooms.state / "incidents" / run / STORY_FILE).exists():
+        begun = started.started
+        cause = Cause(trigger=begun.trigger, sentence=begun.sentence, by=begun.by, deployment=begun.deployment)
+        _save_evidence(rooms, run, cause)
     ending = carry_out(rooms, run, ask=lambda history, step: ask_approval(rooms, history, step))
     if isinstance(ending, Stop):
         return _stopped(rooms, started, ending)
@@ -240,12 +269,14 @@ def finish(rooms: Rooms, run: str) -> Report:
     rooms.story(f"verifying {target.release.id}")
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
+    losses, uncounted = _losses(rooms, plan)
     report = _report(
         rooms,
         started,
         TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
         checks=checks,
-        losses=_losses(rooms, plan),
+        losses=losses,
+        notes=uncounted,
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
@@ -261,6 +292,9 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         notes.append("the fence was lifted again" if lifted else "the fence could not be lifted")
         if not lifted:
             terminal = TerminalState.NEEDS_HUMAN
+    if _left_beside(rooms, plan):
+        cleared = _clear(rooms, plan)
+        notes.append("what the gate had started was removed" if cleared else "what the gate had started still runs")
     if terminal is TerminalState.NEEDS_HUMAN:
         next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
     elif terminal in (TerminalState.REFUSED, TerminalState.DENIED):
@@ -268,7 +302,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
     report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
     report = _end(rooms, report, serving=_serving_now(rooms, plan))
     untouched = not began_serving_change(plan, rooms.memory.history().runs[run].records)
-    if terminal in (TerminalState.REFUSED, TerminalState.DENIED) and untouched:
+    if terminal in (TerminalState.REFUSED, TerminalState.DENIED, TerminalState.ABORTED_BY_HUMAN) and untouched:
         frozen = rooms.memory.history().frozen
         if frozen and frozen.why == f"rollback {run}":
             rooms.memory.note(Unfrozen(by=BY_LASTGOOD, why=f"{run} touched nothing"))
@@ -299,28 +333,55 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
 
 
 def _lift(rooms: Rooms, plan: Plan) -> bool:
-    """Compensate a fence without a swap, as a journaled run of its own."""
-    history = rooms.memory.history()
-    run = new_run_id(history)
+    """Compensate a fence without a swap."""
+    run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    if lift is None:
+    return lift is None or _compensate(rooms, lift, after=plan)
+
+
+def _left_beside(rooms: Rooms, plan: Plan) -> bool:
+    """Whether the gate started something that now has no use: it would take work from what serves."""
+    states = {o.name: o.state for o in outcomes(plan, rooms.memory.history().runs[plan.id].records)}
+    begun = [step.action for step in plan.steps if states[step.name] != "not started"]
+    if any(isinstance(a, Serve) for a in begun) or not any(isinstance(a, PassGate) for a in begun):
+        return False
+    try:
+        return bool(rooms.containers.observe().candidates)
+    except LastgoodError:
         return True
+
+
+def _clear(rooms: Rooms, plan: Plan) -> bool:
+    """Compensate a gate that nothing came after."""
+    run = new_run_id(rooms.memory.history())
+    clear = make_clear_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    return _compensate(rooms, clear, after=plan)
+
+
+def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> bool:
+    """Carry a compensation out as a journaled run of its own. Whether it came to its end."""
     rooms.memory.note(
-        RunStarted(run=run, plan=lift, trigger=COMPENSATION, sentence=f"run {plan.id} stopped", by=BY_LASTGOOD)
+        RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=f"run {after.id} stopped", by=BY_LASTGOOD)
     )
-    return _finish_lift(rooms, lift)
+    return _finish_compensation(rooms, made)
 
 
-def _finish_lift(rooms: Rooms, lift: Plan) -> bool:
-    ending = carry_out(rooms, lift.id)
+def _finish_compensation(rooms: Rooms, made: Plan) -> bool:
+    ending = carry_out(rooms, made.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
-    rooms.memory.note(RunEnded(run=lift.id, terminal=None, serving=lift.from_release, stopped=stopped))
+    rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=stopped))
     return isinstance(ending, Finish)
 
 
-def _losses(rooms: Rooms, plan: Plan) -> tuple[Loss, ...]:
+def _losses(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
+    """What left the live data, or a note why that cannot be told now: by then everything is done."""
     export = next((s.action.export for s in plan.steps if isinstance(s.action, ExportWrites)), None)
-    return rooms.database.losses(export) if rooms.database and export else ()
+    if rooms.database is None or export is None:
+        return (), ()
+    try:
+        return rooms.database.losses(export), ()
+    except LastgoodError as error:
+        return (), (f"rows left the live data, and {export}, which holds them, cannot be counted: {error.message}",)
 
 
 def _report(
@@ -341,7 +402,8 @@ def _report(
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
     advice: list[str] = []
-    if rolled_back:
+    whole = Role.CONTAINERS in plan.scope
+    if rolled_back and whole:
         if commit:
             advice.append(
                 f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
@@ -383,18 +445,19 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
     report = replace(report, notes=(*report.notes, *unheard))
     killpoint("before-end", "rollback")
     rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
-    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources:
+    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources and serving == report.to_release:
         _begin_bake(rooms, report)
     return report
 
 
 def _begin_bake(rooms: Rooms, report: Report) -> None:
     """The system is watched again: the minutes count from here, whoever takes the watch up."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
-    if newest is None or newest.deployment.release != report.from_release:
+    deployments = rooms.memory.history().deployments.values()
+    left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
+    if left is None:
         return
     window_s = rooms.config.watch.bake
-    rooms.memory.note(WatchStarted(deployment=newest.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
+    rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
     rooms.story(f"the system is watched again for {window_s / 60:.0f} min; to be told how it goes: lastgood watch")
 
 
@@ -450,13 +513,19 @@ def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
     """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not
     fatal."""
     folder = rooms.state / "incidents" / run
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    history = rooms.memory.history()
-    deployment = history.deployments.get(cause.deployment)
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _save_story(rooms, run, cause, folder)
         rooms.containers.evidence(folder)
     except LastgoodError as error:
         rooms.story(f"  logs could not be saved: {error.message}")
+    except OSError as error:
+        rooms.story(f"  evidence could not be saved: {error}")
+
+
+def _save_story(rooms: Rooms, run: str, cause: Cause, folder: Path) -> None:
+    history = rooms.memory.history()
+    deployment = history.deployments.get(cause.deployment)
     story = {
         "run": run,
         "owner": rooms.config.notify.owner,
@@ -470,7 +539,7 @@ def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
         },
         "window": _BUCKETS.dump_python(deployment.buckets, mode="json") if deployment else [],
     }
-    (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
+    (folder / STORY_FILE).write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
 
 
 def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
@@ -485,7 +554,7 @@ def take_up(rooms: Rooms) -> Report | None:
     while (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
         rooms.story(f"taking up {run.started.run}, begun at {run.record.at:%H:%M:%S} UTC by {run.started.by}")
         if run.started.trigger == COMPENSATION:
-            _finish_lift(rooms, run.plan)
+            _finish_compensation(rooms, run.plan)
         else:
             report = finish(rooms, run.started.run)
     return report

@@ -6,17 +6,19 @@ lease; when a verdict asks for a rollback, the lease is claimed for that.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from lastgood.core.config import Mode, WatchConfig
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.history import DeploymentHistory
+from lastgood.core.history import DeploymentHistory, RunHistory
+from lastgood.core.plan import Purpose
 from lastgood.core.ports import Right
 from lastgood.core.record import BucketSeen, DeploymentEnded, ReleaseJudged, WatchStarted
 from lastgood.core.report import Report, TerminalState, announcement
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict, Watch, Watching
 from lastgood.runbook.frontend import learn_frontend
-from lastgood.runbook.looking import Eyes
+from lastgood.runbook.looking import DEADLINE_S, Eyes
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell
@@ -51,7 +53,8 @@ def start_watch(rooms: Rooms, deployment: str) -> None:
 
 def baking(rooms: Rooms) -> DeploymentHistory | None:
     """Return the deployment whose rollback is watched again now; None outside of that time."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
+    deployments = rooms.memory.history().deployments.values()
+    newest = next((d for d in reversed(deployments) if d.watch is not None), None)
     if newest is None or newest.ended is None or newest.watch is None or not newest.watch.bake:
         return None
     return newest if left_s(rooms, newest) > 0 else None
@@ -62,35 +65,37 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
 
     Raises Refused when another process watches this stack already.
     """
-    with rooms.memory.journal.claim(rooms.who, Right.WATCH), Eyes(rooms.sources, rooms.clock) as eyes:
+    with ExitStack() as right, Eyes(rooms.sources, rooms.clock) as eyes:
+        _claim(rooms, right)
         under = rooms.memory.history().deployments[deployment]
-        watch = state_of(rooms.config.watch, under)
-        if watch is None:
+        watch, began = state_of(rooms.config.watch, under), under.watch
+        if watch is None or began is None:
             raise Refused(f"deployment {deployment} has no watch yet", hint="lastgood status")
         told_blind = proposed = False
-        frontend_known = under.watch is not None and under.watch.bake
+        frontend_known = began.bake
         eyes.look()
         while True:
             bucket = eyes.look_after(rooms.config.watch.interval)
+            under = rooms.memory.history().deployments[deployment]
+            # another watch that began on it is the bake of a rollback, and what was seen before it is not its evidence
+            newest = next(reversed(rooms.memory.history().deployments.values()))
+            if under.ended and (newest is not under or not (began.bake and under.watch == began)):
+                return WatchOutcome(terminal=under.ended.terminal, sentence=under.ended.sentence)
             rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
             watch = watch.after(bucket)
-            under = rooms.memory.history().deployments[deployment]
-            frontend_known = frontend_known or learn_frontend(rooms, under)
-            if under.ended and not (under.watch and under.watch.bake):
-                return WatchOutcome(terminal=under.ended.terminal, sentence=under.ended.sentence)
+            if (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
+                if (joined := _join(rooms, run)) is not None:
+                    return joined
+                continue
             verdict = watch.judge(rooms.clock.now())
             match verdict:
                 case Watching():
                     rooms.story(watching_line(under, verdict, warm_up_s=rooms.config.watch.warm_up))
+                    frontend_known = frontend_known or learn_frontend(rooms, under)
                     if verdict.blind_to and not told_blind:
                         told_blind = True
-                        tell(
-                            rooms,
-                            "",
-                            f"👁 watching {under.deployment.release}, blind to {'; '.join(verdict.blind_to)}",
-                            event_id=f"{deployment}-blind",
-                        )
-                case Unhealthy() if under.watch and under.watch.bake:
+                        _say_blind(rooms, under, verdict)
+                case Unhealthy() if began.bake:
                     return _bake_failed(rooms, under, verdict)
                 case Unhealthy():
                     if rooms.config.mode is Mode.OBSERVE:
@@ -106,6 +111,20 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                         return acted
                 case Healthy() | Inconclusive():
                     return _kept(rooms, under, verdict)
+
+
+def _claim(rooms: Rooms, right: ExitStack) -> None:
+    """Take the right to watch. The watch of a deployment that this one superseded lets go at its next look."""
+    began, patience_s = rooms.clock.now(), rooms.config.watch.interval + DEADLINE_S
+    while True:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who, Right.WATCH))
+        except Refused:
+            if (rooms.clock.now() - began).total_seconds() > patience_s:
+                raise
+            rooms.clock.sleep(1.0)
+        else:
+            return
 
 
 def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: float) -> str:
@@ -143,8 +162,15 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
         deployment=under.deployment.id,
         invalid_rows=watch.invalid_rows(),
     )
-    with rooms.memory.journal.claim(rooms.who):
+    with ExitStack() as right:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who))
+        except Refused as held:
+            _not_now(rooms, under, cause, held)
+            return None
         # somebody may have rolled back, or begun to, while this process read its signals
+        if (ended := rooms.memory.history().deployments[under.deployment.id].ended) is not None:
+            return WatchOutcome(terminal=ended.terminal, sentence=ended.sentence)
         report = take_up(rooms)
         if report is None:
             why_ask = automatic_allowed(rooms, rooms.memory.history())
@@ -160,8 +186,31 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
     return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
 
 
+def _join(rooms: Rooms, run: RunHistory) -> WatchOutcome | None:
+    """A rollback is under way: nothing is judged beside it. One whose process died is taken up. None while it lives."""
+    with ExitStack() as right:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who))
+        except Refused:
+            rooms.story(f"watching  rollback {run.started.run} is under way by {rooms.memory.journal.holder()}")
+            return None
+        report = take_up(rooms)
+    if report is None:
+        return None
+    return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
+
+
+def _say_blind(rooms: Rooms, under: DeploymentHistory, verdict: Watching) -> None:
+    """A bake that is blind is another event than its deployment's watch that was, and another release serves."""
+    bake = under.watch is not None and under.watch.bake
+    doing = f"baking {rooms.memory.history().serving}" if bake else f"watching {under.deployment.release}"
+    event_id = f"{under.deployment.id}-{'bake-' if bake else ''}blind"
+    tell(rooms, "", f"👁 {doing}, blind to {'; '.join(verdict.blind_to)}", event_id=event_id)
+
+
 def _not_now(rooms: Rooms, under: DeploymentHistory, cause: Cause, error: LastgoodError) -> None:
-    """The engine does not answer: a person is told once, and the next look tries again."""
+    """The engine does not answer, or another process has the right to run: a person is told once, and the next look
+    tries again."""
     tell(
         rooms,
         "",
@@ -213,6 +262,8 @@ def _kept(rooms: Rooms, under: DeploymentHistory, verdict: Verdict) -> WatchOutc
     release, bake = under.deployment.release, bool(under.watch and under.watch.bake)
     if bake:
         said = "the bake after the rollback ended without a trigger"
+        if isinstance(verdict, Inconclusive):
+            said += f", but: {'; '.join(verdict.reasons)}"
         rooms.memory.note(
             DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
         )

@@ -7,10 +7,12 @@ truthful. Crashes are raised around every journal write and every effect, where 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from threading import Lock
 
 from lastgood.core.errors import Bug, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
@@ -54,26 +56,58 @@ class Crashes:
 
 
 class SteppedClock:
-    """A clock that only moves when somebody sleeps or a record is written."""
+    """A clock that only moves when somebody sleeps. What was agreed for a later time happens while somebody sleeps over
+    it, as if another process did it then. Its users may have threads."""
 
     def __init__(self) -> None:
         self._now = START
+        self._agreed: list[tuple[datetime, Callable[[], object]]] = []
+        self._moving = Lock()
 
     def now(self) -> datetime:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        self._now += timedelta(seconds=max(seconds, 0.001))
+        until = self._now + timedelta(seconds=max(seconds, 0.001))
+        while (happens := self._next(until)) is not None:
+            happens()
+
+    def _next(self, until: datetime) -> Callable[[], object] | None:
+        """Move to what is agreed next and return it; None when that is later: then it is `until`."""
+        with self._moving:
+            at, happens = min(self._agreed, key=itemgetter(0), default=(until, None))
+            if happens is None or at > until:
+                self._now = max(self._now, until)
+                return None
+            self._agreed.remove((at, happens))
+            self._now = max(self._now, at)
+            return happens
+
+    def after(self, seconds: float, act: Callable[[], object]) -> None:
+        """Have `act` happen that many seconds from now. It may sleep itself: then more time passes than was asked
+        for."""
+        self._agreed.append((self._now + timedelta(seconds=seconds), act))
+
+    @contextmanager
+    def if_slow(self, after_s: float, say: Callable[[], None]) -> Generator[None]:
+        """Call `say` after a block that lasted longer than `after_s` by this clock."""
+        began = self._now
+        try:
+            yield
+        finally:
+            if (self._now - began).total_seconds() > after_s:
+                say()
 
 
 class MemoryJournal:
     """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is
-    kept."""
+    kept. meanwhile: what another process does just before the right to run is claimed next."""
 
     def __init__(self, clock: SteppedClock) -> None:
         self.kept: list[Record] = []
         self.crashes = Crashes()
         self._clock = clock
+        self.meanwhile: list[Callable[[], object]] = []
         self._held: dict[Right, Lease] = {}
 
     def append(self, event: Event) -> Record:
@@ -88,6 +122,8 @@ class MemoryJournal:
 
     @contextmanager
     def claim(self, owner: str, right: Right = Right.RUN) -> Generator[Lease]:
+        if right is Right.RUN and self.meanwhile:
+            self.meanwhile.pop()()
         if right in self._held:
             raise Refused(f"{right.value} is held by {self._held[right].owner}")
         self._held[right] = Lease(owner=owner, fencing=1)
