@@ -15,8 +15,19 @@ from hypothesis import strategies as st
 from lastgood.core.deploying import changed_services
 from lastgood.core.errors import Refused
 from lastgood.core.migration import Blame, Fit, WritesSince, judge_migration
-from lastgood.core.plan import ExportWrites, Fence, LiftFence, PassGate, Plan, Role, SaveDump, Serve, SwapDatabase
-from lastgood.core.returning import World, make_lift_plan
+from lastgood.core.plan import (
+    ClearCandidates,
+    ExportWrites,
+    Fence,
+    LiftFence,
+    PassGate,
+    Plan,
+    Role,
+    SaveDump,
+    Serve,
+    SwapDatabase,
+)
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan
 from lastgood.testing.world import START
 from tests.core.examples import DEADLINES, EVIDENCE, rollback_plan
 from tests.core.plan_case import case, names, planned, refusal
@@ -126,6 +137,17 @@ def test_lifting_a_fence_leaves_the_release_that_serves() -> None:
 
 def test_a_plan_without_a_fence_has_none_to_lift() -> None:
     assert make_lift_plan(rollback_plan(None), plan_id="r2", now=START, deadlines=DEADLINES) is None
+
+
+def test_what_a_gate_started_is_removed_without_asking_anybody() -> None:
+    clear = make_clear_plan(rollback_plan(EVIDENCE), plan_id="r2", now=START, deadlines=DEADLINES)
+    assert [step.action for step in clear.steps] == [ClearCandidates()]
+    assert not clear.needs_approval
+
+
+def test_clearing_a_gate_leaves_the_release_that_serves() -> None:
+    clear = make_clear_plan(rollback_plan(EVIDENCE), plan_id="r2", now=START, deadlines=DEADLINES)
+    assert (clear.from_release, clear.to_release) == ("bad", "bad")
 
 
 # --- what may never be, whatever the world looks like ----------------------------------------------------------------
