@@ -108,9 +108,15 @@ class History:
 
     @property
     def open_deployment(self) -> DeploymentHistory | None:
-        """The newest deployment that did not come to its end yet. It need not be the newest of all: one that was
-        refused before it changed anything leaves the watch of the one before it alone."""
-        return next((d for d in reversed(self.deployments.values()) if d.ended is None), None)
+        """The newest deployment, if it did not come to its end yet. One that was refused before anything changed does
+        not count: it leaves the watch of the one before it alone."""
+        touched = (
+            d
+            for d in reversed(self.deployments.values())
+            if d.ended is None or d.ended.terminal is not TerminalState.REFUSED
+        )
+        newest = next(touched, None)
+        return newest if newest and newest.ended is None else None
 
     def deploy_run(self, deployment: str) -> RunHistory | None:
         """The run that carries the deployment out; None when somebody else's tool deployed."""
