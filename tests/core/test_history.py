@@ -296,9 +296,9 @@ def test_a_deployment_that_was_refused_leaves_the_watch_of_the_one_before_it_alo
     assert open_deployment.deployment.id == "d1"
 
 
-def test_where_every_deployment_came_to_its_end_none_is_open() -> None:
-    ends = [DeploymentEnded(deployment=d, terminal=TerminalState.HEALTHY_KEPT, sentence="") for d in ("d1", "d2")]
-    assert told(A, B, ends).open_deployment is None
+def test_behind_any_other_end_an_older_deployment_is_not_open_again() -> None:
+    ended = DeploymentEnded(deployment="d2", terminal=TerminalState.HEALTHY_KEPT, sentence="")
+    assert told(A, B, [ended]).open_deployment is None
 
 
 def test_a_part_that_went_back_does_not_end_the_deployment() -> None:
