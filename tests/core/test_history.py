@@ -289,9 +289,22 @@ def test_the_newest_deployment_is_open_until_it_ends() -> None:
     assert open_deployment.deployment.id == "d2"
 
 
-def test_an_older_deployment_is_never_the_open_one() -> None:
+def test_a_deployment_that_was_refused_leaves_the_watch_of_the_one_before_it_alone() -> None:
+    refused = DeploymentEnded(deployment="d2", terminal=TerminalState.REFUSED, sentence="")
+    open_deployment = told(A, B, [refused]).open_deployment
+    assert open_deployment is not None
+    assert open_deployment.deployment.id == "d1"
+
+
+def test_behind_any_other_end_an_older_deployment_is_not_open_again() -> None:
     ended = DeploymentEnded(deployment="d2", terminal=TerminalState.HEALTHY_KEPT, sentence="")
     assert told(A, B, [ended]).open_deployment is None
+
+
+def test_a_part_that_went_back_does_not_end_the_deployment() -> None:
+    part = replace(RUN, plan=replace(RUN.plan, scope=(Role.FRONTEND,)))
+    ended = RunEnded(run="r1", terminal=TerminalState.ROLLED_BACK_VERIFIED, serving="a")
+    assert told(A, [part, ended]).deployments["d1"].ended is None
 
 
 @pytest.mark.parametrize("terminal", TerminalState, ids=str)
