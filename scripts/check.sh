@@ -37,7 +37,7 @@ run imports "$bin/lint-imports"
 if [ ${#generated[@]} -gt 0 ]; then run docs "$bin/cog" --check "${generated[@]}"; fi
 if [ "${1:-}" != --static ]; then
   # Pure ones: nothing here starts a server or waits for a time-out; `make test` runs all of them.
-  run tests "$bin/python" -m pytest -q tests/core tests/runbook tests/contract/test_journal.py tests/test_*.py
+  run tests "$bin/python" -m pytest -q -n 2 tests/core tests/runbook tests/contract/test_journal.py tests/test_*.py
 fi
 wait
 
