@@ -61,9 +61,10 @@ def page(found: dict[str, dict[str, list[Story]]]) -> Iterator[str]:
     """Yield the page's lines."""
     yield "# Figures of the stories"
     yield ""
-    yield "Every release of HyperCode, deployed under 20 requests/s and watched. Made by `make system` and then"
+    yield "Releases of HyperCode, deployed under 20 requests/s and watched. Made by `make system` and then"
     yield "`scripts/figures.py > docs/figures.md`; not edited by hand. Times are medians over the rounds, counts the"
-    yield f"worst round. Machine: {platform.machine()}, Python {platform.python_version()}, stories side by side."
+    yield f"worst round. Machine: {platform.machine()}, Python {platform.python_version()}, stories side by side;"
+    yield "(n of n) says how often each was played. CI plays three of them on Compose, `make system` all."
     for engine, faults in sorted(found.items(), reverse=True):
         yield ""
         yield f"## On the {engine} engine"
