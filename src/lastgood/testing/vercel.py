@@ -346,8 +346,8 @@ class VercelStandIn(StandIn):
         }
 
     def _update(self, call: Call) -> Answer:
-        """The one setting that a rollback changes: `project update --auto-assign-custom-domains` of Vercel's own tool.
-        Vercel knows many more; what is not known here is refused."""
+        """The one setting that a rollback changes, as Vercel's Terraform provider sends it. What is not known here is
+        refused; Vercel knows many more."""
         match call.fields():
             case {"autoAssignCustomDomains": bool(wanted), **others} if not others:
                 self._world.auto_assign = wanted

@@ -135,7 +135,7 @@ class VercelApi:
         """Turn on the setting that a rollback turns off. It moves nothing: the next push goes live again.
 
         Not a promote of what is production: Vercel answers that with 409 and leaves the setting as it is.
-        Vercel: PATCH /v9/projects/{id}, as `vercel project update --auto-assign-custom-domains on` sends it.
+        Vercel: PATCH /v9/projects/{id}, as github.com/vercel/terraform-provider-vercel sends it, read 2026-11.
         """
         what = "turning on automatic assignment"
         path = f"/v9/projects/{_part(project_id)}"
