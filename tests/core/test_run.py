@@ -25,6 +25,7 @@ from lastgood.core.run import (
     Stop,
     advance,
     began_serving_change,
+    began_what_was_asked,
     outcomes,
 )
 from lastgood.testing.world import START
@@ -362,6 +363,14 @@ def test_a_step_without_an_answer_has_lasted_no_time_yet() -> None:
 )
 def test_what_users_can_notice_begins_with_the_intent(plan: Plan, events: list[Event], *, began: bool) -> None:
     assert began_serving_change(plan, records(*events)) is began
+
+
+@pytest.mark.parametrize(
+    "events,began",
+    [((*BEFORE_THE_FENCE, approved(ASKING)), False), ((*BEFORE_THE_FENCE, approved(ASKING), started("fence")), True)],
+)
+def test_it_is_too_late_to_deny_once_an_approved_step_began(events: Sequence[Event], began: bool) -> None:
+    assert began_what_was_asked(ASKING, records(*events)) is began
 
 
 # --- what may never be, whatever the records say ---------------------------------------------------------------------

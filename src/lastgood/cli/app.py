@@ -39,6 +39,7 @@ from lastgood.core.ports import Right
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, Frozen, Unfrozen
 from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
+from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import record as recording
@@ -545,6 +546,8 @@ def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why:
     waiting = _waiting(rooms, run)
     if not waiting.plan.needs_approval:
         raise Refused(f"run {waiting.started.run} waits for nobody", hint="lastgood abort -m 'why'")
+    if began_what_was_asked(waiting.plan, waiting.records):
+        raise Refused(f"too late: run {waiting.started.run} began what was approved", hint="lastgood abort -m 'why'")
     rooms.memory.note(ApprovalDenied(run=waiting.started.run, by=rooms.who, why=why))
     out(f"denied {waiting.started.run}")
 
@@ -553,7 +556,7 @@ def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why:
 def abort(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why: Why = "") -> None:
     """Stop a run before its next effect.
 
-    Writes the journal only; the run that reads it stops. What is done stays done.
+    Writes the journal only; the run that reads it stops. What a rollback did stays done; a deploy is put back.
 
     Example: lastgood abort -m 'wrong release'
     """

@@ -241,6 +241,12 @@ def outcomes(plan: Plan, records: Sequence[Record]) -> tuple[StepOutcome, ...]:
     return tuple(found)
 
 
+def began_what_was_asked(plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether a step that waits for a person was started: from then on it is too late to deny, not to abort."""
+    tally = _tally(plan, records)
+    return any(tally.steps[s.name].attempts for s in plan.steps if s.needs_approval)
+
+
 def began_serving_change(plan: Plan, records: Sequence[Record]) -> bool:
     """Whether a step that users can notice was started: from then on a killed deploy is taken up, before it undone."""
     tally = _tally(plan, records)
@@ -257,5 +263,6 @@ __all__ = [
     "Stop",
     "advance",
     "began_serving_change",
+    "began_what_was_asked",
     "outcomes",
 ]

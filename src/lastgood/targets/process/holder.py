@@ -24,8 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, assert_never
 
-from pydantic import ValidationError
-
 from lastgood.core.errors import LastgoodError
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.targets.process import processes
@@ -450,10 +448,13 @@ async def run(shelf: Shelf) -> None:
     with _line(shelf.state) as line:
 
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(OSError, ValidationError, ValueError):
+            try:
                 asked = ASK.validate_json(await reader.readline())
                 writer.write(ANSWER.dump_json(await holder.answer(asked)))
                 await writer.drain()
+            except (OSError, ValueError) as error:
+                # who asked gets no answer, and looks
+                print(f"a request was not answered: {error}", file=sys.stderr, flush=True)  # noqa: T201 # the holder's log
             writer.close()
 
         server = await asyncio.start_unix_server(converse, sock=line, limit=MOST_BYTES)
