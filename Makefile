@@ -36,8 +36,8 @@ system: setup
 	@rm -rf $(FIGURES)
 	@set -e; export LASTGOOD_FIGURES=$(CURDIR)/$(FIGURES); for round in $$(seq $(ROUNDS)); do \
 	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) -m '$(SYSTEM)' tests/system/test_stories.py; done
-	@$(PYTEST) -m '$(SYSTEM)' tests/system/test_kill_points.py
 	@scripts/figures.py $(FIGURES)
+	@$(PYTEST) -m '$(SYSTEM)' tests/system/test_kill_points.py
 
 ## write the generated parts of the docs anew
 docs: setup

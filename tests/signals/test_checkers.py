@@ -90,6 +90,14 @@ def test_environment():
 """
 
 
+def test_a_pytest_that_cannot_begin_is_quoted_with_its_reason(folder: Path) -> None:
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-config\nno_such_option = 1\n")
+    (folder / "test_all.py").write_text("def test_login(): pass\n")
+    (check,) = smoke_tests(folder, "pytest", "-q").run({"v2.0.3"})
+    assert not check.passed
+    assert "no_such_option" in check.detail
+
+
 def smoke_tests(folder: Path, *command: str, timeout: str = "30s", **env: str) -> SmokeTests:
     # without the plugins that this repository's own tests need: they take most of pytest's start
     env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

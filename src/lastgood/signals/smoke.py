@@ -55,7 +55,7 @@ class SmokeTests:
             except (OSError, ValueError, ET.ParseError) as error:
                 return (_failed(f"exit code {ended.exit_code}, no readable report: {_last_line(ended) or error}"),)
         if not checks:
-            return (_failed(f"no test ran: {_last_line(ended)}"),)
+            return (_failed(f"no test ran: {_complaint(ended)}"),)
         if ended.exit_code != 0 and all(check.passed for check in checks):
             return (*checks, _whole(ended))
         return checks
@@ -105,6 +105,12 @@ def _whole(ended: child.Finished) -> Check:
 
 def _failed(detail: str) -> Check:
     return Check(name=WHOLE, passed=False, detail=one_line(detail))
+
+
+def _complaint(ended: child.Finished) -> str:
+    """What pytest says of itself when it cannot begin; below it stands only that nothing ran."""
+    said = [line for line in ended.tail.splitlines() if line.startswith("ERROR")]
+    return said[0] if said else _last_line(ended)
 
 
 def _last_line(ended: child.Finished) -> str:
