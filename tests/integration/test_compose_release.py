@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lastgood.core.errors import Refused
-from tests.contract.rigs.compose import CLOCK, ComposeWorld
+from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.compose import ComposeWorld
 
 pytestmark = pytest.mark.needs_docker
 

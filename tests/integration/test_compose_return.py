@@ -13,7 +13,8 @@ from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
-from tests.contract.rigs.compose import CLOCK, ComposeWorld
+from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.compose import ComposeWorld
 
 pytestmark = pytest.mark.needs_docker
 

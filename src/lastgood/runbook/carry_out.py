@@ -6,10 +6,9 @@ it cannot tell the difference, and need not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
-from threading import Timer
+from functools import partial
 from typing import Final, assert_never
 
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
@@ -60,8 +59,8 @@ def carry_out(
                 _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
-                changed = began_serving_change(plan, history.records)
                 if attempt == 1 and (drift := _drift(rooms, history, step)):
+                    changed = began_serving_change(plan, history.records)
                     return Stop(
                         terminal=TerminalState.NEEDS_HUMAN if changed else TerminalState.REFUSED,
                         step=step,
@@ -98,7 +97,9 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     target = rooms.target(step.role)
     said = ""
     try:
-        with _said_if_slow(rooms, step):
+        # silence for more than a second looks like a hang
+        line = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
+        with rooms.clock.alarm(SLOW_S, partial(rooms.story, line)):
             if seen(step, target.observe()) is not Seen.DONE:
                 target.apply(step)
     except (ConfigError, Refused, NeedsHuman) as error:
@@ -115,18 +116,6 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
     killpoint("after-act", step.name)
     _note_seen(rooms, run, step, began, applied=True, said=said)
     killpoint("after-seen", step.name)
-
-
-@contextmanager
-def _said_if_slow(rooms: Rooms, step: Step) -> Generator[None]:
-    """Silence for more than a second looks like a hang: then say what is being done, and how long it may take."""
-    said = Timer(SLOW_S, rooms.story, [f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"])
-    said.daemon = True
-    said.start()
-    try:
-        yield
-    finally:
-        said.cancel()
 
 
 def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:

@@ -6,8 +6,9 @@ truthful. Crashes are raised around every journal write and every effect, where 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -54,16 +55,42 @@ class Crashes:
 
 
 class SteppedClock:
-    """A clock that only moves when somebody sleeps or a record is written."""
+    """A clock that only moves when somebody sleeps. Who sleeps past an alarm, or past the time at which something was
+    to happen, makes it happen."""
 
     def __init__(self) -> None:
         self._now = START
+        self._due: list[tuple[datetime, Callable[[], None]]] = []
+        self._moving = threading.Lock()
 
     def now(self) -> datetime:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        self._now += timedelta(seconds=max(seconds, 0.001))
+        with self._moving:
+            self._now += timedelta(seconds=max(seconds, 0.001))
+            passed = [due for due in self._due if due[0] <= self._now] if self._due else []
+            self._due = [due for due in self._due if due not in passed] if passed else self._due
+        for _, act in passed:
+            act()
+
+    def at(self, seconds: float, act: Callable[[], None]) -> None:
+        """Make something happen once the clock is so far from now: a person answers, a release turns bad."""
+        with self._moving:
+            self._due.append((self._now + timedelta(seconds=seconds), act))
+            self._due.sort(key=lambda due: due[0])
+
+    @contextmanager
+    def alarm(self, seconds: float, act: Callable[[], None]) -> Generator[None]:
+        due = (self._now + timedelta(seconds=seconds), act)
+        with self._moving:
+            self._due.append(due)
+        try:
+            yield
+        finally:
+            with self._moving:
+                if due in self._due:
+                    self._due.remove(due)
 
 
 class MemoryJournal:

@@ -12,11 +12,9 @@ import socket
 import subprocess
 import tarfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +27,11 @@ from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.plan import Fence, Plan, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
+from tests.contract.rigs.clock import CLOCK
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
 APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
 NO_DATABASE_S = 60.0
-
-
-class RealClock:
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)  # this is the clock
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(max(seconds, 0.0))
 
 
 def free_port() -> int:
@@ -50,9 +39,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-CLOCK = RealClock()
 
 
 class ComposeWorld:
