@@ -1,4 +1,4 @@
-"""What every target promises (core.ports.Target), shown on a real world each."""
+"""What every target promises (core.ports.Target), shown on a real world each, and on the stack in memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from lastgood.core.plan import Seen, seen
 from tests.contract.rigs import TargetRig
 
 RIGS = [
-    pytest.param("process", id="process"),
-    pytest.param("postgres_embedded", id="postgres-embedded"),
-    pytest.param("vercel", id="vercel"),
+    pytest.param("memory:containers", id="memory-containers"),
+    pytest.param("memory:database", id="memory-database"),
+    pytest.param("memory:frontend", id="memory-frontend"),
+    pytest.param("process", id="process", marks=pytest.mark.needs_server),
+    pytest.param("postgres_embedded", id="postgres-embedded", marks=pytest.mark.needs_server),
+    pytest.param("vercel", id="vercel", marks=pytest.mark.needs_server),
     pytest.param("compose", id="compose", marks=pytest.mark.needs_docker),
     pytest.param("postgres_container", id="postgres-container", marks=pytest.mark.needs_docker),
 ]
@@ -23,8 +26,8 @@ RIGS = [
 
 @pytest.fixture(params=RIGS)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TargetRig]:
-    module = import_module(f"tests.contract.rigs.{request.param}")
-    with module.rig(tmp_path) as made:
+    module, _, maker = request.param.partition(":")
+    with getattr(import_module(f"tests.contract.rigs.{module}"), maker or "rig")(tmp_path) as made:
         yield made
 
 

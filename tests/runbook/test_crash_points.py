@@ -94,7 +94,7 @@ def test_every_crash_point_ends_the_same_with_each_effect_once(shape: str) -> No
     for at in range(1, moments(plan) + 1):
         simulation = Simulation(plan, at)
         assert simulation.live() == Finish()
-        assert simulation.world.effects == once, f"crash at {at}"
+        assert simulation.world.asked == simulation.world.effects == once, f"crash at {at}"
         assert simulation.lives == 2, f"crash at {at} did not happen"
 
 
@@ -105,7 +105,7 @@ def test_every_pair_of_crash_points_ends_the_same_with_each_effect_once(shape: s
     for pair in combinations(range(1, moments(plan) + 1), 2):
         simulation = Simulation(plan, *pair)
         assert simulation.live() == Finish()
-        assert simulation.world.effects == once, f"crashes at {pair}"
+        assert simulation.world.asked == simulation.world.effects == once, f"crashes at {pair}"
 
 
 def test_every_kind_of_step_is_in_a_shape_that_is_killed_and_resumed() -> None:

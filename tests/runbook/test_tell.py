@@ -21,6 +21,8 @@ from tests.contract.rigs.clock import CLOCK
 from tests.core.examples import rollback_plan
 from tests.runbook.test_crash_points import Simulation
 
+pytestmark = pytest.mark.needs_server
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[SlackStandIn]:
