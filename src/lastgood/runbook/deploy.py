@@ -117,7 +117,7 @@ def give_up(rooms: Rooms, why: str) -> None:
     """End a deploy that died before it changed what serves, so that a rollback can undo it. Needs the RUN lease."""
     run = rooms.memory.history().open_run
     if run is not None and run.plan.purpose is Purpose.DEPLOY:
-        _keep_restore_points(rooms, run.plan)
+        keep_restore_points(rooms, run.plan)
         rooms.memory.note(RunEnded(run=run.started.run, terminal=None, serving=run.plan.from_release, stopped=why))
 
 
@@ -225,7 +225,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
             rooms.memory.note(BaselineTaken(deployment=deployment, buckets=buckets))
 
     ending = carry_out(rooms, plan.id, before=before)
-    _keep_restore_points(rooms, plan)
+    keep_restore_points(rooms, plan)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
     if rooms.memory.history().deployments[deployment].watch is None:
@@ -237,7 +237,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     return Deployed(deployment=deployment)
 
 
-def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
+def keep_restore_points(rooms: Rooms, plan: Plan) -> None:
     """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
     taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
     if rooms.database and taken:

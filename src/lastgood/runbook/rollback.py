@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
@@ -166,10 +167,13 @@ def roll_back(
     target: str | None = None,
     only: frozenset[Role] = frozenset(Role),
     confirm: bool = False,
+    agreed: Callable[[Plan], bool] = lambda _plan: True,
 ) -> Report:
-    """Begin a rollback and carry it to its end. Needs the RUN lease. confirm: a person must approve the plan first.
+    """Begin a rollback and carry it to its end. Needs the RUN lease.
 
-    Raises Refused or Retryable when it could not be planned; then nothing changed.
+    confirm: a person must approve the plan in the journal, before its first effect. agreed: is shown the plan that
+    will be carried out, and says whether it begins. Raises Refused or Retryable when it could not be planned, or was
+    not agreed to; then nothing changed.
     """
     history, decided_at = rooms.memory.history(), rooms.clock.now()
     chosen = choose_target(history, target)
@@ -180,6 +184,8 @@ def roll_back(
         raise Refused(f"nothing to roll back: everything is as {chosen.release.id} left it", hint="lastgood status")
     if confirm:
         plan = asking(plan)
+    if not agreed(plan):
+        raise Refused("not confirmed", hint="lastgood rollback --yes")
     if not history.frozen:
         rooms.memory.note(Frozen(by=BY_LASTGOOD, why=f"rollback {run}"))
     rooms.memory.note(
