@@ -74,13 +74,14 @@ class RunHistory:
 @dataclass(slots=True)
 class DeploymentHistory:
     """A deployment and its watch. baseline and buckets: oldest first; after a rollback, buckets are those of the
-    bake."""
+    bake, and watched those of the watch before it."""
 
     deployment: Deployment
     runs: list[str] = field(default_factory=list[str])
     watch: WatchStarted | None = None
     baseline: tuple[Bucket, ...] = ()
     buckets: list[Bucket] = field(default_factory=list[Bucket])
+    watched: list[Bucket] = field(default_factory=list[Bucket])
     ended: DeploymentEnded | None = None
 
 
@@ -205,6 +206,7 @@ def _take_deployment(
             history.deployments[event.deployment].baseline = event.buckets
         case WatchStarted():
             under = history.deployments[event.deployment]
+            under.watched = under.buckets if event.bake else []
             under.watch, under.buckets = event, []
         case BucketSeen():
             history.deployments[event.deployment].buckets.append(event.bucket)

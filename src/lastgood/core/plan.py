@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Rung, WritesSince
-from lastgood.core.release import ServiceRecord
+from lastgood.core.release import Release, ServiceRecord
 
 
 class Role(StrEnum):
@@ -331,6 +331,17 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
             case _:
                 pass
     return tuple(missing)
+
+
+def strangers(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return what runs in the place of a service of `release` and is not of it, one line each. What is down is nobody's
+    doing."""
+    wanted = {service.name: service.artifact for service in release.services}
+    return tuple(
+        f"{i.service}: {i.artifact[:19]} serves, which is not of {release.id}"
+        for i in containers.serving
+        if i.running and i.artifact != wanted.get(i.service, i.artifact)
+    )
 
 
 def _strangers(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:

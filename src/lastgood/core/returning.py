@@ -341,6 +341,16 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         deadline_s=deadlines.fence_s,
         explain=f"{fence.kept_as} gets its name back",
     )
+    return _compensation(plan, step, f"plan {plan.id} stopped behind the fence", plan_id=plan_id, now=now)
+
+
+def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
+    """The compensation for a plan that stopped before anything served from what its gate had started."""
+    step = clear_step(boot_s=deadlines.boot_s)
+    return _compensation(plan, step, f"plan {plan.id} stopped behind the gate", plan_id=plan_id, now=now)
+
+
+def _compensation(plan: Plan, step: Step, why: str, *, plan_id: str, now: datetime) -> Plan:
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
@@ -349,5 +359,5 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         to_release=plan.from_release,
         steps=(step,),
         rung=plan.rung,
-        reasons=(f"plan {plan.id} stopped behind the fence",),
+        reasons=(why,),
     )

@@ -29,7 +29,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, new_run_id, roll_back
+from lastgood.runbook.rollback import BY_GATE, BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, new_run_id, roll_back
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.watch import start_watch
 
@@ -251,7 +251,7 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
     """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do."""
     rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
-    trigger = "gate" if stop.step and stop.step.name == "pass-gate" else "deploy"
+    trigger = BY_GATE if stop.step and stop.step.name == "pass-gate" else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
         # at the gate nothing has changed and there is nothing to ask about; half-way it is the mode that says

@@ -21,12 +21,12 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
+from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Serve, Step
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
-from lastgood.core.returning import World, make_lift_plan, make_plan
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_plan
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
@@ -36,6 +36,7 @@ from lastgood.runbook.verify import verify
 
 BY_LASTGOOD: Final = "lastgood"
 BY_PERSON: Final = "person"
+BY_GATE: Final = "gate"
 COMPENSATION: Final = "compensation"
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
@@ -200,7 +201,7 @@ def roll_back(
             proof=cause.proof,
         )
     )
-    _save_evidence(rooms, run, cause)
+    save_evidence(rooms, run, cause)
     killpoint("after-plan", "rollback")
     return finish(rooms, run)
 
@@ -223,7 +224,8 @@ def automatic_allowed(rooms: Rooms, history: History) -> str:
         for r in history.runs.values()
         if r.plan.purpose is Purpose.ROLLBACK
         and r.started.by == BY_LASTGOOD
-        and r.started.trigger != COMPENSATION
+        # what stopped at the gate never served
+        and r.started.trigger not in (COMPENSATION, BY_GATE)
         and not (r.ended and r.ended.terminal is TerminalState.REFUSED)
     ]
     if any(r.plan.from_release == bad_release(history) for r in own):
@@ -267,6 +269,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         notes.append("the fence was lifted again" if lifted else "the fence could not be lifted")
         if not lifted:
             terminal = TerminalState.NEEDS_HUMAN
+    notes += filter(None, [clear_candidates(rooms, plan)])
     if terminal is TerminalState.NEEDS_HUMAN:
         next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
     elif terminal in (TerminalState.REFUSED, TerminalState.DENIED):
@@ -305,22 +308,51 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
 
 
 def _lift(rooms: Rooms, plan: Plan) -> bool:
-    """Compensate a fence without a swap, as a journaled run of its own."""
-    history = rooms.memory.history()
-    run = new_run_id(history)
+    """Compensate a fence without a swap."""
+    run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    if lift is None:
-        return True
-    rooms.memory.note(
-        RunStarted(run=run, plan=lift, trigger=COMPENSATION, sentence=f"run {plan.id} stopped", by=BY_LASTGOOD)
+    return lift is None or _compensate(rooms, plan, lift)
+
+
+def clear_candidates(rooms: Rooms, plan: Plan) -> str:
+    """Remove what a plan's gate started, when the plan stopped before anything served from it. Returns what a person
+    should know, empty when nothing is left."""
+    run = rooms.memory.history().runs[plan.id]
+    if any(
+        isinstance(s.action, Serve) and o.began_at for s, o in zip(plan.steps, outcomes(plan, run.records), strict=True)
+    ):
+        return ""
+    try:
+        beside = rooms.containers.observe().candidates
+    except LastgoodError as error:
+        return f"whether the gate left anything running is not known: {error.message}"
+    if not beside:
+        return ""
+    clear = make_clear_plan(
+        plan, plan_id=new_run_id(rooms.memory.history()), now=rooms.clock.now(), deadlines=rooms.deadlines
     )
-    return _finish_lift(rooms, lift)
+    return "" if _compensate(rooms, plan, clear) else "what the gate started beside is still there"
 
 
-def _finish_lift(rooms: Rooms, lift: Plan) -> bool:
-    ending = carry_out(rooms, lift.id)
+def _compensate(rooms: Rooms, plan: Plan, compensation: Plan) -> bool:
+    """Carry it out as a journaled run of its own."""
+    rooms.memory.note(
+        RunStarted(
+            run=compensation.id,
+            plan=compensation,
+            trigger=COMPENSATION,
+            sentence=f"run {plan.id} stopped",
+            by=BY_LASTGOOD,
+        )
+    )
+    return _finish_compensation(rooms, compensation)
+
+
+def _finish_compensation(rooms: Rooms, compensation: Plan) -> bool:
+    ending = carry_out(rooms, compensation.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
-    rooms.memory.note(RunEnded(run=lift.id, terminal=None, serving=lift.from_release, stopped=stopped))
+    serving = rooms.memory.history().serving
+    rooms.memory.note(RunEnded(run=compensation.id, terminal=None, serving=serving, stopped=stopped))
     return isinstance(ending, Finish)
 
 
@@ -355,7 +387,7 @@ def _report(
         if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
             advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
         advice += [
-            f"read the evidence in {_incident(rooms, plan.id)}",
+            f"read the evidence in {incident(rooms, plan.id)}",
             "lastgood unfreeze -m 'fixed: ...' once the cause is known",
         ]
     return Report(
@@ -373,7 +405,7 @@ def _report(
         remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
         notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
-        evidence_file=_incident(rooms, plan.id),
+        evidence_file=incident(rooms, plan.id),
         owner=rooms.config.notify.owner,
         served_at=deployment.watch.at if deployment and deployment.watch else None,
         decided_at=run.started.decided_at,
@@ -447,36 +479,38 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _incident(rooms: Rooms, run: str) -> str:
-    folder = rooms.state / "incidents" / run
+def incident(rooms: Rooms, name: str) -> str:
+    """Where the evidence of an incident lies, as a person would type it."""
+    folder = rooms.state / "incidents" / name
     return str(folder.relative_to(rooms.root) if folder.is_relative_to(rooms.root) else folder)
 
 
-def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
-    """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not
-    fatal."""
-    folder = rooms.state / "incidents" / run
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+def save_evidence(rooms: Rooms, name: str, cause: Cause, *, linked_to: str = "") -> None:
+    """Logs, inspect output and the metrics window. What cannot be saved is told, not fatal. linked_to: the run that
+    this incident follows."""
+    folder = rooms.state / "incidents" / name
     history = rooms.memory.history()
-    deployment = history.deployments.get(cause.deployment)
-    try:
-        rooms.containers.evidence(folder)
-    except LastgoodError as error:
-        rooms.story(f"  logs could not be saved: {error.message}")
+    deployment, run = history.deployments.get(cause.deployment), history.runs.get(name)
     story = {
-        "run": run,
+        "run": name,
+        "linked_to": linked_to,
         "owner": rooms.config.notify.owner,
         "trigger": cause.trigger,
         "sentence": cause.sentence,
         "invalid_rows": list(cause.invalid_rows),
         "commits": {
-            name: history.releases[name].release.commit
-            for name in (bad_release(history), history.runs[run].plan.to_release)
-            if name in history.releases
+            release: history.releases[release].release.commit
+            for release in (bad_release(history), run.plan.to_release if run else "")
+            if release in history.releases
         },
         "window": _BUCKETS.dump_python(deployment.buckets, mode="json") if deployment else [],
     }
-    (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
+        rooms.containers.evidence(folder)
+    except (LastgoodError, OSError) as error:
+        rooms.story(f"  not all evidence could be saved: {error}")
 
 
 def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
@@ -491,7 +525,7 @@ def take_up(rooms: Rooms) -> Report | None:
     while (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
         rooms.story(f"taking up {run.started.run}, begun at {run.record.at:%H:%M:%S} UTC by {run.started.by}")
         if run.started.trigger == COMPENSATION:
-            _finish_lift(rooms, run.plan)
+            _finish_compensation(rooms, run.plan)
         else:
             report = finish(rooms, run.started.run)
     return report

@@ -9,6 +9,7 @@ ones.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -334,13 +335,16 @@ class MemoryDatabase(Hand):
 
 
 class MemoryFrontend(Hand):
-    """core.ports.Frontend on a Stack."""
+    """core.ports.Frontend on a Stack. lets_go: while it is not set, no look comes back."""
 
     def __init__(self, stack: Stack) -> None:
         super().__init__(stack, Role.FRONTEND)
         self._stack = stack
+        self.lets_go = threading.Event()
+        self.lets_go.set()
 
     def observe(self) -> FrontendFacts:
+        self.lets_go.wait()
         facts = super().observe()
         assert isinstance(facts, FrontendFacts)  # noqa: S101 # the world shows a role its own facts
         return facts
