@@ -316,7 +316,7 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     missing: list[str] = []
     containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
     if isinstance(containers, ContainerFacts):
-        missing += _strangers(plan, containers)
+        missing += put_by_others(plan, containers)
     for step in plan.steps:
         match step.action:
             case Serve() as action if isinstance(containers, ContainerFacts):
@@ -344,8 +344,9 @@ def strangers(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
     )
 
 
-def _strangers(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
-    """What serves and was neither found nor put there by the plan. A service that was down then may have come back."""
+def put_by_others(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return what serves and was neither found nor put there by the plan, one line each. A service that was down then
+    may have come back."""
     found = set(plan.found)
     known = found | {(s.action.service, s.action.artifact) for s in plan.steps if isinstance(s.action, Serve)}
     return tuple(

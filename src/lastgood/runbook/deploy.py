@@ -11,9 +11,9 @@ from typing import Self
 
 from lastgood.core.config import Mode
 from lastgood.core.deploying import make_deploy_plan
-from lastgood.core.errors import Refused
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import History, RunHistory
-from lastgood.core.plan import Migrate, Plan, Purpose, Step, TakeRestorePoint
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint, put_by_others
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
@@ -26,11 +26,21 @@ from lastgood.core.record import (
 )
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
-from lastgood.core.run import Stop, began_serving_change
+from lastgood.core.run import Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
-from lastgood.runbook.looking import Eyes
-from lastgood.runbook.rollback import BY_GATE, BY_LASTGOOD, BY_PERSON, Cause, keep_restore_point, new_run_id, roll_back
+from lastgood.runbook.looking import Eyes, patiently
+from lastgood.runbook.rollback import (
+    BY_GATE,
+    BY_LASTGOOD,
+    BY_PERSON,
+    Cause,
+    clear_candidates,
+    keep_restore_point,
+    new_run_id,
+    roll_back,
+)
 from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.tell import tell
 from lastgood.runbook.watch import start_watch
 
 
@@ -218,7 +228,8 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
 
     def before(step: Step) -> None:
         """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
-        written between the two would leave the live data with it."""
+        written between the two would leave the live data with it. What was taken is journaled before it is needed."""
+        keep_restore_points(rooms, plan)
         if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
             return
         if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
@@ -231,42 +242,76 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     if rooms.memory.history().deployments[deployment].watch is None:
         start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")
-    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
-    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=fingerprint, says=rooms.named()))
+    rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=_fingerprint(rooms), says=rooms.named()))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     return Deployed(deployment=deployment)
 
 
+def _fingerprint(rooms: Rooms) -> str:
+    """Of the schema that the release left; empty, which is not known, when the database does not answer."""
+    if rooms.database is None:
+        return ""
+    try:
+        return patiently(rooms.clock, rooms.database.observe).fingerprint
+    except Retryable as error:
+        rooms.story(f"  the schema that it left is not known: {error.message}")
+        return ""
+
+
 def keep_restore_points(rooms: Rooms, plan: Plan) -> None:
     """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
+    known = rooms.memory.history().restore_points
     taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
+    taken = [restore_point for restore_point in taken if restore_point not in known]
     if rooms.database and taken:
-        proved = rooms.database.observe().restore_points
+        proved = patiently(rooms.clock, rooms.database.observe).restore_points
         for restore_point in taken:
             if restore_point in proved:
                 keep_restore_point(rooms, restore_point)
 
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
-    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do."""
+    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do.
+
+    Raises Refused when nothing was changed, NeedsHuman when a person must look.
+    """
     rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
-    trigger = BY_GATE if stop.step and stop.step.name == "pass-gate" else "deploy"
+    records = rooms.memory.history().runs[plan.id].records
+    moved = began_serving_change(plan, records)
+    began = {o.name for o in outcomes(plan, records) if o.began_at}
+    if not moved and not any(isinstance(s.action, PassGate) for s in plan.steps if s.name in began):
+        terminal = stop.terminal
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=terminal, sentence=stop.reason))
+        raise (NeedsHuman if terminal is TerminalState.NEEDS_HUMAN else Refused)(stop.reason, hint=stop.hint)
+    trigger = BY_GATE if stop.step and isinstance(stop.step.action, PassGate) else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
+        if others := put_by_others(plan, patiently(rooms.clock, rooms.containers.observe)):
+            raise Refused(f"somebody else changed what serves: {'; '.join(others)}", hint="lastgood status")
         # at the gate nothing has changed and there is nothing to ask about; half-way it is the mode that says
-        moved = began_serving_change(plan, rooms.memory.history().runs[plan.id].records)
         ask = moved and rooms.config.mode is not Mode.AUTOMATIC
         return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=ask))
-    except Refused as refused:
-        rooms.memory.note(
-            DeploymentEnded(
-                deployment=deployment,
-                terminal=TerminalState.NEEDS_HUMAN,
-                sentence=f"{stop.reason}; and no rollback could be planned: {refused.message}",
-            )
-        )
-        raise
+    except (Refused, Retryable, OutcomeUnknown) as error:
+        raise _stays(rooms, plan, deployment, stop, error, moved=moved) from error
+
+
+def _stays(
+    rooms: Rooms, plan: Plan, deployment: str, stop: Stop, error: LastgoodError, *, moved: bool
+) -> Refused | NeedsHuman:
+    """No rollback could be planned: say what is where, and end the deployment unless a rollback can be tried later."""
+    left = clear_candidates(rooms, plan)
+    sentence = "; ".join(filter(None, (stop.reason, f"no rollback could be planned: {error.message}", left)))
+    now = isinstance(error, Refused)
+    if not moved and now:
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=TerminalState.REFUSED, sentence=sentence))
+        return Refused(sentence, hint=stop.hint or error.hint)
+    if now:
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=TerminalState.NEEDS_HUMAN, sentence=sentence))
+    hint = "lastgood status" if now else "lastgood rollback"
+    text = f"🚨 Deploy of {plan.to_release} stopped: {sentence}. {rooms.config.notify.owner} is needed. Next: {hint}"
+    tell(rooms, "", text, event_id=f"{deployment}-stays")
+    return NeedsHuman(sentence, hint=hint)
 
 
 class _Baseline:

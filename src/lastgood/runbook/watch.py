@@ -44,7 +44,13 @@ def state_of(rules: WatchConfig, deployment: DeploymentHistory) -> Watch | None:
 
 
 def start_watch(rooms: Rooms, deployment: str) -> None:
-    """Begin the window of a deployment. A bake is begun by the rollback that it belongs to."""
+    """Begin the window of a deployment. A bake is begun by the rollback that it belongs to.
+
+    Raises Refused when the deploy stopped: then its release does not serve, and there is nothing to watch.
+    """
+    run = rooms.memory.history().deploy_run(deployment)
+    if run is not None and run.ended is not None and run.ended.stopped:
+        raise Refused(f"the deploy of {run.plan.to_release} stopped ({run.ended.stopped})", hint="lastgood rollback")
     window_s = rooms.config.watch.window
     rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s))
 
