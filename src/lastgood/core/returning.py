@@ -94,7 +94,8 @@ def make_plan(
     draft = _Draft()
     _decide_database(draft, target, world, plan_id=plan_id, deadlines=deadlines, only=only)
     gate, serve = _containers(draft, target, world, only=only, deadlines=deadlines)
-    steps = (*gate, *draft.before, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
+    # a candidate of a release that cannot run on today's schema would only show that, or change the schema itself
+    steps = (*draft.before, *gate, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
@@ -342,6 +343,16 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         explain=f"{fence.kept_as} gets its name back",
     )
     return _compensation(plan, step, f"plan {plan.id} stopped behind the fence", plan_id=plan_id, now=now)
+
+
+def lift_by_hand(plan: Plan) -> str:
+    """What a person types in psql where the fence of `plan` could not be lifted; empty when it has none."""
+    fence = next((s.action for s in plan.steps if isinstance(s.action, Fence)), None)
+    if fence is None:
+        return ""
+    name = fence.kept_as.removesuffix(f"_bad_{plan.id}")
+    sql = f'ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true;'
+    return f"psql -d postgres: {sql}"
 
 
 def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
