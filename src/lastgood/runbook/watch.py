@@ -23,7 +23,7 @@ from lastgood.runbook.frontend import learn_frontend
 from lastgood.runbook.looking import Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
-from lastgood.runbook.tell import tell
+from lastgood.runbook.tell import tell, tell_again
 
 BESIDE_S: Final = 15.0
 """How often the engine is asked whether what serves is still the release that is watched: sooner than a fault can fire
@@ -84,6 +84,7 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
                 if found:
                     return endings.taken_over(rooms, under, found)
                 rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
+                tell_again(rooms)
                 watch = watch.after(bucket)
                 if (outcome := _conclude(rooms, under, watch)) is not None:
                     return outcome
