@@ -35,7 +35,7 @@ from lastgood.testing.stack import (
     see_feature,
     see_traffic,
 )
-from lastgood.testing.world import Fault, MemoryJournal, SteppedClock
+from lastgood.testing.world import Crashes, Fault, MemoryJournal, SteppedClock
 
 OLD: Final = "v1"
 """The release that is known to be good."""
@@ -170,26 +170,35 @@ class Team:
 
     def approve(self, *, plan_hash: str | None = None) -> None:
         """`lastgood approve`."""
-        run = self.run
-        self.journal.append(ApprovalGiven(run=run.started.run, plan_hash=plan_hash or run.plan.hash, by="grace@laptop"))
+        self._ask(ApprovalGiven(run=self.waiting, plan_hash=plan_hash or self.run.plan.hash, by="grace@laptop"))
 
     def deny(self) -> None:
         """`lastgood deny -m ...`."""
-        self.journal.append(ApprovalDenied(run=self.run.started.run, by="grace@laptop", why="we fix forward"))
+        self._ask(ApprovalDenied(run=self.waiting, by="grace@laptop", why="we fix forward"))
 
     def abort(self) -> None:
         """`lastgood abort -m ...`."""
-        self.journal.append(AbortAsked(run=self.run.started.run, by="grace@laptop", why="wrong release"))
+        self._ask(AbortAsked(run=self.waiting, by="grace@laptop", why="wrong release"))
+
+    def _ask(self, event: Event) -> None:
+        """By another process than the one that may be about to die."""
+        crashes, self.journal.crashes = self.journal.crashes, Crashes()
+        self.journal.append(event)
+        self.journal.crashes = crashes
+
+    def when_told(self, phrase: str, act: Callable[[], None], *, after_s: float = 0.0) -> None:
+        """Have somebody act so long after a line with this phrase was told."""
+        heard = len([line for line in self.told if phrase in line])
+
+        def listen() -> None:
+            again = len([line for line in self.told if phrase in line]) > heard
+            self.clock.at(after_s, act) if again else self.clock.at(0.5, listen)
+
+        self.clock.at(0.5, listen)
 
     def when_asked(self, act: Callable[[], None], *, after_s: float = 60.0) -> None:
-        """Have somebody answer so long after a run began to wait."""
-        before = len(self.history.runs)
-
-        def look() -> None:
-            waits = len(self.history.runs) > before and any("waiting at" in line for line in self.told)
-            self.clock.at(after_s, act) if waits else self.clock.at(1.0, look)
-
-        self.clock.at(1.0, look)
+        """Have somebody act so long after a run began to wait."""
+        self.when_told("waiting at", act, after_s=after_s)
 
     # --- what can be seen --------------------------------------------------------------------------------------
 
@@ -202,6 +211,13 @@ class Team:
     def run(self) -> RunHistory:
         """The newest run."""
         return next(reversed(self.history.runs.values()))
+
+    @property
+    def waiting(self) -> str:
+        """The run that is under way."""
+        run = self.history.open_run
+        assert run is not None, "no run is under way"
+        return run.started.run
 
     @property
     def deployment(self) -> DeploymentHistory:

@@ -59,10 +59,11 @@ def go_back(
 def follow(rooms: Rooms, run: str) -> Report:
     """Wait for another process's run to end. Raises Refused when that process dies first."""
     while True:
+        holder = rooms.memory.journal.holder()  # before the journal: it may end in between
         known = rooms.memory.history().runs[run]
         if known.ended and known.ended.report:
             return known.ended.report
-        if rooms.memory.journal.holder() is None:
+        if holder is None:
             raise Refused(f"run {run} was left by its process", hint="lastgood rollback")
         rooms.clock.sleep(POLL_S)
 

@@ -26,7 +26,7 @@ from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
-from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_plan
+from lastgood.core.returning import World, lift_by_hand, make_clear_plan, make_lift_plan, make_plan
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
@@ -248,12 +248,14 @@ def finish(rooms: Rooms, run: str) -> Report:
     rooms.story(f"verifying {target.release.id}")
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
+    losses, notes = _losses(rooms, plan)
     report = _report(
         rooms,
         started,
         TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
         checks=checks,
-        losses=_losses(rooms, plan),
+        losses=losses,
+        notes=notes,
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
@@ -263,12 +265,13 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
     plan, run = started.plan, started.started.run
     notes = [stop.reason]
     next_steps = [stop.hint] if stop.hint else []
-    terminal, lifted = stop.terminal, True
+    terminal = stop.terminal
     if _behind_fence(rooms, plan):
-        lifted = _lift(rooms, plan)
-        notes.append("the fence was lifted again" if lifted else "the fence could not be lifted")
-        if not lifted:
+        failed = _lift(rooms, plan)
+        notes.append(f"the fence could not be lifted: {failed.reason}" if failed else "the fence was lifted again")
+        if failed:
             terminal = TerminalState.NEEDS_HUMAN
+            next_steps += filter(None, (failed.hint, lift_by_hand(plan)))
     notes += filter(None, [clear_candidates(rooms, plan)])
     if terminal is TerminalState.NEEDS_HUMAN:
         next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
@@ -307,11 +310,11 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
         return True
 
 
-def _lift(rooms: Rooms, plan: Plan) -> bool:
-    """Compensate a fence without a swap."""
+def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
+    """Compensate a fence without a swap. Returns where that stopped, None when it did not."""
     run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    return lift is None or _compensate(rooms, plan, lift)
+    return _compensate(rooms, plan, lift) if lift else None
 
 
 def clear_candidates(rooms: Rooms, plan: Plan) -> str:
@@ -331,11 +334,12 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
     clear = make_clear_plan(
         plan, plan_id=new_run_id(rooms.memory.history()), now=rooms.clock.now(), deadlines=rooms.deadlines
     )
-    return "" if _compensate(rooms, plan, clear) else "what the gate started beside is still there"
+    failed = _compensate(rooms, plan, clear)
+    return f"what the gate started beside is still there: {failed.reason}" if failed else ""
 
 
-def _compensate(rooms: Rooms, plan: Plan, compensation: Plan) -> bool:
-    """Carry it out as a journaled run of its own."""
+def _compensate(rooms: Rooms, plan: Plan, compensation: Plan) -> Stop | None:
+    """Carry it out as a journaled run of its own. Returns where it stopped, None when it did not."""
     rooms.memory.note(
         RunStarted(
             run=compensation.id,
@@ -348,17 +352,23 @@ def _compensate(rooms: Rooms, plan: Plan, compensation: Plan) -> bool:
     return _finish_compensation(rooms, compensation)
 
 
-def _finish_compensation(rooms: Rooms, compensation: Plan) -> bool:
+def _finish_compensation(rooms: Rooms, compensation: Plan) -> Stop | None:
     ending = carry_out(rooms, compensation.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
     serving = rooms.memory.history().serving
     rooms.memory.note(RunEnded(run=compensation.id, terminal=None, serving=serving, stopped=stopped))
-    return isinstance(ending, Finish)
+    return None if isinstance(ending, Finish) else ending
 
 
-def _losses(rooms: Rooms, plan: Plan) -> tuple[Loss, ...]:
+def _losses(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
+    """What left the live data, and what a person should know where that cannot be read now: the files are there."""
     export = next((s.action.export for s in plan.steps if isinstance(s.action, ExportWrites)), None)
-    return rooms.database.losses(export) if rooms.database and export else ()
+    if rooms.database is None or export is None:
+        return (), ()
+    try:
+        return rooms.database.losses(export), ()
+    except LastgoodError as error:
+        return (), (f"the rows that left cannot be counted now: {error.message}",)
 
 
 def _report(
