@@ -106,11 +106,12 @@ class SteppedClock:
 
 class MemoryJournal:
     """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is
-    kept."""
+    kept. damage: what it finds wrong with itself."""
 
     def __init__(self, clock: SteppedClock) -> None:
         self.kept: list[Record] = []
         self.crashes = Crashes()
+        self.damage: tuple[str, ...] = ()
         self._clock = clock
         self._held: dict[Right, Lease] = {}
 
@@ -139,7 +140,7 @@ class MemoryJournal:
         return self._held[right].owner if right in self._held else None
 
     def verify(self) -> tuple[str, ...]:
-        return ()
+        return self.damage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
