@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 
 from hypothesis import strategies as st
 
@@ -77,12 +78,16 @@ def events_of(plan: Plan) -> st.SearchStrategy[Event]:
     )
 
 
-@st.composite
-def any_records(draw: st.DrawFn, plan: Plan) -> list[Record]:
+@cache
+def any_records(plan: Plan) -> st.SearchStrategy[list[Record]]:
     """Any records of a run in any order, the clock jumping back and forth between them."""
-    events = draw(st.lists(events_of(plan), max_size=14))
+    jumps = st.sampled_from([0, 1, 60, 599, 601, 3600, -1, -3600])
+    return st.lists(st.tuples(events_of(plan), jumps), max_size=14).map(_at_their_times)
+
+
+def _at_their_times(told: list[tuple[Event, int]]) -> list[Record]:
     at, kept = START, list[Record]()
-    for seq, event in enumerate(events, start=1):
-        at += timedelta(seconds=draw(st.sampled_from([0, 1, 60, 599, 601, 3600, -1, -3600])))
+    for seq, (event, jump_s) in enumerate(told, start=1):
+        at += timedelta(seconds=jump_s)
         kept.append(Record(seq=seq, at=at, event=event, hash=""))
     return kept

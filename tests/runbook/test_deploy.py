@@ -392,18 +392,13 @@ def killed_at(team: Team, step: str, behaviour: Behaviour) -> None:
     def die() -> None:
         raise Crash
 
+    def look() -> None:
+        die() if begun(team)[-1:] == [step] else team.clock.at(0.1, look)
+
     team.stack.takes_s[step] = 1.0
-    began = team.clock.alarm
-
-    def watch_for(seconds: float, act: object) -> object:
-        if begun(team) and begun(team)[-1] == step:
-            team.clock.at(1.0, die)
-        return began(seconds, act)  # type: ignore[arg-type]  # passed on as it came
-
-    team.clock.alarm = watch_for  # type: ignore[method-assign,assignment]  # the moment between intent and act
+    team.clock.at(0.1, look)
     with pytest.raises(Crash):
         team.deploy(BAD, behaviour)
-    team.clock.alarm = began  # type: ignore[method-assign]  # as it was
     team.stack.takes_s.clear()
 
 

@@ -13,7 +13,7 @@ import pytest
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.migration import Fit, FitsSchema
-from lastgood.core.plan import Plan, Role
+from lastgood.core.plan import Plan, Role, Step
 from lastgood.core.record import ApprovalGiven, Event, Record, RunEnded, StepStarted, Told
 from lastgood.core.release import Standing
 from lastgood.core.report import Report, TerminalState
@@ -694,9 +694,9 @@ def test_evidence_is_saved_before_the_first_effect(team: Team, monkeypatch: pyte
     saved: list[bool] = []
     apply = Stack.apply
 
-    def look_first(stack: Stack, step: object) -> None:
+    def look_first(stack: Stack, step: Step) -> None:
         saved.append((evidence(team) / "incident.json").exists() and (evidence(team) / "core.log").exists())
-        apply(stack, step)  # type: ignore[arg-type]  # passed on as it came
+        apply(stack, step)
 
     monkeypatch.setattr(Stack, "apply", look_first)
     team.roll_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from lastgood.core.errors import NeedsHuman, Refused, Retryable
 from lastgood.core.plan import Role
+from lastgood.core.ports import Lease, Right
 from lastgood.core.record import BucketSeen, DeploymentEnded, RunStarted, Told
 from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
@@ -537,11 +539,11 @@ def test_a_rollback_that_a_person_finished_meanwhile_is_not_rolled_back(
     team.deploy(BAD, ERRORS)
     claim, done = team.journal.claim, [False]
 
-    def claims(owner: str, *rights: object) -> object:
-        if not rights and not done[0]:
+    def claims(owner: str, right: Right = Right.RUN) -> AbstractContextManager[Lease]:
+        if right is Right.RUN and not done[0]:
             done[0] = True
             team.roll_back()
-        return claim(owner, *rights)  # type: ignore[arg-type]  # passed on as they came
+        return claim(owner, right)
 
     monkeypatch.setattr(team.journal, "claim", claims)
     team.watch()
