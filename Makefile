@@ -28,7 +28,7 @@ check: setup
 test: setup
 	@$(ENGINE)
 	@scripts/check.sh --static
-	@$(PYTEST) -m 'not system'
+	@$(PYTEST) -n 2 --dist loadscope -m 'not system'
 
 ## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row, and a kill at every point of every step
 system: setup

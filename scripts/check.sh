@@ -37,7 +37,7 @@ run imports "$bin/lint-imports"
 if [ ${#generated[@]} -gt 0 ]; then run docs "$bin/cog" --check "${generated[@]}"; fi
 if [ "${1:-}" != --static ]; then
   # The contracts on the stand-ins that ship: nothing here starts a server or waits for a time-out; `make test` does.
-  run tests "$bin/python" -m pytest -q -m 'not needs_server and not needs_docker and not needs_npm and not system' \
+  run tests "$bin/python" -m pytest -q -n 2 -m 'not needs_server and not needs_docker and not needs_npm and not system' \
     tests/core tests/runbook tests/contract tests/test_*.py
 fi
 wait

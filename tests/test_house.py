@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,30 @@ def test_a_rule_that_is_switched_off_for_the_house_says_why() -> None:
     rules = [*lint["ignore"], *(rule for rules in lint["per-file-ignores"].values() for rule in rules)]
     with_reason = re.findall(r'^\s+"([A-Z]+\d*)",\s+# \S.{7,}', text, flags=re.MULTILINE)
     assert sorted(rules) == sorted(with_reason)
+
+
+def distribution(name: str) -> str:
+    """A distribution's name as all spellings of it are compared."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=]", name)[0]).lower()
+
+
+def test_what_is_imported_is_asked_for_and_what_is_asked_for_is_imported() -> None:
+    imported: set[str] = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"lastgood"}
+    known = packages_distributions()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {distribution(need) for need in project["dependencies"]}
+    # the demo and the stand-ins have an extra of their own
+    demo = {distribution(need) for need in project["optional-dependencies"]["demo"]}
+    found = {name: {distribution(each) for each in known.get(name, ())} for name in foreign}
+    assert {name for name, brings in found.items() if not brings & (asked | demo)} == set(), "add it to pyproject.toml"
+    assert asked - {each for brings in found.values() for each in brings} == set(), "nobody imports it"
 
 
 @pytest.mark.parametrize("name,extras", [("runtime", []), ("demo", ["demo"]), ("dev", ["demo", "dev"])])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,17 +62,6 @@ class SystemClock:
         """Wait `seconds`."""
         if seconds > 0:
             time.sleep(seconds)
-
-    @contextmanager
-    def alarm(self, seconds: float, act: Callable[[], None]) -> Generator[None]:
-        """Call `act` from a thread of its own when the block lasts longer than `seconds`."""
-        timer = threading.Timer(seconds, act)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def load_config(path: Path, env: Mapping[str, str] | None = None) -> Config:

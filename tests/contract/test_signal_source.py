@@ -200,7 +200,7 @@ def memory_rig(see: Callable[[Stack, Window], Reading]) -> AbstractContextManage
     return nullcontext(
         SourceRig(
             source=MemorySource("the source", stack, see),
-            troubles={"away": lambda: stack.blind.add("the source")},
+            troubles={"away": lambda: stack.blindfold("the source")},
             footprint=lambda: (dict(stack.effects), stack.containers, stack.database, dict(stack.broken)),
         )
     )

@@ -77,7 +77,7 @@ def case(name: str) -> Case:
     expected, refused = said.pop("plan", None), cast("str", said.pop("refused", ""))
     assert (expected is None) is bool(refused), f"{name}: expected either a plan or a refusal"
     return Case(
-        given=TypeAdapter(Given).validate_python(_merged(_read(CASES / "ground.yaml"), said)),
+        given=TypeAdapter(Given).validate_python(_merged(_ground(), said)),
         expected=Expected.model_validate(expected or {}),
         refused=refused,
     )
@@ -96,6 +96,11 @@ def refusal(name: str) -> str:
     except Refused as refused:
         return refused.message
     return ""
+
+
+@cache
+def _ground() -> Mapping[str, object]:
+    return _read(CASES / "ground.yaml")
 
 
 def _read(path: Path) -> dict[str, object]:

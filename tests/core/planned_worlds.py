@@ -92,13 +92,20 @@ worlds = st.builds(
     ),
     frontend_target=st.sampled_from(["", "dpl_old"]),
     frontend_unseen=st.sampled_from(["", "no answer"]),
+    database_unseen=st.sampled_from(["", "", "no answer"]),
+    migrated=st.booleans(),
 )
 
 
 def changed(fit: Fit) -> st.SearchStrategy[World]:
     """Worlds whose schema changed, with this answer to whether the old release runs on it."""
     told = evidence.map(lambda e: replace(e, changes=CHANGES, old_release=replace(e.old_release, fit=fit)))
-    return st.builds(lambda world, facts, said: replace(world, database=facts, evidence=said), worlds, databases, told)
+    return st.builds(
+        lambda world, facts, said: replace(world, database=facts, evidence=said, database_unseen=""),
+        worlds,
+        databases,
+        told,
+    )
 
 
 def plan_or_refusal(world: World, only: frozenset[Role]) -> Plan | Refused:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import cache
 
 from hypothesis import strategies as st
 
@@ -65,29 +64,28 @@ def _records(events: tuple[Event, ...], every_s: float) -> Iterator[Record]:
         yield Record(seq=seq, at=START + timedelta(seconds=every_s * (seq - 1)), event=event, hash="")
 
 
-def events_of(plan: Plan) -> st.SearchStrategy[Event]:
-    """Any event that a run of this plan may be told of, whether or not a run would write it then."""
-    steps = st.sampled_from([step.name for step in plan.steps])
-    return st.one_of(
-        st.builds(started, steps, st.integers(1, 3)),
-        st.builds(found, steps, st.sampled_from(Seen), applied=st.booleans()),
-        st.builds(failed, steps, again=st.booleans(), needs_human=st.booleans()),
-        st.sampled_from([plan.hash, "another"]).map(lambda h: ApprovalGiven(run="r1", plan_hash=h, by="ada")),
-        st.just(denied()),
-        st.just(aborted()),
-    )
+def events_about(plan: Plan, steps: Iterable[str]) -> list[Event]:
+    """Whatever a run of this plan may be told of these steps, whether or not a run would write it then."""
+    about: list[Event] = []
+    for step in steps:
+        about += [started(step), started(step, 2)]
+        about += [found(step, answer, applied=applied) for answer in Seen for applied in (True, False)]
+        about += [failed(step, again=True), failed(step, again=False), failed(step, again=False, needs_human=True)]
+    people: list[Event] = [approved(plan), ApprovalGiven(run="r1", plan_hash="another", by="ada"), denied(), aborted()]
+    return [*about, *people * max(1, len(about) // 10)]
 
 
-@cache
-def any_records(plan: Plan) -> st.SearchStrategy[list[Record]]:
-    """Any records of a run in any order, the clock jumping back and forth between them."""
-    jumps = st.sampled_from([0, 1, 60, 599, 601, 3600, -1, -3600])
-    return st.lists(st.tuples(events_of(plan), jumps), max_size=14).map(_at_their_times)
+JUMPS_S = (0, 1, 60, 599, 601, 3600, -1, -3600)
 
 
-def _at_their_times(told: list[tuple[Event, int]]) -> list[Record]:
+def any_records(events: Sequence[Event], *, max_size: int = 10) -> st.SearchStrategy[list[Record]]:
+    """Some of these events in any order, the clock jumping back and forth between them."""
+    return st.lists(st.tuples(st.sampled_from(events), st.sampled_from(JUMPS_S)), max_size=max_size).map(_told)
+
+
+def _told(story: Iterable[tuple[Event, int]]) -> list[Record]:
     at, kept = START, list[Record]()
-    for seq, (event, jump_s) in enumerate(told, start=1):
+    for seq, (event, jump_s) in enumerate(story, start=1):
         at += timedelta(seconds=jump_s)
         kept.append(Record(seq=seq, at=at, event=event, hash=""))
     return kept

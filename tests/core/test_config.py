@@ -338,6 +338,13 @@ FAULTS = {
         "watch:\n  triggers: {errors: {kind: error_rate}}\n",
         "7:3: watch: trigger errors counts requests: expected watch.traffic",
     ),
+    "two-limits-for-one-count": (
+        (
+            "watch:\n  traffic: {metrics: http://a}\n  triggers:\n    p95: {kind: latency, limit: 1s}\n"
+            "    p99: {kind: latency, quantile: p99, limit: 2s}\n"
+        ),
+        "7:3: watch: expected one limit for all latency triggers",
+    ),
     "both-engines": (
         "containers: {compose: {project: shop}, services: [web]}\n",
         "1:1: file: expected exactly one of containers and process",
@@ -477,7 +484,7 @@ def torn(draw: st.DrawFn) -> str:
 
 
 @given(text=st.text(st.characters(), max_size=60) | torn())
-@settings(max_examples=120)
+@settings(max_examples=60)
 def test_any_text_is_a_configuration_or_a_configuration_error(text: str) -> None:
     try:
         found: object = parse(text)
@@ -487,7 +494,7 @@ def test_any_text_is_a_configuration_or_a_configuration_error(text: str) -> None
 
 
 @given(text=torn())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_line_about_a_fault_names_the_file_first(text: str) -> None:
     try:
         parse(text)

@@ -139,34 +139,34 @@ plans = st.builds(planned, planned_worlds.containers, databases)
 
 
 @given(plan=plans)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_nothing_that_serves_is_touched_before_the_gate(plan: Plan) -> None:
     kinds = [type(step.action) for step in plan.steps]
     assert Serve not in kinds or PassGate in kinds[: kinds.index(Serve)]
 
 
 @given(plan=plans)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_database_is_never_touched_before_its_restore_point(plan: Plan) -> None:
     database = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
     assert database in ([], [TakeRestorePoint], [TakeRestorePoint, Migrate])
 
 
 @given(plan=plans)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_every_service_that_is_switched_passed_the_gate_with_that_artifact(plan: Plan) -> None:
     gate = {pair for step in plan.steps if isinstance(step.action, PassGate) for pair in step.action.artifacts}
     assert gate == {(s.action.service, s.action.artifact) for s in plan.steps if isinstance(s.action, Serve)}
 
 
 @given(plan=plans)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_no_step_of_a_deploy_waits_for_a_person(plan: Plan) -> None:
     assert not plan.needs_approval
 
 
 @given(beside=st.lists(planned_worlds.instances, max_size=3))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_what_is_not_of_the_release_changes_nothing(beside: list[InstanceFacts]) -> None:
     others = tuple(i for i in beside if BAD.service(i.service) is None)
     more = replace(facts("old"), serving=(*facts("old").serving, *others))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from lastgood.core.history import History, fold
-from lastgood.core.plan import Action, Purpose
+from lastgood.core.plan import Action, Purpose, Role
 from lastgood.core.reading import Bucket, Reading
 from lastgood.core.record import (
     EVENT,
@@ -161,7 +161,7 @@ def happened(story: Sequence[tuple[str, str, bool]]) -> list[Event]:
 
 
 @given(story=stories)
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_a_target_is_good_does_not_serve_and_was_not_deployed_later(story: Sequence[tuple[str, str, bool]]) -> None:
     history = fold(records(*happened(story)))
     target = history.last_good(before=history.serving)
@@ -174,7 +174,7 @@ def test_a_target_is_good_does_not_serve_and_was_not_deployed_later(story: Seque
 
 
 @given(story=stories)
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_rollbacks_in_a_row_never_come_back_to_where_they_were(story: Sequence[tuple[str, str, bool]]) -> None:
     events = happened(story)
     been = [fold(records(*events)).serving]
@@ -207,6 +207,18 @@ def test_a_release_that_serves_still_is_not_barred(terminal: TerminalState) -> N
 def test_a_release_that_a_stopped_rollback_put_out_of_production_is_barred(terminal: TerminalState) -> None:
     history = told(A, B, going_back("b", "a", 1, terminal=terminal, serving="a"))
     assert standing(history, "b") is Standing.BARRED
+
+
+def test_a_release_whose_frontend_alone_went_back_is_not_barred() -> None:
+    began, ended = rolled_back("b", "a")
+    assert isinstance(began, RunStarted)
+    part = replace(began, plan=replace(began.plan, scope=(Role.FRONTEND,)))
+    assert standing(told(A, B, [part, ended]), "b") is Standing.GOOD
+
+
+def test_a_refused_rollback_bars_nothing() -> None:
+    history = told(A, B, going_back("b", "a", 1, terminal=TerminalState.REFUSED, serving="a"))
+    assert standing(history, "b") is Standing.GOOD
 
 
 def test_what_a_lifted_fence_leaves_in_place_is_not_barred() -> None:
@@ -277,9 +289,22 @@ def test_the_newest_deployment_is_open_until_it_ends() -> None:
     assert open_deployment.deployment.id == "d2"
 
 
-def test_an_older_deployment_is_never_the_open_one() -> None:
+def test_a_deployment_that_was_refused_leaves_the_watch_of_the_one_before_it_alone() -> None:
+    refused = DeploymentEnded(deployment="d2", terminal=TerminalState.REFUSED, sentence="")
+    open_deployment = told(A, B, [refused]).open_deployment
+    assert open_deployment is not None
+    assert open_deployment.deployment.id == "d1"
+
+
+def test_behind_any_other_end_an_older_deployment_is_not_open_again() -> None:
     ended = DeploymentEnded(deployment="d2", terminal=TerminalState.HEALTHY_KEPT, sentence="")
     assert told(A, B, [ended]).open_deployment is None
+
+
+def test_a_part_that_went_back_does_not_end_the_deployment() -> None:
+    part = replace(RUN, plan=replace(RUN.plan, scope=(Role.FRONTEND,)))
+    ended = RunEnded(run="r1", terminal=TerminalState.ROLLED_BACK_VERIFIED, serving="a")
+    assert told(A, [part, ended]).deployments["d1"].ended is None
 
 
 @pytest.mark.parametrize("terminal", TerminalState, ids=str)
@@ -314,6 +339,12 @@ def test_a_message_belongs_to_its_run_and_one_without_a_run_to_none() -> None:
     assert told(A, [RUN, said, replace(said, run="")]).runs["r1"].told == [said]
 
 
+def test_a_message_counts_as_told_once_it_arrived() -> None:
+    said = Told(run="", channel="#dev-ops", text="", delivered=False, event="r1-ask")
+    assert told([said]).told == set()
+    assert told([said, replace(said, delivered=True)]).told == {("#dev-ops", "r1-ask")}
+
+
 def test_deploys_are_frozen_until_somebody_lifts_it() -> None:
     frozen = Frozen(by="lastgood", why="rollback r1")
     assert (told([frozen]).frozen, told([frozen, Unfrozen(by="ada", why="mended")]).frozen) == (frozen, None)
@@ -332,6 +363,22 @@ def test_a_frontend_that_was_learnt_is_not_forgotten_by_what_is_learnt_next() ->
     learnt = ReleaseCompleted(release="a", fingerprint="f1", frontend="dpl_a")
     history = told(A, [learnt, replace(learnt, fingerprint="f2", frontend="")])
     assert (history.releases["a"].fingerprint, history.releases["a"].frontend) == ("f2", "dpl_a")
+
+
+def test_a_release_may_call_itself_what_it_said_when_it_served() -> None:
+    said = ReleaseCompleted(release="a", says=("2.0.3", "v2.0.3"))
+    history = told(A, [said, ReleaseCompleted(release="a")])
+    assert history.releases["a"].names == {"2.0.3", "v2.0.3"}
+
+
+def test_a_release_that_never_said_its_name_goes_by_its_own() -> None:
+    assert told(A).releases["a"].names == {"a"}
+
+
+def test_restore_points_of_two_journals_have_different_names() -> None:
+    """They outlive a journal that is lost, and the next one counts its deployments from 1 again."""
+    one, other = (History(journal=name * 8) for name in ("4f6c2d1e", "9b0c3d5e"))
+    assert one.restore_point_id("d2") != other.restore_point_id("d2")
 
 
 def test_a_second_watch_of_a_deployment_begins_with_empty_hands() -> None:

@@ -90,19 +90,19 @@ def test_rows_of_later_transactions_are_told_apart_from_those_of_the_migration()
 
 
 @given(evidence=planned_worlds.evidence)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_every_verdict_has_its_reason(evidence: DatabaseEvidence) -> None:
     assert all(judge_migration(evidence).reasons)
 
 
 @given(evidence=planned_worlds.evidence)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_no_migration_is_blamed_without_a_schema_difference(evidence: DatabaseEvidence) -> None:
     assert judge_migration(replace(evidence, changes=())).blame is not Blame.MIGRATION
 
 
 @given(evidence=planned_worlds.evidence)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_storage_that_reports_faults_is_never_a_matter_of_the_schema(evidence: DatabaseEvidence) -> None:
     faulty = replace(evidence, storage_faults=("3 pages failed their checksum",))
     assert judge_migration(faulty).blame is Blame.STORAGE

@@ -67,7 +67,7 @@ def test_a_hostile_name_is_none(name: str) -> None:
 
 
 @given(text=st.text(max_size=8) | st.from_regex(NAME_GRAMMAR))
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_a_name_is_read_as_itself_by_a_shell_a_path_and_a_terminal(text: str) -> None:
     if NAME_GRAMMAR.fullmatch(text):
         assert (shlex.quote(text), PurePosixPath("x", text).name, text.isprintable()) == (text, text, True)

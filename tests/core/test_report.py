@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lastgood.core.plan import Seen
 from lastgood.core.record import Event
-from lastgood.core.report import Check, Report, TerminalState, announcement
+from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
 from lastgood.core.run import outcomes
 from lastgood.testing.world import START
 from tests.core.examples import EVIDENCE, rollback_plan
@@ -50,6 +50,27 @@ def test_rows_that_stay_invalid_are_a_second_line_and_not_a_change_of_the_first(
     assert told == f"{PROCEDURE}\nInvalid rows remain: 7 rows break credits: 1, 2; 1 rows break owner: 9"
 
 
+def test_rows_that_left_the_live_data_are_counted_and_their_files_named() -> None:
+    losses = (
+        Loss(table="missions", rows=12, file="exports/export-r7"),
+        Loss(table="audit", rows=0, file="exports/export-r7"),
+        Loss(table="users", rows=3, file="exports/export-r7"),
+    )
+    assert announcement(replace(VERIFIED, losses=losses)) == (
+        f"{PROCEDURE}\nRows written since the deployment left the live data (12 of missions, 3 of users); "
+        "they are kept: exports/export-r7"
+    )
+
+
+def test_an_export_without_rows_is_no_loss() -> None:
+    assert announcement(replace(VERIFIED, losses=(Loss(table="audit", rows=0, file="x"),))) == PROCEDURE
+
+
+def test_a_part_that_went_back_is_not_announced_as_a_rollback() -> None:
+    told = announcement(replace(VERIFIED, parts=("containers", "frontend"), serving="v2.1.0"))
+    assert told == "ℹ️ containers and frontend went back to v2.0.3, and the checks passed. v2.1.0 serves."
+
+
 NO_IMAGE = failed("serve-core", again=False, reason="no image")
 
 
@@ -84,6 +105,11 @@ NO_IMAGE = failed("serve-core", again=False, reason="no image")
             report(TerminalState.DENIED, *done("pass-gate", "serve-core")),
             "⚠️ Rollback of v2.1.0 was denied at serve-orchestrator; done: serve-core. What serves: lastgood status",
             id="denied-half-way",
+        ),
+        pytest.param(
+            report(TerminalState.DENIED, *done("pass-gate", "serve-core"), serving="v2.1.0"),
+            "⚠️ Rollback of v2.1.0 was denied at serve-orchestrator; done: serve-core. v2.1.0 serves.",
+            id="denied-half-way-and-what-serves-is-known",
         ),
         pytest.param(
             report(TerminalState.ABORTED_BY_HUMAN, *done("pass-gate")),

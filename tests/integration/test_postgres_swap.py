@@ -213,3 +213,19 @@ def test_a_logical_slot_is_told_before_a_deploy(tmp_path: Path) -> None:
         )
         alone.sql("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
         assert any("slot cdc" in line for line in alone.target.preflight())
+
+
+def test_an_owner_that_is_no_superuser_goes_all_the_way(tmp_path: Path) -> None:
+    """As on a managed server: the role owns the database and may create others, and no more."""
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("CREATE ROLE app LOGIN CREATEDB PASSWORD 'pass word'; ALTER DATABASE shop OWNER TO app")
+        alone.sql("REASSIGN OWNED BY shop TO app")
+        alone.config = alone.config.model_copy(update={"user": "app"})
+        assert alone.target.preflight() == ()
+        before = alone.target.observe().fingerprint
+        alone.take()
+        alone.migrate()
+        alone.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+        alone.go_back()
+        assert alone.target.observe().fingerprint == before
+        assert [loss.rows for loss in alone.target.losses("export-r1")] == [1]

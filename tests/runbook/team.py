@@ -125,6 +125,7 @@ class Team:
             state=self.root / ".lastgood",
             who=self.who,
             story=self.told.append,
+            if_slow=self.clock.if_slow,
         )
 
     # --- what a person types -----------------------------------------------------------------------------------
@@ -192,9 +193,9 @@ class Team:
 
         def listen() -> None:
             again = len([line for line in self.told if phrase in line]) > heard
-            self.clock.at(after_s, act) if again else self.clock.at(0.5, listen)
+            self.clock.after(after_s, act) if again else self.clock.after(0.5, listen)
 
-        self.clock.at(0.5, listen)
+        self.clock.after(0.5, listen)
 
     def when_asked(self, act: Callable[[], None], *, after_s: float = 60.0) -> None:
         """Have somebody act so long after a run began to wait."""

@@ -79,6 +79,7 @@ class Simulation:
             state=Path(),
             who="t",
             story=lambda _line: None,
+            if_slow=self.clock.if_slow,
         )
 
     def live(self) -> object:

@@ -13,8 +13,9 @@ from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook.frontend import await_frontend
-from lastgood.runbook.watch import start_watch
-from lastgood.testing.stack import SERVICES, WELL, Behaviour, artifact_of
+from lastgood.runbook.rollback import COMPENSATION
+from lastgood.runbook.watch import baking, start_watch
+from lastgood.testing.stack import SERVICES, WELL, Behaviour, artifact_of, commit_of
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
@@ -103,6 +104,13 @@ def test_a_barred_release_is_barred_by_another_name_as_well(team: Team) -> None:
     team.stack.on_disk = BAD
     with pytest.raises(Refused, match=f"{BAD} by another name"):
         team.deploy("v2-again")
+
+
+def test_a_barred_release_is_barred_when_its_commit_is_built_once_more(team: Team) -> None:
+    rolled_back(team)
+    team.containers.commits["v2-rebuilt"] = commit_of(BAD)
+    with pytest.raises(Refused, match=f"{BAD} by another name"):
+        team.deploy("v2-rebuilt")
 
 
 def test_a_barred_release_serves_again_where_a_person_insists(team: Team) -> None:
@@ -214,7 +222,7 @@ def test_a_step_that_is_quick_is_not_said_to_take_long(team: Team) -> None:
 
 def test_a_frontend_that_is_still_building_is_waited_for_where_nobody_watches(team: Team) -> None:
     done = team.deploy(BAD, WELL, pushed=False)
-    team.clock.at(8.0, lambda: team.stack.push(BAD))
+    team.clock.after(8.0, lambda: team.stack.push(BAD))
     await_frontend(team.rooms(), done.deployment)
     assert team.history.releases[BAD].frontend == f"dpl_{BAD}"
 
@@ -222,10 +230,10 @@ def test_a_frontend_that_is_still_building_is_waited_for_where_nobody_watches(te
 def test_a_database_that_pauses_for_a_moment_when_the_release_serves_does_not_end_the_deploy(team: Team) -> None:
     def away() -> None:
         team.stack.away[Role.DATABASE] = Retryable("database app: connection refused", delay_s=2.0)
-        team.clock.at(1.0, lambda: void(team.stack.away.pop(Role.DATABASE)))
+        team.clock.after(1.0, lambda: void(team.stack.away.pop(Role.DATABASE)))
 
     team.stack.takes_s["clear-candidates"] = 1.0
-    team.clock.at(1.0, away)
+    team.clock.after(1.0, away)
     team.deploy(BAD, WELL)
     assert team.history.open_run is None
     assert team.history.releases[BAD].fingerprint == team.stack.database.fingerprint
@@ -251,6 +259,37 @@ def test_a_gate_that_fails_ends_verified_with_the_gate_as_trigger(team: Team) ->
     assert report is not None
     assert (report.terminal, report.trigger) == (TerminalState.ROLLED_BACK_VERIFIED, "gate")
     assert "exited with 1 at the gate" in report.sentence
+
+
+def test_a_gate_that_fails_bars_its_release(team: Team) -> None:
+    team.deploy(BAD, NEVER_BOOTS)
+    assert team.history.releases[BAD].standing is Standing.BARRED
+
+
+def test_a_gate_that_fails_asks_nobody(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, mode="propose", parts=frozenset({Role.CONTAINERS}))
+    team.deploy(BAD, NEVER_BOOTS)
+    assert team.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+def kept_but_not_good(team: Team) -> None:
+    """v2 serves, and nobody could tell whether it is good."""
+    team.deploy(BAD, WELL)
+    team.stack.blindfold("traffic")
+    team.watch()
+    team.stack.blind.clear()
+
+
+def test_a_gate_that_fails_leaves_what_serves_although_that_is_not_proved_good(team: Team) -> None:
+    kept_but_not_good(team)
+    team.deploy("v3", NEVER_BOOTS)
+    assert team.stack.serving == BAD
+
+
+def test_a_deploy_that_died_at_its_gate_is_undone_to_what_serves(team: Team) -> None:
+    kept_but_not_good(team)
+    killed_at(team, "pass-gate", WELL, name="v3")
+    assert team.roll_back().to_release == BAD
 
 
 def test_a_gate_that_fails_on_a_first_deploy_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
@@ -300,6 +339,31 @@ def test_a_release_that_never_went_anywhere_is_not_barred(team: Team) -> None:
     assert team.history.releases[BAD].standing is Standing.RECORDED
 
 
+def test_a_deploy_without_a_restore_point_leaves_the_watch_of_what_serves_alone(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.fails("take-restore-point", Refused("the disk is too small", hint="df -h"))
+    with pytest.raises(Refused):
+        team.deploy("v3", WELL)
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+def test_a_rollback_after_a_deploy_that_was_refused_is_watched_again(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.fails("take-restore-point", Refused("the disk is too small", hint="df -h"))
+    with pytest.raises(Refused):
+        team.deploy("v3", WELL)
+    team.watch()
+    under = baking(team.rooms())
+    assert under is not None
+    assert under.deployment.release == BAD
+
+
+def test_no_compensation_runs_where_all_is_well(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.watch()
+    assert COMPENSATION not in {run.started.trigger for run in team.history.runs.values()}
+
+
 def test_a_deploy_that_stops_half_way_is_put_back(team: Team) -> None:
     team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltn"))
     report = team.deploy(BAD, WELL).report
@@ -324,6 +388,18 @@ def test_a_deploy_that_stops_half_way_asks_first_where_the_mode_says_so(tmp_path
     assert (serving, report.terminal) == ([BAD], TerminalState.ROLLED_BACK_VERIFIED)
 
 
+def test_a_deploy_that_stops_half_way_asks_when_the_days_rollbacks_are_used_up(team: Team) -> None:
+    for name in ("v2", "v3"):
+        team.fails("serve-orchestrator", Refused("the port is taken"))
+        team.deploy(name, WELL)
+        team.unfreeze()
+    team.fails("serve-orchestrator", Refused("the port is taken"))
+    team.when_asked(team.deny)
+    report = team.deploy("v4", WELL).report
+    assert report is not None
+    assert report.terminal is TerminalState.DENIED
+
+
 def test_a_first_deploy_that_stops_half_way_needs_a_person_and_says_what_is_where(tmp_path: Path) -> None:
     team = Team(tmp_path)
     team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltn"))
@@ -340,7 +416,7 @@ def test_an_engine_that_is_away_when_a_deploy_is_to_be_put_back_leaves_it_open_f
 
     team.stack.takes_s["serve-core"] = 1.0
     team.fails("serve-orchestrator", Refused("the port is taken"))
-    team.clock.at(1.0, away)
+    team.clock.after(1.0, away)
     with pytest.raises(NeedsHuman) as raised:
         team.deploy(BAD, WELL)
     assert raised.value.hint == "lastgood rollback"
@@ -351,7 +427,7 @@ def test_an_engine_that_is_away_when_a_deploy_is_to_be_put_back_leaves_it_open_f
 def test_a_deploy_that_stopped_and_was_not_put_back_is_not_watched(team: Team) -> None:
     team.fails("serve-orchestrator", Refused("the port is taken"))
     team.stack.takes_s["serve-core"] = 1.0
-    team.clock.at(1.0, lambda: team.stack.away.update({Role.CONTAINERS: Retryable("no answer", delay_s=1.0)}))
+    team.clock.after(1.0, lambda: team.stack.away.update({Role.CONTAINERS: Retryable("no answer", delay_s=1.0)}))
     with pytest.raises(NeedsHuman):
         team.deploy(BAD, WELL)
     with pytest.raises(Refused) as refused:
@@ -377,7 +453,7 @@ def test_something_else_that_serves_stops_a_deploy_before_its_first_effect(team:
 
 def test_something_else_that_serves_stops_a_deploy_in_its_middle(team: Team) -> None:
     team.stack.takes_s["serve-core"] = 1.0
-    team.clock.at(1.0, lambda: team.stack.put("agent", "agent-hotfix"))
+    team.clock.after(1.0, lambda: team.stack.put("agent", "agent-hotfix"))
     with pytest.raises(NeedsHuman, match="agent-hotfix"):
         team.deploy(BAD, WELL)
     assert ("agent", "agent-hotfix") in {(i.service, i.artifact) for i in team.stack.containers.serving}
@@ -386,19 +462,19 @@ def test_something_else_that_serves_stops_a_deploy_in_its_middle(team: Team) -> 
 # --- when it is killed -------------------------------------------------------------------------------------------
 
 
-def killed_at(team: Team, step: str, behaviour: Behaviour) -> None:
+def killed_at(team: Team, step: str, behaviour: Behaviour, *, name: str = BAD) -> None:
     """The process of a deploy dies within a step."""
 
     def die() -> None:
         raise Crash
 
     def look() -> None:
-        die() if begun(team)[-1:] == [step] else team.clock.at(0.1, look)
+        die() if begun(team)[-1:] == [step] else team.clock.after(0.1, look)
 
     team.stack.takes_s[step] = 1.0
-    team.clock.at(0.1, look)
+    team.clock.after(0.1, look)
     with pytest.raises(Crash):
-        team.deploy(BAD, behaviour)
+        team.deploy(name, behaviour)
     team.stack.takes_s.clear()
 
 

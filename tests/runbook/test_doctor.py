@@ -66,7 +66,7 @@ def deploy_and_die(team: Team) -> None:
         raise Crash
 
     team.stack.takes_s["serve-core"] = 2.0
-    team.clock.at(1.0, die)
+    team.clock.after(1.0, die)
     with pytest.raises(Crash):
         team.deploy("v3", WELL)
 
@@ -114,8 +114,8 @@ UNSEEN: dict[str, tuple[str, Callable[[Team], None]]] = {
     "the engine is away": ("containers", lambda team: team.stack.away.update({Role.CONTAINERS: NO_ANSWER})),
     "the database is away": ("database", lambda team: team.stack.away.update({Role.DATABASE: NO_ANSWER})),
     "the frontend host is away": ("frontend", lambda team: team.stack.away.update({Role.FRONTEND: NO_ANSWER})),
-    "the metrics are away": ("signal traffic", lambda team: team.stack.blind.add("traffic")),
-    "the feature's probe is away": (f"signal {PROBE}", lambda team: team.stack.blind.add(PROBE)),
+    "the metrics are away": ("signal traffic", lambda team: team.stack.blindfold("traffic")),
+    "the feature's probe is away": (f"signal {PROBE}", lambda team: team.stack.blindfold(PROBE)),
 }
 
 

@@ -19,6 +19,7 @@ from lastgood.core.release import Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.runbook import by_hand
 from lastgood.runbook import rollback as returning
+from lastgood.runbook.watch import watch_on
 from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack
 from lastgood.testing.world import Crash, Crashes
 from tests.runbook.team import BAD, ERRORS, OLD, Team
@@ -84,6 +85,11 @@ def test_a_part_that_is_not_configured_is_skipped_and_the_report_says_so(tmp_pat
 def test_only_the_parts_that_were_asked_for_go_back(team: Team) -> None:
     deployed(team).roll_back(only=frozenset({Role.FRONTEND}))
     assert (team.stack.serving, team.stack.frontend.production) == (BAD, f"dpl_{OLD}")
+
+
+def test_a_partial_rollback_bars_nothing(team: Team) -> None:
+    deployed(team).roll_back(only=frozenset({Role.FRONTEND}))
+    assert team.history.releases[BAD].standing is Standing.RECORDED
 
 
 def test_a_partial_rollback_does_not_say_that_the_release_went_back(team: Team) -> None:
@@ -237,6 +243,28 @@ def test_a_release_that_was_left_is_barred_although_the_repair_was_denied(team: 
     assert team.history.frozen is not None
 
 
+UNSEEN = [Retryable("too many connections", delay_s=1.0), Refused("wrong password", hint="renew it")]
+
+
+@pytest.mark.parametrize("says", UNSEEN, ids=["away", "refuses"])
+def test_a_database_that_cannot_be_looked_at_asks_where_migrations_differ(team: Team, says: LastgoodError) -> None:
+    deployed(team, MIGRATING)
+    team.stack.away[Role.DATABASE] = says
+    team.when_asked(team.deny)
+    team.roll_back()
+    assert team.stack.serving == BAD
+
+
+@pytest.mark.parametrize("says", UNSEEN, ids=["away", "refuses"])
+def test_a_database_that_cannot_be_looked_at_holds_nothing_up_where_no_migration_differs(
+    team: Team, says: LastgoodError
+) -> None:
+    deployed(team)
+    team.stack.away[Role.DATABASE] = says
+    team.roll_back()
+    assert team.stack.serving == OLD
+
+
 DATABASE_STEPS = {"fence", "export-writes", "swap-database"}
 
 
@@ -297,7 +325,7 @@ def test_an_approval_of_another_run_opens_nothing(team: Team) -> None:
 def test_an_abort_takes_effect_before_the_next_effect(team: Team) -> None:
     deployed(team)
     team.stack.takes_s["serve-core"] = 5.0
-    team.clock.at(1.0, team.abort)
+    team.clock.after(1.0, team.abort)
     assert team.roll_back().terminal is TerminalState.ABORTED_BY_HUMAN
     assert "serve-orchestrator" not in team.stack.asked
 
@@ -305,9 +333,18 @@ def test_an_abort_takes_effect_before_the_next_effect(team: Team) -> None:
 def test_a_run_that_was_aborted_in_its_middle_says_what_is_done(team: Team) -> None:
     deployed(team)
     team.stack.takes_s["serve-core"] = 5.0
-    team.clock.at(1.0, team.abort)
+    team.clock.after(1.0, team.abort)
     team.roll_back()
     assert "done: serve-core" in team.channel.texts[-1]
+
+
+@pytest.mark.parametrize("answer", ["deny", "abort"])
+def test_a_persons_no_before_anything_began_freezes_and_bars_nothing(tmp_path: Path, answer: str) -> None:
+    team = deployed(Team.with_a_good_release(tmp_path, mode="propose"))
+    team.when_asked(getattr(team, answer))
+    team.watch()
+    assert team.history.frozen is None
+    assert team.history.releases[BAD].standing is Standing.RECORDED
 
 
 # --- what the team is told ---------------------------------------------------------------------------------------
@@ -328,7 +365,7 @@ def test_rows_that_stay_invalid_are_a_second_line(team: Team) -> None:
 BAD_ENDS: dict[str, Callable[[Team], None]] = {
     "a smoke test": lambda team: team.stack.behaves.update({OLD: Behaviour(passes_smoke=False)}),
     "nothing answers": lambda team: setattr(team.checker, "broken", "no answer within 60 s"),
-    "a service is sick": lambda team: team.clock.at(1.0, lambda: team.stack.sicken("agent")),
+    "a service is sick": lambda team: team.clock.after(1.0, lambda: team.stack.sicken("agent")),
 }
 
 
@@ -363,7 +400,7 @@ def test_a_release_that_came_back_degraded_goes_no_further_back(team: Team) -> N
 def test_a_check_that_fails_for_a_moment_is_tried_again(team: Team) -> None:
     deployed(team)
     team.checker.broken = "the pool reconnects"
-    team.clock.at(1.0, lambda: setattr(team.checker, "broken", ""))
+    team.clock.after(1.0, lambda: setattr(team.checker, "broken", ""))
     assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
 
 
@@ -499,7 +536,7 @@ def test_an_engine_that_is_away_for_a_moment_when_the_run_begins_is_waited_for(t
 
     def go_away(_plan: Plan) -> bool:
         team.stack.away[Role.CONTAINERS] = NO_ANSWER
-        team.clock.at(1.0, lambda: void(team.stack.away.pop(Role.CONTAINERS)))
+        team.clock.after(1.0, lambda: void(team.stack.away.pop(Role.CONTAINERS)))
         return True
 
     assert team.roll_back(confirm=go_away).terminal is TerminalState.ROLLED_BACK_VERIFIED
@@ -587,7 +624,7 @@ def test_a_world_that_changed_while_a_person_thought_stops_the_run(tmp_path: Pat
 def test_something_else_that_serves_in_the_middle_of_a_rollback_stops_it(team: Team) -> None:
     deployed(team)
     team.stack.takes_s["serve-core"] = 1.0
-    team.clock.at(1.0, lambda: hotfix(team))
+    team.clock.after(1.0, lambda: hotfix(team))
     report = team.roll_back()
     assert report.terminal is TerminalState.NEEDS_HUMAN
     assert any("agent-hotfix" in note for note in report.notes)
@@ -635,7 +672,7 @@ def test_a_second_rollback_follows_the_first_to_its_report(team: Team) -> None:
     deployed(team)
     second = Follower(team)
     team.stack.takes_s["serve-core"] = 60.0
-    team.clock.at(30.0, second.begin)
+    team.clock.after(30.0, second.begin)
     first = team.roll_back()
     assert second.report() == first
 
@@ -644,7 +681,7 @@ def test_a_second_rollback_begins_no_run(team: Team) -> None:
     deployed(team)
     second = Follower(team)
     team.stack.takes_s["serve-core"] = 60.0
-    team.clock.at(30.0, second.begin)
+    team.clock.after(30.0, second.begin)
     before = len(team.history.runs)
     team.roll_back()
     second.report()
@@ -661,7 +698,7 @@ def test_a_deploy_during_a_rollback_is_refused(team: Team) -> None:
         refused.append(error.value.message)
 
     team.stack.takes_s["serve-core"] = 60.0
-    team.clock.at(30.0, also_deploy)
+    team.clock.after(30.0, also_deploy)
     team.roll_back()
     assert len(refused) == 1
     assert "ada@laptop" in refused[0]
@@ -674,7 +711,7 @@ def test_a_run_that_another_process_left_is_finished_and_not_begun_again(team: T
         raise Crash
 
     team.stack.takes_s["serve-core"] = 2.0
-    team.clock.at(1.0, die)
+    team.clock.after(1.0, die)
     with pytest.raises(Crash):
         team.roll_back()
     run = team.run.started.run
@@ -815,9 +852,68 @@ def test_what_was_decided_is_not_decided_again_by_who_takes_it_up(team: Team) ->
         raise Crash
 
     team.stack.takes_s["serve-core"] = 2.0
-    team.clock.at(1.0, die)
+    team.clock.after(1.0, die)
     with pytest.raises(Crash):
         team.roll_back()
     plan = team.run.plan
     returning.take_up(team.rooms())
     assert team.run.plan == plan
+
+
+# --- whole incidents, watched -------------------------------------------------------------------------------------
+
+
+def bad_release(folder: Path) -> Team:
+    """v2 fails requests, and the watch puts v1 back by itself."""
+    return deployed(Team.with_a_good_release(folder))
+
+
+def denied(folder: Path) -> Team:
+    """The watch proposes, and somebody says no."""
+    team = deployed(Team.with_a_good_release(folder, mode="propose"))
+    team.clock.after(120.0, team.deny)
+    return team
+
+
+def database_first(folder: Path) -> Team:
+    """The watch asks for the database, and somebody says yes."""
+    team = deployed(Team.with_a_good_release(folder), MIGRATING, CANNOT_RUN)
+    team.clock.after(120.0, team.approve)
+    return team
+
+
+INCIDENTS: dict[str, tuple[Callable[[Path], Team], TerminalState, str]] = {
+    "containers": (bad_release, TerminalState.ROLLED_BACK_VERIFIED, OLD),
+    "denied": (denied, TerminalState.DENIED, BAD),
+    "database-first": (database_first, TerminalState.ROLLED_BACK_VERIFIED, OLD),
+}
+
+
+def lived_through(folder: Path, incident: str, *crash_at: int) -> Team:
+    """The incident, watched by as many lives as it takes."""
+    team = INCIDENTS[incident][0](folder)
+    team.journal.crashes = team.stack.crashes = Crashes(*crash_at)
+    for _life in range(5):
+        try:
+            watch_on(team.rooms(), team.deployment.deployment.id)
+        except Crash:
+            continue
+        return team
+    raise AssertionError("the incident never ends")
+
+
+@pytest.mark.parametrize("incident", INCIDENTS)
+def test_an_incident_whose_watch_dies_anywhere_ends_the_same_with_each_effect_once(
+    tmp_path: Path, incident: str
+) -> None:
+    _, terminal, serves = INCIDENTS[incident]
+    whole = lived_through(tmp_path / "whole", incident)
+    for at in range(1, whole.journal.crashes.count + 1):
+        team = lived_through(tmp_path / str(at), incident, at)
+        assert (team.report.terminal, team.stack.serving) == (terminal, serves), f"killed at {at}"
+        assert team.stack.effects == whole.stack.effects, f"killed at {at}"
+        ends = [event for event in team.events(RunEnded) if event.terminal is terminal]
+        assert len(ends) == 1, f"killed at {at}"
+        watch = team.deployment.watch
+        assert watch is not None
+        assert watch.bake is (terminal is TerminalState.ROLLED_BACK_VERIFIED), f"killed at {at}"

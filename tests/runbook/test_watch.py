@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from lastgood.core.errors import NeedsHuman, Refused, Retryable
+from lastgood.core.migration import Fit, FitsSchema
 from lastgood.core.plan import Role
-from lastgood.core.ports import Lease, Right
+from lastgood.core.ports import Right
+from lastgood.core.reading import NoData, Reading
 from lastgood.core.record import BucketSeen, DeploymentEnded, RunStarted, Told
 from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
-from lastgood.testing.stack import PROBE, SERVICES, WELL, Behaviour
+from lastgood.testing.stack import NO_ANSWER, PROBE, SERVICES, WELL, Behaviour
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
 EYES = ("traffic", PROBE, "data")
 WINDOW_S = 300.0
+BAKE_S = 60.0
 INTERVAL_S = 5.0
 BREAKING_ROWS = Behaviour(breaks_rows=True)
 
@@ -32,7 +36,7 @@ def die() -> None:
 
 def watch_until(team: Team, seconds: float) -> None:
     """Watch, and die so long after."""
-    team.clock.at(seconds, die)
+    team.clock.after(seconds, die)
     with pytest.raises(Crash):
         team.watch()
 
@@ -108,11 +112,15 @@ def test_rows_that_were_invalid_before_the_deploy_are_not_held_against_it(tmp_pa
 # --- blindness ---------------------------------------------------------------------------------------------------
 
 
-def blind_team(tmp_path: Path, *eyes: str, behaviour: Behaviour = ERRORS) -> Team:
+NOTHING = NoData(reason="nothing")
+BLIND = [pytest.param(NO_ANSWER, id="down"), pytest.param(NOTHING, id="no-data")]
+
+
+def blind_team(tmp_path: Path, *eyes: str, behaviour: Behaviour = ERRORS, says: Reading = NO_ANSWER) -> Team:
     """v2 is watched, and these eyes see nothing of it."""
     team = Team.with_a_good_release(tmp_path)
     team.deploy(BAD, behaviour)
-    team.stack.blind |= set(eyes)
+    team.stack.blindfold(*eyes, says=says)
     return team
 
 
@@ -121,15 +129,17 @@ def pages(team: Team) -> list[str]:
     return [text for text in team.channel.texts if text.startswith("👁")]
 
 
-def test_a_blind_watch_never_rolls_back(tmp_path: Path) -> None:
-    team = blind_team(tmp_path, *EYES)
+@pytest.mark.parametrize("says", BLIND)
+def test_a_blind_watch_never_rolls_back(tmp_path: Path, says: Reading) -> None:
+    team = blind_team(tmp_path, *EYES, says=says)
     before = touched(team)
     team.watch()
     assert touched(team) == before
 
 
-def test_a_blind_watch_ends_inconclusive(tmp_path: Path) -> None:
-    assert blind_team(tmp_path, *EYES).watch().terminal is TerminalState.INCONCLUSIVE_KEPT
+@pytest.mark.parametrize("says", BLIND)
+def test_a_blind_watch_ends_inconclusive(tmp_path: Path, says: Reading) -> None:
+    assert blind_team(tmp_path, *EYES, says=says).watch().terminal is TerminalState.INCONCLUSIVE_KEPT
 
 
 def test_a_blind_watch_makes_no_release_good(tmp_path: Path) -> None:
@@ -138,8 +148,9 @@ def test_a_blind_watch_makes_no_release_good(tmp_path: Path) -> None:
     assert team.history.releases[BAD].standing is Standing.RECORDED
 
 
-def test_a_blind_watch_pages_once(tmp_path: Path) -> None:
-    team = blind_team(tmp_path, *EYES)
+@pytest.mark.parametrize("says", BLIND)
+def test_a_blind_watch_pages_once(tmp_path: Path, says: Reading) -> None:
+    team = blind_team(tmp_path, *EYES, says=says)
     team.watch()
     assert len(pages(team)) == 1
 
@@ -153,8 +164,8 @@ def test_a_blind_watch_that_is_taken_up_does_not_page_again(tmp_path: Path) -> N
 
 def test_one_missed_look_pages_nobody(team: Team) -> None:
     team.deploy(BAD, WELL)
-    team.clock.at(50.0, lambda: team.stack.blind.add("traffic"))
-    team.clock.at(56.0, team.stack.blind.clear)
+    team.clock.after(50.0, lambda: team.stack.blindfold("traffic"))
+    team.clock.after(56.0, team.stack.blind.clear)
     team.watch()
     assert pages(team) == []
 
@@ -173,8 +184,8 @@ def test_a_window_that_was_seen_for_less_than_nine_tenths_is_not_good(
     team: Team, blind_s: float, terminal: TerminalState
 ) -> None:
     team.deploy(BAD, WELL)
-    team.clock.at(101.0, lambda: team.stack.blind.update(EYES))
-    team.clock.at(101.0 + blind_s, team.stack.blind.clear)
+    team.clock.after(101.0, lambda: team.stack.blindfold(*EYES))
+    team.clock.after(101.0 + blind_s, team.stack.blind.clear)
     assert team.watch().terminal is terminal
 
 
@@ -224,7 +235,7 @@ def test_a_second_watcher_is_refused_by_name(team: Team) -> None:
             team.watch()
         refused.append(error.value.message)
 
-    team.clock.at(20.0, also_watch)
+    team.clock.after(20.0, also_watch)
     team.watch()
     assert len(refused) == 1
     assert "ada@laptop" in refused[0]
@@ -237,9 +248,18 @@ def test_each_interval_is_counted_once_although_a_second_watcher_came(team: Team
         with pytest.raises(Refused):
             team.watch()
 
-    team.clock.at(20.0, also_watch)
+    team.clock.after(20.0, also_watch)
     team.watch()
-    assert len(team.events(BucketSeen)) == WINDOW_S / INTERVAL_S
+    seen = [event.bucket.at for event in team.events(BucketSeen)]
+    assert all((later - at).total_seconds() >= INTERVAL_S for at, later in pairwise(seen))
+
+
+def test_a_watcher_waits_for_one_that_was_superseded_and_lets_go_at_its_next_look(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    with ExitStack() as other:
+        other.enter_context(team.journal.claim("grace@laptop", Right.WATCH))
+        team.clock.after(6.0, other.pop_all().close)
+        assert team.watch().terminal is TerminalState.HEALTHY_KEPT
 
 
 def test_a_watch_whose_journal_cannot_be_written_stops(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +278,7 @@ def full(_event: object) -> None:
 
 def test_a_newer_deploy_supersedes_the_watch(team: Team) -> None:
     team.deploy(BAD, WELL)
-    team.clock.at(60.0, lambda: void(team.deploy("v3", WELL)))
+    team.clock.after(60.0, lambda: void(team.deploy("v3", WELL)))
     assert team.watch().terminal is TerminalState.SUPERSEDED
 
 
@@ -482,10 +502,24 @@ def test_a_bake_that_fails_opens_an_incident_linked_to_the_rollback(team: Team) 
     assert str(linked.relative_to(team.root)) in team.channel.texts[-1]
 
 
+def test_a_bake_ends_after_its_own_window(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.watch()
+    assert BAKE_S <= watched_s(team) < BAKE_S + INTERVAL_S
+
+
+def test_a_bake_that_is_blind_is_another_page_than_the_watch_that_was(tmp_path: Path) -> None:
+    team = blind_team(tmp_path, "traffic", behaviour=Behaviour(answers=False))
+    team.watch()
+    team.watch()
+    assert [text.partition(",")[0] for text in pages(team)] == [f"👁 watching {BAD}", f"👁 baking {OLD}"]
+
+
 def test_a_bake_that_saw_nothing_says_so(team: Team) -> None:
     team.deploy(BAD, ERRORS)
     team.watch()
-    team.stack.blind |= set(EYES)
+    team.stack.blindfold(*EYES)
     assert "blind to" in team.watch().sentence
 
 
@@ -507,7 +541,7 @@ def test_a_new_deploy_ends_the_bake(team: Team) -> None:
     team.deploy(BAD, ERRORS)
     team.watch()
     team.unfreeze()
-    team.clock.at(20.0, lambda: void(team.deploy("v3", ERRORS)))
+    team.clock.after(20.0, lambda: void(team.deploy("v3", ERRORS)))
     team.watch()
     assert not [text for text in team.channel.texts if "bad still or again" in text]
 
@@ -518,41 +552,70 @@ def test_a_new_deploy_ends_the_bake(team: Team) -> None:
 def test_a_rollback_that_cannot_be_planned_now_is_tried_again(team: Team) -> None:
     team.deploy(BAD, ERRORS)
     team.stack.away[Role.CONTAINERS] = Retryable("the engine does not answer", delay_s=1.0)
-    team.clock.at(90.0, lambda: void(team.stack.away.pop(Role.CONTAINERS)))
+    team.clock.after(90.0, lambda: void(team.stack.away.pop(Role.CONTAINERS)))
     assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
 
 
 def test_a_person_who_holds_the_right_to_run_keeps_the_watch_going(team: Team) -> None:
     team.deploy(BAD, ERRORS)
     somebody = team.journal.claim("grace@laptop")
-    team.clock.at(10.0, lambda: void(somebody.__enter__()))
-    team.clock.at(90.0, lambda: void(somebody.__exit__(None, None, None)))
+    team.clock.after(10.0, lambda: void(somebody.__enter__()))
+    team.clock.after(90.0, lambda: void(somebody.__exit__(None, None, None)))
     assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
 
 
-def test_a_rollback_that_a_person_finished_meanwhile_is_not_rolled_back(
-    team: Team, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_that_a_person_finished_meanwhile_is_not_rolled_back(team: Team) -> None:
     """Between the verdict and the right to act, somebody else was quicker; a release before v1 is good, too."""
     team.deploy("v1b", WELL)
     team.watch()
     team.deploy(BAD, ERRORS)
-    claim, done = team.journal.claim, [False]
-
-    def claims(owner: str, right: Right = Right.RUN) -> AbstractContextManager[Lease]:
-        if right is Right.RUN and not done[0]:
-            done[0] = True
-            team.roll_back()
-        return claim(owner, right)
-
-    monkeypatch.setattr(team.journal, "claim", claims)
+    team.journal.meanwhile.append(team.roll_back)
     team.watch()
     assert team.stack.serving == "v1b"
 
 
+def test_an_engine_that_refuses_is_told_and_nothing_was_touched(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.stack.away[Role.CONTAINERS] = Refused("the socket refuses", hint="chmod")
+    assert team.watch().terminal is TerminalState.REFUSED
+    assert "Rollback refused, nothing was touched: the socket refuses" in team.channel.texts[-1]
+
+
+def waiting_and_dead(team: Team) -> None:
+    """A rollback got as far as its question, and its process died."""
+    team.when_told("waiting at", die)
+    with pytest.raises(Crash):
+        team.roll_back()
+
+
+def test_a_window_that_ends_while_a_rollback_waits_makes_no_release_good(tmp_path: Path) -> None:
+    """A person's rollback waits for its answer, and the watch beside it sees nothing bad."""
+    team = Team.with_a_good_release(tmp_path, mode="observe")
+    team.deploy(BAD, Behaviour(migrations=("m2",)))
+    team.stack.fits = FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title")
+    waiting_and_dead(team)
+    with ExitStack() as other:
+        other.enter_context(team.journal.claim("grace@laptop"))
+        team.clock.after(WINDOW_S + 60.0, other.pop_all().close)
+        team.clock.after(WINDOW_S + 70.0, team.approve)
+        assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.history.releases[BAD].standing is Standing.BARRED
+
+
+def test_a_rollback_whose_process_died_is_taken_up_by_the_watch(tmp_path: Path) -> None:
+    team = proposing(tmp_path)
+    team.when_told("waiting at", die)
+    with pytest.raises(Crash):
+        team.watch()
+    run = team.run.started.run
+    team.clock.after(10.0, team.approve)
+    team.watch()
+    assert (team.report.run, team.report.terminal) == (run, TerminalState.ROLLED_BACK_VERIFIED)
+
+
 def test_something_else_that_serves_during_the_watch_is_noticed(team: Team) -> None:
     team.deploy(BAD, WELL)
-    team.clock.at(60.0, lambda: team.stack.put("agent", "agent-hotfix"))
+    team.clock.after(60.0, lambda: team.stack.put("agent", "agent-hotfix"))
     outcome = team.watch()
     assert outcome.terminal is TerminalState.NEEDS_HUMAN
     assert "agent" in outcome.sentence
@@ -561,7 +624,7 @@ def test_something_else_that_serves_during_the_watch_is_noticed(team: Team) -> N
 
 def test_something_else_that_serves_is_told_with_what_to_type(team: Team) -> None:
     team.deploy(BAD, WELL)
-    team.clock.at(60.0, lambda: team.stack.put("agent", "agent-hotfix"))
+    team.clock.after(60.0, lambda: team.stack.put("agent", "agent-hotfix"))
     team.watch()
     assert "lastgood record" in team.channel.texts[-1]
     assert "lastgood rollback" in team.channel.texts[-1]
@@ -569,7 +632,7 @@ def test_something_else_that_serves_is_told_with_what_to_type(team: Team) -> Non
 
 def test_something_else_that_serves_is_never_rolled_over(team: Team) -> None:
     team.deploy(BAD, replace(ERRORS, after_s=60.0))
-    team.clock.at(60.0, lambda: team.stack.put("agent", "agent-hotfix"))
+    team.clock.after(60.0, lambda: team.stack.put("agent", "agent-hotfix"))
     team.watch()
     assert ("agent", "agent-hotfix") in {(i.service, i.artifact) for i in team.stack.containers.serving}
 
@@ -582,21 +645,21 @@ def test_a_service_that_is_down_for_a_moment_is_nobody_elses_doing(team: Team) -
         serving = tuple(i for i in whole.serving if i.service in services)
         team.stack.containers = replace(whole, serving=serving)
 
-    team.clock.at(60.0, lambda: show(*SERVICES[:-1]))
-    team.clock.at(90.0, lambda: show(*SERVICES))
+    team.clock.after(60.0, lambda: show(*SERVICES[:-1]))
+    team.clock.after(90.0, lambda: show(*SERVICES))
     assert team.watch().terminal is TerminalState.HEALTHY_KEPT
 
 
 def test_a_rollback_by_a_person_ends_the_watch_and_is_no_failed_bake(team: Team) -> None:
     team.deploy(BAD, ERRORS)
-    team.clock.at(40.0, lambda: void(team.roll_back()))
+    team.clock.after(40.0, lambda: void(team.roll_back()))
     assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
     assert not [text for text in team.channel.texts if "bad still or again" in text]
 
 
 def test_a_way_back_that_somebody_cleaned_away_is_told_while_the_release_is_watched(team: Team) -> None:
     team.deploy(BAD, WELL)
-    team.clock.at(60.0, lambda: team.stack.forget(OLD))
+    team.clock.after(60.0, lambda: team.stack.forget(OLD))
     team.watch()
     assert [text for text in team.channel.texts if f"core, orchestrator, agent of {OLD} is not on this host" in text]
 

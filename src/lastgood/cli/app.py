@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from lastgood.cli.rendering import (
     table,
     when,
 )
-from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused
+from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
@@ -54,6 +55,8 @@ Exit codes: 0 done and good · 1 ended, but not good (see the terminal state) ·
 """
 NOT_GOOD: Final = 1
 NEEDS_PERSON: Final = 5
+INTERRUPTED: Final = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="lastgood",
@@ -83,9 +86,14 @@ def main() -> None:
         if error.hint:
             say(f" hint: {error.hint}")
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        say("interrupted; the journal has everything. Go on with: lastgood watch   (see: lastgood status)")
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            say("interrupted; the journal has everything. Go on with: lastgood watch   (see: lastgood status)")
+        raise
+    except Exception as bug:
+        # whatever it is, it is ours: what was done is in the journal
+        traceback.print_exc()
+        raise SystemExit(Bug.exit_code) from bug
 
 
 def say(line: str) -> None:
@@ -506,6 +514,8 @@ def deny(config: ConfigOption = Path(CONFIG_FILE), run: RunArgument = None, why:
     """
     rooms = opened(config)
     waiting = _waiting(rooms, run)
+    if not waiting.plan.needs_approval:
+        raise Refused(f"run {waiting.started.run} waits for nobody", hint="lastgood abort -m 'why'")
     rooms.memory.note(ApprovalDenied(run=waiting.started.run, by=rooms.who, why=why))
     out(f"denied {waiting.started.run}")
 

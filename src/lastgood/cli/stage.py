@@ -179,7 +179,7 @@ class ProcessStage(Stage):
         self.server = Path(tempfile.mkdtemp(prefix="lastgood-demo-"))
         self.server.chmod(0o755)
         start = [sys.executable, "-m", "lastgood.testing.postgres", "start"]
-        _output([*start, str(self._data), USER, DATABASE, self.password])
+        _output([*start, str(self._data), USER, DATABASE], said=self.password)
 
     @property
     def _data(self) -> Path:
@@ -297,18 +297,21 @@ def _has_the_well_known_ports() -> bool:
 
 
 def _free_port(preferred: int) -> int:
-    """Return the preferred port when nobody has it, else a free one. 0: any."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
+    """Return the preferred port when nobody has it, else a free one. 0: any.
+
+    Below the range from which the kernel takes ports for outgoing connections: one of those would take it before the
+    service that it is meant for has started.
+    """
+    candidates = (preferred, *(secrets.randbelow(12_000) + 20_000 for _ in range(50)))
+    for port in candidates[0 if preferred else 1 :]:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))  # noqa: S104 # only asked, as the engine will
+            return port
     raise Refused("no free port on 127.0.0.1")
 
 
-def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
-    """Run a command of the stage. Raises Refused with what it said."""
+def _output(words: Sequence[str], *, cwd: Path | None = None, said: str = "") -> str:
+    """Run a command of the stage. said: its standard input. Raises Refused with the end of its errors."""
     try:
         done = subprocess.run(
             words,
@@ -317,7 +320,7 @@ def _output(words: Sequence[str], *, cwd: Path | None = None) -> str:
             text=True,
             timeout=SETUP_DEADLINE_S,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=said,
         )
     except FileNotFoundError as error:
         raise Refused(f"{words[0]} is not installed", hint="the README names the packages") from error

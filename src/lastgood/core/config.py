@@ -8,11 +8,10 @@ in; a field of type Secret may also be `file:PATH`, which the caller resolves th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,12 +24,11 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from lastgood.core import yaml_tree
-from lastgood.core.errors import ConfigError
 from lastgood.core.release import NAME_GRAMMAR
 from lastgood.core.secret import Secret
+from lastgood.core.setting_fault import Fault, fault, refusal, shown
 from lastgood.core.yaml_tree import Node, Place
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -435,30 +433,15 @@ def parse_config(text: str, *, file: str, env: Mapping[str, str], read_file: Cal
     reading = _Filling(env=env, read_file=read_file)
     values = reading.filled(tree, place="")
     if reading.faults:
-        raise _refusal(file, reading.faults)
+        raise refusal(file, reading.faults)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        found = [_fault(tree, e) for e in error.errors(include_url=False, include_input=False)]
-        raise _refusal(file, found) from None
+        found = [fault(tree, Config, e) for e in error.errors(include_url=False, include_input=False)]
+        raise refusal(file, found) from None
 
 
-MOST_FAULTS: Final = 20
 _REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _Fault:
-    """Something that is wrong, in the order of the file. what: its place in the tree, and what was expected."""
-
-    at: Place
-    what: str
-
-
-def _refusal(file: str, faults: Iterable[_Fault]) -> ConfigError:
-    lines = [f"{file}:{line}:{column}: {fault.what}" for fault in sorted(set(faults)) for line, column in (fault.at,)]
-    left_out = len(lines) - MOST_FAULTS
-    return ConfigError("\n".join([*lines[:MOST_FAULTS], *([f"{file}: and {left_out} more"] if left_out > 0 else [])]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -467,12 +450,12 @@ class _Filling:
 
     env: Mapping[str, str]
     read_file: Callable[[str], str]
-    faults: list[_Fault] = field(default_factory=list[_Fault])
+    faults: list[Fault] = field(default_factory=list[Fault])
 
     def filled(self, node: Node, *, place: str) -> object:
         if node.members is not None:
             below = node.members.items()
-            return {key: self.filled(member, place=f"{place}.{_shown(key)}".lstrip(".")) for key, member in below}
+            return {key: self.filled(member, place=f"{place}.{shown(key)}".lstrip(".")) for key, member in below}
         if node.items is not None:
             return [self.filled(item, place=f"{place}.{index}") for index, item in enumerate(node.items)]
         return self._text(node.value, node.at, place) if isinstance(node.value, str) else node.value
@@ -483,92 +466,8 @@ class _Filling:
                 return self.read_file(text.removeprefix("file:")).rstrip("\n")
             except (OSError, ValueError) as error:
                 why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-                self.faults.append(_Fault(at, f"{place}: cannot read {_shown(text)}: {why}"))
+                self.faults.append(Fault(at, f"{place}: cannot read {shown(text)}: {why}"))
                 return ""
         missing = [name for name in _REFERENCE.findall(text) if name not in self.env]
-        self.faults.extend(_Fault(at, f"{place}: the environment has no {name}") for name in missing)
+        self.faults.extend(Fault(at, f"{place}: the environment has no {name}") for name in missing)
         return _REFERENCE.sub(lambda m: self.env.get(m[1], ""), text)
-
-
-# Pydantic's kinds of errors in the words of this house; each is formatted with what pydantic knows of it.
-_EXPECTED: Final = {
-    "missing": "expected, but not there",
-    "extra_forbidden": "unknown key",
-    "literal_error": "expected {expected}",
-    "enum": "expected {expected}",
-    "string_type": "expected a text",
-    "tuple_type": "expected a list",
-    "dict_type": "expected keys and values below it",
-    "mapping_type": "expected keys and values below it",
-    "model_type": "expected keys and values below it",
-    "model_attributes_type": "expected keys and values below it",
-    "greater_than_equal": "expected at least {ge}",
-    "less_than_equal": "expected at most {le}",
-    "too_short": "expected at least {min_length} entry",
-    "union_tag_invalid": "expected a kind: {kinds}",
-    "union_tag_not_found": "expected a kind: {kinds}",
-}
-
-
-def _fault(tree: Node, error: ErrorDetails) -> _Fault:
-    """Walks the location of a pydantic error down the tree, past the union tags that pydantic adds."""
-    node, loc, kind = tree, error["loc"], error["type"]
-    walked: list[str] = []
-    for part in loc:
-        if part == "[key]":
-            node = replace(node, at=node.key_at)
-            continue
-        if (below := node.below(part)) is not None:
-            node = below
-        elif part != loc[-1] or kind != "missing":
-            continue
-        walked.append(_shown(str(part)))
-    said = _EXPECTED.get(kind)
-    known = error.get("ctx", {}) | {"kinds": ", ".join(sorted(_KINDS))}
-    expected = said.format_map(known) if said else error["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden" and (section := _section_at(loc[:-1])) is not None:
-        names = sorted(known.alias or name for name, known in section.model_fields.items())
-        expected += f"; known here: {', '.join(names)}"
-    return _Fault(node.key_at if kind == "extra_forbidden" else node.at, f"{'.'.join(walked) or 'file'}: {expected}")
-
-
-def _shown(text: str) -> str:
-    """A text of the file as part of one line on a terminal."""
-    return text if text.isprintable() else repr(text)
-
-
-def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """Follow a location down the settings: through sections, lists, mappings and the kinds of a trigger."""
-    at: object = Config
-    for part in loc:
-        at = _setting_below(at, part)
-    sections = [*_sections(at)]
-    return sections[0] if len(sections) == 1 else None
-
-
-def _setting_below(annotation: object, part: int | str) -> object:
-    """The type of what stands under a key, an index or a kind."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) in (Mapping, tuple):
-        return arguments[-1] if get_origin(annotation) is Mapping else arguments[0]
-    for section in _sections(annotation):
-        if (kind := section.model_fields.get("kind")) and part in get_args(kind.annotation):
-            return section
-        for name, known in section.model_fields.items():
-            if part == (known.alias or name):
-                return known.annotation
-    return None
-
-
-def _sections(annotation: object) -> Iterator[type[BaseModel]]:
-    """The sections that a setting may be: itself, or some of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Annotated, Union, UnionType):
-        for part in get_args(annotation):
-            yield from _sections(part)
-
-
-_KINDS: Final = {
-    word for trigger in _sections(TriggerConfig) for word in get_args(trigger.model_fields["kind"].annotation)
-}

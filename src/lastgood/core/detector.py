@@ -276,43 +276,45 @@ class Detector:
 
 
 def _close(detector: Detector, at_s: float) -> Detector:
-    """Turn the open bucket into evidence and open the next one. at_s: where the bucket ends."""
+    """Turn the open bucket into evidence, see whether that is enough, and open the next one. at_s: where it ends."""
     bucket = CountedWindow(
         since_s=detector.open_since_s, until_s=at_s, total=detector.open_total, bad=detector.open_bad
     )
-    closed = replace(
+    closed = (*detector.closed, bucket)
+    from_start, from_later, unstaked = detector.from_start, detector.from_later, detector.unstaked
+    e_value, quoted = detector.e_value, detector.quoted
+    if not detector.fired:
+        from_start, from_later, unstaked = _weigh(detector, bucket)
+        e_value = unstaked + (sum(from_start) + sum(from_later)) / len(from_start)
+        if e_value >= detector.e_needed and detector.bad >= detector.policy.min_bad:
+            quoted = _clearest(closed, detector.objective)
+    return replace(  # one for all of it: a watch closes a bucket every few seconds, for every trigger
         detector,
-        closed=(*detector.closed, bucket),
+        closed=closed,
         open_since_s=at_s,
         open_until_s=at_s + detector.policy.bucket_s,
         open_total=0,
         open_bad=0,
+        from_start=from_start,
+        from_later=from_later,
+        unstaked=unstaked,
+        e_value=e_value,
+        quoted=quoted,
     )
-    return closed if closed.fired else _weigh(closed, bucket)
 
 
-def _weigh(detector: Detector, bucket: CountedWindow) -> Detector:
-    """Let the bets win and lose on the newest bucket, and see whether that is enough."""
+def _weigh(detector: Detector, bucket: CountedWindow) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Let the bets win and lose on the newest bucket; return what is staked from the start, from later, and not yet."""
     bets, bad, good = detector.bets, bucket.bad, bucket.total - bucket.bad
     # The first bucket has a stake of its own. Each later one stakes its part on "from here on" before it is counted.
-    later = len(detector.closed) > 1 and detector.unstaked > bets.later_weight / 2
+    later = bool(detector.closed) and detector.unstaked > bets.later_weight / 2
     staked = bets.later_weight if later else 0.0
     gained = [(bad * up + good * down) / detector.policy.burst_factor for up, down in bets.gains]
     from_start = tuple(s * exp(min(g, bets.first_cap)) for s, g in zip(detector.from_start, gained, strict=True))
     from_later = tuple(
         (s + staked) * exp(min(g, bets.later_cap)) for s, g in zip(detector.from_later, gained, strict=True)
     )
-    unstaked = detector.unstaked - staked
-    e_value = unstaked + (sum(from_start) + sum(from_later)) / len(gained)
-    enough = e_value >= detector.e_needed and detector.bad >= detector.policy.min_bad
-    return replace(
-        detector,
-        from_start=from_start,
-        from_later=from_later,
-        unstaked=unstaked,
-        e_value=e_value,
-        quoted=_clearest(detector.closed, detector.objective) if enough else None,
-    )
+    return from_start, from_later, detector.unstaked - staked
 
 
 def sentence(detector: Detector, *, what: str, counted: str = "requests") -> str:

@@ -121,8 +121,14 @@ class History:
 
     @property
     def open_deployment(self) -> DeploymentHistory | None:
-        """The newest deployment, if it did not come to its end yet."""
-        newest = next(reversed(self.deployments.values()), None)
+        """The newest deployment, if it did not come to its end yet. One that was refused before anything changed does
+        not count: it leaves the watch of the one before it alone."""
+        touched = (
+            d
+            for d in reversed(self.deployments.values())
+            if d.ended is None or d.ended.terminal is not TerminalState.REFUSED
+        )
+        newest = next(touched, None)
         return newest if newest and newest.ended is None else None
 
     def deploy_run(self, deployment: str) -> RunHistory | None:
@@ -227,7 +233,8 @@ def _take_deployment(
             history.deployments[event.deployment].baseline = event.buckets
         case WatchStarted():
             under = history.deployments[event.deployment]
-            under.watched = under.buckets if event.bake else []
+            if not (under.watch and under.watch.bake):
+                under.watched = under.buckets if event.bake else []
             under.watch, under.buckets = event, []
         case BucketSeen():
             history.deployments[event.deployment].buckets.append(event.bucket)
@@ -246,7 +253,8 @@ def _end_run(history: History, event: RunEnded) -> None:
     if event.terminal is None:
         return
     deployment = history.deployments.get(run.started.deployment)
-    if deployment and deployment.ended is None:
+    partial = run.plan.purpose is Purpose.ROLLBACK and Role.CONTAINERS not in run.plan.scope
+    if deployment and deployment.ended is None and not partial:
         deployment.ended = DeploymentEnded(
             deployment=deployment.deployment.id, terminal=event.terminal, sentence=run.started.sentence
         )

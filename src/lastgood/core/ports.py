@@ -6,7 +6,7 @@ below is tested there. Adapters raise the errors of `core.errors` and nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,10 +32,6 @@ class Clock(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Wait; returns early never."""
-        ...
-
-    def alarm(self, seconds: float, act: Callable[[], None]) -> AbstractContextManager[None]:
-        """For the length of the block: call `act` once, on whatever thread, when the block lasts that long."""
         ...
 
 

@@ -120,7 +120,6 @@ class RunStarted:
     sentence: str
     by: str
     deployment: str = ""
-    fencing: int = 0
     decided_at: datetime | None = None
     proof: str = ""
     kind: Literal["run_started"] = "run_started"

@@ -198,6 +198,7 @@ def _decide_database(
     elif isinstance(point := _way_back(world), str):
         _leave(draft, evidence, (fit.reason,), f"no step, {point}; the rows that the migration broke stay")
     else:
+        _check_what_will_serve(target, world, only=only)
         draft.decision, draft.after = _swap(point, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines)
 
 
@@ -254,10 +255,7 @@ def _swap_first(
             f"{target.id} cannot run on today's schema ({fit.reason}): containers alone would make things worse",
             hint="lastgood rollback",
         )
-    if Role.CONTAINERS not in only and changed_services(target, world.containers):
-        raise Refused(
-            f"the schema of {target.id} under another release would make things worse", hint="lastgood rollback"
-        )
+    _check_what_will_serve(target, world, only=only)
     if isinstance(point := _way_back(world), str):
         raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points")
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
@@ -266,6 +264,14 @@ def _swap_first(
     draft.decision, draft.before = _swap(
         point, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
     )
+
+
+def _check_what_will_serve(target: Release, world: World, *, only: frozenset[Role]) -> None:
+    """Raise Refused where the old schema would come back under a release that was not made for it."""
+    if Role.CONTAINERS not in only and changed_services(target, world.containers):
+        raise Refused(
+            f"the schema of {target.id} under another release would make things worse", hint="lastgood rollback"
+        )
 
 
 def _way_back(world: World) -> RestorePoint | str:
@@ -342,7 +348,7 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         deadline_s=deadlines.fence_s,
         explain=f"{fence.kept_as} gets its name back",
     )
-    return _compensation(plan, step, f"plan {plan.id} stopped behind the fence", plan_id=plan_id, now=now)
+    return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind the fence")
 
 
 def lift_by_hand(plan: Plan) -> str:
@@ -356,12 +362,12 @@ def lift_by_hand(plan: Plan) -> str:
 
 
 def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
-    """The compensation for a plan that stopped before anything served from what its gate had started."""
+    """The compensation for a plan that stopped after its gate: remove what that started. Needs no approval."""
     step = clear_step(boot_s=deadlines.boot_s)
-    return _compensation(plan, step, f"plan {plan.id} stopped behind the gate", plan_id=plan_id, now=now)
+    return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
 
 
-def _compensation(plan: Plan, step: Step, why: str, *, plan_id: str, now: datetime) -> Plan:
+def _compensation(plan: Plan, step: Step, *, plan_id: str, now: datetime, why: str) -> Plan:
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,

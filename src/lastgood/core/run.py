@@ -97,11 +97,11 @@ class _Progress:
 
 @dataclass(slots=True)
 class _Tally:
-    """approvals: when each of this plan's was given. denied: None once the first step that needs a person began: then
-    it is too late. began_with: how many approvals there were at that moment, None before it."""
+    """approvals: when each was given, and the hash of its plan. denied: None once the first step that needs a person
+    began: then it is too late. began_with: how many approvals there were at that moment, None before it."""
 
     steps: dict[str, _Progress] = field(default_factory=dict[str, _Progress])
-    approvals: list[datetime] = field(default_factory=list[datetime])
+    approvals: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
     began_with: int | None = None
     denied: ApprovalDenied | None = None
     abort: AbortAsked | None = None
@@ -132,7 +132,7 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
         if step.needs_approval and tally.denied:
             reason = _who("denied", tally.denied.by, tally.denied.why)
             return Stop(terminal=TerminalState.DENIED, step=step, reason=reason)
-        if step.needs_approval and not _approved(tally, now):
+        if step.needs_approval and not _approved(plan, tally, now):
             return AwaitApproval(step=step)
         return Apply(
             step=step, attempt=progress.attempts + 1, delay_s=progress.failed.delay_s if progress.failed else 0.0
@@ -159,14 +159,14 @@ def _stopped(plan: Plan, tally: _Tally, step: Step, reason: str, hint: str) -> S
     return Stop(terminal=terminal, step=step, reason=f"{step.name}: {reason}", hint=hint)
 
 
-def _approved(tally: _Tally, now: datetime) -> bool:
+def _approved(plan: Plan, tally: _Tally, now: datetime) -> bool:
     """An approval opens the first step that needs one for ten minutes; once that step began, it holds for the run.
 
     One that lies ahead, after a clock that jumped back, opens nothing until its time has come.
     """
-    if tally.began_with is not None:
-        return tally.began_with > 0
-    return any(timedelta() <= now - at <= APPROVAL_LIFE for at in tally.approvals)
+    plan_hash = plan.hash  # taken only where it decides: it costs more than all the rest
+    of_this = [at for at, bound_to in tally.approvals[: tally.began_with] if bound_to == plan_hash]
+    return any(tally.began_with is not None or timedelta() <= now - at <= APPROVAL_LIFE for at in of_this)
 
 
 def _who(what: str, by: str, why: str) -> str:
@@ -176,7 +176,6 @@ def _who(what: str, by: str, why: str) -> str:
 def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
     tally = _Tally(steps={step.name: _Progress() for step in plan.steps})
     asking = {step.name for step in plan.steps if step.needs_approval}
-    plan_hash = plan.hash if asking else ""  # it takes longer than all the rest
     for record in records:
         match record.event:
             case StepStarted(step=name, attempt=attempt):
@@ -199,8 +198,8 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
                 progress.ended_at = record.at
                 progress.failures += 1
                 progress.touched |= event.needs_human
-            case ApprovalGiven() as event if event.plan_hash == plan_hash:
-                tally.approvals.append(record.at)
+            case ApprovalGiven(plan_hash=plan_hash):
+                tally.approvals.append((record.at, plan_hash))
             case ApprovalDenied() as event if tally.began_with is None:
                 tally.denied = event
             case AbortAsked() as event:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from typing import Final, assert_never
 
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
@@ -24,6 +23,7 @@ from lastgood.runbook.rooms import Rooms
 
 POLL_S: Final = 0.5
 SLOW_S: Final = 1.0
+"""Silence for longer looks like a hang: then it is said what is being done, and how long it may take."""
 APPROVAL_WAIT_S: Final = 12 * 3600.0
 """A run that nobody answers for half a day ends NEEDS_HUMAN; it never ends in an effect."""
 
@@ -101,12 +101,11 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int) -> None:
     began = rooms.clock.now()
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
-    target = rooms.target(step.role)
     said = ""
     try:
-        # silence for more than a second looks like a hang
-        line = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
-        with rooms.clock.alarm(SLOW_S, partial(rooms.story, line)):
+        target = rooms.target(step.role)
+        slow = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
+        with rooms.if_slow(SLOW_S, lambda: rooms.story(slow)):
             facts = target.observe()
             if seen(step, facts) is not Seen.DONE:
                 if isinstance(facts, ContainerFacts) and (drift := world_agrees(plan, {step.role: facts})):

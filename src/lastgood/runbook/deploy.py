@@ -3,13 +3,12 @@ first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
-from lastgood.core.config import Mode
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import History, RunHistory
@@ -19,14 +18,16 @@ from lastgood.core.record import (
     BaselineTaken,
     DeploymentEnded,
     DeploymentStarted,
+    Record,
     ReleaseCompleted,
     ReleaseRecorded,
     RunEnded,
     RunStarted,
+    StepStarted,
 )
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
-from lastgood.core.run import Stop, began_serving_change, outcomes
+from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.rollback import (
@@ -34,6 +35,7 @@ from lastgood.runbook.rollback import (
     BY_LASTGOOD,
     BY_PERSON,
     Cause,
+    automatic_allowed,
     clear_candidates,
     keep_restore_point,
     new_run_id,
@@ -103,6 +105,8 @@ def deploy(
         plan = _plan(rooms, release, rooms.memory.history())
         if not confirm(plan):
             raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
+        # minutes may have passed since the first look
+        check_may_deploy(rooms.memory.history())
         deployment = _begin(rooms, release, plan)
         return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
 
@@ -193,14 +197,6 @@ def _next_deployment(history: History) -> str:
 
 def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     history = rooms.memory.history()
-    if (under := history.open_deployment) is not None:
-        rooms.memory.note(
-            DeploymentEnded(
-                deployment=under.deployment.id,
-                terminal=TerminalState.SUPERSEDED,
-                sentence=f"{release.id} was deployed before the watch of {under.deployment.release} ended",
-            )
-        )
     deployment = Deployment(
         id=_next_deployment(history),
         release=release.id,
@@ -221,6 +217,18 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
     return deployment.id
 
 
+def _supersede(rooms: Rooms, deployment: str) -> None:
+    """End the watch of the deployment before, once this one begins to change something."""
+    history = rooms.memory.history()
+    release = history.deployments[deployment].deployment.release
+    for under in history.deployments.values():
+        if under.ended is None and under.deployment.id != deployment:
+            sentence = f"{release} was deployed before the watch of {under.deployment.release} ended"
+            rooms.memory.note(
+                DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.SUPERSEDED, sentence=sentence)
+            )
+
+
 def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]) -> Deployed:
     plan = run.plan
 
@@ -230,6 +238,8 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
         """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
         written between the two would leave the live data with it. What was taken is journaled before it is needed."""
         keep_restore_points(rooms, plan)
+        if not isinstance(step.action, TakeRestorePoint):
+            _supersede(rooms, deployment)
         if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
             return
         if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
@@ -239,6 +249,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     keep_restore_points(rooms, plan)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
+    _supersede(rooms, deployment)
     if rooms.memory.history().deployments[deployment].watch is None:
         start_watch(rooms, deployment)
     rooms.story(f"{plan.to_release} serves")
@@ -247,51 +258,56 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     return Deployed(deployment=deployment)
 
 
-def _fingerprint(rooms: Rooms) -> str:
-    """Of the schema that the release left; empty, which is not known, when the database does not answer."""
-    if rooms.database is None:
-        return ""
-    try:
-        return patiently(rooms.clock, rooms.database.observe).fingerprint
-    except Retryable as error:
-        rooms.story(f"  the schema that it left is not known: {error.message}")
-        return ""
-
-
 def keep_restore_points(rooms: Rooms, plan: Plan) -> None:
     """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
     known = rooms.memory.history().restore_points
     taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
     taken = [restore_point for restore_point in taken if restore_point not in known]
-    if rooms.database and taken:
+    if rooms.database is None or not taken:
+        return
+    try:
         proved = patiently(rooms.clock, rooms.database.observe).restore_points
         for restore_point in taken:
             if restore_point in proved:
                 keep_restore_point(rooms, restore_point)
+    except LastgoodError as error:
+        rooms.story(f"  the restore point could not be looked at: {error.message}")
+
+
+def _fingerprint(rooms: Rooms) -> str:
+    """The schema that a release left; empty where it could not be seen, and then a person decides about it later."""
+    try:
+        return patiently(rooms.clock, rooms.database.observe).fingerprint if rooms.database else ""
+    except LastgoodError as error:
+        rooms.story(f"  the schema could not be looked at: {error.message}")
+        return ""
 
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
-    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do.
+    """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do. One
+    that stopped before its gate left nothing to put back: it is refused, and says nothing of the release.
 
     Raises Refused when nothing was changed, NeedsHuman when a person must look.
     """
     rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
     records = rooms.memory.history().runs[plan.id].records
+    if not _began(plan, records):
+        sentence = f"{plan.to_release} was not deployed: {stop.reason}"
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=stop.terminal, sentence=sentence))
+        kind = NeedsHuman if stop.terminal is TerminalState.NEEDS_HUMAN else Refused
+        raise kind(sentence, hint=stop.hint or "lastgood doctor")
     moved = began_serving_change(plan, records)
-    began = {o.name for o in outcomes(plan, records) if o.began_at}
-    if not moved and not any(isinstance(s.action, PassGate) for s in plan.steps if s.name in began):
-        terminal = stop.terminal
-        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=terminal, sentence=stop.reason))
-        raise (NeedsHuman if terminal is TerminalState.NEEDS_HUMAN else Refused)(stop.reason, hint=stop.hint)
     trigger = BY_GATE if stop.step and isinstance(stop.step.action, PassGate) else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
         if others := put_by_others(plan, patiently(rooms.clock, rooms.containers.observe)):
             raise Refused(f"somebody else changed what serves: {'; '.join(others)}", hint="lastgood status")
-        # at the gate nothing has changed and there is nothing to ask about; half-way it is the mode that says
-        ask = moved and rooms.config.mode is not Mode.AUTOMATIC
-        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=ask))
+        # at the gate nothing has changed and there is nothing to ask about; half-way mode and budget say
+        why_ask = automatic_allowed(rooms, rooms.memory.history()) if moved else ""
+        if why_ask:
+            rooms.story(f"asking first: {why_ask}")
+        return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=bool(why_ask)))
     except (Refused, Retryable, OutcomeUnknown) as error:
         raise _stays(rooms, plan, deployment, stop, error, moved=moved) from error
 
@@ -309,9 +325,16 @@ def _stays(
     if now:
         rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=TerminalState.NEEDS_HUMAN, sentence=sentence))
     hint = "lastgood status" if now else "lastgood rollback"
-    text = f"🚨 Deploy of {plan.to_release} stopped: {sentence}. {rooms.config.notify.owner} is needed. Next: {hint}"
-    tell(rooms, "", text, event_id=f"{deployment}-stays")
+    who = rooms.config.notify.owner
+    text = f"🚨 the deploy of {plan.to_release} stopped: {sentence}. {who} is needed. Next: {hint}"
+    tell(rooms, "", text, event_id=f"{deployment}-stopped")
     return NeedsHuman(sentence, hint=hint)
+
+
+def _began(plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether any step was started but a restore point, which changes nothing and is kept."""
+    begun = {record.event.step for record in records if isinstance(record.event, StepStarted)}
+    return any(step.name in begun and not isinstance(step.action, TakeRestorePoint) for step in plan.steps)
 
 
 class _Baseline:

@@ -25,6 +25,8 @@ def record(rooms: Rooms, name: str) -> Release:
     if rooms.database:
         shipped = rooms.database.ships(name)
         release = replace(release, migrations=shipped.migrations, statements=shipped.statements)
+    fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
+    frontend = rooms.frontend.observe().production if rooms.frontend else ""
     known = history.releases.get(name)
     if known and known.release.services != release.services:
         raise Refused(f"{name} was recorded with other content before", hint="lastgood record --release ANOTHER-NAME")
@@ -48,8 +50,8 @@ def record(rooms: Rooms, name: str) -> Release:
     rooms.memory.note(
         ReleaseCompleted(
             release=name,
-            fingerprint=rooms.database.observe().fingerprint if rooms.database else "",
-            frontend=rooms.frontend.observe().production if rooms.frontend else "",
+            fingerprint=fingerprint,
+            frontend=frontend,
             says=rooms.named(),
         )
     )

@@ -1,4 +1,4 @@
-"""A rollback from decision to report: evidence saved, plan journaled, carried out, verified, told; resumable at any
+"""A rollback from decision to report: plan journaled, evidence saved, carried out, verified, told; resumable at any
 point.
 
 `roll_back` begins one; `take_up` goes on with one whose process died. Both end in the same function, because what is
@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -38,6 +39,8 @@ BY_LASTGOOD: Final = "lastgood"
 BY_PERSON: Final = "person"
 BY_GATE: Final = "gate"
 COMPENSATION: Final = "compensation"
+STORY_FILE: Final = "incident.json"
+WENT_BACK: Final = frozenset({TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED})
 PER_DAY: Final = 2
 """Automatic rollbacks in 24 h; then it proposes."""
 LOOKS: Final = 3
@@ -60,11 +63,21 @@ class Cause:
 
 
 def choose_target(history: History, name: str | None) -> ReleaseHistory:
-    """Return the release to go back to: the named one, else the newest good one before what serves.
+    """Return the release to go back to: the named one, else the newest good one before what serves. A deployment that
+    never came to serve leaves what serves, whether or not that is proved good.
 
     Raises Refused, nothing changed, when there is none, or the named one is not good.
     """
     if name is None:
+        if (untouched := _still_serves(history)) is not None:
+            return untouched
+        newest = next(reversed(history.deployments.values()), None)
+        went_back = newest is not None and newest.ended is not None and newest.ended.terminal in WENT_BACK
+        if newest is not None and went_back and newest.deployment.release != history.serving:
+            raise Refused(
+                f"{newest.deployment.release} was rolled back already, and {history.serving} serves",
+                hint="lastgood rollback RELEASE   (to go back further)",
+            )
         found = history.last_good(before=bad_release(history))
         if found is None:
             raise Refused("no good release to go back to", hint="lastgood releases")
@@ -80,6 +93,15 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
     return found
 
 
+def _still_serves(history: History) -> ReleaseHistory | None:
+    """What serves while a deployment is unfinished that changed nothing that serves; None when there is none."""
+    under = history.open_deployment
+    run = history.deploy_run(under.deployment.id) if under else None
+    if run is None or began_serving_change(run.plan, run.records) or history.serving == run.plan.to_release:
+        return None
+    return history.releases.get(history.serving)
+
+
 def bad_release(history: History) -> str:
     """What is left by a rollback now: the release of an unfinished deployment, else the one that serves."""
     deployment = history.open_deployment
@@ -92,7 +114,7 @@ def plan_rollback(
     """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
     history = rooms.memory.history()
     facts = rooms.containers.observe()
-    latest = next(reversed(history.deployments.values()), None)
+    latest = history.open_deployment or next(reversed(history.deployments.values()), None)
     # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
     undone = [d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id]
     point = history.restore_point_of(undone[-1]) if undone else None
@@ -128,13 +150,16 @@ def plan_rollback(
 def _look_at_database(
     rooms: Rooms, point: RestorePoint | None, target: ReleaseHistory
 ) -> tuple[DatabaseFacts | None, DatabaseEvidence | None, str]:
-    """Look, or say why not. A bad release may have used up every connection: then the containers go back first."""
+    """Look, or say why not. A bad release may have used up every connection, or somebody changed the password: the
+    containers go back all the same, where no migration speaks against it."""
     if rooms.database is None:
         return None, None, ""
     for attempt in range(LOOKS):
         try:
             facts = rooms.database.observe()
             evidence = rooms.database.inspect(since=point, target=target.release) if point is not None else None
+        except Refused as error:
+            return None, None, error.message
         except (Retryable, OutcomeUnknown) as error:
             if attempt + 1 == LOOKS:
                 return None, None, error.message
@@ -215,7 +240,7 @@ def asking(plan: Plan) -> Plan:
 
 def automatic_allowed(rooms: Rooms, history: History) -> str:
     """Return why no rollback may begin without a person; empty when it may: mode automatic, and the budget is not
-    used up."""
+    used up. A rollback that moved nothing, as after a gate that failed, uses up none of it."""
     if rooms.config.mode is not Mode.AUTOMATIC:
         return f"mode is {rooms.config.mode.value}"
     day_ago = rooms.clock.now() - timedelta(days=1)
@@ -224,9 +249,9 @@ def automatic_allowed(rooms: Rooms, history: History) -> str:
         for r in history.runs.values()
         if r.plan.purpose is Purpose.ROLLBACK
         and r.started.by == BY_LASTGOOD
-        # what stopped at the gate never served
+        # what stopped at the gate never served, whatever the frontend host had made of the push
         and r.started.trigger not in (COMPENSATION, BY_GATE)
-        and not (r.ended and r.ended.terminal is TerminalState.REFUSED)
+        and began_serving_change(r.plan, r.records)
     ]
     if any(r.plan.from_release == bad_release(history) for r in own):
         return f"{bad_release(history)} was rolled back automatically before"
@@ -239,6 +264,10 @@ def finish(rooms: Rooms, run: str) -> Report:
     """Carry a journaled rollback on from where it stands, verify, tell, end it. Needs the RUN lease."""
     started = rooms.memory.history().runs[run]
     plan = started.plan
+    if not started.records and not (rooms.state / "incidents" / run / STORY_FILE).exists():
+        begun = started.started
+        cause = Cause(trigger=begun.trigger, sentence=begun.sentence, by=begun.by, deployment=begun.deployment)
+        save_evidence(rooms, run, cause)
     ending = carry_out(rooms, run, ask=lambda history, step: ask_approval(rooms, history, step))
     if isinstance(ending, Stop):
         return _stopped(rooms, started, ending)
@@ -248,14 +277,14 @@ def finish(rooms: Rooms, run: str) -> Report:
     rooms.story(f"verifying {target.release.id}")
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
-    losses, notes = _losses(rooms, plan)
+    losses, uncounted = _losses(rooms, plan)
     report = _report(
         rooms,
         started,
         TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
         checks=checks,
         losses=losses,
-        notes=notes,
+        notes=uncounted,
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
@@ -280,7 +309,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
     report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
     report = _end(rooms, report, serving=_serving_now(rooms, plan))
     untouched = not began_serving_change(plan, rooms.memory.history().runs[run].records)
-    if terminal in (TerminalState.REFUSED, TerminalState.DENIED) and untouched:
+    if terminal in (TerminalState.REFUSED, TerminalState.DENIED, TerminalState.ABORTED_BY_HUMAN) and untouched:
         frozen = rooms.memory.history().frozen
         if frozen and frozen.why == f"rollback {run}":
             rooms.memory.note(Unfrozen(by=BY_LASTGOOD, why=f"{run} touched nothing"))
@@ -314,61 +343,53 @@ def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
     """Compensate a fence without a swap. Returns where that stopped, None when it did not."""
     run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    return _compensate(rooms, plan, lift) if lift else None
+    return _compensate(rooms, lift, after=plan) if lift else None
 
 
 def clear_candidates(rooms: Rooms, plan: Plan) -> str:
-    """Remove what a plan's gate started, when the plan stopped before anything served from it. Returns what a person
-    should know, empty when nothing is left."""
+    """Remove what a plan's gate started, when the plan stopped before anything served from it: it would take work from
+    what serves. Returns what a person should know, empty when there was nothing."""
     run = rooms.memory.history().runs[plan.id]
-    if any(
-        isinstance(s.action, Serve) and o.began_at for s, o in zip(plan.steps, outcomes(plan, run.records), strict=True)
-    ):
+    states = {o.name: o.state for o in outcomes(plan, run.records)}
+    if any(isinstance(step.action, Serve) for step in plan.steps if states[step.name] != "not started"):
         return ""
     try:
-        beside = rooms.containers.observe().candidates
+        if not rooms.containers.observe().candidates:
+            return ""
     except LastgoodError as error:
         return f"whether the gate left anything running is not known: {error.message}"
-    if not beside:
-        return ""
-    clear = make_clear_plan(
-        plan, plan_id=new_run_id(rooms.memory.history()), now=rooms.clock.now(), deadlines=rooms.deadlines
+    new = new_run_id(rooms.memory.history())
+    clear = make_clear_plan(plan, plan_id=new, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    failed = _compensate(rooms, clear, after=plan)
+    return (
+        f"what the gate had started still runs: {failed.reason}" if failed else "what the gate had started was removed"
     )
-    failed = _compensate(rooms, plan, clear)
-    return f"what the gate started beside is still there: {failed.reason}" if failed else ""
 
 
-def _compensate(rooms: Rooms, plan: Plan, compensation: Plan) -> Stop | None:
-    """Carry it out as a journaled run of its own. Returns where it stopped, None when it did not."""
+def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:
+    """Carry a compensation out as a journaled run of its own. Returns where it stopped, None when it did not."""
     rooms.memory.note(
-        RunStarted(
-            run=compensation.id,
-            plan=compensation,
-            trigger=COMPENSATION,
-            sentence=f"run {plan.id} stopped",
-            by=BY_LASTGOOD,
-        )
+        RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=f"run {after.id} stopped", by=BY_LASTGOOD)
     )
-    return _finish_compensation(rooms, compensation)
+    return _finish_compensation(rooms, made)
 
 
-def _finish_compensation(rooms: Rooms, compensation: Plan) -> Stop | None:
-    ending = carry_out(rooms, compensation.id)
+def _finish_compensation(rooms: Rooms, made: Plan) -> Stop | None:
+    ending = carry_out(rooms, made.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
-    serving = rooms.memory.history().serving
-    rooms.memory.note(RunEnded(run=compensation.id, terminal=None, serving=serving, stopped=stopped))
+    rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=stopped))
     return None if isinstance(ending, Finish) else ending
 
 
 def _losses(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
-    """What left the live data, and what a person should know where that cannot be read now: the files are there."""
+    """What left the live data, or a note why that cannot be told now: by then everything is done."""
     export = next((s.action.export for s in plan.steps if isinstance(s.action, ExportWrites)), None)
     if rooms.database is None or export is None:
         return (), ()
     try:
         return rooms.database.losses(export), ()
     except LastgoodError as error:
-        return (), (f"the rows that left cannot be counted now: {error.message}",)
+        return (), (f"rows left the live data, and {export}, which holds them, cannot be counted: {error.message}",)
 
 
 def _report(
@@ -389,7 +410,8 @@ def _report(
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
     advice: list[str] = []
-    if rolled_back:
+    whole = Role.CONTAINERS in plan.scope
+    if rolled_back and whole:
         if commit:
             advice.append(
                 f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
@@ -417,7 +439,7 @@ def _report(
         notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
         evidence_file=incident(rooms, plan.id),
         owner=rooms.config.notify.owner,
-        served_at=deployment.watch.at if deployment and deployment.watch else None,
+        served_at=deployment.watch.at if deployment and deployment.watch and not deployment.watch.bake else None,
         decided_at=run.started.decided_at,
         parts=tuple(role.value for role in plan.scope) if len(plan.scope) < len(Role) else (),
     )
@@ -430,19 +452,21 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
     unheard = tuple(f"{t.channel} could not be told: {t.error}" for t in history.runs[report.run].told if t.error)
     report = replace(report, notes=(*report.notes, *unheard))
     killpoint("before-end", "rollback")
-    rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
-    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources:
+    # before the end, so that a process that dies here is taken up: nobody else would begin it
+    if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources and serving == report.to_release:
         _begin_bake(rooms, report)
+    rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
     return report
 
 
 def _begin_bake(rooms: Rooms, report: Report) -> None:
     """The system is watched again: the minutes count from here, whoever takes the watch up."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
-    if newest is None or newest.deployment.release != report.from_release:
+    deployments = rooms.memory.history().deployments.values()
+    left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
+    if left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
         return
     window_s = rooms.config.watch.bake
-    rooms.memory.note(WatchStarted(deployment=newest.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
+    rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
     rooms.story(f"the system is watched again for {window_s / 60:.0f} min; to be told how it goes: lastgood watch")
 
 
@@ -499,6 +523,15 @@ def save_evidence(rooms: Rooms, name: str, cause: Cause, *, linked_to: str = "")
     """Logs, inspect output and the metrics window. What cannot be saved is told, not fatal. linked_to: the run that
     this incident follows."""
     folder = rooms.state / "incidents" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _save_story(rooms, name, cause, folder, linked_to=linked_to)
+        rooms.containers.evidence(folder)
+    except (LastgoodError, OSError) as error:
+        rooms.story(f"  not all evidence could be saved: {error}")
+
+
+def _save_story(rooms: Rooms, name: str, cause: Cause, folder: Path, *, linked_to: str) -> None:
     history = rooms.memory.history()
     deployment, run = history.deployments.get(cause.deployment), history.runs.get(name)
     story = {
@@ -515,12 +548,7 @@ def save_evidence(rooms: Rooms, name: str, cause: Cause, *, linked_to: str = "")
         },
         "window": _BUCKETS.dump_python(deployment.buckets, mode="json") if deployment else [],
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "incident.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
-        rooms.containers.evidence(folder)
-    except (LastgoodError, OSError) as error:
-        rooms.story(f"  not all evidence could be saved: {error}")
+    (folder / STORY_FILE).write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n")
 
 
 def keep_restore_point(rooms: Rooms, restore_point: str) -> None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lastgood.core.config import Config
-from lastgood.core.facts import Facts
+from lastgood.core.errors import Refused
 from lastgood.core.history import History, fold
 from lastgood.core.plan import Role
 from lastgood.core.ports import Checker, Clock, Containers, Database, Frontend, Journal, Notifier, SignalSource, Target
 from lastgood.core.record import Event, Record
 from lastgood.core.returning import Deadlines
+from lastgood.runbook.patience import IfSlow, if_slow
 
 Story = Callable[[str], None]
 """Takes one line of the story that a person follows while a command works."""
@@ -52,9 +53,10 @@ class Rooms:
     state: Path
     who: str
     story: Story
+    if_slow: IfSlow = if_slow
 
     def target(self, role: Role) -> Target:
-        """Return the hand for a role. KeyError when a plan has a step for a part that is not configured."""
+        """Return the hand for a role. Raises Refused when a plan has a step for a part that is not configured now."""
         found: dict[Role, Target | None] = {
             Role.CONTAINERS: self.containers,
             Role.DATABASE: self.database,
@@ -62,13 +64,8 @@ class Rooms:
         }
         target = found[role]
         if target is None:
-            raise KeyError(role)
+            raise Refused(f"the {role.value} is not configured any more, and a run needs it", hint="lastgood.yaml")
         return target
-
-    def observe_all(self) -> dict[Role, Facts]:
-        """Look at every configured part. Raises Retryable when one cannot be looked at."""
-        parts: tuple[Target | None, ...] = (self.containers, self.database, self.frontend)
-        return {target.role: target.observe() for target in parts if target is not None}
 
     def named(self) -> tuple[str, ...]:
         """Return the names by which what serves now calls itself; empty when nothing says."""

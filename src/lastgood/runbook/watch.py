@@ -13,14 +13,15 @@ from lastgood.core.config import Mode, WatchConfig
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import ContainerFacts
 from lastgood.core.history import DeploymentHistory
-from lastgood.core.plan import strangers
+from lastgood.core.plan import Purpose, strangers
 from lastgood.core.ports import Right
 from lastgood.core.record import BucketSeen, WatchStarted
+from lastgood.core.report import TerminalState
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Watch, Watching
 from lastgood.runbook import endings
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
-from lastgood.runbook.looking import Aside, Eyes, patiently
+from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell, tell_again
@@ -50,14 +51,15 @@ def start_watch(rooms: Rooms, deployment: str) -> None:
     """
     run = rooms.memory.history().deploy_run(deployment)
     if run is not None and run.ended is not None and run.ended.stopped:
-        raise Refused(f"the deploy of {run.plan.to_release} stopped ({run.ended.stopped})", hint="lastgood rollback")
+        raise Refused(f"{run.plan.to_release} never served: its deploy stopped", hint="lastgood rollback")
     window_s = rooms.config.watch.window
     rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s))
 
 
 def baking(rooms: Rooms) -> DeploymentHistory | None:
     """Return the deployment whose rollback is watched again now; None outside of that time."""
-    newest = next(reversed(rooms.memory.history().deployments.values()), None)
+    deployments = rooms.memory.history().deployments.values()
+    newest = next((d for d in reversed(deployments) if d.watch is not None), None)
     if newest is None or newest.ended is None or newest.watch is None or not newest.watch.bake:
         return None
     return newest if left_s(rooms, newest) > 0 else None
@@ -68,7 +70,8 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
 
     Raises Refused when another process watches this stack already.
     """
-    with rooms.memory.journal.claim(rooms.who, Right.WATCH), Eyes(rooms.sources, rooms.clock) as eyes:
+    with ExitStack() as right, Eyes(rooms.sources, rooms.clock) as eyes:
+        _claim(rooms, right)
         under = rooms.memory.history().deployments[deployment]
         begun, watch = under.watch, state_of(rooms.config.watch, under)
         if begun is None or watch is None:
@@ -78,23 +81,56 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
             while True:
                 bucket = eyes.look_after(rooms.config.watch.interval)
                 found = beside.look()
-                under = rooms.memory.history().deployments[deployment]
-                if under.watch != begun or _is_over(rooms, under):
+                history = rooms.memory.history()
+                under, run = history.deployments[deployment], history.open_run
+                beside_a_rollback = run is not None and run.plan.purpose is Purpose.ROLLBACK
+                if not beside_a_rollback and (under.watch != begun or _is_over(rooms, under)):
                     return endings.by_others(rooms, under)
                 if found:
                     return endings.taken_over(rooms, under, found)
-                rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
+                if under.watch == begun:
+                    rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
+                    watch = watch.after(bucket)
                 tell_again(rooms)
-                watch = watch.after(bucket)
-                if (outcome := _conclude(rooms, under, watch)) is not None:
+                outcome = _join(rooms) if beside_a_rollback else _conclude(rooms, under, watch)
+                if outcome is not None:
                     return outcome
 
 
+def _claim(rooms: Rooms, right: ExitStack) -> None:
+    """Take the right to watch. The watch of a deployment that this one superseded lets go at its next look."""
+    began, patience_s = rooms.clock.now(), rooms.config.watch.interval + DEADLINE_S
+    while True:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who, Right.WATCH))
+        except Refused:
+            if (rooms.clock.now() - began).total_seconds() > patience_s:
+                raise
+            rooms.clock.sleep(1.0)
+        else:
+            return
+
+
 def _is_over(rooms: Rooms, under: DeploymentHistory) -> bool:
-    """Somebody rolled back, vouched, or deployed something else. A bake goes on after the end that it belongs to."""
-    newest = next(reversed(rooms.memory.history().deployments))
-    bake = under.watch is not None and under.watch.bake
-    return newest != under.deployment.id or (under.ended is not None and not bake)
+    """Somebody rolled back, vouched, or deployed something else. A bake goes on after the end that it belongs to, until
+    something newer is deployed that was not refused."""
+    if under.watch is None or not under.watch.bake:
+        return under.ended is not None
+    deployments = list(rooms.memory.history().deployments.values())
+    newer = deployments[deployments.index(under) + 1 :]
+    return any(d.ended is None or d.ended.terminal is not TerminalState.REFUSED for d in newer)
+
+
+def _join(rooms: Rooms) -> WatchOutcome | None:
+    """A rollback is under way: nothing is judged beside it. One whose process died is taken up. None while it lives."""
+    with ExitStack() as right:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who))
+        except Refused:
+            rooms.story(f"watching  a rollback is under way by {rooms.memory.journal.holder()}")
+            return None
+        report = take_up(rooms)
+    return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report) if report else None
 
 
 def _conclude(rooms: Rooms, under: DeploymentHistory, watch: Watch) -> WatchOutcome | None:
@@ -104,9 +140,7 @@ def _conclude(rooms: Rooms, under: DeploymentHistory, watch: Watch) -> WatchOutc
         case Watching():
             rooms.story(watching_line(under, verdict, warm_up_s=rooms.config.watch.warm_up))
             if verdict.blind_to:
-                watched = rooms.memory.history().serving if bake else under.deployment.release
-                text = f"👁 watching {watched}, blind to {'; '.join(verdict.blind_to)}"
-                tell(rooms, "", text, event_id=f"{under.deployment.id}-blind")
+                _say_blind(rooms, under, verdict)
             return None
         case Unhealthy() if bake:
             return endings.bake_failed(rooms, under, verdict)
@@ -213,8 +247,8 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
     with ExitStack() as held:
         try:
             held.enter_context(rooms.memory.journal.claim(rooms.who))
-        except Refused as busy:
-            rooms.story(f"  not now: {busy.message}")
+        except Refused as held:
+            _not_now(rooms, under, cause, held)
             return None
         # somebody may have rolled back, or begun to, while this process read its signals
         if (report := take_up(rooms)) is not None:
@@ -245,8 +279,17 @@ def _roll_back(rooms: Rooms, under: DeploymentHistory, cause: Cause) -> WatchOut
     return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
 
 
+def _say_blind(rooms: Rooms, under: DeploymentHistory, verdict: Watching) -> None:
+    """A bake that is blind is another event than its deployment's watch that was, and another release serves."""
+    bake = under.watch is not None and under.watch.bake
+    doing = f"baking {rooms.memory.history().serving}" if bake else f"watching {under.deployment.release}"
+    event_id = f"{under.deployment.id}-{'bake-' if bake else ''}blind"
+    tell(rooms, "", f"👁 {doing}, blind to {'; '.join(verdict.blind_to)}", event_id=event_id)
+
+
 def _not_now(rooms: Rooms, under: DeploymentHistory, cause: Cause, error: LastgoodError) -> None:
-    """The engine does not answer: a person is told once, and the next look tries again."""
+    """The engine does not answer, or another process has the right to run: a person is told once, and the next look
+    tries again."""
     tell(
         rooms,
         "",

@@ -1,6 +1,6 @@
 """An embedded Postgres out of a wheel, for the demo and the tests: started once, outliving whoever started it.
 
-    python -m lastgood.testing.postgres start DIR USER DATABASE PASSWORD
+    python -m lastgood.testing.postgres start DIR USER DATABASE     the password is read from standard input
     python -m lastgood.testing.postgres stop DIR
 
 `DIR.json` beside the data directory says how to reach it. The server listens on a unix socket only.
@@ -54,12 +54,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lastgood.testing.postgres")
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("start")
-    for name in ("folder", "user", "database", "password"):
+    for name in ("folder", "user", "database"):
         starting.add_argument(name)
     commands.add_parser("stop").add_argument("folder")
     options = parser.parse_args(words)
     if options.command == "start":
-        start(Path(options.folder), user=options.user, database=options.database, password=options.password)
+        password = sys.stdin.readline().rstrip("\n")
+        start(Path(options.folder), user=options.user, database=options.database, password=password)
     else:
         stop(Path(options.folder))
     return 0

@@ -54,6 +54,7 @@ INVARIANT: Final = "credits"
 TABLE: Final = "missions"
 PROBE: Final = "chat"
 LONGEST_TEXT: Final = 10_000
+NO_ANSWER: Final = SourceDown(reason="no answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,8 @@ def artifact_of(service: str, release: str) -> str:
 
 
 class Stack(World):
-    """One team's production. rate_per_s: requests. blind: sources that do not answer. on_disk: what the checkout holds
-    where it is not what the deploy is called.
+    """One team's production. rate_per_s: requests. blind: sources that see nothing, and what they say instead.
+    on_disk: what the checkout holds where it is not what the deploy is called.
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
     to a restore point. written: rows since the newest restore point, by table. broken: invalid rows, and whether the
@@ -98,7 +99,7 @@ class Stack(World):
         self.clock = clock
         self.rate_per_s = rate_per_s
         self.behaves: dict[str, Behaviour] = {}
-        self.blind: set[str] = set()
+        self.blind: dict[str, Reading] = {}
         self.on_disk: str | None = None
         self.takes_s: dict[str, float] = {}
         self.fits = FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran")
@@ -131,6 +132,10 @@ class Stack(World):
         """Somebody cleans the images of a release away."""
         gone = {artifact_of(service, release) for service in SERVICES}
         self.containers = replace(self.containers, held=self.containers.held - gone)
+
+    def blindfold(self, *sources: str, says: Reading = NO_ANSWER) -> None:
+        """These sources see nothing from now on."""
+        self.blind |= dict.fromkeys(sources, says)
 
     def sicken(self, service: str) -> None:
         """A service runs, and is not well."""
@@ -214,12 +219,16 @@ def commit_of(release: str) -> str:
 
 
 class MemoryContainers(Hand):
-    """core.ports.Containers on a Stack. lost: what keeps the logs from being saved."""
+    """core.ports.Containers on a Stack. lost: what keeps the logs from being saved. saved: the newest ones.
+
+    commits: of a release, where it is not that of its content.
+    """
 
     def __init__(self, stack: Stack) -> None:
         super().__init__(stack, Role.CONTAINERS)
         self._stack = stack
         self.lost: LastgoodError | None = None
+        self.commits: dict[str, str] = {}
         self.saved: list[str] = []
 
     def observe(self) -> ContainerFacts:
@@ -244,7 +253,7 @@ class MemoryContainers(Hand):
             id=name,
             recorded_at=recorded_at,
             engine="memory",
-            commit=commit_of(content),
+            commit=self.commits.get(name, commit_of(content)),
             services=tuple(
                 ServiceRecord(name=s, artifact=artifact_of(s, content), held_as=f"held/{s}:{content}") for s in SERVICES
             ),
@@ -369,9 +378,7 @@ class MemorySource:
         return self._name
 
     def read(self, window: Window) -> Reading:
-        if self._name in self._stack.blind:
-            return SourceDown(reason="no answer")
-        return self._see(self._stack, window)
+        return self._stack.blind.get(self._name) or self._see(self._stack, window)
 
 
 def see_traffic(stack: Stack, window: Window) -> Reading:

@@ -7,12 +7,13 @@ could be killed.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from threading import Lock
 
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import (
@@ -66,53 +67,60 @@ class Crashes:
 
 
 class SteppedClock:
-    """A clock that only moves when somebody sleeps. Who sleeps past an alarm, or past the time at which something was
-    to happen, makes it happen."""
+    """A clock that only moves when somebody sleeps. What was agreed for a later time happens while somebody sleeps over
+    it, as if another process did it then. Its users may have threads."""
 
     def __init__(self) -> None:
         self._now = START
-        self._due: list[tuple[datetime, Callable[[], None]]] = []
-        self._moving = threading.Lock()
+        self._agreed: list[tuple[datetime, Callable[[], object]]] = []
+        self._moving = Lock()
 
     def now(self) -> datetime:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        with self._moving:
-            self._now += timedelta(seconds=max(seconds, 0.001))
-            passed = [due for due in self._due if due[0] <= self._now] if self._due else []
-            self._due = [due for due in self._due if due not in passed] if passed else self._due
-        for _, act in passed:
-            act()
+        until = self._now + timedelta(seconds=max(seconds, 0.001))
+        while (happens := self._next(until)) is not None:
+            happens()
 
-    def at(self, seconds: float, act: Callable[[], None]) -> None:
-        """Make something happen once the clock is so far from now: a person answers, a release turns bad."""
+    def _next(self, until: datetime) -> Callable[[], object] | None:
+        """Move to what is agreed next and return it; None when that is later: then it is `until`."""
         with self._moving:
-            self._due.append((self._now + timedelta(seconds=seconds), act))
-            self._due.sort(key=lambda due: due[0])
+            at, happens = min(self._agreed, key=itemgetter(0), default=(until, None))
+            if happens is None or at > until:
+                self._now = max(self._now, until)
+                return None
+            self._agreed.remove((at, happens))
+            self._now = max(self._now, at)
+            return happens
+
+    def after(self, seconds: float, act: Callable[[], object]) -> None:
+        """Have `act` happen that many seconds from now. It may sleep itself: then more time passes than was asked
+        for."""
+        self._agreed.append((self._now + timedelta(seconds=seconds), act))
 
     @contextmanager
-    def alarm(self, seconds: float, act: Callable[[], None]) -> Generator[None]:
-        due = (self._now + timedelta(seconds=seconds), act)
-        with self._moving:
-            self._due.append(due)
+    def if_slow(self, after_s: float, say: Callable[[], None]) -> Generator[None]:
+        """Call `say` after a block that lasted longer than `after_s` by this clock."""
+        began = self._now
         try:
             yield
         finally:
-            with self._moving:
-                if due in self._due:
-                    self._due.remove(due)
+            if (self._now - began).total_seconds() > after_s:
+                say()
 
 
 class MemoryJournal:
     """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is
-    kept. damage: what it finds wrong with itself."""
+    kept. damage: what it finds wrong with itself. meanwhile: what another process does just before the right to run is
+    claimed next."""
 
     def __init__(self, clock: SteppedClock) -> None:
         self.kept: list[Record] = []
         self.crashes = Crashes()
         self.damage: tuple[str, ...] = ()
         self._clock = clock
+        self.meanwhile: list[Callable[[], object]] = []
         self._held: dict[Right, Lease] = {}
 
     def append(self, event: Event) -> Record:
@@ -128,6 +136,8 @@ class MemoryJournal:
 
     @contextmanager
     def claim(self, owner: str, right: Right = Right.RUN) -> Generator[Lease]:
+        if right is Right.RUN and self.meanwhile:
+            self.meanwhile.pop()()
         if right in self._held:
             raise Refused(f"{right.value} is held by {self._held[right].owner}")
         self._held[right] = Lease(owner=owner, fencing=1)

@@ -23,15 +23,14 @@ import docker.errors
 from docker.models.containers import Container
 
 from lastgood.core.config import ContainersConfig
-from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.plan import Fence, Plan, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
 from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.deployment import deployment_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
 APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
-NO_DATABASE_S = 60.0
 
 
 def free_port() -> int:
@@ -141,19 +140,7 @@ class ComposeWorld:
 
     def plan(self, target: ComposeTarget, release: Release) -> Plan:
         """Plan the deployment of a release; going back to an old one is the same plan."""
-        return make_deploy_plan(
-            release,
-            plan_id="r1",
-            now=CLOCK.now(),
-            serving="",
-            containers=target.observe(),
-            database=None,
-            restore_point="",
-            rung=target.rung(),
-            boot_s=20.0,
-            restore_s=NO_DATABASE_S,
-            migrate_s=NO_DATABASE_S,
-        )
+        return deployment_of(release, target)
 
     def put(self, target: ComposeTarget, release: Release) -> None:
         """Carry the whole plan of a release out."""

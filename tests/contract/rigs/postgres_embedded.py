@@ -46,10 +46,11 @@ def server(folder: Path) -> Generator[PostgresConfig]:
             timeout=60,
             capture_output=True,
             text=True,
+            input=PASSWORD,
         )
         assert done.returncode == 0, f"{' '.join(words[:2])}: {done.stderr}\n{_said(folder)}"
 
-    command("start", str(folder / "pg"), "shop", "shop", PASSWORD)
+    command("start", str(folder / "pg"), "shop", "shop")
     reach = json.loads((folder / "pg.json").read_text())
     try:
         yield PostgresConfig(name="shop", user="shop", password=Secret(PASSWORD), **reach)

@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lastgood.core.config import ProcessConfig
-from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.plan import Fence, Plan, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.process import ProcessTarget, end_services
 from lastgood.targets.process.control import SOCKET
 from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.deployment import deployment_of
 
-NO_DATABASE_S = 60.0
 # Writes a line when it starts and one when it is asked to end; answers with the content of VERSION.
 SERVICE = """
 import os, signal, sys, threading
@@ -114,19 +113,7 @@ class ProcessWorld:
 
     def plan(self, target: ProcessTarget, release: Release) -> Plan:
         """Plan the deployment of a release; going back to an old one is the same plan."""
-        return make_deploy_plan(
-            release,
-            plan_id="r1",
-            now=CLOCK.now(),
-            serving="",
-            containers=target.observe(),
-            database=None,
-            restore_point="",
-            rung=target.rung(),
-            boot_s=20.0,
-            restore_s=NO_DATABASE_S,
-            migrate_s=NO_DATABASE_S,
-        )
+        return deployment_of(release, target)
 
     def put(self, version: str, name: str) -> Release:
         """Prepare a version as a release and carry its whole plan out."""

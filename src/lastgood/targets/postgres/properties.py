@@ -67,7 +67,9 @@ def create_like(connection: Connection, live: str, database: str) -> None:
         raise Refused(f"database {live} is not there", hint="database.postgres.name in lastgood.yaml")
     encoding, tablespace, described = row
     options = [
-        sql.SQL("ENCODING {} TABLESPACE {}").format(sql.Literal(encoding), sql.Identifier(tablespace)),
+        sql.SQL("ENCODING {}").format(sql.Literal(encoding)),
+        # To name the default one takes a right that only superusers have; not to name it takes none.
+        *([] if tablespace == "pg_default" else [sql.SQL("TABLESPACE {}").format(sql.Identifier(tablespace))]),
         sql.SQL("LC_COLLATE {} LC_CTYPE {}").format(
             sql.Literal(described["datcollate"]), sql.Literal(described["datctype"])
         ),

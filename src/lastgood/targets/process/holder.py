@@ -41,6 +41,7 @@ SICK_AFTER: Final = 3
 """Failed answers in a row, as Docker's own default: one may be an accident."""
 BACKOFF_S: Final = 0.5
 LONGEST_BACKOFF_S: Final = 10.0
+PORT_TRIES: Final = 200
 LOG_BYTES: Final = 8 << 20
 TICKS_A_CUT: Final = 50
 LOGS: Final = 50
@@ -112,9 +113,13 @@ class Holder:
         for one in list(self._living.values()):
             shown = one.instance
             if shown.part is Part.SERVING:
-                service = self._service(shown)
-                await self._open(service)
-                self._point(service.name, shown)
+                try:
+                    service = self._service(shown)
+                    await self._open(service)
+                    self._point(service.name, shown)
+                except (CannotDoIt, LastgoodError) as error:
+                    # one service that cannot be taken up must not keep the others from being served
+                    print(f"{shown.id}: {error}", file=sys.stderr, flush=True)  # noqa: T201 # the holder's log
             elif not processes.lives(shown.pid, shown.started):
                 del self._living[shown.id]
 
@@ -184,7 +189,13 @@ class Holder:
         for one in old:
             one.instance = replace(one.instance, part=Part.RETIRING)
             one.stop_s, one.ends_at = asked.stop_s, time.monotonic() + asked.stop_s
-        self._note()
+        try:
+            self._note()
+        except OSError as error:
+            chosen.instance = replace(chosen.instance, part=Part.CANDIDATE)
+            for one in old:
+                one.instance, one.ends_at = replace(one.instance, part=Part.SERVING), 0.0
+            raise CannotDoIt(f"{error.strerror}: nothing was switched") from error
         self._point(service.name, chosen.instance)
 
     async def _clear(self, stop_s: float) -> None:
@@ -394,9 +405,12 @@ async def _answers(port: int, path: str) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below the range of outgoing connections, which may take one while its service restarts."""
+    for _ in range(PORT_TRIES):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := secrets.randbelow(12_000) + 20_000))
+            return port
+    raise CannotDoIt(f"no free port among {PORT_TRIES} tried")
 
 
 def _cut(log: Path) -> None:
