@@ -20,7 +20,7 @@ help:
 setup:
 	@scripts/setup.sh dev
 
-## style, types, import contract, and the tests of core, order and house; under 30 s
+## style, types, import contract, and the tests of core, order, house and the contracts on stand-ins; under 30 s
 check: setup
 	@scripts/check.sh
 

@@ -16,6 +16,8 @@ from lastgood.core.config import SmokeConfig
 from lastgood.core.ports import Checker
 from lastgood.signals.health import HealthAddresses
 from lastgood.signals.smoke import SmokeTests
+from lastgood.testing.stack import Behaviour, MemoryChecker, Stack
+from lastgood.testing.world import SteppedClock
 from tests.signals.loopback import answer, drip_body, hang, loopback
 
 RELEASE = "v2.0.3"
@@ -89,14 +91,31 @@ def command_rig(folder: Path) -> Iterator[CheckerRig]:
     )
 
 
+@contextmanager
+def memory_rig(_folder: Path) -> Iterator[CheckerRig]:
+    stack = Stack(SteppedClock())
+    stack.put("core", f"core-{RELEASE}")
+    checker = MemoryChecker(stack)
+    yield CheckerRig(
+        checker=checker,
+        troubles={
+            "fails": lambda: stack.behaves.update({RELEASE: Behaviour(passes_smoke=False)}),
+            "another-release": lambda: stack.put("core", "core-v9"),
+            "broken": lambda: setattr(checker, "broken", "no answer within 60 s"),
+        },
+    )
+
+
 RIGS: Mapping[str, Callable[[Path], AbstractContextManager[CheckerRig]]] = {
     "health": health_rig,
     "pytest": pytest_rig,
     "command": command_rig,
+    "memory": memory_rig,
 }
+needs_server = pytest.mark.needs_server
 
 
-@pytest.fixture(params=RIGS)
+@pytest.fixture(params=[pytest.param(name, marks=() if name == "memory" else needs_server) for name in RIGS])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckerRig]:
     with RIGS[request.param](tmp_path) as made:
         yield made

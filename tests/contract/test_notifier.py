@@ -19,7 +19,9 @@ from lastgood.core.secret import Secret
 from lastgood.notify import slack
 from lastgood.notify.slack import SlackNotifier
 from lastgood.testing.slack import DEFAULT_TOKEN, SlackStandIn
+from lastgood.testing.stack import MemoryNotifier
 from lastgood.testing.standin import Fault, FaultKind
+from lastgood.testing.world import SteppedClock
 from tests.signals.loopback import Reply, answer, drip_body, drip_headers, flood, loopback, nobody
 
 SENTENCE = "🚨 Deployment failed. Rollback to v2.0.3 completed. System operating normally. Investigation started."
@@ -99,10 +101,31 @@ def slack_rig(folder: Path) -> Iterator[NotifierRig]:
         )
 
 
-RIGS: Mapping[str, Callable[[Path], AbstractContextManager[NotifierRig]]] = {"slack": slack_rig}
+@contextmanager
+def memory_rig(_folder: Path) -> Iterator[NotifierRig]:
+    notifier = MemoryNotifier(SteppedClock())
+
+    def spoilt(error: LastgoodError) -> Trouble:
+        return Trouble(notifier=notifier, raises=type(error), begin=lambda: notifier.errors.append(error))
+
+    yield NotifierRig(
+        notifier=notifier,
+        arrived=lambda: [Arrived(delivery=event, text=text) for event, text in notifier.messages],
+        troubles={
+            "rate-limited": spoilt(Retryable("told to wait", delay_s=7)),
+            "wrong-token": spoilt(Refused("the token is not accepted", hint="renew it")),
+            "dropped": spoilt(OutcomeUnknown("the answer was lost")),
+        },
+        markup=(),
+        secret="xoxb-nobody",
+    )
 
 
-@pytest.fixture(params=RIGS)
+RIGS: Mapping[str, Callable[[Path], AbstractContextManager[NotifierRig]]] = {"slack": slack_rig, "memory": memory_rig}
+needs_server = pytest.mark.needs_server
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name == "memory" else needs_server) for name in RIGS])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NotifierRig]:
     with RIGS[request.param](tmp_path) as made:
         yield made

@@ -6,7 +6,7 @@ To take a new source in, write a rig for it (a context manager that yields a Sou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -23,10 +23,23 @@ from lastgood.signals.instances import InstanceStates
 from lastgood.signals.invariants import Invariants
 from lastgood.signals.metrics_page import MetricsPage
 from lastgood.signals.probe import Probe
+from lastgood.testing.stack import (
+    SERVICES,
+    MemoryContainers,
+    MemorySource,
+    Stack,
+    artifact_of,
+    see_data,
+    see_feature,
+    see_instances,
+    see_traffic,
+)
+from lastgood.testing.world import SteppedClock
 from tests.signals.database import database
 from tests.signals.loopback import answer, drip_body, drip_headers, flood, hang, loopback
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+needs_server = pytest.mark.needs_server
 Act = Callable[[], None]
 
 
@@ -178,15 +191,35 @@ def instances_rig() -> Iterator[SourceRig]:
     yield SourceRig(source=InstanceStates("the source", observe), troubles={"away": away}, footprint=lambda: None)
 
 
+def memory_rig(see: Callable[[Stack, Window], Reading]) -> AbstractContextManager[SourceRig]:
+    """An eye on the stack in memory."""
+    stack = Stack(SteppedClock())
+    MemoryContainers(stack).prepare("v1", BEGAN)
+    for service in SERVICES:
+        stack.put(service, artifact_of(service, "v1"))
+    return nullcontext(
+        SourceRig(
+            source=MemorySource("the source", stack, see),
+            troubles={"away": lambda: stack.blindfold("the source")},
+            footprint=lambda: (dict(stack.effects), stack.containers, stack.database, dict(stack.broken)),
+        )
+    )
+
+
 RIGS: Mapping[str, Callable[[], AbstractContextManager[SourceRig]]] = {
     "metrics-page": metrics_page_rig,
     "probe": probe_rig,
     "invariants": invariants_rig,
     "instances": instances_rig,
+    "memory-traffic": lambda: memory_rig(see_traffic),
+    "memory-feature": lambda: memory_rig(see_feature),
+    "memory-data": lambda: memory_rig(see_data),
+    "memory-instances": lambda: memory_rig(see_instances),
 }
+IN_MEMORY = ("instances", "memory-traffic", "memory-feature", "memory-data", "memory-instances")
 
 
-@pytest.fixture(params=RIGS)
+@pytest.fixture(params=[pytest.param(name, marks=() if name in IN_MEMORY else needs_server) for name in RIGS])
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceRig]:
     monkeypatch.setattr(metrics_page, "DEADLINE_S", 0.3)
     with RIGS[request.param]() as made:

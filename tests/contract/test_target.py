@@ -1,4 +1,4 @@
-"""What every target promises (core.ports.Target), shown on a real world each."""
+"""What every target promises (core.ports.Target), shown on a real world each, and on the stack in memory."""
 
 from __future__ import annotations
 
@@ -10,29 +10,37 @@ import pytest
 
 from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.core.plan import Seen, seen
-from tests.contract.rigs import TargetRig
+from tests.contract.rigs import RigMaker, TargetRig
 
 RIGS = [
-    pytest.param("process", id="process"),
-    pytest.param("postgres_embedded", id="postgres-embedded"),
-    pytest.param("vercel", id="vercel"),
+    pytest.param("memory:containers", id="memory-containers"),
+    pytest.param("memory:database", id="memory-database"),
+    pytest.param("memory:frontend", id="memory-frontend"),
+    pytest.param("process", id="process", marks=pytest.mark.needs_server),
+    pytest.param("postgres_embedded", id="postgres-embedded", marks=pytest.mark.needs_server),
+    pytest.param("vercel", id="vercel", marks=pytest.mark.needs_server),
     pytest.param("compose", id="compose", marks=pytest.mark.needs_docker),
     pytest.param("postgres_container", id="postgres-container", marks=pytest.mark.needs_docker),
 ]
 
 
+def rig_of(name: str) -> RigMaker:
+    """Find `module:maker` among the rigs; the maker is called `rig` where none is named."""
+    module, _, maker = name.partition(":")
+    found: RigMaker = getattr(import_module(f"tests.contract.rigs.{module}"), maker or "rig")
+    return found
+
+
 @pytest.fixture(params=RIGS)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TargetRig]:
-    module = import_module(f"tests.contract.rigs.{request.param}")
-    with module.rig(tmp_path) as made:
+    with rig_of(request.param)(tmp_path) as made:
         yield made
 
 
 @pytest.fixture(scope="module", params=RIGS)
 def still(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetRig]:
     """One world for all tests that leave it as it is, which is what they show."""
-    module = import_module(f"tests.contract.rigs.{request.param}")
-    with module.rig(tmp_path_factory.mktemp("still")) as made:
+    with rig_of(request.param)(tmp_path_factory.mktemp("still")) as made:
         yield made
 
 

@@ -97,7 +97,7 @@ NO_IMAGE = failed("serve-core", again=False, reason="no image")
             id="refused",
         ),
         pytest.param(
-            report(TerminalState.DENIED, *done("pass-gate", "save-dump"), asking=True),
+            report(TerminalState.DENIED, *done("save-dump"), asking=True),
             "ℹ️ Rollback of v2.1.0 was denied. v2.1.0 still serves.",
             id="denied-at-once",
         ),
@@ -119,12 +119,12 @@ NO_IMAGE = failed("serve-core", again=False, reason="no image")
         pytest.param(
             report(
                 TerminalState.ABORTED_BY_HUMAN,
-                *done("pass-gate", "save-dump"),
+                *done("save-dump"),
                 approved(ASKING),
                 *done("fence", "export-writes", "swap-database"),
                 asking=True,
             ),
-            "⚠️ Rollback of v2.1.0 was aborted by a person at serve-core; done: fence, swap-database. "
+            "⚠️ Rollback of v2.1.0 was aborted by a person at pass-gate; done: fence, swap-database. "
             "What serves: lastgood status",
             id="aborted-half-way",
         ),

@@ -47,7 +47,7 @@ PLAIN = rollback_plan(None)
 ASKING = rollback_plan(EVIDENCE)
 DEPLOY = deploy_plan()
 STEPS = [step.name for step in PLAIN.steps]
-BEFORE_THE_FENCE = done("pass-gate", "save-dump")
+BEFORE_THE_FENCE = done("save-dump")
 
 
 def after(*events: Event, plan: Plan = PLAIN, in_s: float = 0.0) -> Next:
@@ -208,7 +208,7 @@ def test_a_step_that_needs_a_person_waits_for_one() -> None:
 
 
 def test_what_comes_before_that_step_waits_for_nobody() -> None:
-    assert after(*done("pass-gate"), plan=ASKING) == Apply(step=ASKING.step("save-dump"), attempt=1)
+    assert after(plan=ASKING) == Apply(step=ASKING.step("save-dump"), attempt=1)
 
 
 @pytest.mark.parametrize("in_s,opens", [(0, True), (600, True), (600.001, False), (86400, False), (-1, False)])

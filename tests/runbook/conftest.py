@@ -1,15 +1,13 @@
-"""Stacks in memory, each with a folder of its own."""
-
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from tests.runbook.stack import Stack
+from tests.runbook.team import Team
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Stack:
-    """Mode automatic, containers alone."""
-    return Stack(tmp_path)
+def team(tmp_path: Path) -> Team:
+    """One team in mode automatic, whose v1 serves and is good."""
+    return Team.with_a_good_release(tmp_path)

@@ -1,265 +1,525 @@
-"""A deploy: what is asked for first, what a stop leaves, and what it means for the releases before it."""
+"""A deployment: what it asks for first, what it leaves when it stops, and what is known of the release afterwards."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lastgood.core.errors import Refused, Retryable
-from lastgood.core.facts import FrontendDeployment
-from lastgood.core.reading import NoData
+from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.plan import Plan, Role
+from lastgood.core.record import BaselineTaken, DeploymentEnded, StepStarted, WatchStarted
 from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
-from lastgood.runbook.deploy import give_up
+from lastgood.runbook import deploy as deploying
+from lastgood.runbook.frontend import await_frontend
 from lastgood.runbook.rollback import COMPENSATION
-from lastgood.runbook.watch import baking
-from lastgood.testing.world import START, Crash, Crashes
-from tests.runbook.stack import Stack
+from lastgood.runbook.watch import baking, start_watch
+from lastgood.testing.stack import SERVICES, WELL, Behaviour, artifact_of, commit_of
+from lastgood.testing.world import Crash
+from tests.runbook.team import BAD, ERRORS, OLD, Team
 
-NEVER_HEALTHY = Refused("core of v2 never became healthy")
+MIGRATING = Behaviour(migrations=("m2",))
+NEVER_BOOTS = Behaviour(boots=False)
 
 
-def hint_of(stack: Stack, name: str) -> str:
-    """What a refused deploy asks for."""
+def nothing(_plan: Plan) -> bool:
+    """A person who says no."""
+    return False
+
+
+def begun(team: Team) -> list[str]:
+    """The steps that were begun, in their order."""
+    return [event.step for event in team.events(StepStarted)]
+
+
+# --- what it asks for first --------------------------------------------------------------------------------------
+
+
+def test_a_deploy_without_a_good_release_asks_for_first(tmp_path: Path) -> None:
+    team = Team(tmp_path)
     with pytest.raises(Refused) as refused:
-        stack.deploy(name)
-    return refused.value.hint
+        team.deploy(OLD)
+    assert refused.value.hint == "lastgood deploy --first"
 
 
-def test_a_good_release_becomes_what_serves(stack: Stack) -> None:
-    stack.deploy("v2")
-    assert stack.serves == "v2"
+def test_a_first_deploy_serves(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    team.deploy(OLD, first=True)
+    assert team.stack.serves_wholly
+    assert team.history.serving == OLD
 
 
-def test_without_any_release_it_asks_for_first(tmp_path: Path) -> None:
-    assert hint_of(Stack(tmp_path, recorded=False), "v1") == "lastgood deploy --first"
+def test_a_release_that_is_not_vouched_for_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    team.deploy(OLD, first=True)
+    with pytest.raises(Refused) as refused:
+        team.deploy(BAD)
+    assert refused.value.hint == "lastgood record --good"
 
 
-def test_the_first_deploy_is_deployed(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, recorded=False)
-    stack.deploy("v2", first=True)
-    assert stack.serves == "v2"
+def test_a_person_who_says_no_leaves_everything_as_it_was(team: Team) -> None:
+    before = team.stack.containers.serving
+    with pytest.raises(Refused, match="not confirmed"):
+        team.deploy(BAD, WELL, confirm=nothing)
+    assert team.stack.containers.serving == before
+    assert begun(team) == []
 
 
-def test_a_plan_that_is_not_confirmed_changes_nothing(stack: Stack) -> None:
-    with pytest.raises(Refused):
-        stack.deploy("v2", confirm=lambda _plan: False)
-    assert not stack.world.effects
-    assert stack.history.open_deployment is None
+def test_the_plan_that_was_shown_is_the_plan_that_is_carried_out(team: Team) -> None:
+    shown: list[Plan] = []
+
+    def see(plan: Plan) -> bool:
+        shown.append(plan)
+        return True
+
+    team.deploy(BAD, WELL, confirm=see)
+    assert shown == [team.run.plan]
 
 
-# --- the gate ---
+def test_the_same_name_with_other_content_is_refused(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.watch()
+    team.stack.on_disk = "something-else"
+    with pytest.raises(Refused, match="recorded with other content"):
+        team.deploy(BAD)
 
 
-@pytest.fixture
-def stillborn(stack: Stack) -> Stack:
-    """v2 never becomes healthy."""
-    stack.containers.trouble.failing["pass-gate"] = [NEVER_HEALTHY]
-    return stack
+def rolled_back(team: Team) -> None:
+    """v2 went back, and a person lifted the freeze."""
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.unfreeze()
 
 
-def test_a_gate_that_fails_leaves_what_serves_untouched(stillborn: Stack) -> None:
-    stillborn.deploy("v2")
-    assert stillborn.serves == "v1"
-    assert not stillborn.world.effects.keys() & {"serve-core", "serve-agent"}
+def test_a_release_that_was_rolled_back_is_barred(team: Team) -> None:
+    rolled_back(team)
+    with pytest.raises(Refused, match="barred") as refused:
+        team.deploy(BAD)
+    assert refused.value.hint == f"lastgood deploy --release {BAD} --even-if-barred"
 
 
-def test_a_gate_that_fails_ends_rolled_back_verified_with_trigger_gate(stillborn: Stack) -> None:
-    report = stillborn.deploy("v2").report
+def test_a_barred_release_is_barred_by_another_name_as_well(team: Team) -> None:
+    rolled_back(team)
+    team.stack.on_disk = BAD
+    with pytest.raises(Refused, match=f"{BAD} by another name"):
+        team.deploy("v2-again")
+
+
+def test_a_barred_release_is_barred_when_its_commit_is_built_once_more(team: Team) -> None:
+    rolled_back(team)
+    team.containers.commits["v2-rebuilt"] = commit_of(BAD)
+    with pytest.raises(Refused, match=f"{BAD} by another name"):
+        team.deploy("v2-rebuilt")
+
+
+def test_a_barred_release_serves_again_where_a_person_insists(team: Team) -> None:
+    rolled_back(team)
+    team.deploy(BAD, override=True)
+    assert team.stack.serving == BAD
+
+
+def test_deploys_are_frozen_after_a_rollback_and_say_how_to_lift_it(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    with pytest.raises(Refused, match="frozen") as refused:
+        team.deploy("v3", WELL)
+    assert refused.value.hint == "lastgood unfreeze -m 'why it is safe'"
+
+
+def test_deploys_stay_frozen_when_the_bake_was_quiet(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.watch()
+    with pytest.raises(Refused, match="frozen"):
+        team.deploy("v3", WELL)
+
+
+@pytest.mark.parametrize("why", ["", "  "])
+def test_a_freeze_is_not_lifted_without_a_reason(team: Team, why: str) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    with pytest.raises(Refused, match="needs a reason"):
+        team.unfreeze(why)
+    assert team.history.frozen is not None
+
+
+def test_lifting_the_freeze_lets_pushes_go_live_again(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    assert not team.stack.frontend.auto_assign
+    team.unfreeze()
+    assert team.stack.frontend.auto_assign
+
+
+def test_a_frontend_host_that_is_away_keeps_no_freeze_up_and_is_said(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.stack.away[Role.FRONTEND] = Retryable("vercel: no answer", delay_s=1.0)
+    said = team.unfreeze()
+    assert team.history.frozen is None
+    assert any("vercel: no answer" in line for line in said)
+
+
+def test_what_keeps_a_restore_point_from_being_taken_refuses_the_deploy(team: Team) -> None:
+    team.stack.obstacles = ("the disk is too small: 1 GB free, 3 GB needed",)
+    with pytest.raises(Refused, match="the disk is too small"):
+        team.deploy(BAD, WELL)
+    assert begun(team) == []
+
+
+def test_a_deploy_that_did_not_finish_keeps_the_next_one_out(team: Team) -> None:
+    killed_at(team, "serve-agent", WELL)
+    with pytest.raises(Refused, match="did not finish"):
+        team.deploy("v3", WELL)
+
+
+# --- what it does ------------------------------------------------------------------------------------------------
+
+
+def test_a_restore_point_comes_before_the_gate_and_the_gate_before_the_migration(team: Team) -> None:
+    team.deploy(BAD, MIGRATING)
+    serve = [f"serve-{service}" for service in SERVICES]
+    assert begun(team) == ["take-restore-point", "pass-gate", "migrate", *serve, "clear-candidates"]
+
+
+def test_the_restore_point_of_a_deploy_is_known_to_the_journal(team: Team) -> None:
+    team.deploy(BAD, MIGRATING)
+    assert team.history.restore_point_of("d2") == next(iter(team.stack.points.values()))
+
+
+def test_the_schema_that_a_release_left_is_known(team: Team) -> None:
+    team.deploy(BAD, MIGRATING)
+    assert team.history.releases[BAD].fingerprint == team.stack.database.fingerprint
+
+
+def test_the_watch_begins_when_the_release_serves(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    kinds = [type(record.event) for record in team.journal.kept]
+    served = max(n for n, record in enumerate(team.journal.kept) if isinstance(record.event, StepStarted))
+    assert kinds.index(WatchStarted) > served
+
+
+def test_what_is_normal_is_read_before_anything_changes(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, baseline="30s")
+    team.deploy(BAD, ERRORS)
+    (taken,) = team.events(BaselineTaken)
+    assert len(taken.buckets) == 6
+    first = next(r.seq for r in team.journal.kept if isinstance(r.event, StepStarted) and r.event.step == "serve-core")
+    assert next(r.seq for r in team.journal.kept if isinstance(r.event, BaselineTaken)) < first
+
+
+def test_a_step_that_takes_long_is_said_to(team: Team) -> None:
+    team.stack.takes_s["serve-core"] = 5.0
+    team.deploy(BAD, WELL)
+    assert any("core serves from v2 ... (at most" in line for line in team.told)
+
+
+def test_a_step_that_is_quick_is_not_said_to_take_long(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    assert not [line for line in team.told if "... (at most" in line]
+
+
+def test_a_frontend_that_is_still_building_is_waited_for_where_nobody_watches(team: Team) -> None:
+    done = team.deploy(BAD, WELL, pushed=False)
+    team.clock.after(8.0, lambda: team.stack.push(BAD))
+    await_frontend(team.rooms(), done.deployment)
+    assert team.history.releases[BAD].frontend == f"dpl_{BAD}"
+
+
+def test_a_database_that_pauses_for_a_moment_when_the_release_serves_does_not_end_the_deploy(team: Team) -> None:
+    def away() -> None:
+        team.stack.away[Role.DATABASE] = Retryable("database app: connection refused", delay_s=2.0)
+        team.clock.after(1.0, lambda: void(team.stack.away.pop(Role.DATABASE)))
+
+    team.stack.takes_s["clear-candidates"] = 1.0
+    team.clock.after(1.0, away)
+    team.deploy(BAD, WELL)
+    assert team.history.open_run is None
+    assert team.history.releases[BAD].fingerprint == team.stack.database.fingerprint
+
+
+def void(_value: object) -> None:
+    """Something is done, and nobody asks what came of it."""
+
+
+# --- when it stops -----------------------------------------------------------------------------------------------
+
+
+def test_a_gate_that_fails_leaves_what_serves_untouched(team: Team) -> None:
+    before = team.stack.containers
+    team.deploy(BAD, NEVER_BOOTS)
+    assert team.stack.containers.serving == before.serving
+    assert team.stack.containers.candidates == ()
+    assert not [step for step in begun(team) if step.startswith("serve-")]
+
+
+def test_a_gate_that_fails_ends_verified_with_the_gate_as_trigger(team: Team) -> None:
+    report = team.deploy(BAD, NEVER_BOOTS).report
     assert report is not None
     assert (report.terminal, report.trigger) == (TerminalState.ROLLED_BACK_VERIFIED, "gate")
+    assert "exited with 1 at the gate" in report.sentence
 
 
-def test_a_gate_that_fails_asks_nobody_in_mode_propose(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, mode="propose")
-    stack.containers.trouble.failing["pass-gate"] = [NEVER_HEALTHY]
-    stack.deploy("v2")
-    assert stack.terminal() is TerminalState.ROLLED_BACK_VERIFIED
+def test_a_gate_that_fails_bars_its_release(team: Team) -> None:
+    team.deploy(BAD, NEVER_BOOTS)
+    assert team.history.releases[BAD].standing is Standing.BARRED
 
 
-def test_a_gate_that_fails_leaves_what_serves_even_where_that_is_not_proved_good(stack: Stack) -> None:
-    """v2 was kept inconclusive and serves; v3 that never boots is no reason to put v1 in its place."""
-    stack.deploy("v2")
-    stack.traffic.instead = NoData(reason="nothing")
-    stack.watch()
-    stack.containers.trouble.failing["pass-gate"] = [NEVER_HEALTHY]
-    stack.deploy("v3")
-    assert stack.serves == "v2"
+def test_a_gate_that_fails_asks_nobody(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, mode="propose", parts=frozenset({Role.CONTAINERS}))
+    team.deploy(BAD, NEVER_BOOTS)
+    assert team.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
 
 
-def test_a_release_that_did_not_pass_the_gate_is_barred(stillborn: Stack) -> None:
-    stillborn.deploy("v2")
-    assert stillborn.standing("v2") is Standing.BARRED
+def kept_but_not_good(team: Team) -> None:
+    """v2 serves, and nobody could tell whether it is good."""
+    team.deploy(BAD, WELL)
+    team.stack.blindfold("traffic")
+    team.watch()
+    team.stack.blind.clear()
 
 
-def test_a_deploy_that_died_at_its_gate_is_undone_to_what_serves(stack: Stack) -> None:
-    stack.deploy("v2")
-    stack.traffic.instead = NoData(reason="nothing")
-    stack.watch()
-    stack.world.crashes = Crashes(1)
-    with pytest.raises(Crash):
-        stack.deploy("v3")
-    give_up(stack.rooms(), "given up by ada")
-    assert stack.roll_back().to_release == "v2"
+def test_a_gate_that_fails_leaves_what_serves_although_that_is_not_proved_good(team: Team) -> None:
+    kept_but_not_good(team)
+    team.deploy("v3", NEVER_BOOTS)
+    assert team.stack.serving == BAD
 
 
-# --- half-way ---
+def test_a_deploy_that_died_at_its_gate_is_undone_to_what_serves(team: Team) -> None:
+    kept_but_not_good(team)
+    killed_at(team, "pass-gate", WELL, name="v3")
+    assert team.roll_back().to_release == BAD
 
 
-def test_a_deploy_that_stops_half_way_is_put_back(stack: Stack) -> None:
-    stack.containers.trouble.failing["serve-agent"] = [Refused("no space")]
-    report = stack.deploy("v2").report
+def test_a_gate_that_fails_on_a_first_deploy_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    with pytest.raises(Refused, match="at the gate"):
+        team.deploy(OLD, NEVER_BOOTS, first=True)
+    assert team.stack.containers.serving == ()
+    assert team.deployment.ended is not None
+    assert team.deployment.ended.terminal is TerminalState.REFUSED
+
+
+def without_a_restore_point(team: Team) -> Refused:
+    """A deploy whose restore point cannot be taken; what it said."""
+    team.fails("take-restore-point", Refused("the trial restore failed: 3 rows are missing", hint="df -h"))
+    with pytest.raises(Refused) as refused:
+        team.deploy(BAD, WELL)
+    return refused.value
+
+
+def test_a_restore_point_that_cannot_be_proved_refuses_the_deploy(team: Team) -> None:
+    said = without_a_restore_point(team)
+    assert "3 rows are missing" in said.message
+    assert said.hint == "df -h"
+
+
+def test_a_deploy_without_a_restore_point_changed_nothing(team: Team) -> None:
+    before = (team.stack.containers, team.stack.database, dict(team.stack.effects))
+    without_a_restore_point(team)
+    serving = team.stack.containers.serving
+    assert (serving, team.stack.database, dict(team.stack.effects)) == (before[0].serving, *before[1:])
+
+
+def test_a_deploy_without_a_restore_point_ends_refused_and_tells_no_rollback(team: Team) -> None:
+    without_a_restore_point(team)
+    assert [e.terminal for e in team.events(DeploymentEnded) if e.deployment == "d2"] == [TerminalState.REFUSED]
+    assert not [text for text in team.channel.texts if "Rollback" in text]
+
+
+def test_a_deploy_without_a_restore_point_can_be_tried_again(team: Team) -> None:
+    without_a_restore_point(team)
+    team.deploy(BAD, WELL)
+    assert team.stack.serving == BAD
+
+
+def test_a_release_that_never_went_anywhere_is_not_barred(team: Team) -> None:
+    without_a_restore_point(team)
+    assert team.history.releases[BAD].standing is Standing.RECORDED
+
+
+def test_a_deploy_without_a_restore_point_leaves_the_watch_of_what_serves_alone(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.fails("take-restore-point", Refused("the disk is too small", hint="df -h"))
+    with pytest.raises(Refused):
+        team.deploy("v3", WELL)
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+def test_a_rollback_after_a_deploy_that_was_refused_is_watched_again(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.fails("take-restore-point", Refused("the disk is too small", hint="df -h"))
+    with pytest.raises(Refused):
+        team.deploy("v3", WELL)
+    team.watch()
+    under = baking(team.rooms())
+    assert under is not None
+    assert under.deployment.release == BAD
+
+
+def test_no_compensation_runs_where_all_is_well(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.watch()
+    assert COMPENSATION not in {run.started.trigger for run in team.history.runs.values()}
+
+
+def test_a_deploy_that_stops_half_way_is_put_back(team: Team) -> None:
+    team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltn"))
+    report = team.deploy(BAD, WELL).report
     assert report is not None
     assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert {i.artifact for i in stack.world.containers.serving} == {"core-v1", "agent-v1"}
+    assert (team.stack.serving, team.stack.serves_wholly) == (OLD, True)
 
 
-def test_a_deploy_that_stops_half_way_asks_when_the_days_rollbacks_are_used_up(stack: Stack) -> None:
+@pytest.mark.parametrize("mode", ["observe", "propose"])
+def test_a_deploy_that_stops_half_way_asks_first_where_the_mode_says_so(tmp_path: Path, mode: str) -> None:
+    team = Team.with_a_good_release(tmp_path, mode=mode)
+    team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltn"))
+    serving: list[str] = []
+
+    def look_and_approve() -> None:
+        serving.append(team.stack.serving)
+        team.approve()
+
+    team.when_asked(look_and_approve)
+    report = team.deploy(BAD, WELL).report
+    assert report is not None
+    assert (serving, report.terminal) == ([BAD], TerminalState.ROLLED_BACK_VERIFIED)
+
+
+def test_a_deploy_that_stops_half_way_asks_when_the_days_rollbacks_are_used_up(team: Team) -> None:
     for name in ("v2", "v3"):
-        stack.containers.trouble.failing["serve-agent"] = [Refused("no space")]
-        stack.deploy(name)
-        stack.unfreeze()
-    stack.containers.trouble.failing["serve-agent"] = [Refused("no space")]
-    stack.clock.after(300, stack.deny)
-    report = stack.deploy("v4").report
+        team.fails("serve-orchestrator", Refused("the port is taken"))
+        team.deploy(name, WELL)
+        team.unfreeze()
+    team.fails("serve-orchestrator", Refused("the port is taken"))
+    team.when_asked(team.deny)
+    report = team.deploy("v4", WELL).report
     assert report is not None
     assert report.terminal is TerminalState.DENIED
 
 
-# --- the restore point ---
+def test_a_first_deploy_that_stops_half_way_needs_a_person_and_says_what_is_where(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltn"))
+    with pytest.raises(NeedsHuman, match="the port is taken"):
+        team.deploy(OLD, first=True)
+    assert team.deployment.ended is not None
+    assert team.deployment.ended.terminal is TerminalState.NEEDS_HUMAN
+    assert "the port is taken" in team.channel.texts[-1]
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Stack:
-    """A stack with a database, of which no restore point can be taken."""
-    stack = Stack(tmp_path, database=True)
-    stack.database.trouble.failing["take-restore-point"] = [Refused("the disk is too small", hint="df -h")]
-    return stack
+def test_an_engine_that_is_away_when_a_deploy_is_to_be_put_back_leaves_it_open_for_a_rollback(team: Team) -> None:
+    def away() -> None:
+        team.stack.away[Role.CONTAINERS] = Retryable("the engine does not answer", delay_s=1.0)
+
+    team.stack.takes_s["serve-core"] = 1.0
+    team.fails("serve-orchestrator", Refused("the port is taken"))
+    team.clock.after(1.0, away)
+    with pytest.raises(NeedsHuman) as raised:
+        team.deploy(BAD, WELL)
+    assert raised.value.hint == "lastgood rollback"
+    team.stack.away.clear()
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
 
 
-def test_a_restore_point_that_fails_refuses(full_disk: Stack) -> None:
-    assert hint_of(full_disk, "v2") == "df -h"
-    assert full_disk.terminal() is TerminalState.REFUSED
+def test_a_deploy_that_stopped_and_was_not_put_back_is_not_watched(team: Team) -> None:
+    team.fails("serve-orchestrator", Refused("the port is taken"))
+    team.stack.takes_s["serve-core"] = 1.0
+    team.clock.after(1.0, lambda: team.stack.away.update({Role.CONTAINERS: Retryable("no answer", delay_s=1.0)}))
+    with pytest.raises(NeedsHuman):
+        team.deploy(BAD, WELL)
+    with pytest.raises(Refused) as refused:
+        start_watch(team.rooms(), team.deployment.deployment.id)
+    assert refused.value.hint == "lastgood rollback"
 
 
-def test_a_restore_point_that_fails_changes_nothing(full_disk: Stack) -> None:
-    hint_of(full_disk, "v2")
-    assert not full_disk.world.effects
+def test_a_migration_that_fails_asks_before_the_database_goes_back(team: Team) -> None:
+    team.fails("migrate", OutcomeUnknown("the migration command ended 1"), after=True)
+    team.deploy(BAD, MIGRATING)
+    assert "swap-database" not in team.stack.effects
 
 
-def test_a_restore_point_that_fails_bars_and_freezes_nothing(full_disk: Stack) -> None:
-    hint_of(full_disk, "v2")
-    assert full_disk.standing("v2") is Standing.RECORDED
-    assert full_disk.history.frozen is None
+def test_something_else_that_serves_stops_a_deploy_before_its_first_effect(team: Team) -> None:
+    def also_deploy(_plan: Plan) -> bool:
+        team.stack.put("agent", "agent-hotfix")
+        return True
+
+    with pytest.raises(Refused, match="agent-hotfix"):
+        team.deploy(BAD, WELL, confirm=also_deploy)
+    assert begun(team) == []
 
 
-def test_after_a_restore_point_that_failed_the_same_release_can_be_deployed(full_disk: Stack) -> None:
-    hint_of(full_disk, "v2")
-    full_disk.deploy("v2")
-    assert full_disk.serves == "v2"
+def test_something_else_that_serves_stops_a_deploy_in_its_middle(team: Team) -> None:
+    team.stack.takes_s["serve-core"] = 1.0
+    team.clock.after(1.0, lambda: team.stack.put("agent", "agent-hotfix"))
+    with pytest.raises(NeedsHuman, match="agent-hotfix"):
+        team.deploy(BAD, WELL)
+    assert ("agent", "agent-hotfix") in {(i.service, i.artifact) for i in team.stack.containers.serving}
 
 
-def test_a_restore_point_that_fails_leaves_the_watch_of_what_serves_alone(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, database=True)
-    stack.deploy("bad")
-    stack.database.trouble.failing["take-restore-point"] = [Refused("the disk is too small", hint="df -h")]
-    hint_of(stack, "v3")
-    under = stack.history.open_deployment
-    assert under is not None
-    assert under.deployment.release == "bad"
-    stack.watch(under.deployment.id)
-    assert stack.serves == "v1"
+# --- when it is killed -------------------------------------------------------------------------------------------
 
 
-def test_a_rollback_after_a_deploy_that_was_refused_is_watched_again(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, database=True)
-    stack.deploy("bad")
-    stack.database.trouble.failing["take-restore-point"] = [Refused("the disk is too small", hint="df -h")]
-    hint_of(stack, "v3")
-    stack.watch("d2")
-    under = baking(stack.rooms())
-    assert under is not None
-    assert under.deployment.release == "bad"
+def killed_at(team: Team, step: str, behaviour: Behaviour, *, name: str = BAD) -> None:
+    """The process of a deploy dies within a step."""
+
+    def die() -> None:
+        raise Crash
+
+    def look() -> None:
+        die() if begun(team)[-1:] == [step] else team.clock.after(0.1, look)
+
+    team.stack.takes_s[step] = 1.0
+    team.clock.after(0.1, look)
+    with pytest.raises(Crash):
+        team.deploy(name, behaviour)
+    team.stack.takes_s.clear()
 
 
-def test_a_restore_point_that_could_not_be_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, database=True)
-    stack.database.missing = ("pg_dump is not there",)
-    assert hint_of(stack, "v2") == "lastgood doctor"
-    assert "v2" not in {d.deployment.release for d in stack.history.deployments.values()}
+def test_a_deploy_that_died_before_it_changed_anything_is_not_taken_up(team: Team) -> None:
+    killed_at(team, "pass-gate", WELL)
+    with pytest.raises(Refused) as refused:
+        deploying.take_up(team.rooms())
+    assert refused.value.hint == "lastgood rollback"
 
 
-def test_a_restore_point_is_kept_in_the_journal(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, database=True)
-    stack.deploy("v2")
-    assert stack.history.restore_point_of("d2") is not None
+def test_a_deploy_that_died_before_it_changed_anything_is_undone_by_a_rollback(team: Team) -> None:
+    killed_at(team, "pass-gate", WELL)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.containers.candidates == ()
 
 
-# --- after a rollback ---
+def test_a_deploy_that_died_in_the_middle_is_taken_up_to_its_end(team: Team) -> None:
+    killed_at(team, "serve-orchestrator", WELL)
+    deploying.take_up(team.rooms())
+    assert (team.history.serving, team.stack.serves_wholly) == (BAD, True)
 
 
-@pytest.fixture
-def rolled_back(stack: Stack) -> Stack:
-    """A bad release was rolled back."""
-    stack.deploy_and_watch("bad")
-    return stack
+def test_a_deploy_that_died_in_the_middle_has_each_effect_once(team: Team) -> None:
+    killed_at(team, "serve-orchestrator", WELL)
+    deploying.take_up(team.rooms())
+    assert set(team.stack.effects.values()) == {1}
 
 
-def test_deploys_are_frozen_until_a_person_lifts_it(rolled_back: Stack) -> None:
-    assert hint_of(rolled_back, "v2").startswith("lastgood unfreeze")
-    rolled_back.unfreeze()
-    rolled_back.deploy("v2")
-    assert rolled_back.serves == "v2"
+def test_a_rollback_of_a_killed_deploy_that_nobody_agreed_to_leaves_it_to_be_taken_up(team: Team) -> None:
+    killed_at(team, "serve-orchestrator", WELL)
+    with pytest.raises(Refused, match="not confirmed"):
+        team.roll_back(confirm=nothing)
+    deploying.take_up(team.rooms())
+    assert team.history.serving == BAD
 
 
-def test_a_barred_release_needs_the_override(rolled_back: Stack) -> None:
-    rolled_back.unfreeze()
-    assert "--even-if-barred" in hint_of(rolled_back, "bad")
-    rolled_back.deploy("bad", override=True)
-    assert rolled_back.serves == "bad"
+def test_a_killed_deploy_that_migrated_can_still_go_back_to_its_restore_point(team: Team) -> None:
+    killed_at(team, "serve-core", MIGRATING)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.history.restore_point_of("d2") is not None
 
 
-def test_the_same_artifacts_under_another_name_need_the_override(rolled_back: Stack) -> None:
-    rolled_back.unfreeze()
-    rolled_back.containers.content["good-again"] = "bad"
-    assert "--even-if-barred" in hint_of(rolled_back, "good-again")
-
-
-def test_the_same_clean_commit_under_another_name_needs_the_override(stack: Stack) -> None:
-    stack.containers.commits = {"bad": "c" * 40, "rebuilt": "c" * 40}
-    stack.deploy_and_watch("bad")
-    stack.unfreeze()
-    assert "--even-if-barred" in hint_of(stack, "rebuilt")
-
-
-# --- the frontend ---
-
-
-def test_the_frontend_is_learnt_while_watching(tmp_path: Path) -> None:
-    """The host knows the push at once, and needs a minute to build it."""
-    stack = Stack(tmp_path, frontend=True, production="dpl_v1")
-    stack.containers.commits["v2"] = "c" * 40
-    stack.deploy("v2")
-    built = FrontendDeployment(id="dpl_v2", commit="c" * 40, state="READY", created_at=START)
-    host_shows(stack, replace(built, state="BUILDING"), production="dpl_v1")
-    stack.clock.after(60, lambda: host_shows(stack, built, production="dpl_v2"))
-    stack.watch()
-    assert stack.history.releases["v2"].frontend == "dpl_v2"
-
-
-def host_shows(stack: Stack, deployment: FrontendDeployment, *, production: str) -> None:
-    stack.world.frontend = replace(stack.world.frontend, production=production, deployments=(deployment,))
-
-
-def test_a_frontend_host_that_is_away_ends_no_watch(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, frontend=True, production="dpl_v1")
-    stack.deploy("v2")
-    stack.frontend.trouble.away = Retryable("no answer", delay_s=1)
-    assert stack.watch().terminal is TerminalState.HEALTHY_KEPT
-
-
-def test_no_compensation_runs_where_all_is_well(stack: Stack) -> None:
-    stack.deploy_and_watch("v2")
-    assert COMPENSATION not in {r.started.trigger for r in stack.history.runs.values()}
+def test_a_release_whose_artifacts_serve_already_changes_no_service(team: Team) -> None:
+    team.stack.on_disk = OLD
+    team.deploy("v1-again", WELL)
+    assert not [step for step in begun(team) if step.startswith("serve-")]
+    assert {i.artifact for i in team.stack.containers.serving} == {artifact_of(s, OLD) for s in SERVICES}

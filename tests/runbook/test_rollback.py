@@ -1,389 +1,919 @@
-"""A rollback from the verdict to what the team is told: what waits for whom, what is touched, and how it ends."""
+"""A rollback from decision to report: in which order, with whose yes, how it ends, and what the team is told of it."""
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
-from lastgood.core.migration import BrokenInvariant, FitsSchema
-from lastgood.core.plan import Role
-from lastgood.core.record import RunStarted, StepStarted
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import DatabaseFacts
+from lastgood.core.migration import Fit, FitsSchema
+from lastgood.core.plan import Plan, Role, Step
+from lastgood.core.record import ApprovalGiven, Event, Record, RunEnded, StepStarted, Told
 from lastgood.core.release import Standing
-from lastgood.core.report import Loss, TerminalState
-from lastgood.runbook.watch import WatchOutcome
-from lastgood.testing.memory_stack import DOES_NOT_FIT, FITS, NOBODY_KNOWS
-from lastgood.testing.world import Crash
-from tests.runbook.stack import HALF_ERRORS, Stack
+from lastgood.core.report import Report, TerminalState
+from lastgood.runbook import by_hand
+from lastgood.runbook import rollback as returning
+from lastgood.runbook.watch import watch_on
+from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack
+from lastgood.testing.world import Crash, Crashes
+from tests.runbook.team import BAD, ERRORS, OLD, Team
 
-SENTENCE = "🚨 Deployment failed. Rollback to v1 completed. System operating normally. Investigation started."
-BY_MIGRATION = BrokenInvariant(invariant="credits", by_migration=7, by_others=0, keys=("1",))
-BY_APPLICATION = BrokenInvariant(invariant="credits", by_migration=0, by_others=2, keys=("1", "2"))
-UNSEEN = [Retryable("too many connections", delay_s=1), Refused("wrong password")]
-FRONTEND = frozenset({Role.FRONTEND})
+SENTENCE = f"🚨 Deployment failed. Rollback to {OLD} completed. System operating normally. Investigation started."
+MIGRATING = Behaviour(errors=0.3, migrations=("m2",))
+BREAKING = replace(MIGRATING, migration_breaks=3)
+CANNOT_RUN = FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title")
+NOBODY_KNOWS = FitsSchema(fit=Fit.UNKNOWN, tried=0, reason="no statements were recorded")
+NO_ANSWER = Retryable("no answer", delay_s=1.0)
 
 
-@pytest.fixture
-def proposing(tmp_path: Path) -> Stack:
-    """Mode propose, and a bad release serves."""
-    stack = Stack(tmp_path, mode="propose")
-    stack.deploy("bad")
-    return stack
+def deployed(team: Team, behaviour: Behaviour = ERRORS, fits: FitsSchema | None = None) -> Team:
+    """v2 serves, and rows were written since. Only the effects of what follows are counted."""
+    team.deploy(BAD, behaviour)
+    team.stack.fits = fits or team.stack.fits
+    team.stack.written["missions"] = 12
+    team.stack.effects.clear()
+    team.stack.asked.clear()
+    return team
 
 
-@pytest.fixture
-def migrated(tmp_path: Path) -> Stack:
-    """Mode automatic with a database, and a bad release that brought a migration serves."""
-    stack = Stack(tmp_path, database=True)
-    stack.database.brings["bad"] = ("m1",)
-    stack.deploy("bad")
-    return stack
+def begun(team: Team) -> list[str]:
+    """The steps that the newest rollback began, in their order, each once."""
+    steps = [e.step for e in team.events(StepStarted) if e.run == team.report.run]
+    return list(dict.fromkeys(steps))
 
 
-def frontend_too(tmp_path: Path) -> Stack:
-    """v1 belongs to dpl_v1; with the bad release, another deployment went live."""
-    stack = Stack(tmp_path, frontend=True, production="dpl_v1")
-    stack.deploy("bad")
-    stack.world.frontend = replace(stack.world.frontend, production="dpl_bad")
-    return stack
+def world(team: Team) -> object:
+    """Everything that a person would find."""
+    stack = team.stack
+    return stack.containers.serving, stack.containers.candidates, stack.database, stack.frontend
 
 
-def effects(stack: Stack) -> set[str]:
-    """Steps that a rollback of `bad` had an effect with, after its gate."""
-    run = stack.run
-    started = {r.event.step for r in run.records if isinstance(r.event, StepStarted)}
-    return {s.name for s in run.plan.steps if s.changes_what_serves and s.name in started}
+# --- the way back ------------------------------------------------------------------------------------------------
 
 
-def later(stack: Stack, act: str, at_s: float = 300) -> WatchOutcome:
-    """Watch; a person answers so many seconds from now."""
-    stack.clock.after(at_s, getattr(stack, act))
-    return stack.watch()
+def test_a_rollback_brings_every_service_and_the_frontend_back(team: Team) -> None:
+    deployed(team).roll_back()
+    assert (team.stack.serving, team.stack.serves_wholly) == (OLD, True)
+    assert team.stack.frontend.production == f"dpl_{OLD}"
 
 
-# --- who is asked ---
+def test_a_rollback_has_each_effect_once(team: Team) -> None:
+    deployed(team).roll_back()
+    assert team.stack.asked == team.stack.effects
+    assert set(team.stack.effects.values()) == {1}
 
 
-def test_a_rollback_that_is_denied_ends_denied(proposing: Stack) -> None:
-    assert later(proposing, "deny").terminal is TerminalState.DENIED
+def test_a_release_that_runs_on_todays_schema_comes_back_at_once_and_leaves_the_database(team: Team) -> None:
+    deployed(team, MIGRATING).roll_back()
+    serve = [f"serve-{service}" for service in SERVICES]
+    assert begun(team) == ["pass-gate", *serve, "clear-candidates", "return-frontend"]
 
 
-def test_a_rollback_that_is_aborted_ends_aborted(proposing: Stack) -> None:
-    assert later(proposing, "abort").terminal is TerminalState.ABORTED_BY_HUMAN
+def test_a_part_that_is_not_configured_is_skipped_and_the_report_says_so(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
+    report = deployed(team).roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert {"database: none configured", "frontend: none configured"} <= set(report.notes)
 
 
-@pytest.mark.parametrize("answer", ["deny", "abort"])
-def test_a_persons_no_leaves_what_serves_untouched(proposing: Stack, answer: str) -> None:
-    later(proposing, answer)
-    assert proposing.serves == "bad"
-    assert not effects(proposing)
+def test_only_the_parts_that_were_asked_for_go_back(team: Team) -> None:
+    deployed(team).roll_back(only=frozenset({Role.FRONTEND}))
+    assert (team.stack.serving, team.stack.frontend.production) == (BAD, f"dpl_{OLD}")
 
 
-@pytest.mark.parametrize("answer", ["deny", "abort"])
-def test_a_persons_no_leaves_nothing_beside_what_serves(proposing: Stack, answer: str) -> None:
-    """The gate had started the old release beside the new one, where it would take work from queues."""
-    later(proposing, answer)
-    assert not proposing.world.containers.candidates
+def test_a_partial_rollback_bars_nothing(team: Team) -> None:
+    deployed(team).roll_back(only=frozenset({Role.FRONTEND}))
+    assert team.history.releases[BAD].standing is Standing.RECORDED
 
 
-@pytest.mark.parametrize("answer", ["deny", "abort"])
-def test_a_persons_no_freezes_nothing(proposing: Stack, answer: str) -> None:
-    later(proposing, answer)
-    assert proposing.history.frozen is None
+def test_a_partial_rollback_does_not_say_that_the_release_went_back(team: Team) -> None:
+    deployed(team).roll_back(only=frozenset({Role.FRONTEND}))
+    assert SENTENCE not in team.channel.texts
 
 
-@pytest.mark.parametrize("answer", ["deny", "abort"])
-def test_a_persons_no_bars_nothing(proposing: Stack, answer: str) -> None:
-    later(proposing, answer)
-    assert proposing.standing("bad") is Standing.RECORDED
+def test_a_plan_that_was_not_agreed_to_leaves_everything_as_it_was(team: Team) -> None:
+    before = world(deployed(team))
+    with pytest.raises(Refused, match="not confirmed"):
+        team.roll_back(confirm=lambda _plan: False)
+    assert world(team) == before
+    assert team.history.frozen is None
 
 
-def test_an_approval_that_is_older_than_ten_minutes_opens_nothing(proposing: Stack) -> None:
-    def approves_and_the_machine_sleeps() -> None:
-        proposing.approve()
-        proposing.clock.sleep(601)
+def test_the_plan_that_was_agreed_to_is_the_plan_that_is_carried_out(team: Team) -> None:
+    shown: list[Plan] = []
 
-    proposing.clock.after(300, approves_and_the_machine_sleeps)
-    assert later(proposing, "deny", 1000).terminal is TerminalState.DENIED
+    def agree(plan: Plan) -> bool:
+        shown.append(plan)
+        return True
 
+    deployed(team).roll_back(confirm=agree)
+    assert shown == [team.run.plan]
 
-def test_an_approval_of_another_plan_opens_nothing(proposing: Stack) -> None:
-    proposing.clock.after(300, lambda: proposing.approve("0" * 64))
-    assert later(proposing, "deny", 400).terminal is TerminalState.DENIED
 
+@pytest.mark.parametrize("release", [BAD, "v9"])
+def test_a_release_that_is_not_good_is_no_target(team: Team, release: str) -> None:
+    before = world(deployed(team))
+    with pytest.raises(Refused):
+        team.roll_back(release)
+    assert world(team) == before
 
-def test_a_question_that_nobody_answers_needs_a_person_and_touches_nothing(proposing: Stack) -> None:
-    proposing.clock.after(300, lambda: proposing.clock.sleep(13 * 3600))
-    assert proposing.watch().terminal is TerminalState.NEEDS_HUMAN
-    assert proposing.serves == "bad"
 
+def test_the_release_that_was_left_is_barred(team: Team) -> None:
+    deployed(team).roll_back()
+    assert team.history.releases[BAD].standing is Standing.BARRED
 
-def test_a_world_that_changed_while_a_person_thought_stops_the_plan(proposing: Stack) -> None:
-    def somebody_cleans_up_and_then_it_is_approved() -> None:
-        proposing.world.containers = replace(proposing.world.containers, held=frozenset())
-        proposing.approve()
 
-    proposing.clock.after(300, somebody_cleans_up_and_then_it_is_approved)
-    assert proposing.watch().terminal is TerminalState.REFUSED
-    assert proposing.serves == "bad"
+# --- the database ------------------------------------------------------------------------------------------------
 
 
-def test_containers_and_frontend_go_back_at_once(tmp_path: Path) -> None:
-    stack = frontend_too(tmp_path)
-    assert stack.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert (stack.serves, stack.world.frontend.production) == ("v1", "dpl_v1")
+def test_a_release_that_cannot_run_on_todays_schema_waits_for_a_person_with_nothing_touched(team: Team) -> None:
+    before = world(deployed(team, MIGRATING, CANNOT_RUN))
+    while_it_waits: list[object] = []
 
+    def look_and_deny() -> None:
+        while_it_waits.append(undumped(team))
+        team.deny()
 
-# --- how often ---
+    team.when_asked(look_and_deny)
+    team.roll_back()
+    assert while_it_waits == [before]
 
 
-def test_a_release_is_rolled_back_automatically_once_and_then_it_asks(stack: Stack) -> None:
-    stack.deploy_and_watch("bad")
-    stack.unfreeze()
-    stack.deploy("bad", override=True)
-    assert later(stack, "deny").terminal is TerminalState.DENIED
+def undumped(team: Team) -> object:
+    """Everything that a person would find, but for the safety dump, which reads and is kept."""
+    stack = team.stack
+    database: DatabaseFacts = replace(stack.database, dumps=frozenset())
+    return stack.containers.serving, stack.containers.candidates, database, stack.frontend
 
 
-def test_the_third_rollback_in_a_day_asks(stack: Stack) -> None:
-    bad_ones(stack, 2)
-    stack.deploy("bad-3")
-    assert later(stack, "deny").terminal is TerminalState.DENIED
+def test_a_release_that_cannot_run_on_todays_schema_comes_back_database_first(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.roll_back()
+    steps = begun(team)
+    assert steps.index("swap-database") < steps.index("pass-gate") < steps.index("serve-core")
 
 
-def test_a_third_rollback_a_day_later_does_not_ask(stack: Stack) -> None:
-    bad_ones(stack, 2)
-    stack.clock.sleep(24 * 3600)
-    assert stack.deploy_and_watch("bad-3").terminal is TerminalState.ROLLED_BACK_VERIFIED
+def test_a_candidate_is_not_started_on_a_schema_that_it_cannot_run_on(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.roll_back()
+    assert begun(team).index("swap-database") < begun(team).index("pass-gate")
 
 
-def test_what_moved_nothing_does_not_count_as_a_rollback(stack: Stack) -> None:
-    for name in ("stillborn-1", "stillborn-2"):
-        stack.containers.trouble.failing["pass-gate"] = [Refused("never healthy")]
-        stack.deploy(name)
-        stack.unfreeze()
-    assert stack.deploy_and_watch("bad").terminal is TerminalState.ROLLED_BACK_VERIFIED
+def test_the_database_goes_back_to_the_schema_from_before_the_deploy(team: Team) -> None:
+    before = team.stack.database.fingerprint
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.database.fingerprint == before
 
 
-def bad_ones(stack: Stack, how_many: int) -> None:
-    stack.traffic.sick.update({f"bad-{number}": HALF_ERRORS for number in range(1, how_many + 2)})
-    for number in range(1, how_many + 1):
-        stack.deploy_and_watch(f"bad-{number}")
-        stack.unfreeze()
+def test_the_database_that_was_replaced_is_kept(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    report = team.roll_back()
+    assert f"app_bad_{report.run}" in team.stack.database.databases
 
 
-# --- what is told ---
+def test_the_rows_that_left_are_counted_in_the_report_and_told(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    report = team.roll_back()
+    assert [(loss.table, loss.rows) for loss in report.losses] == [("missions", 12)]
+    assert "12 of missions" in team.channel.texts[-1]
 
 
-def test_the_sentence_is_sent_word_for_word_and_once(stack: Stack) -> None:
-    stack.deploy_and_watch("bad")
-    assert stack.notifier.said == [SENTENCE]
+def test_what_would_be_lost_is_shown_before_anybody_is_asked(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.deny)
+    team.roll_back()
+    waiting = next(n for n, line in enumerate(team.told) if line.startswith("waiting at"))
+    shown = "\n".join(team.told[:waiting])
+    for word in ("app at", "restore point  rp-", "min old", "leaves         12 rows now"):
+        assert word in shown
 
 
-def test_the_sentence_is_not_sent_when_a_check_fails(stack: Stack) -> None:
-    stack.checker.failing = True
-    stack.deploy_and_watch("bad")
-    assert not stack.said("System operating normally")
+def test_a_release_of_which_nobody_knows_whether_it_runs_asks_before_it_serves(team: Team) -> None:
+    deployed(team, MIGRATING, NOBODY_KNOWS)
+    serving: list[str] = []
 
+    def look_and_approve() -> None:
+        serving.append(team.stack.serving)
+        team.approve()
 
-def test_a_second_line_says_which_invalid_rows_remain(migrated: Stack) -> None:
-    migrated.database.broken = (BY_APPLICATION,)
-    migrated.watch()
-    (told,) = migrated.said(SENTENCE)
-    assert told.splitlines()[1].startswith("Invalid rows remain: 2 rows break credits: 1, 2")
+    team.when_asked(look_and_approve)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert serving == [BAD]
 
 
-def test_a_further_line_says_which_rows_left_the_live_data(migrated: Stack) -> None:
-    migrated.database.fit = DOES_NOT_FIT
-    migrated.database.leaves = (Loss(table="missions", rows=12, file="exports/missions.csv"),)
-    later(migrated, "approve")
-    (told,) = migrated.said(SENTENCE)
-    assert "12 of missions" in told.splitlines()[1]
+def test_rows_that_the_migration_broke_wait_for_a_person_and_the_containers_do_not(team: Team) -> None:
+    deployed(team, BREAKING)
+    serving: list[str] = []
 
+    def look_and_approve() -> None:
+        serving.append(team.stack.serving)
+        team.approve()
 
-def test_an_export_that_cannot_be_counted_does_not_undo_what_was_done(migrated: Stack) -> None:
-    migrated.database.fit, migrated.database.uncounted = DOES_NOT_FIT, Refused("the export's list is damaged")
-    outcome = later(migrated, "approve")
-    assert outcome.terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert outcome.report is not None
-    assert any("the export's list is damaged" in note for note in outcome.report.notes)
+    team.when_asked(look_and_approve)
+    team.roll_back()
+    assert serving == [OLD]
+    assert team.stack.broken == {}
 
 
-def test_a_channel_that_fails_stops_no_rollback_and_stands_in_the_report(stack: Stack) -> None:
-    stack.notifier.away = OutcomeUnknown("no answer")
-    outcome = stack.deploy_and_watch("bad")
-    assert outcome.terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert outcome.report is not None
-    assert "memory #dev-ops could not be told: no answer" in outcome.report.notes
+def test_a_repair_that_was_denied_says_what_serves(team: Team) -> None:
+    deployed(team, BREAKING)
+    team.when_asked(team.deny)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.DENIED
+    assert f"{OLD} serves" in team.channel.texts[-1]
 
 
-def test_a_partial_rollback_says_its_parts(tmp_path: Path) -> None:
-    stack = frontend_too(tmp_path)
-    report = stack.roll_back(only=FRONTEND)
-    assert report.parts == ("frontend",)
-    assert len(stack.said("frontend went back to v1, and the checks passed. bad serves.")) == 1
+def test_a_release_that_was_left_is_barred_although_the_repair_was_denied(team: Team) -> None:
+    deployed(team, BREAKING)
+    team.when_asked(team.deny)
+    team.roll_back()
+    assert team.history.releases[BAD].standing is Standing.BARRED
+    assert team.history.frozen is not None
 
 
-def test_a_partial_rollback_bars_nothing(tmp_path: Path) -> None:
-    stack = frontend_too(tmp_path)
-    stack.roll_back(only=FRONTEND)
-    assert stack.standing("bad") is Standing.RECORDED
-
-
-def test_a_release_that_was_rolled_back_is_barred(stack: Stack) -> None:
-    stack.deploy_and_watch("bad")
-    assert stack.standing("bad") is Standing.BARRED
-
-
-def test_evidence_that_cannot_be_saved_stops_no_rollback(stack: Stack) -> None:
-    stack.deploy("bad")
-    (stack.folder / "state").write_text("a file where a folder should be\n")
-    assert stack.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
-
-
-# --- the database ---
-
-
-def test_a_release_that_fits_the_schema_goes_back_without_a_question(migrated: Stack) -> None:
-    assert migrated.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert migrated.world.database.fingerprint == "f2"
-
-
-def test_a_release_that_does_not_fit_touches_nothing_that_serves_before_the_approval(migrated: Stack) -> None:
-    migrated.database.fit = DOES_NOT_FIT
-    assert later(migrated, "deny").terminal is TerminalState.DENIED
-    assert not effects(migrated)
-
-
-def test_a_release_that_does_not_fit_goes_back_after_its_database(migrated: Stack) -> None:
-    migrated.database.fit = DOES_NOT_FIT
-    assert later(migrated, "approve").terminal is TerminalState.ROLLED_BACK_VERIFIED
-    names = [step.name for step in migrated.run.plan.steps]
-    assert names.index("swap-database") < names.index("serve-core")
-
-
-def test_a_release_of_which_nobody_knows_whether_it_fits_asks(migrated: Stack) -> None:
-    migrated.database.fit = NOBODY_KNOWS
-    assert later(migrated, "deny").terminal is TerminalState.DENIED
-    assert not effects(migrated)
-
-
-def test_rows_that_the_migration_broke_wait_for_a_person_and_the_containers_do_not(migrated: Stack) -> None:
-    migrated.database.broken = (BY_MIGRATION,)
-    served: list[str] = []
-    migrated.clock.after(299, lambda: served.append(migrated.serves))
-    later(migrated, "approve")
-    assert served == ["v1"]
-    assert migrated.world.database.fingerprint == "f1"
+UNSEEN = [Retryable("too many connections", delay_s=1.0), Refused("wrong password", hint="renew it")]
 
 
 @pytest.mark.parametrize("says", UNSEEN, ids=["away", "refuses"])
-def test_a_database_that_cannot_be_looked_at_holds_containers_up_where_migrations_differ(
-    migrated: Stack, says: Retryable | Refused
-) -> None:
-    migrated.database.trouble.away = says
-    assert later(migrated, "deny").terminal is TerminalState.DENIED
-    assert migrated.serves == "bad"
+def test_a_database_that_cannot_be_looked_at_asks_where_migrations_differ(team: Team, says: LastgoodError) -> None:
+    deployed(team, MIGRATING)
+    team.stack.away[Role.DATABASE] = says
+    team.when_asked(team.deny)
+    team.roll_back()
+    assert team.stack.serving == BAD
 
 
 @pytest.mark.parametrize("says", UNSEEN, ids=["away", "refuses"])
 def test_a_database_that_cannot_be_looked_at_holds_nothing_up_where_no_migration_differs(
-    tmp_path: Path, says: Retryable | Refused
+    team: Team, says: LastgoodError
 ) -> None:
-    stack = Stack(tmp_path, database=True)
-    stack.deploy("bad")
-    stack.database.trouble.away = says
-    stack.watch()
-    assert stack.serves == "v1"
+    deployed(team)
+    team.stack.away[Role.DATABASE] = says
+    team.roll_back()
+    assert team.stack.serving == OLD
 
 
-@pytest.mark.parametrize("fit", [FITS, DOES_NOT_FIT, NOBODY_KNOWS])
-def test_the_database_goes_back_only_after_an_approval(migrated: Stack, fit: FitsSchema) -> None:
-    migrated.database.fit, migrated.database.broken = fit, (BY_MIGRATION,)
-    later(migrated, "deny")
-    assert migrated.world.database.fingerprint == "f2"
-    assert migrated.world.database.exists
+DATABASE_STEPS = {"fence", "export-writes", "swap-database"}
 
 
-# --- what goes wrong on the way ---
+@pytest.mark.parametrize("behaviour,fits", [(MIGRATING, CANNOT_RUN), (BREAKING, None)], ids=["first", "after"])
+def test_mode_automatic_never_touches_the_database_without_a_person(
+    team: Team, behaviour: Behaviour, fits: FitsSchema | None
+) -> None:
+    deployed(team, behaviour, fits)
+    team.when_asked(lambda: team.clock.sleep(12 * 3600.0))
+    team.watch()
+    assert not DATABASE_STEPS & team.stack.asked.keys()
 
 
-def test_an_image_that_is_not_held_is_refused_before_anything_stops(stack: Stack) -> None:
-    stack.deploy("bad")
-    stack.world.containers = replace(stack.world.containers, held=frozenset({"core-v1"}))
-    assert stack.watch().terminal is TerminalState.REFUSED
-    assert not effects(stack)
-    assert stack.serves == "bad"
+# --- who said yes ------------------------------------------------------------------------------------------------
 
 
-def test_a_no_before_effects_is_refused(stack: Stack) -> None:
-    stack.deploy("bad")
-    stack.containers.trouble.failing["pass-gate"] = [Refused("v1 never became healthy")]
-    assert stack.watch().terminal is TerminalState.REFUSED
+def waits_again(team: Team, approve: Callable[[], None]) -> bool:
+    """A run waits, its process dies, somebody approves so, and it is taken up: whether it still waits."""
+    deployed(team, MIGRATING, CANNOT_RUN)
 
-
-def test_a_no_after_effects_needs_a_person(stack: Stack) -> None:
-    stack.deploy("bad")
-    stack.containers.trouble.failing["serve-agent"] = [Refused("no space")]
-    assert stack.watch().terminal is TerminalState.NEEDS_HUMAN
-
-
-def test_a_run_that_needs_a_person_says_what_to_type(stack: Stack) -> None:
-    stack.deploy("bad")
-    stack.containers.trouble.failing["serve-agent"] = [NeedsHuman("half done", hint="docker ps")]
-    report = stack.watch().report
-    assert report is not None
-    assert report.next_steps[0] == "docker ps"
-    assert "lastgood rollback v1" in report.next_steps
-
-
-def test_a_fence_without_a_swap_is_lifted(migrated: Stack) -> None:
-    migrated.database.fit = DOES_NOT_FIT
-    migrated.database.trouble.failing["swap-database"] = [Refused("somebody wrote to the clone")]
-    assert later(migrated, "approve").terminal is TerminalState.NEEDS_HUMAN
-    assert migrated.world.database.exists
-
-
-def test_a_fence_that_cannot_be_lifted_is_said(migrated: Stack) -> None:
-    migrated.database.fit = DOES_NOT_FIT
-    migrated.database.trouble.failing = {"swap-database": [Refused("no")], "lift-fence": [Refused("no")] * 3}
-    report = later(migrated, "approve").report
-    assert report is not None
-    assert "the fence could not be lifted" in report.notes
-
-
-@pytest.mark.parametrize("step", ["pass-gate", "serve-core", "serve-agent", "clear-candidates"])
-def test_an_answer_that_is_lost_is_settled_by_looking(stack: Stack, step: str) -> None:
-    stack.deploy("bad")
-    before = stack.world.effects[step]
-    stack.containers.trouble.lost = {step}
-    assert stack.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert stack.world.effects[step] == before + 1
-
-
-def test_a_verification_that_fails_ends_degraded(stack: Stack) -> None:
-    stack.checker.failing = True
-    assert stack.deploy_and_watch("bad").terminal is TerminalState.ROLLED_BACK_DEGRADED
-
-
-def test_a_verification_that_fails_starts_nothing_further(stack: Stack) -> None:
-    stack.checker.failing = True
-    stack.deploy_and_watch("bad")
-    rollbacks = [e for e in stack.events(RunStarted) if isinstance(e, RunStarted) and e.plan.to_release == "v1"]
-    assert len(rollbacks) == 1
-    assert stack.history.deployments["d2"].watch is not None
-    assert not stack.history.deployments["d2"].watch.bake
-
-
-def test_a_rollback_whose_process_died_is_taken_up_by_the_watch(proposing: Stack) -> None:
-    def dies() -> None:
+    def die() -> None:
         raise Crash
 
-    proposing.clock.after(300, dies)
+    team.when_asked(die)
     with pytest.raises(Crash):
-        proposing.watch()
-    run = proposing.run.started.run
-    later(proposing, "approve", 10)
-    assert proposing.run.started.run == run
-    assert proposing.terminal() is TerminalState.ROLLED_BACK_VERIFIED
+        team.roll_back()
+    approve()
+    team.told.clear()
+    team.when_told("waiting at", team.deny)
+    return team.roll_back().terminal is TerminalState.DENIED
+
+
+def test_an_approval_opens_a_run_that_is_taken_up(team: Team) -> None:
+    assert not waits_again(team, team.approve)
+
+
+def test_an_approval_opens_nothing_after_ten_minutes(team: Team) -> None:
+    def approve_and_forget() -> None:
+        team.approve()
+        team.clock.sleep(10 * 60.0 + 1)
+
+    assert waits_again(team, approve_and_forget)
+
+
+def test_an_approval_of_another_plan_opens_nothing(team: Team) -> None:
+    assert waits_again(team, lambda: team.approve(plan_hash="f" * 64))
+
+
+def test_an_approval_of_another_run_opens_nothing(team: Team) -> None:
+    def approve_the_deploy() -> None:
+        run = next(iter(team.history.runs))
+        plan_hash = team.run.plan.hash
+        team.journal.append(ApprovalGiven(run=run, plan_hash=plan_hash, by="grace@laptop"))
+
+    assert waits_again(team, approve_the_deploy)
+
+
+def test_an_abort_takes_effect_before_the_next_effect(team: Team) -> None:
+    deployed(team)
+    team.stack.takes_s["serve-core"] = 5.0
+    team.clock.after(1.0, team.abort)
+    assert team.roll_back().terminal is TerminalState.ABORTED_BY_HUMAN
+    assert "serve-orchestrator" not in team.stack.asked
+
+
+def test_a_run_that_was_aborted_in_its_middle_says_what_is_done(team: Team) -> None:
+    deployed(team)
+    team.stack.takes_s["serve-core"] = 5.0
+    team.clock.after(1.0, team.abort)
+    team.roll_back()
+    assert "done: serve-core" in team.channel.texts[-1]
+
+
+@pytest.mark.parametrize("answer", ["deny", "abort"])
+def test_a_persons_no_before_anything_began_freezes_and_bars_nothing(tmp_path: Path, answer: str) -> None:
+    team = deployed(Team.with_a_good_release(tmp_path, mode="propose"))
+    team.when_asked(getattr(team, answer))
+    team.watch()
+    assert team.history.frozen is None
+    assert team.history.releases[BAD].standing is Standing.RECORDED
+
+
+# --- what the team is told ---------------------------------------------------------------------------------------
+
+
+def test_the_sentence_of_the_procedure_is_sent_word_for_word_and_once(team: Team) -> None:
+    deployed(team).roll_back()
+    assert team.channel.texts == [SENTENCE]
+
+
+def test_rows_that_stay_invalid_are_a_second_line(team: Team) -> None:
+    deployed(team)
+    team.stack.broken |= {"7": False, "8": False}
+    team.roll_back()
+    assert team.channel.texts == [f"{SENTENCE}\nInvalid rows remain: 2 rows break credits: 7, 8"]
+
+
+BAD_ENDS: dict[str, Callable[[Team], None]] = {
+    "a smoke test": lambda team: team.stack.behaves.update({OLD: Behaviour(passes_smoke=False)}),
+    "nothing answers": lambda team: setattr(team.checker, "broken", "no answer within 60 s"),
+    "a service is sick": lambda team: team.clock.after(1.0, lambda: team.stack.sicken("agent")),
+}
+
+
+@pytest.mark.parametrize("trouble", BAD_ENDS)
+def test_a_check_that_fails_ends_degraded(team: Team, trouble: str) -> None:
+    deployed(team)
+    team.stack.takes_s["return-frontend"] = 2.0
+    BAD_ENDS[trouble](team)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_DEGRADED
+
+
+@pytest.mark.parametrize("trouble", BAD_ENDS)
+def test_the_sentence_of_the_procedure_is_not_sent_when_a_check_fails(team: Team, trouble: str) -> None:
+    deployed(team)
+    team.stack.takes_s["return-frontend"] = 2.0
+    BAD_ENDS[trouble](team)
+    team.roll_back()
+    assert "System operating normally" not in "".join(team.channel.texts)
+    assert "these checks fail" in team.channel.texts[-1]
+
+
+def test_a_release_that_came_back_degraded_goes_no_further_back(team: Team) -> None:
+    team.deploy("v1b", WELL)
+    team.watch()
+    deployed(team)
+    team.stack.behaves["v1b"] = Behaviour(passes_smoke=False)
+    team.watch()
+    assert team.stack.serving == "v1b"
+    assert team.history.open_run is None
+
+
+def test_a_check_that_fails_for_a_moment_is_tried_again(team: Team) -> None:
+    deployed(team)
+    team.checker.broken = "the pool reconnects"
+    team.clock.after(1.0, lambda: setattr(team.checker, "broken", ""))
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+TROUBLES: dict[str, list[LastgoodError]] = {
+    "down": [Retryable("slack: no connection", delay_s=1.0)],
+    "429": [Retryable("slack: told to wait", delay_s=60.0)],
+    "revoked": [Refused("slack does not accept the token", hint="renew it")],
+    "lost": [OutcomeUnknown("slack: the answer was lost")],
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_channel_that_fails_never_stops_a_rollback(team: Team, trouble: str) -> None:
+    deployed(team)
+    team.channel.errors = TROUBLES[trouble] * 10
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_channel_that_fails_is_reported(team: Team, trouble: str) -> None:
+    deployed(team)
+    team.channel.errors = TROUBLES[trouble] * 10
+    report = team.roll_back()
+    assert f"#dev-ops could not be told: {TROUBLES[trouble][0].message}" in report.notes
+
+
+def test_a_channel_that_is_slow_is_waited_for_and_changes_no_ending(team: Team) -> None:
+    deployed(team)
+    team.channel.takes_s = 10.0
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.channel.texts == [SENTENCE]
+
+
+def test_a_channel_that_was_down_for_a_moment_is_told_after_all(team: Team) -> None:
+    deployed(team)
+    team.channel.errors = [Retryable("slack: told to wait", delay_s=2.0)]
+    team.roll_back()
+    assert team.channel.texts == [SENTENCE]
+
+
+def test_what_could_not_be_told_is_told_by_who_watches_afterwards(team: Team) -> None:
+    deployed(team)
+    team.channel.errors = [Retryable("slack: told to wait", delay_s=60.0)]
+    team.watch()
+    assert team.channel.texts == []
+    team.clock.sleep(5.0)
+    team.watch()
+    assert team.channel.texts == [SENTENCE]
+
+
+def test_a_message_whose_answer_was_lost_is_not_sent_twice(team: Team) -> None:
+    deployed(team)
+    team.channel.errors = [OutcomeUnknown("slack: the answer was lost")]
+    team.roll_back()
+    assert len(team.events(Told)) == 1
+
+
+# --- when a step does not go as it should ------------------------------------------------------------------------
+
+
+def test_a_step_that_is_refused_before_any_effect_is_a_refusal(team: Team) -> None:
+    deployed(team)
+    team.fails("pass-gate", Refused("core of v1 exited with 1", hint="less gate.log"))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.REFUSED
+    assert "less gate.log" in report.next_steps
+
+
+def test_a_refusal_says_that_nothing_was_touched_and_lets_deploys_through(team: Team) -> None:
+    before = world(deployed(team))
+    team.fails("pass-gate", Refused("core of v1 exited with 1", hint="less gate.log"))
+    team.roll_back()
+    assert world(team) == before
+    assert "nothing was touched" in team.channel.texts[-1]
+    assert team.history.frozen is None
+
+
+def test_a_step_that_is_refused_after_an_effect_needs_a_person_with_something_to_type(team: Team) -> None:
+    deployed(team)
+    team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltnp"))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.NEEDS_HUMAN
+    assert report.next_steps[0] == "ss -ltnp"
+    assert f"lastgood rollback {OLD}" in report.next_steps
+    assert "ss -ltnp" in team.channel.texts[-1]
+
+
+def test_a_step_that_is_refused_after_an_effect_keeps_deploys_frozen(team: Team) -> None:
+    deployed(team)
+    team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltnp"))
+    team.roll_back()
+    assert team.history.frozen is not None
+
+
+def test_what_a_person_is_told_to_type_brings_it_back(team: Team) -> None:
+    deployed(team)
+    team.fails("serve-orchestrator", Refused("the port is taken", hint="ss -ltnp"))
+    team.roll_back()
+    assert team.roll_back(OLD).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.serves_wholly
+
+
+def test_a_step_that_does_not_work_now_is_tried_again(team: Team) -> None:
+    deployed(team)
+    team.fails("serve-core", NO_ANSWER, NO_ANSWER)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+def test_a_step_that_never_works_is_given_up(team: Team) -> None:
+    deployed(team)
+    team.fails("serve-orchestrator", *[NO_ANSWER] * 20)
+    assert team.roll_back().terminal is TerminalState.NEEDS_HUMAN
+    assert team.stack.asked["serve-orchestrator"] == 3
+
+
+@pytest.mark.parametrize("step", ["serve-core", "return-frontend", "pass-gate"])
+def test_an_answer_that_was_lost_is_settled_by_looking_and_not_by_repeating(team: Team, step: str) -> None:
+    deployed(team)
+    team.fails(step, OutcomeUnknown("the connection was lost"), after=True)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.asked[step] == 1
+
+
+def test_a_step_whose_answer_was_lost_and_that_is_seen_not_done_is_sent_again(team: Team) -> None:
+    deployed(team)
+    team.fails("serve-core", OutcomeUnknown("the connection was lost"))
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.effects["serve-core"] == 1
+
+
+def test_an_engine_that_is_away_for_a_moment_when_the_run_begins_is_waited_for(team: Team) -> None:
+    deployed(team)
+
+    def go_away(_plan: Plan) -> bool:
+        team.stack.away[Role.CONTAINERS] = NO_ANSWER
+        team.clock.after(1.0, lambda: void(team.stack.away.pop(Role.CONTAINERS)))
+        return True
+
+    assert team.roll_back(confirm=go_away).terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+def void(_value: object) -> None:
+    """Something is done, and nobody asks what came of it."""
+
+
+@pytest.mark.parametrize("step", ["export-writes", "swap-database"])
+def test_a_fence_without_a_swap_is_lifted_again(team: Team, step: str) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.fails(step, Refused("the disk is full", hint="df -h"))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.NEEDS_HUMAN
+    assert team.stack.database.exists
+    assert "the fence was lifted again" in report.notes
+
+
+def test_a_fence_that_cannot_be_lifted_says_how_a_person_lifts_it(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.fails("export-writes", Refused("the disk is full", hint="df -h"))
+    team.fails("lift-fence", Refused("permission denied to rename database", hint="psql -c 'ALTER DATABASE ...'"))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.NEEDS_HUMAN
+    assert any("ALTER DATABASE" in line for line in report.next_steps)
+
+
+def test_losses_that_cannot_be_read_do_not_keep_a_rollback_from_its_end(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+
+    def damaged(_self: object, _export: str) -> tuple[object, ...]:
+        raise Refused("the export is damaged", hint="lastgood explain")
+
+    monkeypatch.setattr("lastgood.testing.stack.MemoryDatabase.losses", damaged)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert any("the export is damaged" in note for note in report.notes)
+
+
+def test_a_target_whose_images_are_gone_is_refused_before_anything_is_stopped(team: Team) -> None:
+    deployed(team)
+    team.stack.forget(OLD)
+    before = world(team)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.REFUSED
+    assert world(team) == before
+    assert "is not on this host" in "".join(report.notes)
+
+
+def hotfix(team: Team) -> None:
+    """Somebody puts something else in the place of a service."""
+    team.stack.put("agent", "agent-hotfix")
+
+
+def test_a_world_that_changed_since_the_plan_stops_the_run_before_its_first_effect(team: Team) -> None:
+    deployed(team)
+
+    def change(_plan: Plan) -> bool:
+        hotfix(team)
+        return True
+
+    report = team.roll_back(confirm=change)
+    assert report.terminal is TerminalState.REFUSED
+    assert not team.stack.asked
+
+
+def test_a_world_that_changed_while_a_person_thought_stops_the_run(tmp_path: Path) -> None:
+    team = deployed(Team.with_a_good_release(tmp_path, mode="propose"))
+
+    def change_and_approve() -> None:
+        hotfix(team)
+        team.approve()
+
+    team.when_asked(change_and_approve)
+    team.watch()
+    assert ("agent", "agent-hotfix") in {(i.service, i.artifact) for i in team.stack.containers.serving}
+
+
+def test_something_else_that_serves_in_the_middle_of_a_rollback_stops_it(team: Team) -> None:
+    deployed(team)
+    team.stack.takes_s["serve-core"] = 1.0
+    team.clock.after(1.0, lambda: hotfix(team))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.NEEDS_HUMAN
+    assert any("agent-hotfix" in note for note in report.notes)
+    assert ("agent", "agent-hotfix") in {(i.service, i.artifact) for i in team.stack.containers.serving}
+
+
+def test_a_person_can_roll_back_what_somebody_else_put_there_before_the_plan(team: Team) -> None:
+    deployed(team)
+    hotfix(team)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.serves_wholly
+
+
+# --- others at work ----------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """A second `lastgood rollback`, in a process of its own that waits on the same clock."""
+
+    def __init__(self, team: Team) -> None:
+        self._rooms = replace(team.rooms(), story=self._hear)
+        self._follows = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self._reports: list[Report] = []
+
+    def begin(self) -> None:
+        """Type it, and go on once it says that it follows."""
+        self._thread.start()
+        assert self._follows.wait(10.0)
+
+    def report(self) -> Report:
+        """What it printed."""
+        self._thread.join(10.0)
+        return self._reports[0]
+
+    def _ask(self) -> None:
+        self._reports.append(by_hand.go_back(self._rooms))
+
+    def _hear(self, line: str) -> None:
+        if "following it" in line:
+            self._follows.set()
+
+
+def test_a_second_rollback_follows_the_first_to_its_report(team: Team) -> None:
+    deployed(team)
+    second = Follower(team)
+    team.stack.takes_s["serve-core"] = 60.0
+    team.clock.after(30.0, second.begin)
+    first = team.roll_back()
+    assert second.report() == first
+
+
+def test_a_second_rollback_begins_no_run(team: Team) -> None:
+    deployed(team)
+    second = Follower(team)
+    team.stack.takes_s["serve-core"] = 60.0
+    team.clock.after(30.0, second.begin)
+    before = len(team.history.runs)
+    team.roll_back()
+    second.report()
+    assert len(team.history.runs) == before + 1
+
+
+def test_a_deploy_during_a_rollback_is_refused(team: Team) -> None:
+    deployed(team)
+    refused: list[str] = []
+
+    def also_deploy() -> None:
+        with pytest.raises(Refused) as error:
+            team.deploy("v3", WELL, pushed=False)
+        refused.append(error.value.message)
+
+    team.stack.takes_s["serve-core"] = 60.0
+    team.clock.after(30.0, also_deploy)
+    team.roll_back()
+    assert len(refused) == 1
+    assert "ada@laptop" in refused[0]
+
+
+def test_a_run_that_another_process_left_is_finished_and_not_begun_again(team: Team) -> None:
+    deployed(team)
+
+    def die() -> None:
+        raise Crash
+
+    team.stack.takes_s["serve-core"] = 2.0
+    team.clock.after(1.0, die)
+    with pytest.raises(Crash):
+        team.roll_back()
+    run = team.run.started.run
+    assert team.roll_back().run == run
+
+
+# --- what is kept ------------------------------------------------------------------------------------------------
+
+
+def evidence(team: Team) -> Path:
+    """The folder of the newest incident."""
+    return team.root / ".lastgood" / "incidents" / team.run.started.run
+
+
+def test_evidence_is_saved_before_the_first_effect(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed(team)
+    saved: list[bool] = []
+    apply = Stack.apply
+
+    def look_first(stack: Stack, step: Step) -> None:
+        saved.append((evidence(team) / "incident.json").exists() and (evidence(team) / "core.log").exists())
+        apply(stack, step)
+
+    monkeypatch.setattr(Stack, "apply", look_first)
+    team.roll_back()
+    assert saved[0]
+
+
+def test_the_evidence_holds_the_window_and_the_commits_of_both_releases(team: Team) -> None:
+    deployed(team)
+    team.watch()
+    kept = json.loads((team.root / team.report.evidence_file / "incident.json").read_text())
+    assert kept["commits"] == {BAD: f"c0ffee-{BAD}", OLD: f"c0ffee-{OLD}"}
+    assert len(kept["window"]) == len(team.deployment.watched)
+
+
+def test_evidence_that_cannot_be_saved_does_not_stop_a_rollback(team: Team) -> None:
+    deployed(team)
+    team.containers.lost = Retryable("docker logs: no answer", delay_s=1.0)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert any("docker logs: no answer" in line for line in team.told)
+
+
+def test_a_report_names_the_checks_and_the_steps_with_how_each_ended(team: Team) -> None:
+    report = deployed(team).roll_back()
+    assert {"health", "login", "create mission", "chat with agent"} <= {c.name for c in report.checks if c.passed}
+    assert {s.state for s in report.steps} == {"done"}
+
+
+# --- when the journal or the process dies ------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A journal that takes so many more records and then nothing."""
+
+    def __init__(self, team: Team, records: int) -> None:
+        self._append, self._left = team.journal.append, records
+        team.journal.append = self.append  # type: ignore[method-assign]  # the same disk, full
+
+    def append(self, event: Event) -> Record:
+        if self._left == 0:
+            raise NeedsHuman("the journal cannot be used: no space left on device")
+        self._left -= 1
+        return self._append(event)
+
+
+def records_of(make: Callable[[Path], Team], folder: Path) -> int:
+    """How many records a whole rollback writes."""
+    team = make(folder)
+    before = len(team.journal.kept)
+    team.roll_back()
+    return len(team.journal.kept) - before
+
+
+def with_a_database_step(folder: Path) -> Team:
+    """v2 is deployed, v1 cannot run on its schema, and somebody approves as soon as it is asked."""
+    team = deployed(Team.with_a_good_release(folder), MIGRATING, CANNOT_RUN)
+    team.when_told("waiting at", team.approve)
+    return team
+
+
+def test_a_journal_that_cannot_be_written_stops_before_the_effect_whichever_record_it_is(tmp_path: Path) -> None:
+    for left in range(records_of(with_a_database_step, tmp_path / "whole")):
+        team = with_a_database_step(tmp_path / str(left))
+        FullDisk(team, left)
+        with pytest.raises(NeedsHuman):
+            team.roll_back()
+        begun = {event.step for event in team.events(StepStarted)}
+        assert team.stack.asked.keys() <= begun, f"after {left} records"
+
+
+def ending(team: Team) -> object:
+    """How it ended, and what was done to get there."""
+    return (
+        team.report.terminal,
+        team.stack.serving,
+        team.stack.serves_wholly,
+        team.stack.database.fingerprint,
+        team.stack.frontend.production,
+        dict(team.stack.effects),
+        [event.terminal for event in team.events(RunEnded) if event.run == team.report.run],
+    )
+
+
+def test_a_rollback_that_is_killed_anywhere_and_taken_up_ends_the_same_with_each_effect_once(tmp_path: Path) -> None:
+    whole = with_a_database_step(tmp_path / "whole")
+    counting = whole.journal.crashes = whole.stack.crashes = Crashes()
+    whole.roll_back()
+    for at in range(1, counting.count + 1):
+        team = with_a_database_step(tmp_path / str(at))
+        team.journal.crashes = team.stack.crashes = Crashes(at)
+        with pytest.raises(Crash):
+            team.roll_back()
+        if team.history.open_run is not None or team.history.open_deployment is not None:
+            team.roll_back()
+        assert ending(team) == ending(whole), f"killed at {at}"
+
+
+def test_a_team_is_told_the_same_however_often_the_rollback_was_killed(tmp_path: Path) -> None:
+    whole = with_a_database_step(tmp_path / "whole")
+    counting = whole.journal.crashes = whole.stack.crashes = Crashes()
+    whole.roll_back()
+    for at in range(1, counting.count + 1):
+        team = with_a_database_step(tmp_path / str(at))
+        team.journal.crashes = team.stack.crashes = Crashes(at)
+        with pytest.raises(Crash):
+            team.roll_back()
+        if team.history.open_run is not None or team.history.open_deployment is not None:
+            team.roll_back()
+        sentences = {event for event, text in team.channel.messages if text.startswith("🚨")}
+        assert len(sentences) == 1, f"killed at {at}"
+
+
+def test_what_was_decided_is_not_decided_again_by_who_takes_it_up(team: Team) -> None:
+    deployed(team)
+
+    def die() -> None:
+        raise Crash
+
+    team.stack.takes_s["serve-core"] = 2.0
+    team.clock.after(1.0, die)
+    with pytest.raises(Crash):
+        team.roll_back()
+    plan = team.run.plan
+    returning.take_up(team.rooms())
+    assert team.run.plan == plan
+
+
+# --- whole incidents, watched -------------------------------------------------------------------------------------
+
+
+def bad_release(folder: Path) -> Team:
+    """v2 fails requests, and the watch puts v1 back by itself."""
+    return deployed(Team.with_a_good_release(folder))
+
+
+def denied(folder: Path) -> Team:
+    """The watch proposes, and somebody says no."""
+    team = deployed(Team.with_a_good_release(folder, mode="propose"))
+    team.clock.after(120.0, team.deny)
+    return team
+
+
+def database_first(folder: Path) -> Team:
+    """The watch asks for the database, and somebody says yes."""
+    team = deployed(Team.with_a_good_release(folder), MIGRATING, CANNOT_RUN)
+    team.clock.after(120.0, team.approve)
+    return team
+
+
+INCIDENTS: dict[str, tuple[Callable[[Path], Team], TerminalState, str]] = {
+    "containers": (bad_release, TerminalState.ROLLED_BACK_VERIFIED, OLD),
+    "denied": (denied, TerminalState.DENIED, BAD),
+    "database-first": (database_first, TerminalState.ROLLED_BACK_VERIFIED, OLD),
+}
+
+
+def lived_through(folder: Path, incident: str, *crash_at: int) -> Team:
+    """The incident, watched by as many lives as it takes."""
+    team = INCIDENTS[incident][0](folder)
+    team.journal.crashes = team.stack.crashes = Crashes(*crash_at)
+    for _life in range(5):
+        try:
+            watch_on(team.rooms(), team.deployment.deployment.id)
+        except Crash:
+            continue
+        return team
+    raise AssertionError("the incident never ends")
+
+
+@pytest.mark.parametrize("incident", INCIDENTS)
+def test_an_incident_whose_watch_dies_anywhere_ends_the_same_with_each_effect_once(
+    tmp_path: Path, incident: str
+) -> None:
+    _, terminal, serves = INCIDENTS[incident]
+    whole = lived_through(tmp_path / "whole", incident)
+    for at in range(1, whole.journal.crashes.count + 1):
+        team = lived_through(tmp_path / str(at), incident, at)
+        assert (team.report.terminal, team.stack.serving) == (terminal, serves), f"killed at {at}"
+        assert team.stack.effects == whole.stack.effects, f"killed at {at}"
+        ends = [event for event in team.events(RunEnded) if event.terminal is terminal]
+        assert len(ends) == 1, f"killed at {at}"
+        watch = team.deployment.watch
+        assert watch is not None
+        assert watch.bake is (terminal is TerminalState.ROLLED_BACK_VERIFIED), f"killed at {at}"

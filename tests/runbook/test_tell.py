@@ -14,12 +14,13 @@ from lastgood.core.secret import Secret
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.notify.slack import SlackNotifier
 from lastgood.runbook.rooms import Memory, Rooms
-from lastgood.runbook.tell import tell
+from lastgood.runbook.tell import AGAIN_AFTER, tell
 from lastgood.testing.slack import DEFAULT_TOKEN, SlackStandIn, doubles
 from lastgood.testing.standin import Fault, FaultKind
-from tests.contract.rigs.clock import CLOCK
 from tests.core.examples import rollback_plan
 from tests.runbook.test_crash_points import Simulation
+
+pytestmark = pytest.mark.needs_server
 
 
 @pytest.fixture
@@ -30,10 +31,11 @@ def service(tmp_path: Path) -> Iterator[SlackStandIn]:
 
 def stack(state: Path, service: SlackStandIn) -> Rooms:
     """A stack with a journal of its own, in which something has happened, and the team's channel."""
-    memory = Memory(SqliteJournal(state, clock=CLOCK))
-    memory.note(Frozen(by="t", why="t"))
+    rooms = Simulation(rollback_plan(None)).rooms()
+    memory = Memory(SqliteJournal(state, clock=rooms.clock))
+    memory.note(Frozen(by="t", why=state.name))
     notifier = SlackNotifier(SlackConfig(channel="#dev-ops", token=Secret(DEFAULT_TOKEN), url=service.api_url))
-    return replace(Simulation(rollback_plan(None)).rooms(), memory=memory, notifiers=(notifier,))
+    return replace(rooms, memory=memory, notifiers=(notifier,))
 
 
 def test_the_first_event_of_one_stack_is_not_that_of_another(tmp_path: Path, service: SlackStandIn) -> None:
@@ -46,8 +48,10 @@ def test_the_first_event_of_one_stack_is_not_that_of_another(tmp_path: Path, ser
 
 def test_an_event_that_is_taken_up_is_the_same_event(tmp_path: Path, service: SlackStandIn) -> None:
     service.fail(Fault(kind=FaultKind.DROP, on="chat.postMessage", after_accept=True))
-    for _life in range(2):
-        tell(stack(tmp_path / "production", service), "", "d1 is bad", event_id="d1-refused")
+    for life in range(2):
+        rooms = stack(tmp_path / "production", service)
+        rooms.clock.sleep(life * (AGAIN_AFTER.total_seconds() + 1))
+        tell(rooms, "", "d1 is bad", event_id="d1-refused")
     assert len(service.messages) == 2
     assert len(doubles(service.messages)) == 1
 
@@ -56,7 +60,7 @@ def test_an_event_that_is_taken_up_is_the_same_event(tmp_path: Path, service: Sl
 def test_a_channel_that_fails_is_noted_and_stops_nothing(
     tmp_path: Path, service: SlackStandIn, kind: FaultKind
 ) -> None:
-    service.fail(Fault(kind=kind, on="chat.postMessage"))
+    service.fail(Fault(kind=kind, on="chat.postMessage", count=2))
     rooms = stack(tmp_path / "production", service)
     tell(rooms, "", "d1 is bad", event_id="d1-refused")
     (told,) = [r.event for r in rooms.memory.journal.records() if isinstance(r.event, Told)]

@@ -34,13 +34,14 @@ from lastgood.cli.rendering import (
 )
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.history import ReleaseHistory, RunHistory
-from lastgood.core.plan import Plan, Purpose, Role
+from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
-from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, Frozen, Unfrozen
+from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven
 from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
+from lastgood.runbook import by_hand
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import record as recording
 from lastgood.runbook import rollback as returning
@@ -329,8 +330,6 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
     if under is None:
         raise Refused("nothing to watch: no deployment is under way", hint="lastgood deploy")
     if under.watch is None:
-        if rooms.memory.history().serving != under.deployment.release:
-            raise Refused(f"{under.deployment.release} never served: its deploy was stopped", hint="lastgood rollback")
         watching.start_watch(rooms, under.deployment.id)
     watch_and_end(rooms, under.deployment.id)
 
@@ -443,30 +442,13 @@ def rollback(
         ):
             out(line)
         return
-    run = history.open_run
-    if run is not None and run.plan.purpose is Purpose.ROLLBACK and rooms.memory.journal.holder():
-        say(f"rollback {run.started.run} is under way by {rooms.memory.journal.holder()}; following it")
-        ended(_follow(rooms, run.started.run), good=good)
-    with leased(rooms):
-        if (report := returning.take_up(rooms)) is not None:
-            ended(report, good=good)
-        deploying.give_up(rooms, f"given up by {rooms.who}")
-        history = rooms.memory.history()
-        target = returning.choose_target(history, release)
-        made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
-        for line in plan_lines(made):
+
+    def confirm(plan: Plan) -> bool:
+        for line in plan_lines(plan):
             say(line)
-        if not confirmed("Roll back?", yes=yes):
-            raise Refused("not confirmed", hint="lastgood rollback --yes")
-        under = history.open_deployment
-        cause = returning.Cause(
-            trigger=returning.BY_PERSON,
-            sentence=why or f"{rooms.who} asked for it",
-            by=rooms.who,
-            deployment=under.deployment.id if under else "",
-        )
-        report = returning.roll_back(rooms, cause, target=target.release.id, only=roles)
-    ended(report, good=good)
+        return confirmed("Roll back?", yes=yes)
+
+    ended(by_hand.go_back(rooms, target=release, only=roles, why=why, confirm=confirm), good=good)
 
 
 def _roles(only: str | None) -> frozenset[Role]:
@@ -477,17 +459,6 @@ def _roles(only: str | None) -> frozenset[Role]:
     if unknown := [word for word in words if word not in known]:
         raise ConfigError(f"--only {', '.join(unknown)}: not known; known: {', '.join(known)}")
     return frozenset(known[word] for word in words)
-
-
-def _follow(rooms: Rooms, run: str) -> Report:
-    """Wait for another process's run to end. Raises Refused when that process dies first."""
-    while True:
-        known = rooms.memory.history().runs[run]
-        if known.ended and known.ended.report:
-            return known.ended.report
-        if rooms.memory.journal.holder() is None:
-            raise Refused(f"run {run} was left by its process", hint="lastgood rollback")
-        rooms.clock.sleep(0.5)
 
 
 def _waiting(rooms: Rooms, run: str | None) -> RunHistory:
@@ -574,8 +545,7 @@ def freeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
     Example: lastgood freeze -m 'sale day'
     """
-    rooms = opened(config)
-    rooms.memory.note(Frozen(by=rooms.who, why=why or "no reason given"))
+    by_hand.freeze(opened(config), why)
     out("deploys are frozen")
 
 
@@ -587,15 +557,8 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
     Example: lastgood unfreeze -m 'fixed in 4e1f'
     """
-    if not why:
-        raise Refused("lifting the freeze needs a reason", hint="lastgood unfreeze -m 'why it is safe'")
-    rooms = opened(config)
-    rooms.memory.note(Unfrozen(by=rooms.who, why=why))
-    out("deploys are allowed again")
-    # last: a frontend host that is away must not keep a fix from being deployed; a second unfreeze tries it again
-    if rooms.frontend is not None and not rooms.frontend.observe().auto_assign:
-        rooms.frontend.resume_auto_assign()
-        out("frontend: pushes go live again")
+    for line in by_hand.unfreeze(opened(config), why):
+        out(line)
 
 
 @app.command("restore-points")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import assert_never
 
 from lastgood.core.plan import Plan, Purpose, Role
@@ -74,21 +75,32 @@ class RunHistory:
 @dataclass(slots=True)
 class DeploymentHistory:
     """A deployment and its watch. baseline and buckets: oldest first; after a rollback, buckets are those of the
-    bake."""
+    bake, and watched those of the watch before it."""
 
     deployment: Deployment
     runs: list[str] = field(default_factory=list[str])
     watch: WatchStarted | None = None
     baseline: tuple[Bucket, ...] = ()
     buckets: list[Bucket] = field(default_factory=list[Bucket])
+    watched: list[Bucket] = field(default_factory=list[Bucket])
     ended: DeploymentEnded | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untold:
+    """A message that did not arrive yet. tried_at: the newest of its tries."""
+
+    told: Told
+    tries: int
+    tried_at: datetime
 
 
 @dataclass(slots=True)
 class History:
     """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record.
 
-    journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived.
+    journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived;
+    untold: those that did not.
     """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
@@ -99,6 +111,7 @@ class History:
     frozen: Frozen | None = None
     last_seq: int = 0
     told: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    untold: dict[tuple[str, str], Untold] = field(default_factory=dict[tuple[str, str], Untold])
     journal: str = ""
 
     @property
@@ -171,8 +184,7 @@ def _take(history: History, event: Event, record: Record) -> None:
         case RestorePointKept(restore_point=restore_point):
             history.restore_points[restore_point.id] = restore_point
         case Told():
-            if event.delivered:
-                history.told.add((event.channel, event.event))
+            _take_told(history, event, record.at)
             if event.run in history.runs:
                 history.runs[event.run].told.append(event)
         case Frozen():
@@ -181,6 +193,16 @@ def _take(history: History, event: Event, record: Record) -> None:
             history.frozen = None
         case _:
             assert_never(event)
+
+
+def _take_told(history: History, event: Told, at: datetime) -> None:
+    key = (event.channel, event.event)
+    if event.delivered:
+        history.told.add(key)
+        history.untold.pop(key, None)
+    elif key not in history.told:
+        before = history.untold.get(key)
+        history.untold[key] = Untold(told=event, tries=before.tries + 1 if before else 1, tried_at=at)
 
 
 def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | ReleaseJudged) -> None:
@@ -211,6 +233,8 @@ def _take_deployment(
             history.deployments[event.deployment].baseline = event.buckets
         case WatchStarted():
             under = history.deployments[event.deployment]
+            if not (under.watch and under.watch.bake):
+                under.watched = under.buckets if event.bake else []
             under.watch, under.buckets = event, []
         case BucketSeen():
             history.deployments[event.deployment].buckets.append(event.bucket)

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Rung, WritesSince
-from lastgood.core.release import ServiceRecord
+from lastgood.core.release import Release, ServiceRecord
 
 
 class Role(StrEnum):
@@ -316,7 +316,7 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     missing: list[str] = []
     containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
     if isinstance(containers, ContainerFacts):
-        missing += _strangers(plan, containers)
+        missing += put_by_others(plan, containers)
     for step in plan.steps:
         match step.action:
             case Serve() as action if isinstance(containers, ContainerFacts):
@@ -333,8 +333,20 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def _strangers(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
-    """What serves and was neither found nor put there by the plan. A service that was down then may have come back."""
+def strangers(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return what runs in the place of a service of `release` and is not of it, one line each. What is down is nobody's
+    doing."""
+    wanted = {service.name: service.artifact for service in release.services}
+    return tuple(
+        f"{i.service}: {i.artifact[:19]} serves, which is not of {release.id}"
+        for i in containers.serving
+        if i.running and i.artifact != wanted.get(i.service, i.artifact)
+    )
+
+
+def put_by_others(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return what serves and was neither found nor put there by the plan, one line each. A service that was down then
+    may have come back."""
     found = set(plan.found)
     known = found | {(s.action.service, s.action.artifact) for s in plan.steps if isinstance(s.action, Serve)}
     return tuple(

@@ -236,7 +236,7 @@ class Unfrozen:
 class Told:
     """A message was sent, or could not be. A failure never stops a rollback; it stands in the report.
 
-    event: what it tells of, told once to each channel.
+    event: what it tells of, told once to each channel. again: it certainly did not arrive, and is worth another try.
     """
 
     run: str
@@ -245,6 +245,7 @@ class Told:
     delivered: bool
     error: str = ""
     event: str = ""
+    again: bool = False
     kind: Literal["told"] = "told"
 
 

@@ -94,7 +94,8 @@ def make_plan(
     draft = _Draft()
     _decide_database(draft, target, world, plan_id=plan_id, deadlines=deadlines, only=only)
     gate, serve = _containers(draft, target, world, only=only, deadlines=deadlines)
-    steps = (*gate, *draft.before, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
+    # a candidate of a release that cannot run on today's schema would only show that, or change the schema itself
+    steps = (*draft.before, *gate, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
@@ -350,8 +351,18 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind the fence")
 
 
+def lift_by_hand(plan: Plan) -> str:
+    """What a person types in psql where the fence of `plan` could not be lifted; empty when it has none."""
+    fence = next((s.action for s in plan.steps if isinstance(s.action, Fence)), None)
+    if fence is None:
+        return ""
+    name = fence.kept_as.removesuffix(f"_bad_{plan.id}")
+    sql = f'ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true;'
+    return f"psql -d postgres: {sql}"
+
+
 def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
-    """The compensation for a rollback that stopped after its gate: remove what that started. Needs no approval."""
+    """The compensation for a plan that stopped after its gate: remove what that started. Needs no approval."""
     step = clear_step(boot_s=deadlines.boot_s)
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
 

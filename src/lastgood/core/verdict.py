@@ -8,7 +8,7 @@ read as healthy nor as failed (docs/decisions/0003).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, assert_never
@@ -160,9 +160,16 @@ class Watch:
     buckets: int = 0
 
     @classmethod
-    def begin(cls, rules: WatchConfig, *, started_at: datetime, baseline: Sequence[Bucket]) -> Watch:
+    def begin(
+        cls,
+        rules: WatchConfig,
+        *,
+        started_at: datetime,
+        baseline: Sequence[Bucket],
+        known: Iterable[Bucket] = (),
+    ) -> Watch:
         """Arm the triggers. baseline: readings before the first effect, oldest first; empty: everything is armed,
-        burst factor 1."""
+        burst factor 1. known: readings whose invalid rows are no news, and of which nothing else counts."""
         statistical = {
             name: t
             for name, t in rules.triggers.items()
@@ -189,17 +196,17 @@ class Watch:
                 burst_factor=1.0 if feature else burst_factor(before),
             )
             detectors[name] = Detector.begin(objective, policy)
-        known: set[Violation] = set()
-        for bucket in baseline:
+        rows: set[Violation] = set()
+        for bucket in (*baseline, *known):
             for look in bucket.looks:
                 if isinstance(look.reading, Violations):
-                    known |= look.reading.found
+                    rows |= look.reading.found
         return cls(
             rules=rules,
             started_at=started_at,
             detectors=detectors,
             unarmed=unarmed,
-            known_violations=frozenset(known),
+            known_violations=frozenset(rows),
         )
 
     def after(self, bucket: Bucket) -> Watch:

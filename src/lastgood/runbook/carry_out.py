@@ -11,12 +11,14 @@ from datetime import datetime
 from typing import Final, assert_never
 
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import ContainerFacts
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import Role, Seen, Step, seen, world_agrees
+from lastgood.core.plan import Plan, Role, Seen, Step, seen, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
 from lastgood.core.report import TerminalState
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change
 from lastgood.runbook.killpoint import killpoint
+from lastgood.runbook.looking import patiently
 from lastgood.runbook.rooms import Rooms
 
 POLL_S: Final = 0.5
@@ -64,11 +66,11 @@ def carry_out(
                     return Stop(
                         terminal=TerminalState.NEEDS_HUMAN if changed else TerminalState.REFUSED,
                         step=step,
-                        reason=f"the world changed since the plan was made: {'; '.join(drift)}",
-                        hint="lastgood plan",
+                        reason=_changed(drift).message,
+                        hint=_changed(drift).hint,
                     )
                 before(step)
-                _apply(rooms, run, step, attempt)
+                _apply(rooms, plan, step, attempt)
             case _:
                 assert_never(decided)
 
@@ -83,13 +85,18 @@ def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
         return ()
     roles = {s.role for s in history.plan.steps} - {Role.FRONTEND}
     try:
-        facts = {role: rooms.target(role).observe() for role in roles}
+        facts = {role: patiently(rooms.clock, rooms.target(role).observe) for role in roles}
     except (Refused, Retryable, OutcomeUnknown) as error:
         return (f"could not look: {error.message}",)
     return world_agrees(history.plan, facts)
 
 
-def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
+def _changed(drift: tuple[str, ...]) -> Refused:
+    return Refused(f"the world changed since the plan was made: {'; '.join(drift)}", hint="lastgood plan")
+
+
+def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int) -> None:
+    run = plan.id
     killpoint("before-intent", step.name)
     began = rooms.clock.now()
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
@@ -99,7 +106,10 @@ def _apply(rooms: Rooms, run: str, step: Step, attempt: int) -> None:
         target = rooms.target(step.role)
         slow = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
         with rooms.if_slow(SLOW_S, lambda: rooms.story(slow)):
-            if seen(step, target.observe()) is not Seen.DONE:
+            facts = target.observe()
+            if seen(step, facts) is not Seen.DONE:
+                if isinstance(facts, ContainerFacts) and (drift := world_agrees(plan, {step.role: facts})):
+                    raise _changed(drift)
                 target.apply(step)
     except (ConfigError, Refused, NeedsHuman) as error:
         _note_failed(rooms, run, step, error, again=False, needs_human=isinstance(error, NeedsHuman))

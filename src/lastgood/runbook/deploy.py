@@ -12,7 +12,7 @@ from typing import Self
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.history import History, RunHistory
-from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint, put_by_others
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
@@ -29,12 +29,14 @@ from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
-from lastgood.runbook.looking import Eyes
+from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.rollback import (
+    BY_GATE,
     BY_LASTGOOD,
     BY_PERSON,
     Cause,
     automatic_allowed,
+    clear_candidates,
     keep_restore_point,
     new_run_id,
     roll_back,
@@ -129,7 +131,7 @@ def give_up(rooms: Rooms, why: str) -> None:
     """End a deploy that died before it changed what serves, so that a rollback can undo it. Needs the RUN lease."""
     run = rooms.memory.history().open_run
     if run is not None and run.plan.purpose is Purpose.DEPLOY:
-        _keep_restore_points(rooms, run.plan)
+        keep_restore_points(rooms, run.plan)
         rooms.memory.note(RunEnded(run=run.started.run, terminal=None, serving=run.plan.from_release, stopped=why))
 
 
@@ -234,7 +236,8 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
 
     def before(step: Step) -> None:
         """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
-        written between the two would leave the live data with it."""
+        written between the two would leave the live data with it. What was taken is journaled before it is needed."""
+        keep_restore_points(rooms, plan)
         if not isinstance(step.action, TakeRestorePoint):
             _supersede(rooms, deployment)
         if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
@@ -243,7 +246,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
             rooms.memory.note(BaselineTaken(deployment=deployment, buckets=buckets))
 
     ending = carry_out(rooms, plan.id, before=before)
-    _keep_restore_points(rooms, plan)
+    keep_restore_points(rooms, plan)
     if isinstance(ending, Stop):
         return _undo(rooms, plan, deployment, ending)
     _supersede(rooms, deployment)
@@ -255,13 +258,15 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     return Deployed(deployment=deployment)
 
 
-def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
+def keep_restore_points(rooms: Rooms, plan: Plan) -> None:
     """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
+    known = rooms.memory.history().restore_points
     taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
+    taken = [restore_point for restore_point in taken if restore_point not in known]
     if rooms.database is None or not taken:
         return
     try:
-        proved = rooms.database.observe().restore_points
+        proved = patiently(rooms.clock, rooms.database.observe).restore_points
         for restore_point in taken:
             if restore_point in proved:
                 keep_restore_point(rooms, restore_point)
@@ -272,7 +277,7 @@ def _keep_restore_points(rooms: Rooms, plan: Plan) -> None:
 def _fingerprint(rooms: Rooms) -> str:
     """The schema that a release left; empty where it could not be seen, and then a person decides about it later."""
     try:
-        return rooms.database.observe().fingerprint if rooms.database else ""
+        return patiently(rooms.clock, rooms.database.observe).fingerprint if rooms.database else ""
     except LastgoodError as error:
         rooms.story(f"  the schema could not be looked at: {error.message}")
         return ""
@@ -280,7 +285,10 @@ def _fingerprint(rooms: Rooms) -> str:
 
 def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
     """A deploy that stopped is put back by an ordinary rollback, which finds out by itself how much there is to do. One
-    that stopped before its gate left nothing to put back: it is refused, and says nothing of the release."""
+    that stopped before its gate left nothing to put back: it is refused, and says nothing of the release.
+
+    Raises Refused when nothing was changed, NeedsHuman when a person must look.
+    """
     rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
     records = rooms.memory.history().runs[plan.id].records
@@ -289,30 +297,38 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
         rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=stop.terminal, sentence=sentence))
         kind = NeedsHuman if stop.terminal is TerminalState.NEEDS_HUMAN else Refused
         raise kind(sentence, hint=stop.hint or "lastgood doctor")
-    trigger = "gate" if stop.step and isinstance(stop.step.action, PassGate) else "deploy"
+    moved = began_serving_change(plan, records)
+    trigger = BY_GATE if stop.step and isinstance(stop.step.action, PassGate) else "deploy"
     cause = Cause(trigger=trigger, sentence=stop.reason, by=BY_LASTGOOD, deployment=deployment)
     try:
+        if others := put_by_others(plan, patiently(rooms.clock, rooms.containers.observe)):
+            raise Refused(f"somebody else changed what serves: {'; '.join(others)}", hint="lastgood status")
         # at the gate nothing has changed and there is nothing to ask about; half-way mode and budget say
-        why_ask = automatic_allowed(rooms, rooms.memory.history()) if began_serving_change(plan, records) else ""
+        why_ask = automatic_allowed(rooms, rooms.memory.history()) if moved else ""
         if why_ask:
             rooms.story(f"asking first: {why_ask}")
         return Deployed(deployment=deployment, report=roll_back(rooms, cause, confirm=bool(why_ask)))
     except (Refused, Retryable, OutcomeUnknown) as error:
-        tell(
-            rooms,
-            "",
-            f"🚨 the deploy of {plan.to_release} stopped ({stop.reason}) and no rollback could be planned: "
-            f"{error.message}. {rooms.config.notify.owner} is needed.",
-            event_id=f"{deployment}-stopped",
-        )
-        rooms.memory.note(
-            DeploymentEnded(
-                deployment=deployment,
-                terminal=TerminalState.NEEDS_HUMAN,
-                sentence=f"{stop.reason}; and no rollback could be planned: {error.message}",
-            )
-        )
-        raise
+        raise _stays(rooms, plan, deployment, stop, error, moved=moved) from error
+
+
+def _stays(
+    rooms: Rooms, plan: Plan, deployment: str, stop: Stop, error: LastgoodError, *, moved: bool
+) -> Refused | NeedsHuman:
+    """No rollback could be planned: say what is where, and end the deployment unless a rollback can be tried later."""
+    left = clear_candidates(rooms, plan)
+    sentence = "; ".join(filter(None, (stop.reason, f"no rollback could be planned: {error.message}", left)))
+    now = isinstance(error, Refused)
+    if not moved and now:
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=TerminalState.REFUSED, sentence=sentence))
+        return Refused(sentence, hint=stop.hint or error.hint)
+    if now:
+        rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=TerminalState.NEEDS_HUMAN, sentence=sentence))
+    hint = "lastgood status" if now else "lastgood rollback"
+    who = rooms.config.notify.owner
+    text = f"🚨 the deploy of {plan.to_release} stopped: {sentence}. {who} is needed. Next: {hint}"
+    tell(rooms, "", text, event_id=f"{deployment}-stopped")
+    return NeedsHuman(sentence, hint=hint)
 
 
 def _began(plan: Plan, records: Sequence[Record]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from lastgood.core.errors import LastgoodError
+from lastgood.core.facts import FrontendFacts
 from lastgood.core.history import DeploymentHistory
 from lastgood.core.record import ReleaseCompleted
 from lastgood.runbook.rooms import Rooms
@@ -19,18 +20,16 @@ frontend."""
 PAUSE_S: Final = 1.0
 
 
-def learn_frontend(rooms: Rooms, under: DeploymentHistory) -> bool:
-    """Look once, and note the frontend deployment of a release when it is known: its own, or the one that serves when
-    it is unchanged. Returns False while it is worth looking again."""
+def learn_frontend(rooms: Rooms, under: DeploymentHistory, facts: FrontendFacts | LastgoodError) -> bool:
+    """Note the frontend deployment of a release when it is known: its own, or the one that serves when it is
+    unchanged. facts: of just now, or why nobody could look. Returns False while it is worth looking again."""
     release = rooms.memory.history().releases[under.deployment.release]
-    if rooms.frontend is None or release.frontend:
+    if release.frontend:
         return True
     waited_s = (rooms.clock.now() - under.deployment.started_at).total_seconds()
-    try:
-        facts = rooms.frontend.observe()
-    except LastgoodError as error:
+    if isinstance(facts, LastgoodError):
         if waited_s >= WAIT_S:
-            rooms.story(f"  frontend: could not look ({error.message})")
+            rooms.story(f"  frontend: could not look ({facts.message})")
         return waited_s >= WAIT_S
     commit = release.release.commit
     own = next((d for d in facts.deployments if commit and d.commit == commit), None)
@@ -51,5 +50,14 @@ def learn_frontend(rooms: Rooms, under: DeploymentHistory) -> bool:
 
 def await_frontend(rooms: Rooms, deployment: str) -> None:
     """Look until it is known, five minutes at most."""
-    while not learn_frontend(rooms, rooms.memory.history().deployments[deployment]):
+    if rooms.frontend is None:
+        return
+    while True:
+        facts: FrontendFacts | LastgoodError
+        try:
+            facts = rooms.frontend.observe()
+        except LastgoodError as error:
+            facts = error
+        if learn_frontend(rooms, rooms.memory.history().deployments[deployment], facts):
+            return
         rooms.clock.sleep(PAUSE_S)

@@ -1,19 +1,61 @@
-"""Reading all signal sources for one interval, side by side, each within its own deadline."""
+"""Looking: all signal sources for one interval side by side, each within its own deadline; and what is asked beside the
+watch, for which nothing waits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from datetime import datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Generic, Self, TypeVar
 
+from lastgood.core.errors import LastgoodError, Retryable
 from lastgood.core.ports import Clock, SignalSource
 from lastgood.core.reading import Bucket, Look, Reading, SourceDown, Window
 
 DEADLINE_S: Final = 5.0
 """A source that has not answered by then is down for this interval; the next one starts on time."""
+GRACE_S: Final = 0.2
+"""How long a new question beside the watch is waited for; hosts that are well answer within."""
+TRIES: Final = 3
+_T = TypeVar("_T")
+
+
+def patiently(clock: Clock, look: Callable[[], _T]) -> _T:
+    """Look; where nobody answers now, again after a pause, three times in all. Raises the last Retryable."""
+    for _ in range(TRIES - 1):
+        try:
+            return look()
+        except Retryable as error:
+            clock.sleep(error.delay_s)
+    return look()
+
+
+class Aside(Generic[_T]):
+    """A question that is asked beside the watch, one at a time: whoever answers late is not waited for."""
+
+    def __init__(self, ask: Callable[[], _T]) -> None:
+        self._ask = ask
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aside")
+        self._asked: Future[_T] | None = None
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def answer(self) -> _T | LastgoodError | None:
+        """Return what it says, or why it could not be asked; None while the last question is not answered."""
+        if self._asked is None:
+            self._asked = self._pool.submit(self._ask)
+            wait_for([self._asked], timeout=GRACE_S)
+        if not self._asked.done():
+            return None
+        asked, self._asked = self._asked, None
+        try:
+            return asked.result()
+        except LastgoodError as error:
+            return error
 
 
 class Eyes:

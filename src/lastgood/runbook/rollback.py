@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +22,12 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, PassGate, Plan, Purpose, Role, Serve, Step
+from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Serve, Step
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
-from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_plan
+from lastgood.core.returning import World, lift_by_hand, make_clear_plan, make_lift_plan, make_plan
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
@@ -36,6 +37,7 @@ from lastgood.runbook.verify import verify
 
 BY_LASTGOOD: Final = "lastgood"
 BY_PERSON: Final = "person"
+BY_GATE: Final = "gate"
 COMPENSATION: Final = "compensation"
 STORY_FILE: Final = "incident.json"
 WENT_BACK: Final = frozenset({TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED})
@@ -191,10 +193,13 @@ def roll_back(
     target: str | None = None,
     only: frozenset[Role] = frozenset(Role),
     confirm: bool = False,
+    agreed: Callable[[Plan], bool] = lambda _plan: True,
 ) -> Report:
-    """Begin a rollback and carry it to its end. Needs the RUN lease. confirm: a person must approve the plan first.
+    """Begin a rollback and carry it to its end. Needs the RUN lease.
 
-    Raises Refused or Retryable when it could not be planned; then nothing changed.
+    confirm: a person must approve the plan in the journal, before its first effect. agreed: is shown the plan that
+    will be carried out, and says whether it begins. Raises Refused or Retryable when it could not be planned, or was
+    not agreed to; then nothing changed.
     """
     history, decided_at = rooms.memory.history(), rooms.clock.now()
     chosen = choose_target(history, target)
@@ -205,6 +210,8 @@ def roll_back(
         raise Refused(f"nothing to roll back: everything is as {chosen.release.id} left it", hint="lastgood status")
     if confirm:
         plan = asking(plan)
+    if not agreed(plan):
+        raise Refused("not confirmed", hint="lastgood rollback --yes")
     if not history.frozen:
         rooms.memory.note(Frozen(by=BY_LASTGOOD, why=f"rollback {run}"))
     rooms.memory.note(
@@ -219,7 +226,7 @@ def roll_back(
             proof=cause.proof,
         )
     )
-    _save_evidence(rooms, run, cause)
+    save_evidence(rooms, run, cause)
     killpoint("after-plan", "rollback")
     return finish(rooms, run)
 
@@ -242,7 +249,8 @@ def automatic_allowed(rooms: Rooms, history: History) -> str:
         for r in history.runs.values()
         if r.plan.purpose is Purpose.ROLLBACK
         and r.started.by == BY_LASTGOOD
-        and r.started.trigger != COMPENSATION
+        # what stopped at the gate never served, whatever the frontend host had made of the push
+        and r.started.trigger not in (COMPENSATION, BY_GATE)
         and began_serving_change(r.plan, r.records)
     ]
     if any(r.plan.from_release == bad_release(history) for r in own):
@@ -259,7 +267,7 @@ def finish(rooms: Rooms, run: str) -> Report:
     if not started.records and not (rooms.state / "incidents" / run / STORY_FILE).exists():
         begun = started.started
         cause = Cause(trigger=begun.trigger, sentence=begun.sentence, by=begun.by, deployment=begun.deployment)
-        _save_evidence(rooms, run, cause)
+        save_evidence(rooms, run, cause)
     ending = carry_out(rooms, run, ask=lambda history, step: ask_approval(rooms, history, step))
     if isinstance(ending, Stop):
         return _stopped(rooms, started, ending)
@@ -286,15 +294,14 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
     plan, run = started.plan, started.started.run
     notes = [stop.reason]
     next_steps = [stop.hint] if stop.hint else []
-    terminal, lifted = stop.terminal, True
+    terminal = stop.terminal
     if _behind_fence(rooms, plan):
-        lifted = _lift(rooms, plan)
-        notes.append("the fence was lifted again" if lifted else "the fence could not be lifted")
-        if not lifted:
+        failed = _lift(rooms, plan)
+        notes.append(f"the fence could not be lifted: {failed.reason}" if failed else "the fence was lifted again")
+        if failed:
             terminal = TerminalState.NEEDS_HUMAN
-    if _left_beside(rooms, plan):
-        cleared = _clear(rooms, plan)
-        notes.append("what the gate had started was removed" if cleared else "what the gate had started still runs")
+            next_steps += filter(None, (failed.hint, lift_by_hand(plan)))
+    notes += filter(None, [clear_candidates(rooms, plan)])
     if terminal is TerminalState.NEEDS_HUMAN:
         next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
     elif terminal in (TerminalState.REFUSED, TerminalState.DENIED):
@@ -332,45 +339,46 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
         return True
 
 
-def _lift(rooms: Rooms, plan: Plan) -> bool:
-    """Compensate a fence without a swap."""
+def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
+    """Compensate a fence without a swap. Returns where that stopped, None when it did not."""
     run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    return lift is None or _compensate(rooms, lift, after=plan)
+    return _compensate(rooms, lift, after=plan) if lift else None
 
 
-def _left_beside(rooms: Rooms, plan: Plan) -> bool:
-    """Whether the gate started something that now has no use: it would take work from what serves."""
-    states = {o.name: o.state for o in outcomes(plan, rooms.memory.history().runs[plan.id].records)}
-    begun = [step.action for step in plan.steps if states[step.name] != "not started"]
-    if any(isinstance(a, Serve) for a in begun) or not any(isinstance(a, PassGate) for a in begun):
-        return False
+def clear_candidates(rooms: Rooms, plan: Plan) -> str:
+    """Remove what a plan's gate started, when the plan stopped before anything served from it: it would take work from
+    what serves. Returns what a person should know, empty when there was nothing."""
+    run = rooms.memory.history().runs[plan.id]
+    states = {o.name: o.state for o in outcomes(plan, run.records)}
+    if any(isinstance(step.action, Serve) for step in plan.steps if states[step.name] != "not started"):
+        return ""
     try:
-        return bool(rooms.containers.observe().candidates)
-    except LastgoodError:
-        return True
+        if not rooms.containers.observe().candidates:
+            return ""
+    except LastgoodError as error:
+        return f"whether the gate left anything running is not known: {error.message}"
+    new = new_run_id(rooms.memory.history())
+    clear = make_clear_plan(plan, plan_id=new, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    failed = _compensate(rooms, clear, after=plan)
+    return (
+        f"what the gate had started still runs: {failed.reason}" if failed else "what the gate had started was removed"
+    )
 
 
-def _clear(rooms: Rooms, plan: Plan) -> bool:
-    """Compensate a gate that nothing came after."""
-    run = new_run_id(rooms.memory.history())
-    clear = make_clear_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    return _compensate(rooms, clear, after=plan)
-
-
-def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> bool:
-    """Carry a compensation out as a journaled run of its own. Whether it came to its end."""
+def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:
+    """Carry a compensation out as a journaled run of its own. Returns where it stopped, None when it did not."""
     rooms.memory.note(
         RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=f"run {after.id} stopped", by=BY_LASTGOOD)
     )
     return _finish_compensation(rooms, made)
 
 
-def _finish_compensation(rooms: Rooms, made: Plan) -> bool:
+def _finish_compensation(rooms: Rooms, made: Plan) -> Stop | None:
     ending = carry_out(rooms, made.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
     rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=stopped))
-    return isinstance(ending, Finish)
+    return None if isinstance(ending, Finish) else ending
 
 
 def _losses(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
@@ -411,7 +419,7 @@ def _report(
         if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
             advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
         advice += [
-            f"read the evidence in {_incident(rooms, plan.id)}",
+            f"read the evidence in {incident(rooms, plan.id)}",
             "lastgood unfreeze -m 'fixed: ...' once the cause is known",
         ]
     return Report(
@@ -429,9 +437,9 @@ def _report(
         remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
         notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
-        evidence_file=_incident(rooms, plan.id),
+        evidence_file=incident(rooms, plan.id),
         owner=rooms.config.notify.owner,
-        served_at=deployment.watch.at if deployment and deployment.watch else None,
+        served_at=deployment.watch.at if deployment and deployment.watch and not deployment.watch.bake else None,
         decided_at=run.started.decided_at,
         parts=tuple(role.value for role in plan.scope) if len(plan.scope) < len(Role) else (),
     )
@@ -444,9 +452,10 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
     unheard = tuple(f"{t.channel} could not be told: {t.error}" for t in history.runs[report.run].told if t.error)
     report = replace(report, notes=(*report.notes, *unheard))
     killpoint("before-end", "rollback")
-    rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
+    # before the end, so that a process that dies here is taken up: nobody else would begin it
     if report.terminal is TerminalState.ROLLED_BACK_VERIFIED and rooms.sources and serving == report.to_release:
         _begin_bake(rooms, report)
+    rooms.memory.note(RunEnded(run=report.run, terminal=report.terminal, serving=serving, report=report))
     return report
 
 
@@ -454,7 +463,7 @@ def _begin_bake(rooms: Rooms, report: Report) -> None:
     """The system is watched again: the minutes count from here, whoever takes the watch up."""
     deployments = rooms.memory.history().deployments.values()
     left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
-    if left is None:
+    if left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
         return
     window_s = rooms.config.watch.bake
     rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
@@ -504,38 +513,38 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _incident(rooms: Rooms, run: str) -> str:
-    folder = rooms.state / "incidents" / run
+def incident(rooms: Rooms, name: str) -> str:
+    """Where the evidence of an incident lies, as a person would type it."""
+    folder = rooms.state / "incidents" / name
     return str(folder.relative_to(rooms.root) if folder.is_relative_to(rooms.root) else folder)
 
 
-def _save_evidence(rooms: Rooms, run: str, cause: Cause) -> None:
-    """Logs, inspect output and the metrics window, before the first effect. What cannot be saved is noted, not
-    fatal."""
-    folder = rooms.state / "incidents" / run
+def save_evidence(rooms: Rooms, name: str, cause: Cause, *, linked_to: str = "") -> None:
+    """Logs, inspect output and the metrics window. What cannot be saved is told, not fatal. linked_to: the run that
+    this incident follows."""
+    folder = rooms.state / "incidents" / name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _save_story(rooms, run, cause, folder)
+        _save_story(rooms, name, cause, folder, linked_to=linked_to)
         rooms.containers.evidence(folder)
-    except LastgoodError as error:
-        rooms.story(f"  logs could not be saved: {error.message}")
-    except OSError as error:
-        rooms.story(f"  evidence could not be saved: {error}")
+    except (LastgoodError, OSError) as error:
+        rooms.story(f"  not all evidence could be saved: {error}")
 
 
-def _save_story(rooms: Rooms, run: str, cause: Cause, folder: Path) -> None:
+def _save_story(rooms: Rooms, name: str, cause: Cause, folder: Path, *, linked_to: str) -> None:
     history = rooms.memory.history()
-    deployment = history.deployments.get(cause.deployment)
+    deployment, run = history.deployments.get(cause.deployment), history.runs.get(name)
     story = {
-        "run": run,
+        "run": name,
+        "linked_to": linked_to,
         "owner": rooms.config.notify.owner,
         "trigger": cause.trigger,
         "sentence": cause.sentence,
         "invalid_rows": list(cause.invalid_rows),
         "commits": {
-            name: history.releases[name].release.commit
-            for name in (bad_release(history), history.runs[run].plan.to_release)
-            if name in history.releases
+            release: history.releases[release].release.commit
+            for release in (bad_release(history), run.plan.to_release if run else "")
+            if release in history.releases
         },
         "window": _BUCKETS.dump_python(deployment.buckets, mode="json") if deployment else [],
     }

@@ -7,30 +7,30 @@ lease; when a verdict asks for a rollback, the lease is claimed for that.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import Final, Self
 
 from lastgood.core.config import Mode, WatchConfig
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.history import DeploymentHistory, RunHistory
-from lastgood.core.plan import Purpose
+from lastgood.core.facts import ContainerFacts
+from lastgood.core.history import DeploymentHistory
+from lastgood.core.plan import Purpose, strangers
 from lastgood.core.ports import Right
-from lastgood.core.record import BucketSeen, DeploymentEnded, ReleaseJudged, WatchStarted
-from lastgood.core.report import Report, TerminalState, announcement
-from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict, Watch, Watching
+from lastgood.core.record import BucketSeen, WatchStarted
+from lastgood.core.report import TerminalState
+from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Watch, Watching
+from lastgood.runbook import endings
+from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
-from lastgood.runbook.looking import DEADLINE_S, Eyes
+from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
-from lastgood.runbook.tell import tell
+from lastgood.runbook.tell import tell, tell_again
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchOutcome:
-    """How the watch of a deployment ended. report: of the rollback, when there was one."""
-
-    terminal: TerminalState
-    sentence: str
-    report: Report | None = None
+BESIDE_S: Final = 15.0
+"""How often the engine is asked whether what serves is still the release that is watched: sooner than a fault can fire
+that begins now (four intervals of 5 s)."""
+PATIENCE_S: Final = 900.0
+"""How long after its window a bad release is still tried to be put back while the engine does not answer."""
 
 
 def state_of(rules: WatchConfig, deployment: DeploymentHistory) -> Watch | None:
@@ -38,15 +38,20 @@ def state_of(rules: WatchConfig, deployment: DeploymentHistory) -> Watch | None:
     if deployment.watch is None:
         return None
     rules = rules.model_copy(update={"window": deployment.watch.window_s})
-    baseline = () if deployment.watch.bake else deployment.baseline
-    watch = Watch.begin(rules, started_at=deployment.watch.at, baseline=baseline)
+    watch = Watch.begin(rules, started_at=deployment.watch.at, baseline=deployment.baseline, known=deployment.watched)
     for bucket in deployment.buckets:
         watch = watch.after(bucket)
     return watch
 
 
 def start_watch(rooms: Rooms, deployment: str) -> None:
-    """Begin the window of a deployment. A bake is begun by the rollback that it belongs to."""
+    """Begin the window of a deployment. A bake is begun by the rollback that it belongs to.
+
+    Raises Refused when the deploy stopped: then its release does not serve, and there is nothing to watch.
+    """
+    run = rooms.memory.history().deploy_run(deployment)
+    if run is not None and run.ended is not None and run.ended.stopped:
+        raise Refused(f"{run.plan.to_release} never served: its deploy stopped", hint="lastgood rollback")
     window_s = rooms.config.watch.window
     rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s))
 
@@ -68,49 +73,28 @@ def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
     with ExitStack() as right, Eyes(rooms.sources, rooms.clock) as eyes:
         _claim(rooms, right)
         under = rooms.memory.history().deployments[deployment]
-        watch, began = state_of(rooms.config.watch, under), under.watch
-        if watch is None or began is None:
+        begun, watch = under.watch, state_of(rooms.config.watch, under)
+        if begun is None or watch is None:
             raise Refused(f"deployment {deployment} has no watch yet", hint="lastgood status")
-        told_blind = proposed = False
-        frontend_known = began.bake
-        eyes.look()
-        while True:
-            bucket = eyes.look_after(rooms.config.watch.interval)
-            under = rooms.memory.history().deployments[deployment]
-            # another watch that began on it is the bake of a rollback, and what was seen before it is not its evidence
-            newest = next(reversed(rooms.memory.history().deployments.values()))
-            if under.ended and (newest is not under or not (began.bake and under.watch == began)):
-                return WatchOutcome(terminal=under.ended.terminal, sentence=under.ended.sentence)
-            rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
-            watch = watch.after(bucket)
-            if (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
-                if (joined := _join(rooms, run)) is not None:
-                    return joined
-                continue
-            verdict = watch.judge(rooms.clock.now())
-            match verdict:
-                case Watching():
-                    rooms.story(watching_line(under, verdict, warm_up_s=rooms.config.watch.warm_up))
-                    frontend_known = frontend_known or learn_frontend(rooms, under)
-                    if verdict.blind_to and not told_blind:
-                        told_blind = True
-                        _say_blind(rooms, under, verdict)
-                case Unhealthy() if began.bake:
-                    return _bake_failed(rooms, under, verdict)
-                case Unhealthy():
-                    if rooms.config.mode is Mode.OBSERVE:
-                        if not proposed:
-                            proposed = True
-                            _say_only(rooms, under, verdict)
-                        if left_s(rooms, under) <= 0:
-                            return _kept(
-                                rooms, under, Inconclusive(reasons=tuple(e.sentence for e in verdict.evidence))
-                            )
-                        continue
-                    if (acted := _act(rooms, under, verdict, watch)) is not None:
-                        return acted
-                case Healthy() | Inconclusive():
-                    return _kept(rooms, under, verdict)
+        with _Beside(rooms, under) as beside:
+            eyes.look()
+            while True:
+                bucket = eyes.look_after(rooms.config.watch.interval)
+                found = beside.look()
+                history = rooms.memory.history()
+                under, run = history.deployments[deployment], history.open_run
+                beside_a_rollback = run is not None and run.plan.purpose is Purpose.ROLLBACK
+                if not beside_a_rollback and (under.watch != begun or _is_over(rooms, under)):
+                    return endings.by_others(rooms, under)
+                if found:
+                    return endings.taken_over(rooms, under, found)
+                if under.watch == begun:
+                    rooms.memory.note(BucketSeen(deployment=deployment, bucket=bucket))
+                    watch = watch.after(bucket)
+                tell_again(rooms)
+                outcome = _join(rooms) if beside_a_rollback else _conclude(rooms, under, watch)
+                if outcome is not None:
+                    return outcome
 
 
 def _claim(rooms: Rooms, right: ExitStack) -> None:
@@ -125,6 +109,104 @@ def _claim(rooms: Rooms, right: ExitStack) -> None:
             rooms.clock.sleep(1.0)
         else:
             return
+
+
+def _is_over(rooms: Rooms, under: DeploymentHistory) -> bool:
+    """Somebody rolled back, vouched, or deployed something else. A bake goes on after the end that it belongs to, until
+    something newer is deployed that was not refused."""
+    if under.watch is None or not under.watch.bake:
+        return under.ended is not None
+    deployments = list(rooms.memory.history().deployments.values())
+    newer = deployments[deployments.index(under) + 1 :]
+    return any(d.ended is None or d.ended.terminal is not TerminalState.REFUSED for d in newer)
+
+
+def _join(rooms: Rooms) -> WatchOutcome | None:
+    """A rollback is under way: nothing is judged beside it. One whose process died is taken up. None while it lives."""
+    with ExitStack() as right:
+        try:
+            right.enter_context(rooms.memory.journal.claim(rooms.who))
+        except Refused:
+            rooms.story(f"watching  a rollback is under way by {rooms.memory.journal.holder()}")
+            return None
+        report = take_up(rooms)
+    return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report) if report else None
+
+
+def _conclude(rooms: Rooms, under: DeploymentHistory, watch: Watch) -> WatchOutcome | None:
+    """Judge, say what is seen, and act on it as far as the mode allows. None: the watch goes on."""
+    bake = under.watch is not None and under.watch.bake
+    match verdict := watch.judge(rooms.clock.now()):
+        case Watching():
+            rooms.story(watching_line(under, verdict, warm_up_s=rooms.config.watch.warm_up))
+            if verdict.blind_to:
+                _say_blind(rooms, under, verdict)
+            return None
+        case Unhealthy() if bake:
+            return endings.bake_failed(rooms, under, verdict)
+        case Unhealthy() if rooms.config.mode is Mode.OBSERVE:
+            _say_only(rooms, under, verdict)
+            if left_s(rooms, under) > 0:
+                return None
+            return endings.kept(rooms, under, Inconclusive(reasons=tuple(e.sentence for e in verdict.evidence)))
+        case Unhealthy():
+            return _act(rooms, under, verdict, watch)
+        case Healthy() | Inconclusive():
+            return endings.kept(rooms, under, verdict)
+
+
+class _Beside:
+    """What is looked at beside the watch, and never holds it up: whether what serves is still the release that is
+    watched, and which frontend deployment belongs to it."""
+
+    def __init__(self, rooms: Rooms, under: DeploymentHistory) -> None:
+        self._rooms, self._under = rooms, under
+        self._bake = under.watch is not None and under.watch.bake
+        self._engine = Aside(rooms.containers.observe)
+        self._host = Aside(rooms.frontend.observe) if rooms.frontend and not self._bake else None
+        self._looked_at = rooms.clock.now()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+        if self._host is not None:
+            self._host.close()
+
+    def look(self) -> tuple[str, ...]:
+        """Return what serves in the place of the release, one line each; empty while nothing does or nobody knows."""
+        if self._host is not None and (facts := self._host.answer()) is not None:
+            under = self._rooms.memory.history().deployments[self._under.deployment.id]
+            if learn_frontend(self._rooms, under, facts):
+                self._host.close()
+                self._host = None
+        if (self._rooms.clock.now() - self._looked_at).total_seconds() < BESIDE_S:
+            return ()
+        shown = self._engine.answer()
+        if not isinstance(shown, ContainerFacts):
+            return ()
+        self._looked_at = self._rooms.clock.now()
+        history = self._rooms.memory.history()
+        if history.open_run is not None:
+            return ()
+        self._say_what_is_gone(shown)
+        watched = history.serving if self._bake else self._under.deployment.release
+        return strangers(history.releases[watched].release, shown)
+
+    def _say_what_is_gone(self, shown: ContainerFacts) -> None:
+        """The way back may be cleaned away while nobody looks: better told now than when it is needed."""
+        bad = self._under.deployment.release
+        good = self._rooms.memory.history().last_good(before=bad)
+        gone = [s.name for s in good.release.services if s.artifact not in shown.held] if good else []
+        if good and gone and not self._bake:
+            tell(
+                self._rooms,
+                "",
+                f"👁 watching {bad}, and there is no way back: {', '.join(gone)} of {good.release.id} is not on this "
+                "host any more. Next: lastgood doctor",
+                event_id=f"{self._under.deployment.id}-gone",
+            )
 
 
 def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: float) -> str:
@@ -162,40 +244,37 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
         deployment=under.deployment.id,
         invalid_rows=watch.invalid_rows(),
     )
-    with ExitStack() as right:
+    with ExitStack() as held:
         try:
-            right.enter_context(rooms.memory.journal.claim(rooms.who))
+            held.enter_context(rooms.memory.journal.claim(rooms.who))
         except Refused as held:
             _not_now(rooms, under, cause, held)
             return None
         # somebody may have rolled back, or begun to, while this process read its signals
-        if (ended := rooms.memory.history().deployments[under.deployment.id].ended) is not None:
-            return WatchOutcome(terminal=ended.terminal, sentence=ended.sentence)
-        report = take_up(rooms)
-        if report is None:
-            why_ask = automatic_allowed(rooms, rooms.memory.history())
-            if why_ask:
-                rooms.story(f"asking first: {why_ask}")
-            try:
-                report = roll_back(rooms, cause, confirm=bool(why_ask))
-            except Refused as refused:
-                return _refused(rooms, under, cause, refused)
-            except (Retryable, OutcomeUnknown) as error:
-                _not_now(rooms, under, cause, error)
-                return None
-    return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
-
-
-def _join(rooms: Rooms, run: RunHistory) -> WatchOutcome | None:
-    """A rollback is under way: nothing is judged beside it. One whose process died is taken up. None while it lives."""
-    with ExitStack() as right:
-        try:
-            right.enter_context(rooms.memory.journal.claim(rooms.who))
-        except Refused:
-            rooms.story(f"watching  rollback {run.started.run} is under way by {rooms.memory.journal.holder()}")
+        if (report := take_up(rooms)) is not None:
+            return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
+        if _is_over(rooms, rooms.memory.history().deployments[under.deployment.id]):
             return None
-        report = take_up(rooms)
-    if report is None:
+        return _roll_back(rooms, under, cause)
+
+
+def _roll_back(rooms: Rooms, under: DeploymentHistory, cause: Cause) -> WatchOutcome | None:
+    """Needs the RUN lease."""
+    history = rooms.memory.history()
+    why_ask = automatic_allowed(rooms, history)
+    if why_ask:
+        rooms.story(f"asking first: {why_ask}")
+    try:
+        shown = patiently(rooms.clock, rooms.containers.observe)
+        if found := strangers(history.releases[under.deployment.release].release, shown):
+            return endings.taken_over(rooms, under, found)
+        report = roll_back(rooms, cause, confirm=bool(why_ask))
+    except Refused as error:
+        return endings.refused(rooms, under, cause, error)
+    except (Retryable, OutcomeUnknown) as error:
+        if left_s(rooms, under) < -PATIENCE_S:
+            return endings.out_of_reach(rooms, under, cause, error)
+        _not_now(rooms, under, cause, error)
         return None
     return WatchOutcome(terminal=report.terminal, sentence=report.sentence, report=report)
 
@@ -220,74 +299,9 @@ def _not_now(rooms: Rooms, under: DeploymentHistory, cause: Cause, error: Lastgo
     )
 
 
-def _refused(rooms: Rooms, under: DeploymentHistory, cause: Cause, refused: LastgoodError) -> WatchOutcome:
-    """No plan could be made: nothing was touched, the bad release still serves, and a person must know."""
-    sentence = f"{cause.sentence}; rollback refused: {refused.message}"
-    tell(
-        rooms,
-        "",
-        f"⚠️ {under.deployment.release} is bad ({cause.sentence}). Rollback refused, nothing was touched: "
-        f"{refused.message}. {rooms.config.notify.owner} is needed.",
-        event_id=f"{under.deployment.id}-refused",
-    )
-    rooms.memory.note(
-        DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.REFUSED, sentence=sentence)
-    )
-    return WatchOutcome(terminal=TerminalState.REFUSED, sentence=sentence)
-
-
 def _say_only(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> None:
     sentence = "; ".join(e.sentence for e in verdict.evidence)
     rooms.story(f"UNHEALTHY  {sentence}")
     bad = under.deployment.release
     text = f"👁 {bad} is bad ({sentence}). Mode observe: nothing is done. To go back: lastgood rollback"
     tell(rooms, "", text, event_id=f"{under.deployment.id}-observed")
-
-
-def _bake_failed(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> WatchOutcome:
-    """Never a rollback of a rollback: the release that was put back is bad too, or the deployment was not the cause."""
-    sentence = "; ".join(e.sentence for e in verdict.evidence)
-    text = (
-        f"🚨 after the rollback of {under.deployment.release} the system is bad still or again: {sentence}. "
-        f"{rooms.config.notify.owner} is needed."
-    )
-    tell(rooms, "", text, event_id=f"{under.deployment.id}-bake")
-    rooms.memory.note(
-        DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_DEGRADED, sentence=sentence)
-    )
-    return WatchOutcome(terminal=TerminalState.ROLLED_BACK_DEGRADED, sentence=sentence)
-
-
-def _kept(rooms: Rooms, under: DeploymentHistory, verdict: Verdict) -> WatchOutcome:
-    release, bake = under.deployment.release, bool(under.watch and under.watch.bake)
-    if bake:
-        said = "the bake after the rollback ended without a trigger"
-        if isinstance(verdict, Inconclusive):
-            said += f", but: {'; '.join(verdict.reasons)}"
-        rooms.memory.note(
-            DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
-        )
-        rooms.story(said)
-        return WatchOutcome(terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
-    if isinstance(verdict, Healthy):
-        terminal, sentence = TerminalState.HEALTHY_KEPT, verdict.sentence
-        if not verdict.proved:
-            sentence += f"; not proved, {verdict.more_requests:,} more requests without an error would"
-        rooms.memory.note(ReleaseJudged(release=release, good=True, by=BY_LASTGOOD, why="its watch ended healthy"))
-    else:
-        reasons = verdict.reasons if isinstance(verdict, Inconclusive) else ()
-        terminal, sentence = TerminalState.INCONCLUSIVE_KEPT, "; ".join(reasons)
-    rooms.memory.note(DeploymentEnded(deployment=under.deployment.id, terminal=terminal, sentence=sentence))
-    report = Report(
-        run="",
-        terminal=terminal,
-        trigger="",
-        sentence=sentence,
-        from_release=release,
-        to_release=release,
-        began_at=under.deployment.started_at,
-        ended_at=rooms.clock.now(),
-        owner=rooms.config.notify.owner,
-    )
-    tell(rooms, "", announcement(report), event_id=f"{under.deployment.id}-{terminal.value}")
-    return WatchOutcome(terminal=terminal, sentence=sentence)

@@ -1,21 +1,30 @@
 """A small world in memory that a plan can be carried out on, with a crash at any chosen moment.
 
-The targets are deliberately not idempotent: each `apply` counts one effect, so a repeated one shows. `observe` is
-truthful. Crashes are raised around every journal write and every effect, where a real process could be killed.
+What arrives is counted apart from what changes something, so that a step which is sent twice shows although it is safe
+to repeat. `observe` is truthful. Crashes are raised around every journal write and every effect, where a real process
+could be killed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from threading import Lock
 
-from lastgood.core.errors import Bug, Refused
-from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.facts import (
+    ContainerFacts,
+    DatabaseFacts,
+    Facts,
+    FrontendDeployment,
+    FrontendFacts,
+    Health,
+    InstanceFacts,
+)
 from lastgood.core.plan import (
     ClearCandidates,
     ExportWrites,
@@ -26,10 +35,12 @@ from lastgood.core.plan import (
     ReturnFrontend,
     Role,
     SaveDump,
+    Seen,
     Serve,
     Step,
     SwapDatabase,
     TakeRestorePoint,
+    seen,
 )
 from lastgood.core.ports import Lease, Right
 from lastgood.core.record import Event, Record
@@ -101,18 +112,21 @@ class SteppedClock:
 
 class MemoryJournal:
     """A journal that outlives the crashes of its writers, in memory. Each append may crash before or after it is
-    kept. meanwhile: what another process does just before the right to run is claimed next."""
+    kept. damage: what it finds wrong with itself. meanwhile: what another process does just before the right to run is
+    claimed next."""
 
     def __init__(self, clock: SteppedClock) -> None:
         self.kept: list[Record] = []
         self.crashes = Crashes()
+        self.damage: tuple[str, ...] = ()
         self._clock = clock
         self.meanwhile: list[Callable[[], object]] = []
         self._held: dict[Right, Lease] = {}
 
     def append(self, event: Event) -> Record:
         self.crashes.moment()
-        record = Record(seq=len(self.kept) + 1, at=self._clock.now(), event=event, hash="")
+        seq = len(self.kept) + 1
+        record = Record(seq=seq, at=self._clock.now(), event=event, hash=f"{seq:064x}")
         self.kept.append(record)
         self.crashes.moment()
         return record
@@ -136,11 +150,23 @@ class MemoryJournal:
         return self._held[right].owner if right in self._held else None
 
     def verify(self) -> tuple[str, ...]:
-        return ()
+        return self.damage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """How the next `apply` of a step fails. after: it has its effect all the same, and only the answer is lost."""
+
+    error: LastgoodError
+    after: bool = False
 
 
 class World:
-    """What the three hands act on. `effects` counts each effect by the name of its step."""
+    """What the three hands act on.
+
+    asked: each `apply` that arrived, by the name of its step. effects: each of them that changed something. faults: of
+    the next attempts of a step, by its name, oldest first. away: parts that do not answer, and what they say.
+    """
 
     def __init__(
         self,
@@ -150,23 +176,32 @@ class World:
         database: str = "app",
         migrations: tuple[str, ...] = (),
     ) -> None:
+        self.asked: Counter[str] = Counter()
         self.effects: Counter[str] = Counter()
+        self.faults: dict[str, list[Fault]] = {}
+        self.away: dict[Role, LastgoodError] = {}
         self.crashes = Crashes()
         self.containers: ContainerFacts = ContainerFacts(
             observed_at=START,
-            serving=tuple(_instance(service, artifact) for service, artifact in serving.items()),
+            serving=tuple(instance_of(service, artifact) for service, artifact in serving.items()),
             held=held,
         )
         self.database: DatabaseFacts = DatabaseFacts(
             observed_at=START,
             database=database,
             exists=True,
-            fingerprint="f1",
+            fingerprint=_fingerprint(migrations),
             size_bytes=1000,
             migrations=migrations,
             databases=frozenset({database}),
         )
-        self.frontend: FrontendFacts = FrontendFacts(observed_at=START, production="dpl_bad", auto_assign=True)
+        self.frontend: FrontendFacts = FrontendFacts(
+            observed_at=START,
+            production="dpl_bad",
+            auto_assign=True,
+            deployments=tuple(frontend_deployment(name, commit="") for name in ("dpl_old", "dpl_bad")),
+        )
+        self._schemas: dict[str, tuple[str, ...]] = {}
 
     def hand(self, role: Role) -> Hand:
         """Return the target for a role."""
@@ -182,47 +217,78 @@ class World:
         return found[role]
 
     def apply(self, step: Step) -> None:
-        """Have the step's effect once more, whether or not it was there already."""
+        """Have the step's effect, unless it is there already or a fault says otherwise."""
         self.crashes.moment()
-        self.effects[step.name] += 1
-        self._take(step)
+        self.asked[step.name] += 1
+        fault = faults.pop(0) if (faults := self.faults.get(step.name)) else None
+        if fault and not fault.after:
+            raise fault.error
+        if seen(step, self.facts(step.role)) is not Seen.DONE:
+            self.take(step)
+            self.effects[step.name] += 1
+        if fault:
+            raise fault.error
         self.crashes.moment()
 
-    def _take(self, step: Step) -> None:
+    def take(self, step: Step) -> None:
+        """Change what the step changes. Raises Refused when something that it names is not there."""
         containers, database = self.containers, self.database
         match step.action:
             case PassGate(artifacts=artifacts):
-                self.containers = replace(containers, candidates=tuple(_instance(s, a) for s, a in artifacts))
+                self._check(dict(artifacts).values(), containers.held)
+                self.containers = replace(containers, candidates=tuple(instance_of(s, a) for s, a in artifacts))
             case Serve(service=service, artifact=artifact):
+                self._check((artifact,), containers.held)
                 others = tuple(i for i in containers.serving if i.service != service)
-                self.containers = replace(containers, serving=(*others, _instance(service, artifact)))
+                self.containers = replace(containers, serving=(*others, instance_of(service, artifact)))
             case ClearCandidates():
                 self.containers = replace(containers, candidates=())
             case TakeRestorePoint(restore_point=point):
+                self._schemas[clone_of(point)] = database.migrations
                 self.database = replace(
                     database,
                     restore_points=database.restore_points | {point},
-                    databases=database.databases | {f"clone_{point}"},
+                    databases=database.databases | {clone_of(point)},
                 )
             case Migrate(migrations=migrations):
-                self.database = replace(database, migrations=(*database.migrations, *migrations), fingerprint="f2")
+                finished = (*database.migrations, *migrations)
+                self.database = replace(database, migrations=finished, fingerprint=_fingerprint(finished))
             case SaveDump(name=name):
                 self.database = replace(database, dumps=database.dumps | {name})
             case Fence(kept_as=kept_as):
                 names = database.databases - {database.database} | {kept_as}
                 self.database = replace(database, exists=False, databases=names)
             case LiftFence(kept_as=kept_as):
+                self._check((kept_as,), database.databases)
                 names = database.databases - {kept_as} | {database.database}
                 self.database = replace(database, exists=True, databases=names)
-            case ExportWrites(export=export):
+            case ExportWrites(export=export, kept_as=kept_as):
+                self._check((kept_as,), database.databases)
                 self.database = replace(database, exports=database.exports | {export})
-            case SwapDatabase(swap=swap, clone=clone):
-                names = database.databases - {clone} | {database.database}
+            case SwapDatabase(swap=swap, clone=clone, kept_as=kept_as):
+                self._check((clone, kept_as), database.databases)
+                finished = self._schemas.get(clone, ())
                 self.database = replace(
-                    database, exists=True, fingerprint="f1", databases=names, swaps=database.swaps | {swap}
+                    database,
+                    exists=True,
+                    migrations=finished,
+                    fingerprint=_fingerprint(finished),
+                    databases=database.databases - {clone} | {database.database},
+                    swaps=database.swaps | {swap},
                 )
             case ReturnFrontend(deployment=deployment):
-                self.frontend = replace(self.frontend, production=deployment)
+                self._check((deployment,), {d.id for d in self.frontend.deployments})
+                self.frontend = replace(
+                    self.frontend,
+                    production=deployment,
+                    auto_assign=False,
+                    domains=tuple((domain, deployment) for domain, _ in self.frontend.domains),
+                )
+
+    def _check(self, named: Iterable[str], there: Collection[str]) -> None:
+        for name in named:
+            if name not in there:
+                raise Refused(f"{name} is not there", hint="lastgood doctor")
 
 
 class Hand:
@@ -233,15 +299,38 @@ class Hand:
         self.role = role
 
     def observe(self) -> Facts:
+        self._answer()
         return self._world.facts(self.role)
 
     def apply(self, step: Step) -> None:
         if step.role is not self.role:
-            raise Bug(f"{step.name} came to {self.role.value}")
+            raise Refused(
+                f"{step.name} is a step for {step.role.value}, not for {self.role.value}", hint="lastgood plan"
+            )
+        self._answer()
         self._world.apply(step)
 
+    def _answer(self) -> None:
+        if error := self._world.away.get(self.role):
+            raise error
 
-def _instance(service: str, artifact: str) -> InstanceFacts:
+
+def clone_of(restore_point: str) -> str:
+    """Name the database that a restore point keeps."""
+    return f"clone_{restore_point}"
+
+
+def _fingerprint(migrations: Sequence[str]) -> str:
+    return f"f{len(migrations)}"
+
+
+def frontend_deployment(name: str, *, commit: str) -> FrontendDeployment:
+    """A deployment that is ready at the frontend host."""
+    return FrontendDeployment(id=name, commit=commit, state="READY", created_at=START)
+
+
+def instance_of(service: str, artifact: str) -> InstanceFacts:
+    """An instance that is well."""
     return InstanceFacts(
         service=service, instance=f"{service}-{artifact}", artifact=artifact, running=True, health=Health.HEALTHY
     )

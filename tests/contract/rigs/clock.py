@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from datetime import UTC, datetime
+from lastgood.assembly import SystemClock
 
-
-class RealClock:
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)  # this is the clock
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(max(seconds, 0.0))  # this is the clock
-
-
-CLOCK = RealClock()
+CLOCK = SystemClock()

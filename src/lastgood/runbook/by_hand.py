@@ -1,0 +1,97 @@
+"""What a person asks for: go back now, or let deploys through again. Who asks second follows the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.plan import Plan, Purpose, Role
+from lastgood.core.record import Frozen, Unfrozen
+from lastgood.core.report import Report
+from lastgood.runbook.deploy import give_up, keep_restore_points
+from lastgood.runbook.rollback import BY_PERSON, Cause, roll_back, take_up
+from lastgood.runbook.rooms import Rooms
+
+POLL_S: Final = 0.5
+
+
+def go_back(
+    rooms: Rooms,
+    *,
+    target: str | None = None,
+    only: frozenset[Role] = frozenset(Role),
+    why: str = "",
+    confirm: Callable[[Plan], bool] = lambda _plan: True,
+) -> Report:
+    """Roll back; or follow the rollback that another process carries out, or finish the one that a process left.
+
+    confirm: is shown the plan and says whether to go on. Raises Refused, nothing changed, when it says no, when there
+    is nothing to go back to, or when another process does something else.
+    """
+    run = rooms.memory.history().open_run
+    holder = rooms.memory.journal.holder()
+    if run is not None and run.plan.purpose is Purpose.ROLLBACK and holder:
+        rooms.story(f"rollback {run.started.run} is under way by {holder}; following it")
+        return follow(rooms, run.started.run)
+    with rooms.memory.journal.claim(rooms.who):
+        if (report := take_up(rooms)) is not None:
+            return report
+        if (left := rooms.memory.history().open_run) is not None:
+            keep_restore_points(rooms, left.plan)
+
+        def agreed(plan: Plan) -> bool:
+            if not confirm(plan):
+                return False
+            give_up(rooms, f"given up by {rooms.who}")
+            return True
+
+        under = rooms.memory.history().open_deployment
+        cause = Cause(
+            trigger=BY_PERSON,
+            sentence=why or f"{rooms.who} asked for it",
+            by=rooms.who,
+            deployment=under.deployment.id if under else "",
+        )
+        return roll_back(rooms, cause, target=target, only=only, agreed=agreed)
+
+
+def follow(rooms: Rooms, run: str) -> Report:
+    """Wait for another process's run to end. Raises Refused when that process dies first."""
+    while True:
+        holder = rooms.memory.journal.holder()  # before the journal: it may end in between
+        known = rooms.memory.history().runs[run]
+        if known.ended and known.ended.report:
+            return known.ended.report
+        if holder is None:
+            raise Refused(f"run {run} was left by its process", hint="lastgood rollback")
+        rooms.clock.sleep(POLL_S)
+
+
+def freeze(rooms: Rooms, why: str) -> None:
+    """Refuse deploys until a person lifts it."""
+    rooms.memory.note(Frozen(by=rooms.who, why=why or "no reason given"))
+
+
+def unfreeze(rooms: Rooms, why: str) -> tuple[str, ...]:
+    """Let deploys through again, and pushes go live where a rollback turned that off. Returns what is so now, one line
+    each.
+
+    A frontend host that does not answer holds no deploy up. Raises Refused, nothing changed, without a reason.
+    """
+    if not why.strip():
+        raise Refused("lifting the freeze needs a reason", hint="lastgood unfreeze -m 'why it is safe'")
+    rooms.memory.note(Unfrozen(by=rooms.who, why=why))
+    return ("deploys are allowed again", *_let_pushes_go_live(rooms))
+
+
+def _let_pushes_go_live(rooms: Rooms) -> tuple[str, ...]:
+    if rooms.frontend is None:
+        return ()
+    try:
+        if rooms.frontend.observe().auto_assign:
+            return ()
+        rooms.frontend.resume_auto_assign()
+    except LastgoodError as error:
+        return (f"frontend: whether pushes go live is not known ({error.message}); again: lastgood unfreeze",)
+    return ("frontend: pushes go live again",)

@@ -1,0 +1,470 @@
+"""A whole stack in memory: releases that behave, users, a database, a frontend host, a channel; and all of it fails on
+demand.
+
+What the eyes read follows from what serves: a bad release fails requests while it serves, and no longer after a
+rollback. Time is the clock's, so an hour's watch takes milliseconds. The hands have one effect a step
+(`testing.world`); the stand-ins here add what else the ports promise, and pass the same contract suites as the real
+ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
+from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, WritesSince
+from lastgood.core.plan import (
+    ExportWrites,
+    Migrate,
+    PassGate,
+    ReturnFrontend,
+    Role,
+    Serve,
+    Step,
+    SwapDatabase,
+    TakeRestorePoint,
+)
+from lastgood.core.reading import (
+    Instances,
+    InstanceState,
+    NoData,
+    Probed,
+    Reading,
+    SourceDown,
+    Traffic,
+    Violation,
+    Violations,
+    Window,
+)
+from lastgood.core.release import Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.report import Check, Loss
+from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of
+
+SERVICES: Final = ("core", "orchestrator", "agent")
+DATABASE: Final = "app"
+DOMAIN: Final = "app.example"
+INVARIANT: Final = "credits"
+TABLE: Final = "missions"
+PROBE: Final = "chat"
+LONGEST_TEXT: Final = 10_000
+NO_ANSWER: Final = SourceDown(reason="no answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """How a release behaves. errors, slow: share of its requests, 0..1. after_s: how long it serves well first.
+
+    answers: its feature does its work. breaks_rows: its requests leave one more invalid row at each look. boots: its
+    services become healthy. passes_smoke: the team's own tests pass on it. migrations: what it ships.
+    migration_breaks: how many rows its migrations break.
+    """
+
+    errors: float = 0.0
+    slow: float = 0.0
+    after_s: float = 0.0
+    answers: bool = True
+    breaks_rows: bool = False
+    boots: bool = True
+    passes_smoke: bool = True
+    migrations: tuple[str, ...] = ()
+    migration_breaks: int = 0
+
+
+WELL: Final = Behaviour()
+
+
+def artifact_of(service: str, release: str) -> str:
+    """Name what a service of a release runs."""
+    return f"{service}-{release}"
+
+
+class Stack(World):
+    """One team's production. rate_per_s: requests. blind: sources that see nothing, and what they say instead.
+    on_disk: what the checkout holds where it is not what the deploy is called.
+
+    takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
+    to a restore point. written: rows since the newest restore point, by table. broken: invalid rows, and whether the
+    migration wrote them. points, broken_at, exports: what each restore point and export holds.
+    """
+
+    def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
+        super().__init__(serving={}, held=frozenset(), database=DATABASE, migrations=("m1",))
+        self.clock = clock
+        self.rate_per_s = rate_per_s
+        self.behaves: dict[str, Behaviour] = {}
+        self.blind: dict[str, Reading] = {}
+        self.on_disk: str | None = None
+        self.takes_s: dict[str, float] = {}
+        self.fits = FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran")
+        self.obstacles: tuple[str, ...] = ()
+        self.written: Counter[str] = Counter()
+        self.broken: dict[str, bool] = {}
+        self.points: dict[str, RestorePoint] = {}
+        self.exports: dict[str, Mapping[str, int]] = {}
+        self.broken_at: dict[str, dict[str, bool]] = {}
+        self._served_since: dict[str, datetime] = {}
+        self.frontend: FrontendFacts = replace(self.frontend, production="", deployments=(), domains=((DOMAIN, ""),))
+
+    # --- what happens round the tool ---------------------------------------------------------------------------
+
+    def push(self, release: str) -> None:
+        """The team pushes a release: the frontend host builds it, and it goes live where pushes do."""
+        made = frontend_deployment(f"dpl_{release}", commit=commit_of(release))
+        self.frontend = replace(self.frontend, deployments=(made, *self.frontend.deployments))
+        if self.frontend.auto_assign:
+            self.frontend = replace(self.frontend, production=made.id, domains=((DOMAIN, made.id),))
+
+    def put(self, service: str, artifact: str) -> None:
+        """Somebody puts something in the place of a service, round the tool."""
+        others = tuple(i for i in self.containers.serving if i.service != service)
+        self.containers = replace(
+            self.containers, serving=(*others, instance_of(service, artifact)), held=self.containers.held | {artifact}
+        )
+
+    def forget(self, release: str) -> None:
+        """Somebody cleans the images of a release away."""
+        gone = {artifact_of(service, release) for service in SERVICES}
+        self.containers = replace(self.containers, held=self.containers.held - gone)
+
+    def blindfold(self, *sources: str, says: Reading = NO_ANSWER) -> None:
+        """These sources see nothing from now on."""
+        self.blind |= dict.fromkeys(sources, says)
+
+    def sicken(self, service: str) -> None:
+        """A service runs, and is not well."""
+        self.containers = replace(
+            self.containers,
+            serving=tuple(
+                replace(i, health=Health.UNHEALTHY) if i.service == service else i for i in self.containers.serving
+            ),
+        )
+
+    # --- the truth ---------------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> str:
+        """The release that serves, by the artifact at the front; empty when nothing does."""
+        return next((i.artifact.removeprefix(f"{SERVICES[0]}-") for i in self.containers.of(SERVICES[0])), "")
+
+    @property
+    def serves_wholly(self) -> bool:
+        """Every service is of the release at the front."""
+        return {(i.service, i.artifact) for i in self.containers.serving} == {
+            (service, artifact_of(service, self.serving)) for service in SERVICES
+        }
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """How what serves behaves now."""
+        behaviour = self.behaves.get(self.serving, WELL)
+        since = self._served_since.get(self.serving)
+        turned = since is None or (self.clock.now() - since).total_seconds() >= behaviour.after_s
+        return behaviour if turned else WELL
+
+    def facts(self, role: Role) -> Facts:
+        return replace(super().facts(role), observed_at=self.clock.now())
+
+    def take(self, step: Step) -> None:
+        if duration_s := self.takes_s.get(step.name):
+            self.clock.sleep(duration_s)
+        match step.action:
+            case PassGate(release=release) if not self.behaves.get(release, WELL).boots:
+                raise Refused(f"{SERVICES[0]} of {release} exited with 1 at the gate", hint="less gate.log")
+            case ReturnFrontend(deployment=deployment) if self.frontend.busy:
+                raise Refused(f"{deployment} waits behind another promotion", hint="lastgood rollback")
+            case _:
+                super().take(step)
+        match step.action:
+            case Serve(release=release):
+                self._served_since[release] = self.clock.now()
+            case TakeRestorePoint(restore_point=restore_point):
+                self._keep(restore_point)
+            case ExportWrites(export=export):
+                self.exports[export] = dict(self.written)
+            case SwapDatabase(restore_point=restore_point):
+                self.broken = dict(self.broken_at[restore_point])
+                self.written.clear()
+            case Migrate(release=release):
+                self.broken |= {f"migrated-{n}": True for n in range(self.behaves.get(release, WELL).migration_breaks)}
+            case _:
+                pass
+
+    def _keep(self, restore_point: str) -> None:
+        self.written.clear()
+        self.broken_at[restore_point] = dict(self.broken)
+        self.points[restore_point] = RestorePoint(
+            id=restore_point,
+            database=DATABASE,
+            taken_at=self.clock.now(),
+            path=f"{restore_point}/dump",
+            sha256="0" * 64,
+            size_bytes=self.database.size_bytes,
+            fingerprint=self.database.fingerprint,
+            snapshot="1:1:",
+            clone=clone_of(restore_point),
+            proved_at=self.clock.now(),
+        )
+
+
+def commit_of(release: str) -> str:
+    """Name the commit of a release."""
+    return f"c0ffee-{release}"
+
+
+class MemoryContainers(Hand):
+    """core.ports.Containers on a Stack. lost: what keeps the logs from being saved. saved: the newest ones.
+
+    commits: of a release, where it is not that of its content.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(stack, Role.CONTAINERS)
+        self._stack = stack
+        self.lost: LastgoodError | None = None
+        self.commits: dict[str, str] = {}
+        self.saved: list[str] = []
+
+    def observe(self) -> ContainerFacts:
+        facts = super().observe()
+        assert isinstance(facts, ContainerFacts)  # noqa: S101 # the world shows a role its own facts
+        return facts
+
+    def prepare(self, name: str, recorded_at: datetime) -> Release:
+        self._answer()
+        made = self._release(name, content=self._stack.on_disk or name, recorded_at=recorded_at)
+        held = self._stack.containers.held | {s.artifact for s in made.services}
+        self._stack.containers = replace(self._stack.containers, held=held)
+        return made
+
+    def describe_running(self, name: str, recorded_at: datetime) -> Release:
+        if not self.observe().serving:
+            raise Refused("nothing serves, so there is nothing to record", hint="lastgood deploy --first")
+        return self._release(name, content=self._stack.serving, recorded_at=recorded_at)
+
+    def _release(self, name: str, *, content: str, recorded_at: datetime) -> Release:
+        return Release(
+            id=name,
+            recorded_at=recorded_at,
+            engine="memory",
+            commit=self.commits.get(name, commit_of(content)),
+            services=tuple(
+                ServiceRecord(name=s, artifact=artifact_of(s, content), held_as=f"held/{s}:{content}") for s in SERVICES
+            ),
+        )
+
+    def rung(self) -> str:
+        return "L2 start-first: in memory there is no standby"
+
+    def evidence(self, into: Path) -> tuple[str, ...]:
+        if self.lost:
+            raise self.lost
+        self.saved = [f"{i.service}.log" for i in self.observe().serving]
+        for name in self.saved:
+            (into / name).write_text("in memory\n", encoding="utf-8")
+        return tuple(self.saved)
+
+    def checks(self, release: Release) -> tuple[Check, ...]:
+        facts = self.observe()
+        return tuple(
+            Check(
+                name=f"container {service.name}",
+                passed=bool(own := facts.of(service.name))
+                and all(i.serves and i.artifact == service.artifact for i in own),
+                detail=", ".join(i.artifact for i in facts.of(service.name)) or "does not run",
+            )
+            for service in release.services
+        )
+
+
+class MemoryDatabase(Hand):
+    """core.ports.Database on a Stack."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(stack, Role.DATABASE)
+        self._stack = stack
+
+    def observe(self) -> DatabaseFacts:
+        facts = super().observe()
+        assert isinstance(facts, DatabaseFacts)  # noqa: S101 # the world shows a role its own facts
+        return facts
+
+    def preflight(self) -> tuple[str, ...]:
+        self._answer()
+        return self._stack.obstacles
+
+    def ships(self, release: str) -> Shipped:
+        content = self._stack.on_disk or release
+        return Shipped(migrations=("m1", *self._stack.behaves.get(content, WELL).migrations), statements=("SELECT 1",))
+
+    def restore_point(self, restore_point: str) -> RestorePoint:
+        if restore_point not in self._stack.points:
+            raise Refused(f"restore point {restore_point} is not there", hint="lastgood restore-points")
+        return self._stack.points[restore_point]
+
+    def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
+        facts, broken = self.observe(), self._stack.broken
+        changed = facts.fingerprint != since.fingerprint
+        new = {key: by for key, by in broken.items() if key not in self._stack.broken_at.get(since.id, {})}
+        found = BrokenInvariant(
+            invariant=INVARIANT,
+            by_migration=sum(new.values()),
+            by_others=len(new) - sum(new.values()),
+            keys=tuple(sorted(new))[:20],
+        )
+        same = FitsSchema(fit=Fit.YES, tried=len(target.statements), reason="the schema did not change")
+        return DatabaseEvidence(
+            database=DATABASE,
+            changes=(SchemaChange(object=f"{TABLE}.title", change="renamed to name"),) if changed else (),
+            errors=(),
+            broken=(found,) if new else (),
+            old_release=self._stack.fits if changed else same,
+            writes=WritesSince(tables=tuple(self._stack.written.most_common()), rate_per_s=2.0),
+            size_bytes=facts.size_bytes,
+        )
+
+    def losses(self, export: str) -> tuple[Loss, ...]:
+        self._answer()
+        if export not in self._stack.exports:
+            raise Refused(f"export {export} is not there", hint="lastgood explain")
+        rows = self._stack.exports[export]
+        return tuple(Loss(table=t, rows=n, file=f"exports/{export}/{t}.jsonl") for t, n in rows.items())
+
+    def checks(self, fingerprint: str) -> tuple[Check, ...]:
+        facts = self.observe()
+        answers = Check(name="database answers", passed=facts.exists)
+        same = Check(name="database schema", passed=facts.fingerprint == fingerprint, detail=facts.fingerprint)
+        return (answers, same) if fingerprint else (answers,)
+
+
+class MemoryFrontend(Hand):
+    """core.ports.Frontend on a Stack. lets_go: while it is not set, no look comes back."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(stack, Role.FRONTEND)
+        self._stack = stack
+        self.lets_go = threading.Event()
+        self.lets_go.set()
+
+    def observe(self) -> FrontendFacts:
+        self.lets_go.wait()
+        facts = super().observe()
+        assert isinstance(facts, FrontendFacts)  # noqa: S101 # the world shows a role its own facts
+        return facts
+
+    def checks(self, deployment: str) -> tuple[Check, ...]:
+        facts = self.observe()
+        return tuple(Check(name=f"domain {d}", passed=shown == deployment, detail=shown) for d, shown in facts.domains)
+
+    def resume_auto_assign(self) -> None:
+        self._answer()
+        self._stack.frontend = replace(self._stack.frontend, auto_assign=True)
+
+
+class MemorySource:
+    """core.ports.SignalSource: one eye on a Stack, which sees what its function says."""
+
+    def __init__(self, name: str, stack: Stack, see: Callable[[Stack, Window], Reading]) -> None:
+        self._name, self._stack, self._see = name, stack, see
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def read(self, window: Window) -> Reading:
+        return self._stack.blind.get(self._name) or self._see(self._stack, window)
+
+
+def see_traffic(stack: Stack, window: Window) -> Reading:
+    """Count the requests of the window, which write their rows."""
+    if not window.length_s:
+        return NoData(reason="the first look")
+    requests, behaviour = round(stack.rate_per_s * window.length_s), stack.behaviour
+    stack.written[TABLE] += requests // 10
+    if behaviour.breaks_rows:
+        stack.broken[f"row-{len(stack.broken)}"] = False
+    return Traffic(requests=requests, errors=round(requests * behaviour.errors), slow=round(requests * behaviour.slow))
+
+
+def see_feature(stack: Stack, _window: Window) -> Reading:
+    """Ask the feature once."""
+    failed = not stack.behaviour.answers
+    return Probed(asked=1, failed=int(failed), detail="no answer within 4 s" if failed else "")
+
+
+def see_data(stack: Stack, _window: Window) -> Reading:
+    """Read the invariant."""
+    found = frozenset(Violation(invariant=INVARIANT, key=key) for key in stack.broken)
+    return Violations(found=found, total=len(found))
+
+
+def see_instances(stack: Stack, _window: Window) -> Reading:
+    """Look at what serves."""
+    return Instances(
+        instances=tuple(
+            InstanceState(
+                service=i.service,
+                running=i.running,
+                unhealthy=i.health is Health.UNHEALTHY,
+                restarts=i.restarts,
+                oom_killed=i.oom_killed,
+            )
+            for i in stack.containers.serving
+        )
+    )
+
+
+class MemoryChecker:
+    """core.ports.Checker: the health address and the team's smoke tests of a Stack. broken: fails each, and why."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self.broken = ""
+
+    def run(self, names: Collection[str]) -> tuple[Check, ...]:
+        serving, well = self._stack.serving, not self.broken
+        smoke = well and bool(serving) and self._stack.behaviour.passes_smoke
+        return (
+            Check(name="health", passed=well and serving in names, detail=self.broken or serving or "nothing answers"),
+            *(
+                Check(name=name, passed=smoke, detail="" if smoke else self.broken or f"failed on {serving}")
+                for name in ("login", "create mission", "chat with agent")
+            ),
+        )
+
+    def named(self) -> tuple[str, ...]:
+        return (self._stack.serving,) if self._stack.serving and not self.broken else ()
+
+
+class MemoryNotifier:
+    """core.ports.Notifier: a channel in memory. messages: (event, text) as it took them in. errors: of the next
+    messages, oldest first. takes_s: how long a message takes."""
+
+    def __init__(self, clock: SteppedClock, channel: str = "#dev-ops") -> None:
+        self._clock, self._channel = clock, channel
+        self.messages: list[tuple[str, str]] = []
+        self.errors: list[LastgoodError] = []
+        self.takes_s = 0.0
+
+    @property
+    def channel(self) -> str:
+        return self._channel
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What its readers read."""
+        return [text for _, text in self.messages]
+
+    def send(self, text: str, *, event_id: str) -> None:
+        if self.takes_s:
+            self._clock.sleep(self.takes_s)
+        if self.errors:
+            raise self.errors.pop(0)
+        shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in text[:LONGEST_TEXT])
+        self.messages.append((event_id, shown))

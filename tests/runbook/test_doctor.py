@@ -1,0 +1,156 @@
+"""Could we roll back right now: what the doctor finds, what it could not see, and that it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import Refused, Retryable
+from lastgood.core.plan import Role
+from lastgood.runbook.doctor import Answer, Finding, examine
+from lastgood.testing.stack import PROBE, WELL
+from lastgood.testing.world import Crash
+from tests.runbook.team import BAD, OLD, Team
+
+NO_ANSWER = Retryable("no answer", delay_s=1.0)
+SAYS_NO = Refused("the token is not accepted", hint="renew it")
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Team:
+    """v2 serves and is good, and v1 is what it would go back to."""
+    team = Team.with_a_good_release(tmp_path)
+    team.deploy(BAD, WELL)
+    team.watch()
+    return team
+
+
+def found(team: Team) -> dict[str, Finding]:
+    """What the doctor says, by check."""
+    return {finding.check: finding for finding in examine(team.rooms())}
+
+
+def test_a_stack_that_can_go_back_is_well_in_every_check(team: Team) -> None:
+    assert {finding.answer for finding in found(team).values()} == {Answer.OK}
+
+
+def test_what_it_would_go_back_to_is_named(team: Team) -> None:
+    assert OLD in found(team)["last good release"].evidence
+
+
+def test_looking_changes_nothing(team: Team) -> None:
+    before = (team.stack.containers, team.stack.database, team.stack.frontend, list(team.journal.kept))
+    found(team)
+    assert (team.stack.containers, team.stack.database, team.stack.frontend, list(team.journal.kept)) == before
+
+
+def drop_clone(team: Team) -> None:
+    """Somebody drops what a restore point keeps."""
+    names = frozenset(name for name in team.stack.database.databases if not name.startswith("clone_"))
+    team.stack.database = replace(team.stack.database, databases=names)
+
+
+def cannot_return(team: Team) -> None:
+    """The frontend host keeps the old deployment and does not let it serve again."""
+    kept = tuple(replace(d, can_return=d.id != f"dpl_{OLD}") for d in team.stack.frontend.deployments)
+    team.stack.frontend = replace(team.stack.frontend, deployments=kept)
+
+
+def deploy_and_die(team: Team) -> None:
+    """A deploy is left in its middle."""
+
+    def die() -> None:
+        raise Crash
+
+    team.stack.takes_s["serve-core"] = 2.0
+    team.clock.after(1.0, die)
+    with pytest.raises(Crash):
+        team.deploy("v3", WELL)
+
+
+FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
+    "the journal was changed": (
+        "journal",
+        "record 3 was changed",
+        lambda team: setattr(team.journal, "damage", ("record 3 was changed",)),
+    ),
+    "a run did not finish": ("runs", "of v3 did not finish", deploy_and_die),
+    "a service is sick": ("containers", "not serving: agent", lambda team: team.stack.sicken("agent")),
+    "images are gone": ("images", "missing core", lambda team: team.stack.forget(OLD)),
+    "the disk is too small": (
+        "database",
+        "1 GB free, 3 GB needed",
+        lambda team: setattr(team.stack, "obstacles", ("1 GB free, 3 GB needed",)),
+    ),
+    "the clone is gone": ("restore point", "none that could be swapped in", drop_clone),
+    "the frontend cannot return": ("frontend", f"would go back to dpl_{OLD}", cannot_return),
+    "the frontend host says no": (
+        "frontend",
+        "the token is not accepted",
+        lambda team: team.stack.away.update({Role.FRONTEND: SAYS_NO}),
+    ),
+}
+
+
+@pytest.mark.parametrize("trouble", FAILS)
+def test_what_would_keep_it_from_going_back_fails_and_is_named(team: Team, trouble: str) -> None:
+    check, evidence, begin = FAILS[trouble]
+    begin(team)
+    finding = found(team)[check]
+    assert finding.answer is Answer.FAILED
+    assert evidence in finding.evidence
+
+
+@pytest.mark.parametrize("trouble", FAILS)
+def test_what_failed_comes_with_one_thing_to_type(team: Team, trouble: str) -> None:
+    FAILS[trouble][-1](team)
+    assert [f.check for f in found(team).values() if f.answer is Answer.FAILED and not f.hint] == []
+
+
+UNSEEN: dict[str, tuple[str, Callable[[Team], None]]] = {
+    "the engine is away": ("containers", lambda team: team.stack.away.update({Role.CONTAINERS: NO_ANSWER})),
+    "the database is away": ("database", lambda team: team.stack.away.update({Role.DATABASE: NO_ANSWER})),
+    "the frontend host is away": ("frontend", lambda team: team.stack.away.update({Role.FRONTEND: NO_ANSWER})),
+    "the metrics are away": ("signal traffic", lambda team: team.stack.blindfold("traffic")),
+    "the feature's probe is away": (f"signal {PROBE}", lambda team: team.stack.blindfold(PROBE)),
+}
+
+
+@pytest.mark.parametrize("trouble", UNSEEN)
+def test_what_could_not_be_seen_is_neither_ok_nor_failed(team: Team, trouble: str) -> None:
+    check, begin = UNSEEN[trouble]
+    begin(team)
+    assert found(team)[check].answer is Answer.COULD_NOT_LOOK
+
+
+@pytest.mark.parametrize("trouble", UNSEEN)
+def test_what_could_not_be_seen_keeps_nothing_else_from_being_looked_at(team: Team, trouble: str) -> None:
+    well = {check for check, finding in found(team).items() if finding.answer is Answer.OK}
+    check, begin = UNSEEN[trouble]
+    begin(team)
+    part = {check, "rung", "images"} if check == "containers" else {check, "restore point"}
+    assert well - part <= {name for name, finding in found(team).items() if finding.answer is Answer.OK}
+
+
+def test_a_release_that_serves_and_has_none_before_it_has_nowhere_to_go(tmp_path: Path) -> None:
+    finding = found(Team.with_a_good_release(tmp_path))["last good release"]
+    assert (finding.answer, finding.evidence) == (Answer.FAILED, f"none before {OLD}")
+
+
+def test_a_stack_that_was_never_deployed_is_told_to_record_what_is_good(tmp_path: Path) -> None:
+    finding = found(Team(tmp_path))["last good release"]
+    assert (finding.answer, finding.hint) == (Answer.FAILED, "lastgood record --good")
+
+
+def test_a_part_that_is_not_configured_is_no_fault(tmp_path: Path) -> None:
+    said = found(Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS})))
+    assert {said["database"].evidence, said["frontend"].evidence} == {"skipped: none configured"}
+    assert {said["database"].answer, said["frontend"].answer} == {Answer.OK}
+
+
+def test_a_watch_without_eyes_fails(team: Team) -> None:
+    findings = examine(replace(team.rooms(), sources=()))
+    assert [f.answer for f in findings if f.check == "signals"] == [Answer.FAILED]
