@@ -61,6 +61,12 @@ def commands() -> Iterator[str]:
                 yield f"| `{name}` | {what} | {changes} | `{example.removeprefix('Example: ')}` |"
 
 
+def settings() -> str:
+    """The sections of lastgood.yaml, as one line of code spans."""
+    body = ast.parse((PACKAGE / "core" / "config.py").read_text(encoding="utf-8")).body
+    return _named([node.name for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")])
+
+
 def _named(rooms: list[str]) -> str:
     return ", ".join(f"`{room}`" for room in rooms)
 

@@ -1,60 +1,28 @@
 """What every signal source promises (core.ports.SignalSource), shown on a real world each: loopback servers, Postgres.
 
-To take a new source in, write a rig for it (a context manager that yields a SourceRig) and add it to RIGS.
+A new source comes with a module in tests/contract/rigs/sources; this file finds it there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+import pkgutil
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib import import_module
 
-import psycopg
 import pytest
 
-from lastgood.core.config import ProbeConfig
-from lastgood.core.errors import Retryable
-from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
-from lastgood.core.ports import SignalSource
 from lastgood.core.reading import Instances, NoData, Probed, Reading, SourceDown, Traffic, Violations, Window
 from lastgood.signals import metrics_page
-from lastgood.signals.instances import InstanceStates
-from lastgood.signals.invariants import Invariants
-from lastgood.signals.metrics_page import MetricsPage
-from lastgood.signals.probe import Probe
-from lastgood.testing.stack import (
-    SERVICES,
-    MemoryContainers,
-    MemorySource,
-    Stack,
-    artifact_of,
-    see_data,
-    see_feature,
-    see_instances,
-    see_traffic,
-)
-from lastgood.testing.world import SteppedClock
-from tests.signals.database import database
-from tests.signals.loopback import answer, drip_body, drip_headers, flood, hang, loopback
+from tests.contract.rigs import sources
+from tests.contract.rigs.sources import BEGAN, SourceRig
 
-BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-needs_server = pytest.mark.needs_server
-Act = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRig:
-    """A world of its own for one source. It is well at first.
-
-    troubles: what makes it unwell in one way each (away, slow, nonsense), by name. footprint: whatever a source that
-    only reads must not change. counting: its first reading has nothing to compare with.
-    """
-
-    source: SignalSource
-    troubles: Mapping[str, Act]
-    footprint: Callable[[], object]
-    counting: bool = False
+MODULES = [import_module(f"{sources.__name__}.{found.name}") for found in pkgutil.iter_modules(sources.__path__)]
+RIGS = [
+    pytest.param(make, id=name, marks=[pytest.mark.needs_server] if getattr(module, "NEEDS_SERVER", True) else [])
+    for module in MODULES
+    for name, make in module.RIGS.items()
+]
 
 
 def shows_health(reading: Reading) -> bool:
@@ -70,159 +38,10 @@ def shows_health(reading: Reading) -> bool:
             return True
 
 
-@contextmanager
-def metrics_page_rig() -> Iterator[SourceRig]:
-    text = (
-        'http_requests_total{handler="/a",status="200"} 5\n'
-        'http_request_duration_seconds_bucket{handler="/a",le="0.5"} 5\n'
-        'http_request_duration_seconds_count{handler="/a"} 5\n'
-    )
-    with loopback(answer(text)) as server:
-
-        def reply(what: object) -> Act:
-            return lambda: setattr(server, "reply", what)
-
-        yield SourceRig(
-            source=MetricsPage("the source", [f"{server.url}/metrics"], ("/health",), 0.5),
-            troubles={
-                "away": reply(b""),
-                "hangs": reply(hang),
-                "drips": reply(drip_body),
-                "drips-headers": reply(drip_headers),
-                "floods": reply(flood),
-                "nonsense": reply(answer(b"\xff\x00{{{")),
-                "not-http": reply(b"\x00" * 100 + b"\r\n"),
-                "error": reply(answer(text, status=500)),
-                "elsewhere": reply(answer("", status=302, headers=f"location: {server.url}/other\r\n")),
-                "not-numbers": reply(answer(text.replace(" 5", " NaN"))),
-            },
-            footprint=lambda: [line for line, _ in server.requests if line != "GET /metrics HTTP/1.1"],
-            counting=True,
-        )
-
-
-@contextmanager
-def probe_rig() -> Iterator[SourceRig]:
-    with loopback(answer('{"status": "completed"}')) as server:
-
-        def reply(what: object) -> Act:
-            return lambda: setattr(server, "reply", what)
-
-        asking = ("POST /execute HTTP/1.1", b'{"task": "ping"}')
-        settings = {"post": f"{server.url}/execute", "json": {"task": "ping"}, "expect": {"status": "completed"}}
-        yield SourceRig(
-            source=Probe("the source", ProbeConfig.model_validate({**settings, "timeout": "300ms"})),
-            troubles={
-                "away": reply(b""),
-                "hangs": reply(hang),
-                "drips": reply(drip_body),
-                "drips-headers": reply(drip_headers),
-                "floods": reply(flood),
-                "nonsense": reply(answer(b"\xff\x00{{{")),
-                "deep": reply(answer("[" * 500_000)),
-                "not-http": reply(b"\x00" * 100 + b"\r\n"),
-                "error": reply(answer('{"status": "completed"}', status=500)),
-                "elsewhere": reply(answer("", status=302, headers=f"location: {server.url}/other\r\n")),
-            },
-            footprint=lambda: [asked for asked in server.requests if asked != asking],
-        )
-
-
-@dataclass(slots=True)
-class _Reach:
-    """How the rig's source gets to its database."""
-
-    address: str
-    opened: list[psycopg.Connection] = field(default_factory=list[psycopg.Connection])
-
-    def connect(self) -> psycopg.Connection:
-        connection = psycopg.connect(self.address, connect_timeout=2)
-        self.opened.append(connection)
-        return connection
-
-
-@contextmanager
-def invariants_rig() -> Iterator[SourceRig]:
-    with database("CREATE TABLE missions (id int, credits int)", "INSERT INTO missions VALUES (1, 5)") as address:
-        reach = _Reach(address)
-
-        def run(statement: str) -> Act:
-            def act() -> None:
-                with psycopg.connect(address, autocommit=True) as connection:
-                    connection.execute(statement.encode())
-
-            return act
-
-        def rows() -> object:
-            assert all(connection.closed for connection in reach.opened), "a reading leaves no session behind"
-            with psycopg.connect(address) as connection:
-                return connection.execute("SELECT xmin::text, m.* FROM missions m").fetchall()
-
-        yield SourceRig(
-            source=Invariants(
-                "the source", {"credits": "SELECT id FROM missions WHERE credits <= 0"}, reach.connect, 1.0
-            ),
-            troubles={
-                "away": lambda: setattr(reach, "address", address.replace("signals_", "nowhere_")),
-                "slow": run(
-                    "ALTER TABLE missions RENAME TO kept; CREATE VIEW missions AS"
-                    " SELECT id, credits - (SELECT count(*) FROM pg_sleep(600)) AS credits FROM kept"
-                ),
-                "another-schema": run("ALTER TABLE missions RENAME credits TO points"),
-            },
-            footprint=rows,
-        )
-
-
-@contextmanager
-def instances_rig() -> Iterator[SourceRig]:
-    answers = True
-
-    def observe() -> ContainerFacts:
-        if not answers:
-            raise Retryable("the engine does not answer", delay_s=1)
-        core = InstanceFacts(service="core", instance="1", artifact="a", running=True, health=Health.HEALTHY)
-        return ContainerFacts(observed_at=BEGAN, serving=(core,))
-
-    def away() -> None:
-        nonlocal answers
-        answers = False
-
-    yield SourceRig(source=InstanceStates("the source", observe), troubles={"away": away}, footprint=lambda: None)
-
-
-def memory_rig(see: Callable[[Stack, Window], Reading]) -> AbstractContextManager[SourceRig]:
-    """An eye on the stack in memory."""
-    stack = Stack(SteppedClock())
-    MemoryContainers(stack).prepare("v1", BEGAN)
-    for service in SERVICES:
-        stack.put(service, artifact_of(service, "v1"))
-    return nullcontext(
-        SourceRig(
-            source=MemorySource("the source", stack, see),
-            troubles={"away": lambda: stack.blindfold("the source")},
-            footprint=lambda: (dict(stack.effects), stack.containers, stack.database, dict(stack.broken)),
-        )
-    )
-
-
-RIGS: Mapping[str, Callable[[], AbstractContextManager[SourceRig]]] = {
-    "metrics-page": metrics_page_rig,
-    "probe": probe_rig,
-    "invariants": invariants_rig,
-    "instances": instances_rig,
-    "memory-traffic": lambda: memory_rig(see_traffic),
-    "memory-feature": lambda: memory_rig(see_feature),
-    "memory-data": lambda: memory_rig(see_data),
-    "memory-instances": lambda: memory_rig(see_instances),
-}
-IN_MEMORY = ("instances", "memory-traffic", "memory-feature", "memory-data", "memory-instances")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=() if name in IN_MEMORY else needs_server) for name in RIGS])
+@pytest.fixture(params=RIGS)
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceRig]:
     monkeypatch.setattr(metrics_page, "DEADLINE_S", 0.3)
-    with RIGS[request.param]() as made:
+    with request.param() as made:
         yield made
 
 

@@ -15,6 +15,7 @@ from lastgood.core.config import (
     FeatureTrigger,
     LatencyTrigger,
     Mode,
+    ProbeConfig,
     parse_config,
 )
 from lastgood.core.errors import ConfigError
@@ -206,9 +207,11 @@ def test_what_a_probe_sends_is_read_as_yaml_1_2(written: str, value: object) -> 
         f"{GOOD}watch:\n  triggers:\n    x:\n      kind: feature\n      probe:\n       post: http://a\n"
         f"       json:\n        a: {written}\n"
     )
-    trigger = config.watch.triggers["x"]
-    assert isinstance(trigger, FeatureTrigger)
-    assert trigger.probe.json_body == {"a": value}
+    match config.watch.triggers["x"]:
+        case FeatureTrigger(probe=ProbeConfig(json_body=sent)):
+            assert sent == {"a": value}
+        case other:
+            pytest.fail(f"not a probe: {other}")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One rig per target: a small real world that the target acts on, and how to count what it did there.
 
-`tests/contract/test_target.py` runs the same suite over every rig that is listed in RIGS.
+`tests/contract/test_target.py` runs the same suite over every rig that is listed in RIGS. Those of signal sources are
+in `sources`.
 """
 
 from __future__ import annotations
