@@ -274,6 +274,26 @@ class ComposeConfig(_Section):
     env_file: str | None = None
 
 
+class Standby(StrEnum):
+    """What becomes of the release before, while a new one is watched behind an edge."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    NONE = "none"
+
+
+class EdgeConfig(_Section):
+    """The HAProxy in front of the services. service: its name in the compose project. routes: service to the port on
+    which its containers serve. one_at_a_time: those of them of which no second copy may run. drain: how long a request
+    may go on after the switch."""
+
+    service: Name = "lastgood-edge"
+    routes: Annotated[Mapping[Name, Port], Field(min_length=1)]
+    one_at_a_time: tuple[Name, ...] = ()
+    standby: Standby = Standby.RUNNING
+    drain: Duration = 30.0
+
+
 class ContainersConfig(_Section):
     """What a rollback may touch. Services not named here are never recreated."""
 
@@ -281,6 +301,16 @@ class ContainersConfig(_Section):
     services: Annotated[tuple[Name, ...], Field(min_length=1)]
     boot: SomeTime = 60.0
     stop: Duration = 10.0
+    edge: EdgeConfig | None = None
+
+    @model_validator(mode="after")
+    def _only_what_goes_back_has_a_route(self) -> ContainersConfig:
+        routed = set(self.edge.routes) if self.edge else set[str]()
+        once = set(self.edge.one_at_a_time) if self.edge else set[str]()
+        if unknown := sorted(routed - set(self.services)) or sorted(once - routed):
+            message = f"expected in edge only services that are in services and have a route, not {', '.join(unknown)}"
+            raise ValueError(message)
+        return self
 
 
 class ProcessService(_Section):

@@ -16,7 +16,9 @@ from lastgood.core.plan import (
     Plan,
     Purpose,
     Serve,
+    Settle,
     Step,
+    Switch,
     TakeRestorePoint,
     runs,
 )
@@ -75,7 +77,7 @@ def make_deploy_plan(
             )
         else:
             skipped.append("migrations: none pending")
-    steps += serve_steps(release, changed, boot_s=boot_s)
+    steps += serve_steps(release, changed, containers, boot_s=boot_s, standby=serving)
     return Plan(
         id=plan_id,
         purpose=Purpose.DEPLOY,
@@ -95,13 +97,22 @@ def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str]
 
 
 def changed_services(release: Release, containers: ContainerFacts) -> tuple[ServiceRecord, ...]:
-    """Return the services of `release` that do not serve from it now, in the release's order."""
-    return tuple(
-        service
+    """Return the services of `release` that do not serve from it now, in the release's order.
+
+    Behind an edge the services of a release talk to each other and to no other release's, so they change together.
+    """
+    changed = {
+        service.name
         for service in release.services
         if not containers.of(service.name)
-        or not all(i.serves and runs(service, i) for i in containers.of(service.name))
-    )
+        or not all(
+            i.serves and runs(service, i) and (service.name not in containers.switchable or i.release == release.id)
+            for i in containers.of(service.name)
+        )
+    }
+    if changed & containers.switchable:
+        changed |= containers.switchable
+    return tuple(service for service in release.services if service.name in changed)
 
 
 def gate_step(release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, attempts: int) -> list[Step]:
@@ -121,11 +132,28 @@ def gate_step(release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: f
 
 
 def serve_steps(
-    release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, needs_approval: bool = False
+    release: Release,
+    changed: tuple[ServiceRecord, ...],
+    containers: ContainerFacts,
+    *,
+    boot_s: float,
+    standby: str = "",
+    needs_approval: bool = False,
 ) -> list[Step]:
-    """One step a service, then the removal of what the gate started; empty when nothing changes."""
+    """One step for all services that an edge switches, one for each other service, then the end of what does not serve;
+    empty when nothing changes. standby: release that may stay ready beside."""
     if not changed:
         return []
+    together = tuple((s.name, s.artifact) for s in changed if s.name in containers.switchable)
+    switch = [
+        Step(
+            name="switch-traffic",
+            action=Switch(release=release.id, artifacts=together),
+            deadline_s=boot_s,
+            explain=f"the traffic of {', '.join(name for name, _ in together)} moves to {release.id} at once",
+            needs_approval=needs_approval,
+        )
+    ]
     serve = [
         Step(
             name=f"serve-{service.name}",
@@ -140,8 +168,17 @@ def serve_steps(
             needs_approval=needs_approval,
         )
         for service in changed
+        if service.name not in containers.switchable
     ]
-    return [*serve, clear_step(boot_s=boot_s)]
+    if not together:
+        return [*serve, clear_step(boot_s=boot_s)]
+    settle = Step(
+        name="settle",
+        action=Settle(standby=standby),
+        deadline_s=boot_s * len(together),
+        explain=(f"{standby} stays ready beside; " if standby else "") + "what else does not serve finishes and stops",
+    )
+    return [*switch, *serve, settle]
 
 
 def clear_step(*, boot_s: float) -> Step:

@@ -85,8 +85,9 @@ class Containers(Target, Protocol):
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...
 
-    def rung(self) -> str:
-        """Name the rung that a rollback would take here and why not a higher one, one line."""
+    def rung(self, release: str = "") -> str:
+        """Name the rung on which `release` would be put back now, and why not a higher one, one line. Without a
+        release: the one on which a rollback would go after the next deploy."""
         ...
 
     def evidence(self, into: Path) -> tuple[str, ...]:

@@ -127,7 +127,9 @@ def _containers(
         return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
     return (
         gate_step(target, changed, boot_s=deadlines.boot_s, attempts=2),
-        serve_steps(target, changed, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval),
+        serve_steps(
+            target, changed, world.containers, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval
+        ),
     )
 
 

@@ -100,7 +100,8 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"{len(facts.serving)} serving" + (f"; not serving: {', '.join(down)}" if down else ""),
         hint="lastgood status" if down or not facts.serving else "",
     )
-    yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung())
+    good = history.last_good(before=bad_release(history))
+    yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung(good.release.id if good else ""))
     if (good := history.last_good(before=bad_release(history))) is not None:
         gone = [s.name for s in good.release.services if s.artifact not in facts.held]
         yield Finding(

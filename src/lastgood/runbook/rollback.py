@@ -125,7 +125,7 @@ def plan_rollback(
     frontend, frontend_unseen = _look_at_frontend(rooms)
     world = World(
         containers=facts,
-        rung=rooms.containers.rung(),
+        rung=rooms.containers.rung(target.release.id),
         database=database,
         evidence=evidence,
         restore_point=point,

@@ -61,15 +61,17 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
 
 
-def describe_running(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
-    """Hold and keep what serves now. Raises Refused when a service does not run, or runs two images at once."""
+def describe_running(
+    stack: Stack, engine: Engine, serving: Sequence[Container], name: str, recorded_at: datetime
+) -> Release:
+    """Hold and keep what serves now. serving: every container that gets requests. Raises Refused when a service does
+    not run, or runs two images at once."""
     stack.shelf.folder(name)
     project = _usable(stack, engine)
-    running = engine.of_project()
     key = stack.shelf.key()
     records: list[ServiceRecord] = []
     for service in stack.config.services:
-        container = _only_one(service, [c for c in running if c.service == service and c.facts().running])
+        container = _only_one(service, [c for c in serving if c.service == service and c.facts().running])
         project = _as_it_runs(stack, engine, project, container)
         records.append(
             _record(

@@ -128,14 +128,14 @@ class Shelf:
                     f"release {name} exists with other {changed}", hint="lastgood deploy --release ANOTHER-NAME"
                 )
             return kept
-        _replace(self.folder(name) / CONFIG_FILE, content)
-        _replace(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
+        replace_private(self.folder(name) / CONFIG_FILE, content)
+        replace_private(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
         return wanted
 
     def lay_beside(self, release: str, name: str, content: bytes) -> Path:
         """Write a file of ours into a release's folder, over an older one, and return its path."""
         path = self.folder(release) / name
-        _replace(path, content)
+        replace_private(path, content)
         return path
 
 
@@ -149,7 +149,8 @@ def _difference(kept: KeptRelease, wanted: KeptRelease) -> str:
     return f"configuration of {', '.join(changed)}" if changed else ""
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_private(path: Path, content: bytes) -> None:
+    """Put a file that only this user can read in the place of an older one, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)

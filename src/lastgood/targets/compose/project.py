@@ -22,6 +22,7 @@ Json = dict[str, Any]
 LABEL_CANDIDATE: Final = "lastgood.candidate"
 LABEL_CONFIG: Final = "lastgood.config"
 LABEL_RELEASE: Final = "lastgood.release"
+LABEL_RESTART: Final = "lastgood.restart"
 LABEL_SERVICE: Final = "lastgood.service"
 
 # What does not change how a container runs: where its image comes from, and what compose does around it.
@@ -179,9 +180,16 @@ class Project:
         return {key: str(self._defined(kind, key).get("name") or key) for key in sorted(named)}
 
     def to_start(
-        self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str], volumes: Collection[str]
+        self,
+        name: str,
+        *,
+        image: str,
+        labels: Mapping[str, str],
+        networks: Collection[str],
+        volumes: Collection[str],
+        published: bool = True,
     ) -> Json:
-        """The model that starts `name` from `image`, in its place.
+        """The model that starts `name` from `image`, in its place. published: with its ports, which an edge may have.
 
         networks, volumes: real names of those that exist. They are marked external, so that no compose version takes
         a difference for a reason to recreate one under the feet of a database.
@@ -189,6 +197,8 @@ class Project:
         service = {part: value for part, value in self.service(name).items() if part not in ("build", "depends_on")}
         service |= {"image": image, "pull_policy": "never"}
         service["labels"] = {**self._labels(name), **labels}
+        if not published:
+            service.pop("ports", None)
         return self._alone(name, service, networks=networks, volumes=volumes)
 
     def to_create_beside(self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str]) -> Json:
@@ -208,6 +218,28 @@ class Project:
                 del service["networks"]
                 service["network_mode"] = "bridge"
         return self._alone(name, service, networks=networks, volumes=())
+
+    def to_stand_beside(self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str]) -> Json:
+        """The model of a service that serves behind an edge, beside others of its kind: as it is, without what only one
+        can have (ports, names, addresses) and what is for compose alone."""
+        service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
+        service |= {"image": image, "pull_policy": "never", "labels": {**self._labels(name), **labels}}
+        if resources := cast("Json", self.service(name).get("deploy") or {}).get("resources"):
+            service["deploy"] = {"resources": resources}
+        service["networks"] = dict.fromkeys(self.real_names("networks", name))
+        return self._alone(name, service, networks=networks, volumes=())
+
+    def restart_policy(self, name: str) -> str:
+        """When the engine starts the service again by itself, in compose's words."""
+        return str(self.service(name).get("restart") or "no")
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Every name by which other services reach this one."""
+        service = self.service(name)
+        networks = cast("Mapping[str, Json | None]", service.get("networks") or {})
+        aliases = [str(a) for at in networks.values() for a in (at or {}).get("aliases") or ()]
+        own = [str(service["container_name"])] if service.get("container_name") else []
+        return tuple(dict.fromkeys([name, *own, *aliases]))
 
     def _labels(self, name: str) -> dict[str, str]:
         labels = cast("Mapping[str, str]", self.service(name).get("labels") or {})
