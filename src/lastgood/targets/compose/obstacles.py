@@ -1,38 +1,14 @@
-"""What in a compose project keeps a service from going back by its image, and which services are stateful.
-
-A service is judged by its image, its command, its volumes and its ports together, never by its name: a `web` may be
-nginx, a `mysql` MariaDB.
-"""
+"""What in a compose project keeps a service from going back by its image."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from lastgood.targets.compose.project import Project
-
-# Servers whose data is their own business. From the images of 50 public compose stacks.
-_DATA_SERVERS: Final = frozenset(
-    """
-    postgres postgresql postgis timescaledb pgvector mysql mariadb percona mongo mongodb redis valkey
-    keydb dragonfly rabbitmq kafka nats zookeeper etcd consul vault elasticsearch opensearch clickhouse
-    clickhouse-server influxdb cassandra scylla neo4j qdrant weaviate milvus minio couchdb arangodb
-    cockroach memgraph surrealdb
-    """.split()  # noqa: SIM905 # forty names read better as a paragraph
-)
-_DATA_COMMANDS: Final = frozenset(
-    """
-    postgres mysqld mariadbd mongod redis-server valkey-server rabbitmq-server etcd minio
-    clickhouse-server
-    """.split()  # noqa: SIM905 # forty names read better as a paragraph
-)
-_DATA_FOLDERS: Final = (
-    *("/var/lib/postgresql", "/var/lib/mysql", "/data/db", "/var/lib/redis", "/var/lib/rabbitmq", "/var/lib/kafka"),
-    *("/usr/share/elasticsearch/data", "/var/lib/clickhouse", "/var/lib/influxdb", "/bitnami", "/qdrant/storage"),
-)
-_DATA_PORTS: Final = frozenset({5432, 3306, 27017, 6379, 5672, 9092, 2379, 9200, 8086, 9042, 7687, 6333})
+from lastgood.targets.compose.shape import why_stateful
 
 _CODE: Final = frozenset(
     """
@@ -41,27 +17,6 @@ _CODE: Final = frozenset(
     """.split()  # noqa: SIM905 # forty names read better as a paragraph
 )
 _LOOKED_AT_MOST: Final = 5000
-
-
-def why_stateful(project: Project, name: str) -> str:
-    """Say why a service must never be recreated, empty when nothing speaks for it."""
-    image = project.reference(name).split("@")[0].rsplit("/", 1)[-1].split(":")[0].lower()
-    if image in _DATA_SERVERS:
-        return f"its image is {image}"
-    service = project.service(name)
-    first = PurePosixPath(str(next(iter(service.get("command") or ()), ""))).name
-    if first in _DATA_COMMANDS:
-        return f"it runs {first}"
-    volumes = [str(m["target"]) for m in project.mounts(name) if m.get("type") == "volume"]
-    folders = [str(m["target"]) for m in project.mounts(name) if m.get("type") != "tmpfs"]
-    if kept := next((f for f in folders if f.startswith(_DATA_FOLDERS)), ""):
-        return f"it keeps data in {kept}"
-    ports = {int(p["target"]) for p in service.get("ports") or ()} | {
-        int(str(p).split("/")[0]) for p in service.get("expose") or () if str(p).split("/")[0].isdigit()
-    }
-    if volumes and (port := next(iter(sorted(ports & _DATA_PORTS)), None)):
-        return f"it listens on {port} and keeps a volume at {volumes[0]}"
-    return ""
 
 
 def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iterator[str]:

@@ -15,8 +15,9 @@ from lastgood.core.secret import Secret
 from lastgood.targets import child
 from lastgood.targets.compose import commands
 from lastgood.targets.compose.engine import Engine, connect
-from lastgood.targets.compose.obstacles import obstacles, why_stateful
+from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.shape import why_stateful
 from lastgood.targets.compose.stack import RESOLVE_S
 from lastgood.targets.masking import Masker, dotenv_values
 
