@@ -6,28 +6,29 @@ the edge; taking that file away again gives them back.
 
 from __future__ import annotations
 
-import io
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from typing import Final, cast
 
 from lastgood.core.config import ContainersConfig, EdgeConfig
 from lastgood.core.errors import Refused
-from lastgood.targets.compose.edge import FOLDER, Edge
-from lastgood.targets.compose.engine import Engine
+from lastgood.core.ports import Clock
+from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, publish_from
+from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.shape import Kind, shape_of
 from lastgood.targets.compose.stack import Stack
 
+COMPOSE_FILE: Final = "docker-compose.edge.yml"
 IMAGE: Final = "haproxy:2.6"
 _HEADER: Final = (
-    "Written by `lastgood init --edge`: the ports of these services belong to the edge, which sends each request to the\n"
-    "release that serves. Use it after the stack's own file: docker compose -f ... -f {name} up -d"
+    "Written by `lastgood init --edge`: the ports of these services belong to the edge, which sends each request to\n"
+    "the release that serves. Use it after the stack's own file: docker compose -f ... -f {name} up -d"
 )
 
 
@@ -68,9 +69,29 @@ def _exposed(image: Json | None) -> tuple[int, ...]:
 
 def _beside(project: Project, name: str, port: int) -> str:
     """What a service publishes that is not plain TCP on its one port."""
-    ports = cast("Sequence[Json]", project.service(name).get("ports") or ())
-    others = [f"{p['target']}/{p.get('protocol', 'tcp')}" for p in ports]
+    others = [f"{p['target']}/{p.get('protocol', 'tcp')}" for p in _ports(project, name)]
     return ", ".join(sorted({other for other in others if other != f"{port}/tcp"}))
+
+
+def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> EdgePlan:
+    """Put an edge before the services of `config`: write its compose file beside the first one, and what it starts from.
+
+    Raises Refused, nothing written, when there is one already or none can be had; Retryable when the engine does not
+    answer. What runs is not touched.
+    """
+    if config.edge is not None:
+        raise Refused("this stack has an edge already (containers.edge)", hint="lastgood doctor")
+    stack = Stack(config=config, root=root.resolve(), state=state.resolve(), shelf=Shelf(state.resolve()), clock=clock)
+    project = stack.resolve()
+    with connect(stack.name, os.environ) as engine:
+        plan = plan_edge(project, config.services, engine=engine)
+    write_edge(stack, project, plan, into=stack.root / edge_file(config))
+    return plan
+
+
+def edge_file(config: ContainersConfig) -> str:
+    """The compose file of the edge, relative to lastgood.yaml: beside the stack's first one."""
+    return str(Path(config.compose.files[0]).with_name(COMPOSE_FILE))
 
 
 def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) -> Edge:
@@ -85,45 +106,46 @@ def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) ->
     config = EdgeConfig(routes=plan.routes, one_at_a_time=tuple(plan.one_at_a_time))
     edge = Edge(config, stack)
     edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    today = {
-        name: [str(project.service(name).get("container_name") or f"{project.name}-{name}-{n}")]
-        for name in plan.routes
-        for n in (1,)
-    }
-    edge.write(project, today)
-    into.write_text(_compose_file(stack.config, project, edge, into), encoding="utf-8")
+    edge.write(project, {name: _names_today(project, name) for name in plan.routes})
+    into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
     return edge
 
 
-def _compose_file(containers: ContainersConfig, project: Project, edge: Edge, into: Path) -> str:
+def _names_today(project: Project, service: str) -> list[str]:
+    """What compose calls the containers of a service (compose-spec, container_name)."""
+    named = project.service(service).get("container_name")
+    copies = project.instances(service) or 1
+    return [str(named)] if named else [f"{project.name}-{service}-{number}" for number in range(1, copies + 1)]
+
+
+def _compose_file(project: Project, edge: Edge, name: str) -> str:
+    """YAML, each value in the form that JSON shares with it."""
     inside = publish_from(edge.routes(project))
-    aliases = [name for service in inside for name in project.names(service) if service in edge.switchable]
-    networks = sorted({n for service in inside for n in project.real_names("networks", service)})
-    ports = [
-        {**{key: value for key, value in port.items() if key != "mode"}, "target": inside[service]}
-        for service in inside
-        for port in cast("Sequence[Json]", project.service(service).get("ports") or ())
-    ]
-    tree = CommentedMap()
-    tree["services"] = services = CommentedMap()
-    services[edge.config.service] = {
+    aliases = [known_as for service in inside if service in edge.switchable for known_as in project.names(service)]
+    networks = sorted({network for service in inside for network in project.real_names("networks", service)})
+    front = {
         "image": f"${{LASTGOOD_EDGE_IMAGE:-{IMAGE}}}",
+        # it opens its socket for this user, and then goes on as nobody
         "user": "0:0",
         "entrypoint": ["haproxy", "-db", "-f", f"{INSIDE}/{CONFIG_FILE}"],
         "restart": "unless-stopped",
-        "ports": ports,
-        "volumes": [{"type": "bind", "source": str(edge.stack.state / FOLDER), "target": INSIDE}],
+        "volumes": [{"type": "bind", "source": str(edge.folder), "target": INSIDE}],
         "networks": {network: {"aliases": aliases} for network in networks},
+        "ports": [_published(port, inside[service]) for service in inside for port in _ports(project, service)],
     }
+    lines = [f"# {line}" for line in _HEADER.format(name=name).splitlines()]
+    lines += ["services:", f"  {edge.config.service}:"]
+    lines += [f"    {key}: {json.dumps(value)}" for key, value in front.items()]
     for service in inside:
-        if project.service(service).get("ports"):
-            services[service] = {"ports": _reset()}
-    _comments(tree).yaml_set_start_comment(_HEADER.format(name=into.name))
-    return _text(tree)
+        if _ports(project, service):
+            lines += [f"  {json.dumps(service)}:", "    ports: !reset []"]
+    return "\n".join(lines) + "\n"
 
 
-def _reset() -> CommentedSeq:
-    """An empty list that takes the one of the file before away (compose-spec, "Reset value")."""
-    nothing = CommentedSeq()
-    nothing.yaml_set_ctag(_tag("!reset"))
-    return nothing
+def _ports(project: Project, service: str) -> Sequence[Json]:
+    return cast("Sequence[Json]", project.service(service).get("ports") or ())
+
+
+def _published(port: Json, inside: int) -> Json:
+    kept = {key: port[key] for key in ("host_ip", "published", "protocol") if port.get(key)}
+    return {"target": inside, **kept}
