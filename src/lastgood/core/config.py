@@ -295,20 +295,31 @@ class EdgeConfig(_Section):
 
 
 class ContainersConfig(_Section):
-    """What a rollback may touch. Services not named here are never recreated."""
+    """What a rollback may touch. Services not named here are never recreated. workers: those that work by themselves
+    (queues, schedules): no second one is ever started beside."""
 
     compose: ComposeConfig
     services: Annotated[tuple[Name, ...], Field(min_length=1)]
+    workers: tuple[Name, ...] = ()
     boot: SomeTime = 60.0
     stop: Duration = 10.0
     edge: EdgeConfig | None = None
 
     @model_validator(mode="after")
-    def _only_what_goes_back_has_a_route(self) -> ContainersConfig:
-        routed = set(self.edge.routes) if self.edge else set[str]()
-        once = set(self.edge.one_at_a_time) if self.edge else set[str]()
-        if unknown := sorted(routed - set(self.services)) or sorted(once - routed):
-            message = f"expected in edge only services that are in services and have a route, not {', '.join(unknown)}"
+    def _only_what_goes_back(self) -> ContainersConfig:
+        if unknown := sorted(set(self.workers) - set(self.services)):
+            message = f"expected in workers only names of services, not {', '.join(unknown)}"
+            raise ValueError(message)
+        if self.edge is None:
+            return self
+        routed = set(self.edge.routes)
+        once = set(self.edge.one_at_a_time)
+        if (
+            unknown := sorted(routed - set(self.services))
+            or sorted(once - routed)
+            or sorted(routed & set(self.workers))
+        ):
+            message = f"expected in edge only services that have a route and are no workers, not {', '.join(unknown)}"
             raise ValueError(message)
         return self
 

@@ -62,7 +62,7 @@ def make_deploy_plan(
     changed = changed_services(release, containers)
     if not changed:
         skipped.append(f"containers: every service already runs {release.id}")
-    steps += gate_step(release, changed, boot_s=boot_s, attempts=1)
+    steps += gate_step(release, changed, containers, boot_s=boot_s, attempts=1)
     if database is not None:
         pending = tuple(m for m in release.migrations if m not in database.migrations)
         if pending:
@@ -115,16 +115,19 @@ def changed_services(release: Release, containers: ContainerFacts) -> tuple[Serv
     return tuple(service for service in release.services if service.name in changed)
 
 
-def gate_step(release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, attempts: int) -> list[Step]:
-    """The gate for the services that change; empty when none does."""
-    if not changed:
+def gate_step(
+    release: Release, changed: tuple[ServiceRecord, ...], containers: ContainerFacts, *, boot_s: float, attempts: int
+) -> list[Step]:
+    """The gate for the services that change and may stand beside themselves; empty when there are none."""
+    gated = tuple(s for s in changed if s.name not in containers.ungated)
+    if not gated:
         return []
-    names = ", ".join(s.name for s in changed)
+    names = ", ".join(s.name for s in gated)
     return [
         Step(
             name="pass-gate",
-            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in changed)),
-            deadline_s=boot_s * len(changed),
+            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in gated)),
+            deadline_s=boot_s * len(gated),
             explain=f"start {names} of {release.id} beside what serves, until healthy",
             attempts=attempts,
         )

@@ -47,7 +47,8 @@ class ContainerFacts:
     """serving: the instances that get traffic. candidates: what runs beside them without any. stateful: never touched.
 
     held: artifacts that can be started right now without asking a registry. switchable: services whose traffic an edge
-    moves from one release to another, all at once; of those an instance counts only for its own release.
+    moves from one release to another, all at once; of those an instance counts only for its own release. ungated: those
+    of which no second instance may run, since it would do its work twice.
     """
 
     observed_at: datetime
@@ -56,6 +57,7 @@ class ContainerFacts:
     stateful: tuple[InstanceFacts, ...] = ()
     held: frozenset[str] = frozenset()
     switchable: frozenset[str] = frozenset()
+    ungated: frozenset[str] = frozenset()
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:
         """Return the serving instances of a service, empty when there is none."""

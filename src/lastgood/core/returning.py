@@ -126,7 +126,7 @@ def _containers(
         draft.skipped.append(f"containers: every service already runs {target.id}")
         return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
     return (
-        gate_step(target, changed, boot_s=deadlines.boot_s, attempts=2),
+        gate_step(target, changed, world.containers, boot_s=deadlines.boot_s, attempts=2),
         serve_steps(
             target, changed, world.containers, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval
         ),

@@ -74,7 +74,7 @@ def _beside(project: Project, name: str, port: int) -> str:
 
 
 def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> EdgePlan:
-    """Put an edge before the services of `config`: write its compose file beside the first one, and what it starts from.
+    """Put an edge before the services of `config`: write its compose file beside the first, and what it starts from.
 
     Raises Refused, nothing written, when there is one already or none can be had; Retryable when the engine does not
     answer. What runs is not touched.

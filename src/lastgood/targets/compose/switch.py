@@ -62,7 +62,7 @@ def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, end
         engine.start_again(container.id, "no")
     edge.drain({c.service for c in over}, ends_at=ends_at)
     for container in over:
-        if container.is_leftover or container.is_made_only:
+        if container.is_leftover or container.is_made_only or container.service not in edge.switchable:
             engine.remove(container.id)
         else:
             engine.stop(container.id, stop_s=stack.config.stop)

@@ -64,6 +64,7 @@ class ComposeTarget:
             stateful=there.facts(there.stateful, switchable=switchable),
             held=engine.image_ids(),
             switchable=switchable,
+            ungated=frozenset(self._stack.config.workers),
         )
 
     def apply(self, step: Step) -> None:
