@@ -71,9 +71,9 @@ def noticed(requests: Iterable[Request], command: Command) -> Noticed:
     """Compute what users noticed of a command. Requests in any order, of any time."""
     ordered = sorted(requests, key=lambda r: r.ended_at)
     own = [r for r in ordered if command.began_at <= r.ended_at < command.until]
-    before = [r for r in ordered if command.steady_from <= r.ended_at < command.began_at]
+    before = [r for r in ordered if r.ended_at < command.began_at]
     failed = [r for r in own if r.failed]
-    of_each = [[r for r in own if r.service == service] for service in sorted({r.service for r in (*before, *own)})]
+    of_each = [[r for r in own if r.service == service] for service in sorted({r.service for r in own})]
     leaving = [r for r in ordered if r.release == command.leaves and r.sent_at <= command.ended_at]
     return Noticed(
         command_s=command.ended_at - command.began_at,
@@ -85,14 +85,13 @@ def noticed(requests: Iterable[Request], command: Command) -> Noticed:
         last_bad_s=_last((r for r in own if r.release == command.leaves and r.kind is not Kind.SLOW), command),
         drained_s=_last((r for r in leaving if r.kind is Kind.SLOW), command),
         slowest_ms=1000 * max((r.ended_at - r.due_at for r in own if r.kind is not Kind.SLOW), default=0.0),
-        failed_before=sum(r.failed for r in before),
+        failed_before=sum(r.failed for r in before if r.ended_at >= command.steady_from),
     )
 
 
 def _gap(before: Sequence[Request], own: Sequence[Request], command: Command) -> float:
     """From one good answer of a service to its next. The span's own end closes a gap that nothing else closed."""
-    services = {r.service for r in own}
-    earlier = (r.ended_at for r in reversed(before) if r.service in services and _counts(r))
+    earlier = (r.ended_at for r in reversed(before) if r.service == own[0].service and _counts(r))
     good = [r.ended_at for r in own if _counts(r)]
     times = [next(earlier, command.began_at), *good, *([] if good else [command.until])]
     return max((later - sooner for sooner, later in pairwise(times)), default=0.0)

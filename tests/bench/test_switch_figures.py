@@ -17,8 +17,8 @@ NUMBERS = count()
 
 def asked(at: float, release: str = "v2", *, took: float = 0.02, **different: object) -> Request:
     """A request that was sent when it was due."""
-    usual: dict[str, Any] = {"n": next(NUMBERS), "kind": Kind.NEW, "service": 1, "status": 200}
-    return Request(due_at=at, sent_at=at, ended_at=at + took, release=release, **(usual | different))
+    told: dict[str, Any] = {"n": next(NUMBERS), "kind": Kind.NEW, "service": 1, "status": 200, **different}
+    return Request(due_at=at, sent_at=at, ended_at=at + took, release=release, **told)
 
 
 def test_a_clean_switch_is_told_by_its_first_good_and_its_last_bad_answer() -> None:
@@ -43,6 +43,11 @@ def test_of_several_services_the_one_that_was_away_longest_and_came_back_last_co
     assert seen.gap_s == pytest.approx(3.1)
     assert seen.first_good_s == pytest.approx(3.02)
     assert noticed([*one, *two[:2]], BACK).first_good_s is None
+
+
+def test_the_last_good_answer_before_counts_although_it_was_in_the_span_of_another_command() -> None:
+    later = Command(leaves="v2", to="v1", steady_from=10.0, began_at=10.0, ended_at=12.0, until=20.0)
+    assert noticed([asked(9.0), asked(11.0, "v1")], later).gap_s == pytest.approx(2.0)
 
 
 def test_an_outage_without_an_end_lasts_as_long_as_the_span() -> None:
