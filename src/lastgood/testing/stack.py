@@ -29,6 +29,7 @@ from lastgood.core.plan import (
     Serve,
     Step,
     SwapDatabase,
+    Switch,
     TakeRestorePoint,
 )
 from lastgood.core.reading import (
@@ -182,7 +183,7 @@ class Stack(World):
             case _:
                 super().take(step)
         match step.action:
-            case Serve(release=release):
+            case Serve(release=release) | Switch(release=release):
                 self._served_since[release] = self.clock.now()
             case TakeRestorePoint(restore_point=restore_point):
                 self._keep(restore_point)
