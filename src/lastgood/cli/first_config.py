@@ -32,8 +32,13 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     tree["stack"] = survey.project if NAME_GRAMMAR.fullmatch(survey.project) else "stack"
     tree["mode"] = "observe"
     tree["watch"] = _watch(metrics)
+    compose: dict[str, Any] = {"files": list(survey.files), "project": survey.project}
+    if survey.profiles:
+        compose["profiles"] = list(survey.profiles)
+    if survey.env_file:
+        compose["env_file"] = survey.env_file
     containers = CommentedMap(
-        compose={"files": list(survey.files), "project": survey.project},
+        compose=compose,
         services=[service.name for service in able],
     )
     tree["containers"] = containers

@@ -72,6 +72,21 @@ _DATA_CHECKS: Final = re.compile(
 )
 _ELSEWHERE: Final = re.compile(r"\s(?:-h\s*|--host[= ])(?!localhost|127\.0\.0\.1|/)")
 
+# Server: its images, the checks that ask it, and where it keeps its data.
+_DATABASES: Final[Mapping[str, tuple[frozenset[str], frozenset[str], str]]] = {
+    "postgres": (
+        frozenset({"postgres", "postgresql", "postgis", "timescaledb", "timescaledb-ha", "pgvector"}),
+        frozenset({"pg_isready"}),
+        "/var/lib/postgresql",
+    ),
+    "mariadb": (frozenset({"mariadb"}), frozenset({"mariadb-admin"}), "/bitnami/mariadb"),
+    "mysql": (frozenset({"mysql", "mysql-server", "percona"}), frozenset({"mysqladmin"}), "/var/lib/mysql"),
+    "mongo": (frozenset({"mongo", "mongodb"}), frozenset({"mongo", "mongosh"}), "/data/db"),
+}
+_PROXIES: Final = frozenset(
+    {"nginx", "traefik", "caddy", "haproxy", "envoy", "openresty", "nginx-proxy", "nginx-proxy-manager", "swag"}
+)
+
 _SERVERS: Final = frozenset(
     """
     gunicorn uvicorn hypercorn daphne granian waitress-serve puma unicorn rackup nginx apache2 apache2-foreground httpd
@@ -151,6 +166,47 @@ def why_stateful(project: Project, name: str, *, exposed: Collection[int] = ()) 
     return ""
 
 
+def database_server(project: Project, name: str) -> str:
+    """Which database a service is a server of, `postgres` for all its kinds; empty when it is none."""
+    if not why_stateful(project, name):
+        return ""
+    check = _DATA_CHECKS.search(_check(project.service(name)))
+    folders = [str(mount["target"]) for mount in project.mounts(name)]
+    for server, (images, asks, folder) in _DATABASES.items():
+        by_check = check is not None and check[1] in asks
+        if _image(project, name) in images or by_check or any(f.startswith(folder) for f in folders):
+            return server
+    return ""
+
+
+def what_is_lost(project: Project, name: str) -> str:
+    """What a service loses when somebody recreates it, empty when nothing that anybody would miss."""
+    mounts = project.mounts(name)
+    kept = any(m.get("source") or m.get("type") == "tmpfs" for m in mounts)
+    if kept or not why_stateful(project, name) or _image(project, name) == "memcached":
+        return ""
+    if database_server(project, name):
+        return "keeps its data in an anonymous volume: whoever recreates it loses them"
+    return "has no volume: whoever recreates it loses what it holds"
+
+
+def proxy(project: Project, name: str) -> str:
+    """Which proxy a service is, empty when it is none."""
+    image, service = _image(project, name), project.service(name)
+    return image if image in _PROXIES and service.get("ports") else ""
+
+
+def exposed_by(image: Json | None) -> tuple[int, ...]:
+    """The TCP ports that an image declares, as `inspect` shows it; empty for one that is not there."""
+    ports = cast("Mapping[str, object]", (image or {}).get("Config", {}).get("ExposedPorts") or {})
+    return tuple(sorted(int(port.split("/")[0]) for port in ports if not port.endswith("/udp")))
+
+
+def may_end(project: Project, name: str) -> bool:
+    """Whether neither the file nor the command says that the service runs all the time."""
+    return not restarts(project, name) and not _work(project, name)
+
+
 def restarts(project: Project, name: str) -> bool:
     """Whether the file says that the service is to run again when it ends well: nobody says that of a task."""
     service = project.service(name)
@@ -212,7 +268,7 @@ def _port(project: Project, name: str, exposed: Collection[int]) -> int | None:
     published, own = _published(service), _own_port(_check(service))
     if published:
         return own if own in published else published[0]
-    command = " ".join((*_sentence(project, name),))
+    command = " ".join(project.sentence(name))
     listens = _LISTENS.search(command)
     told = project.environment(name).get("PORT", "")
     asked = next((port for _, port in _asked_by(project, name)), None)
@@ -290,7 +346,7 @@ def _work(project: Project, name: str) -> str:
     words = _stems(_words(project, name))
     if word := next((w for w in words if w in _WORKERS), ""):
         return word
-    if found := _WORK.search(" ".join(_sentence(project, name))):
+    if found := _WORK.search(" ".join(project.sentence(name))):
         return found[0]
     image = _image(project, name)
     return image if image in _WORKERS and not project.service(name).get("command") else ""
@@ -298,7 +354,7 @@ def _work(project: Project, name: str) -> str:
 
 def _task(project: Project, name: str) -> str:
     """What the last act of the command is, if it is one that ends."""
-    last = re.split(r"&&|;|\|\|", " ".join(_sentence(project, name)))[-1]
+    last = re.split(r"&&|;|\|\|", " ".join(project.sentence(name)))[-1]
     if word := next((w for w in _stems(_names(last.split())) if w in _TASKS), ""):
         return word
     if found := _TASK.search(last):
@@ -313,7 +369,7 @@ def _asked_by(project: Project, name: str) -> Iterator[tuple[str, int]]:
     address = re.compile(rf"(?<![\w.-])(?:{called}):(\d{{2,5}})(?!\d)")
     for other in project.services:
         if other != name:
-            said = (*project.environment(other).values(), *_sentence(project, other))
+            said = (*project.environment(other).values(), *project.sentence(other))
             if found := next((m for text in said if (m := address.search(text))), None):
                 yield other, int(found[1])
 
@@ -327,13 +383,8 @@ def _called(project: Project, name: str) -> Iterator[str]:
         yield from (str(alias) for alias in (network or {}).get("aliases") or ())
 
 
-def _sentence(project: Project, name: str) -> tuple[str, ...]:
-    service = project.service(name)
-    return tuple(str(word) for part in ("entrypoint", "command") for word in service.get(part) or ())
-
-
 def _words(project: Project, name: str) -> tuple[str, ...]:
-    return _names(" ".join(_sentence(project, name)).split())
+    return _names(" ".join(project.sentence(name)).split())
 
 
 def _names(words: Sequence[str]) -> tuple[str, ...]:
