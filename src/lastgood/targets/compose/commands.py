@@ -78,8 +78,8 @@ def without_values(words: Words) -> Words:
 
 
 def hashes(project: str, folder: Path, file: Path) -> Words:
-    """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it."""
-    return [*_recorded(project, folder, file), "config", "--hash", "*"]
+    """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it, whatever its profile."""
+    return [*_recorded(project, folder, file), "--profile", "*", "config", "--hash", "*"]
 
 
 def build(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:

@@ -236,6 +236,11 @@ class Project:
         return {"name": real, "external": True} if real in there else defined
 
 
+def as_file(model: Json) -> bytes:
+    """A model as a file that compose reads. Compose reads YAML, in which JSON's two escapes for one emoji are none."""
+    return json.dumps(model, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
 def _harmless(mount: Json) -> Json:
     """A mount for a candidate: what is writable and shared becomes empty (a volume) or read-only (a path)."""
     if mount.get("read_only") or mount.get("type") not in ("volume", "bind"):

@@ -4,7 +4,6 @@ deadline, with the right environment, and without a secret in what it complains 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -20,7 +19,7 @@ from lastgood.core.ports import Clock
 from lastgood.targets import child
 from lastgood.targets.compose import commands
 from lastgood.targets.compose.kept import Shelf, write_private
-from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.project import Json, Project, as_file
 from lastgood.targets.compose.resolving import RESOLVE_S, resolve
 from lastgood.targets.masking import Masker
 
@@ -103,7 +102,7 @@ class Stack:
         self._change(project, words, f"creating a candidate of {service}", deadline_s=deadline_s)
 
     def _lay(self, release: str, name: str, model: Json) -> Path:
-        return self.shelf.lay_beside(release, name, json.dumps(model, indent=1, sort_keys=True).encode())
+        return self.shelf.lay_beside(release, name, as_file(model))
 
     @contextmanager
     def alone(self, *, deadline_s: float) -> Generator[int]:
@@ -158,7 +157,7 @@ class Stack:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.state) as folder:
             file = Path(folder) / "model.json"
-            write_private(file, json.dumps(project.model).encode())
+            write_private(file, as_file(project.model))
             words = commands.hashes(self.name, commands.home(self.config.compose, self.root), file)
             ended = self._run(words, deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
         if ended.code != 0:

@@ -7,6 +7,7 @@ container. A development override that lies beside the file of production is not
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -41,7 +42,6 @@ OVERRIDES: Final = (
     *("compose.override.yml", "compose.override.yaml"),
     *("docker-compose.override.yml", "docker-compose.override.yaml"),
 )
-USUAL_BOOT_S: Final = 60.0
 _POSTGRES: Final = "postgres"
 _MIGRATES: Final = re.compile(r"\b(prisma|migrat\w*)\b")
 _HERE: Final = frozenset({"", "0.0.0.0", "::", "127.0.0.1"})  # noqa: S104 # compared, not listened on
@@ -50,7 +50,6 @@ _HERE: Final = frozenset({"", "0.0.0.0", "::", "127.0.0.1"})  # noqa: S104 # com
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surveyed:
     """One service. why_not: why it cannot go back, empty when it can. ports: published, and reached at 127.0.0.1.
-    proxy: which proxy it is, empty when it is none.
 
     running: None when no container of it is there. healthy: what its own check says, None without one.
     """
@@ -61,7 +60,6 @@ class Surveyed:
     ports: tuple[int, ...]
     running: bool | None
     healthy: bool | None
-    proxy: str = ""
 
     @property
     def stateful(self) -> bool:
@@ -84,7 +82,8 @@ class Survey:
     """The project. migrate: the service that applies migrations, empty when there is none. warnings: what is good to
     know before anything goes wrong, one line each.
 
-    files, profiles, env_file: as compose was or would be called with them, relative to the folder.
+    files, profiles, env_file: as compose was or would be called with them, relative to the folder. start_period_s: the
+    longest time that a service may fail its own health check after its start.
     """
 
     project: str
@@ -94,6 +93,7 @@ class Survey:
     services: tuple[Surveyed, ...]
     postgres: SurveyedPostgres | None
     migrate: str
+    start_period_s: float
     warnings: tuple[str, ...] = ()
 
 
@@ -130,6 +130,7 @@ def survey(root: Path) -> Survey:
         # with two of them, a person says which
         postgres=_postgres(project, containers, servers[0]) if len(servers) == 1 else None,
         migrate=_migrates(project, services),
+        start_period_s=max((project.start_period_s(s.name) for s in services if not s.why_not), default=0.0),
         warnings=(*origin.warnings, *_warnings(project, meant, servers)),
     )
 
@@ -216,7 +217,6 @@ def _service(
         ports=_ports(project, own, name),
         running=all(instance.running for instance in found) if found else None,
         healthy=None if not health or Health.NONE in health else health == {Health.HEALTHY},
-        proxy=proxy(project, name),
     )
 
 
@@ -231,7 +231,7 @@ def _why_not(
         yield f"it ends by itself: {shape.why}"
     elif shape.kind is Kind.WORKER and not runs and may_end(project, name):
         yield "nothing says whether it runs all the time, and it does not run now"
-    yield from (line.removeprefix(f"{name} ") for line in obstacles(project, name, root=root, boot_s=USUAL_BOOT_S))
+    yield from (line.removeprefix(f"{name} ") for line in obstacles(project, name, root=root, boot_s=math.inf))
 
 
 def _ports(project: Project, containers: Collection[Container], name: str) -> tuple[int, ...]:
@@ -269,10 +269,14 @@ def _postgres(project: Project, containers: Collection[Container], name: str) ->
 
 
 def _warnings(project: Project, meant: Collection[str], servers: Collection[str]) -> Iterator[str]:
+    if not meant:
+        yield "no profile is in use: start the stack, or set COMPOSE_PROFILES in .env"
     if len(servers) > 1:
         yield f"{len(servers)} Postgres ({', '.join(servers)}): name the one of the release in database.postgres"
     for name in meant:
         if (server := database_server(project, name)) and server != _POSTGRES:
-            yield f"{name} is {server}: only Postgres goes back with a release"
+            yield f"{name} ({server}) is left as it is: only Postgres goes back with a release"
         if loses := what_is_lost(project, name):
             yield f"{name} {loses}"
+        if front := proxy(project, name):
+            yield f"{name} ({front}) goes on as it is: what is behind it is recreated (rung L4), not switched"
