@@ -80,6 +80,11 @@ FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
     "a run did not finish": ("runs", "of v3 did not finish", deploy_and_die),
     "a service is sick": ("containers", "not serving: agent", lambda team: team.stack.sicken("agent")),
     "images are gone": ("images", "missing core", lambda team: team.stack.forget(OLD)),
+    "the files make no release": (
+        "files",
+        "web runs code from a bind mount",
+        lambda team: setattr(team.stack, "unusable", ("web runs code from a bind mount",)),
+    ),
     "the disk is too small": (
         "database",
         "1 GB free, 3 GB needed",

@@ -187,4 +187,5 @@ def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
         for service in found.services:
             if service.why_not and service.stateful is stateful:
                 yield clean(f" {title:18}  {service.name} ({service.why_not})")
+    yield from (clean(f" good to know        {line}") for line in found.warnings)
     yield from (clean(f" not found           {line}") for line in not_found)

@@ -81,6 +81,11 @@ class Containers(Target, Protocol):
         gives the same artifacts. Raises Refused with the place when the stack cannot be rolled back as it is."""
         ...
 
+    def preflight(self) -> tuple[str, ...]:
+        """Return what in the files on disk would keep the next release from being prepared or recorded, one line each;
+        empty when all is well. Changes nothing. Raises Refused when they cannot be read."""
+        ...
+
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...

@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine(rooms: Rooms) -> tuple[Finding, ...]:
-    """Run every check, in the order of the house: memory, target, containers, database, frontend, eyes, voice.
+    """Run every check, in the order of the house: memory, target, containers, files, database, frontend, eyes, voice.
     Changes nothing."""
     history = rooms.memory.history()
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
@@ -43,6 +43,7 @@ def examine(rooms: Rooms) -> tuple[Finding, ...]:
         ("runs", lambda: _runs(history)),
         ("last good release", lambda: _last_good(history)),
         ("containers", lambda: _containers(rooms, history)),
+        ("files", lambda: _files(rooms)),
         ("database", lambda: _database(rooms, history)),
         ("frontend", lambda: _frontend(rooms, history)),
         ("signals", lambda: _signals(rooms)),
@@ -110,6 +111,16 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
             evidence=f"of {good.release.id}: " + (f"missing {', '.join(gone)}" if gone else "all held"),
             hint=f"pull or rebuild {', '.join(gone)} of {good.release.id}, then lastgood doctor" if gone else "",
         )
+
+
+def _files(rooms: Rooms) -> Iterator[Finding]:
+    wrong = rooms.containers.preflight()
+    yield Finding(
+        check="files",
+        answer=Answer.FAILED if wrong else Answer.OK,
+        evidence="; ".join(wrong) or "the next release can be made from them",
+        hint="mend them before the next lastgood deploy" if wrong else "",
+    )
 
 
 def _database(rooms: Rooms, history: History) -> Iterator[Finding]:

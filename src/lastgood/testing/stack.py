@@ -91,8 +91,9 @@ class Stack(World):
     on_disk: what the checkout holds where it is not what the deploy is called.
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
-    to a restore point. written: rows since the newest restore point, by table. broken: invalid rows, and whether the
-    migration wrote them. points, broken_at, exports: what each restore point and export holds.
+    to a restore point. unusable: why the files on disk make no release. written: rows since the newest restore point,
+    by table. broken: invalid rows, and whether the migration wrote them. points, broken_at, exports: what each restore
+    point and export holds.
     """
 
     def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
@@ -105,6 +106,7 @@ class Stack(World):
         self.takes_s: dict[str, float] = {}
         self.fits = FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran")
         self.obstacles: tuple[str, ...] = ()
+        self.unusable: tuple[str, ...] = ()
         self.written: Counter[str] = Counter()
         self.broken: dict[str, bool] = {}
         self.points: dict[str, RestorePoint] = {}
@@ -243,6 +245,9 @@ class MemoryContainers(Hand):
         held = self._stack.containers.held | {s.artifact for s in made.services}
         self._stack.containers = replace(self._stack.containers, held=held)
         return made
+
+    def preflight(self) -> tuple[str, ...]:
+        return self._stack.unusable
 
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         if not self.observe().serving:

@@ -96,20 +96,21 @@ def _usable(stack: Stack, engine: Engine) -> Project:
     reason."""
     refuse_compose_1(engine, stack.name)
     project = stack.resolve()
+    if found := unusable(stack, project):
+        raise Refused("; ".join(found), hint="lastgood doctor")
+    return project
+
+
+def unusable(stack: Stack, project: Project) -> tuple[str, ...]:
+    """Say why the services that may go back could not be recorded from the files on disk, one line each."""
     if missing := [s for s in stack.config.services if s not in project.services]:
-        raise Refused(
-            f"containers.services names {', '.join(missing)}, which the compose file does not have; "
-            f"it has: {', '.join(project.services)}",
-            hint="lastgood doctor",
-        )
-    found = [
+        has = ", ".join(project.services)
+        return (f"containers.services names {', '.join(missing)}, which the compose file does not have; it has: {has}",)
+    return tuple(
         line
         for service in stack.config.services
         for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
-    ]
-    if found:
-        raise Refused("; ".join(found), hint="lastgood doctor")
-    return project
+    )
 
 
 def _image_id(engine: Engine, service: str, reference: str, *, project: str, built: bool) -> str:

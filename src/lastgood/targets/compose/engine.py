@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import docker
@@ -34,6 +35,9 @@ COMPOSE_VERSION: Final = "com.docker.compose.version"
 COMPOSE_CONFIG: Final = "com.docker.compose.config-hash"
 COMPOSE_ONE_OFF: Final = "com.docker.compose.oneoff"
 COMPOSE_REPLACES: Final = "com.docker.compose.replace"
+COMPOSE_FOLDER: Final = "com.docker.compose.project.working_dir"
+COMPOSE_FILES: Final = "com.docker.compose.project.config_files"
+COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
 
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _HINT: Final = "docker version"
@@ -73,6 +77,26 @@ class Container:
     @property
     def service(self) -> str:
         return self.labels.get(LABEL_SERVICE) or self.labels.get(COMPOSE_SERVICE, "")
+
+    @property
+    def project(self) -> str:
+        """The compose project's name, empty when compose did not make it."""
+        return self.labels.get(COMPOSE_PROJECT, "")
+
+    @property
+    def compose_files(self) -> tuple[str, ...]:
+        """The files that compose was given when it made the container, absolute, in their order."""
+        return _paths(self.labels.get(COMPOSE_FILES, ""))
+
+    @property
+    def env_files(self) -> tuple[str, ...]:
+        """The environment files that compose was told of when it made the container; empty for its own `.env`."""
+        return _paths(self.labels.get(COMPOSE_ENV_FILES, ""))
+
+    @property
+    def created_at(self) -> str:
+        """When it was made, in the engine's words, which sort as they follow one another."""
+        return str(self.shown.get("Created", ""))
 
     @property
     def is_leftover(self) -> bool:
@@ -156,6 +180,10 @@ class Ties:
     links: tuple[tuple[str, str], ...]
 
 
+def _paths(label: str) -> tuple[str, ...]:
+    return tuple(path for path in label.split(",") if path)
+
+
 def foreign_config(compose_hash: str) -> str:
     """What stands for the configuration of a container that somebody else started: compose's own hash, marked."""
     return f"compose:{compose_hash}" if compose_hash else ""
@@ -235,6 +263,11 @@ class Engine:
         # Images that compose built carry its labels, and so does every container made from them: only a container
         # that compose itself made has a configuration hash.
         found = self._containers([f"{COMPOSE_PROJECT}={self._project}", COMPOSE_CONFIG])
+        return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
+
+    def of_folder(self, folder: Path) -> tuple[Container, ...]:
+        """The containers of every project that compose started out of a folder, running or not."""
+        found = self._containers([f"{COMPOSE_FOLDER}={folder}", COMPOSE_CONFIG])
         return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
 
     def candidates(self) -> tuple[Container, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
@@ -25,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, ServiceRecord
-from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.project import Project, as_file
 
 CONFIG_FILE: Final = "compose.json"
 RELEASE_FILE: Final = "release.json"
@@ -120,7 +119,7 @@ class Shelf:
 
         Raises Refused, nothing changed, when the name stands for something else.
         """
-        content = json.dumps(project.model, indent=1, sort_keys=True).encode()
+        content = as_file(project.model)
         wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
         if (kept := self.find(name)) is not None:
             if changed := _difference(kept, wanted):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.targets.compose.project import Project
-from lastgood.targets.compose.shape import why_stateful
+from lastgood.targets.compose.shape import sqlite_inside, why_stateful
 
 _CODE: Final = frozenset(
     """
@@ -16,6 +16,8 @@ _CODE: Final = frozenset(
     .pl .lua .sh .jar .war .wasm
     """.split()  # noqa: SIM905 # forty names read better as a paragraph
 )
+# What only one process can talk to at a time: serial lines and sticks.
+_ONE_HOLDER: Final = ("/dev/tty", "/dev/serial", "/dev/bus/usb", "/dev/usb")
 _LOOKED_AT_MOST: Final = 5000
 
 
@@ -36,6 +38,14 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
     mode = str(service.get("network_mode") or "")
     if mode == "host" or mode.startswith(("service:", "container:")):
         yield f"{name} has network_mode {mode}: no candidate can be started beside it"
+    if path := sqlite_inside(project, name):
+        yield f"{name} keeps its SQLite file {path} in its container and would lose it when recreated: give it a volume"
+    for other in project.services:
+        if project.service(other).get("network_mode") == f"service:{name}":
+            yield f"{other} lives in the network of {name} and would be cut off when {name} is recreated"
+    for device in service.get("devices") or ():
+        if (path := str(device.get("source"))).startswith(_ONE_HOLDER):
+            yield f"{name} holds the device {path}: a candidate beside it would take it"
     if service.get("volumes_from"):
         yield f"{name} has volumes_from: its data is another container's"
     for kind, key, origin in project.unkept(name):

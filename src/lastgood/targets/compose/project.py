@@ -85,6 +85,15 @@ class Project:
         """The service's volumes in their long form."""
         return tuple(self.service(name).get("volumes") or ())
 
+    def profiles(self, name: str) -> tuple[str, ...]:
+        """The profiles of which one must be in use for the service to be started, empty when it always is."""
+        return tuple(str(profile) for profile in self.service(name).get("profiles") or ())
+
+    def sentence(self, name: str) -> tuple[str, ...]:
+        """Entrypoint and command as the compose file gives them, empty where it leaves them to the image."""
+        service = self.service(name)
+        return tuple(str(word) for part in ("entrypoint", "command") for word in service.get(part) or ())
+
     def start_period_s(self, name: str) -> float:
         """How long the service's own health check lets it fail, 0 without one."""
         check = cast("Json", self.service(name).get("healthcheck") or {})
@@ -257,6 +266,11 @@ class Project:
         defined = self._defined(kind, key)
         real = str(defined.get("name") or key)
         return {"name": real, "external": True} if real in there else defined
+
+
+def as_file(model: Json) -> bytes:
+    """A model as a file that compose reads. Compose reads YAML, in which JSON's two escapes for one emoji are none."""
+    return json.dumps(model, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _harmless(mount: Json) -> Json:

@@ -118,6 +118,9 @@ class ComposeTarget:
         with self._engine() as engine:
             return describe.prepare(self._stack, engine, name, recorded_at)
 
+    def preflight(self) -> tuple[str, ...]:
+        return describe.unusable(self._stack, self._stack.resolve())
+
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
             return describe.describe_running(self._stack, engine, self._serving(engine), name, recorded_at)

@@ -99,11 +99,18 @@ class ProcessTarget:
 
     # --- describing --------------------------------------------------------------------------------------------
 
+    def preflight(self) -> tuple[str, ...]:
+        return () if self._source.is_dir() else (f"process.source: {self._source} is not a folder",)
+
+    @property
+    def _source(self) -> Path:
+        return (self._root / self._config.source).resolve()
+
     def prepare(self, name: str, recorded_at: datetime) -> Release:
         self._check_ports()
-        source = (self._root / self._config.source).resolve()
-        if not source.is_dir():
-            raise Refused(f"process.source: {source} is not a folder", hint="lastgood doctor")
+        source = self._source
+        if wrong := self.preflight():
+            raise Refused("; ".join(wrong), hint="lastgood doctor")
         self._shelf.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             artifact = tree.keep(source, self._shelf.tree(name), exclude=self._config.exclude)
