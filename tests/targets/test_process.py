@@ -19,7 +19,8 @@ from lastgood.core.errors import ConfigError, Refused
 from lastgood.core.plan import PassGate, Seen, Step, seen
 from lastgood.core.ports import Containers
 from lastgood.core.release import Release
-from lastgood.targets.process import holder, tree
+from lastgood.targets import tree
+from lastgood.targets.process import holder
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.process import ProcessWorld, world
 

@@ -18,7 +18,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health
 from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Step, runs, seen
 from lastgood.core.ports import Clock
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
 from lastgood.targets.compose import describe
 from lastgood.targets.compose.engine import Container, Engine, connect
@@ -26,6 +26,7 @@ from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
 from lastgood.targets.compose.kept import KeptRelease, Shelf
+from lastgood.targets.compose.missing import missing
 from lastgood.targets.compose.recreate import recreate, untouchable
 from lastgood.targets.compose.rung import ContainerRung, choose_rung
 from lastgood.targets.compose.stack import Stack
@@ -103,6 +104,19 @@ class ComposeTarget:
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
             return describe.describe_running(self._stack, engine, name, recorded_at)
+
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        with self._engine() as engine:
+            return tuple(missing(self._stack, engine, release))
+
+    def kept(self) -> frozenset[str]:
+        return self._stack.shelf.names()
+
+    def let_go(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                engine.let_go(record.artifact, record.held_as)
+        self._stack.shelf.remove(release.id)
 
     def rung(self) -> str:
         services = self._stack.config.services
