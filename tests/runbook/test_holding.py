@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lastgood.cli.rendering import release_rows
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import Role
 from lastgood.core.record import ReleaseLetGo, ReleaseRecorded
@@ -88,8 +89,21 @@ def test_a_good_release_that_nothing_can_bring_back_is_let_go_of_with_the_reason
 def test_the_last_good_one_is_never_let_go_of_though_nothing_can_bring_it_back(tmp_path: Path) -> None:
     team = Team.with_a_good_release(tmp_path, parts=CONTAINERS)
     team.stack.forget(OLD)
-    team.deploy("v2", WELL)
+    team.deploy("v2", WELL, first=True)
     assert team.events(ReleaseLetGo) == []
+
+
+def test_a_deploy_that_could_not_be_rolled_back_is_refused_with_what_is_gone(team: Team) -> None:
+    team.stack.forget(OLD)
+    with pytest.raises(Refused, match="this deploy could not be rolled back: v1 cannot serve again: core is gone"):
+        team.deploy("v2", WELL)
+    assert list(team.history.releases) == [OLD]
+
+
+def test_the_list_says_which_are_not_kept(long_ago: Team) -> None:
+    rows = {row[0]: row for row in release_rows(long_ago.history)}
+    assert "not kept any more" in rows[OLD]
+    assert [name for name, row in rows.items() if "not kept any more" in row] == [OLD]
 
 
 @pytest.mark.parametrize("at", range(1, 5))

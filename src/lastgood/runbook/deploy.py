@@ -85,6 +85,17 @@ def check_release(history: History, name: str, *, first: bool, override: bool) -
         raise Refused("there is no good release to go back to, so this deploy could not be rolled back", hint=hint)
 
 
+def check_way_back(rooms: Rooms, history: History, name: str) -> None:
+    """Raise Refused, nothing changed, when the release to which this deploy would be rolled back cannot serve again."""
+    way_back = history.last_good(before=name)
+    missing = rooms.containers.missing(way_back.release) if way_back else ()
+    if way_back and (lost := [m.what for m in missing if m.lost]):
+        raise Refused(
+            f"this deploy could not be rolled back: {way_back.release.id} cannot serve again: {'; '.join(lost)}",
+            hint=f"lastgood deploy --release {name} --first",
+        )
+
+
 def deploy(
     rooms: Rooms,
     name: str,
@@ -100,6 +111,8 @@ def deploy(
     history = rooms.memory.history()
     check_may_deploy(history)
     check_release(history, name, first=first, override=override)
+    if not first:
+        check_way_back(rooms, history, name)
     with _Baseline(rooms) as baseline:
         rooms.story(f"preparing {name}")
         release = _prepared(rooms, name, override=override)

@@ -12,7 +12,7 @@ from lastgood.targets.compose.engine import Engine
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.stack import Stack
 
-_ANOTHER: Final = "lastgood record --good"
+_ANOTHER: Final = "lastgood deploy   (the next good release is a way back again)"
 
 
 def missing(stack: Stack, engine: Engine, release: Release) -> Iterator[Missing]:

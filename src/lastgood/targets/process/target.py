@@ -32,7 +32,7 @@ from lastgood.targets.process.kept import Instance, KeptRelease, KeptService, Pa
 ENGINE_NAME: Final = "process"
 POLL_S: Final = 0.1
 LOG_LINES: Final = 2000
-RECORD_ANOTHER: Final = "lastgood record --good"
+DEPLOY_ANOTHER: Final = "lastgood deploy   (the next good release is a way back again)"
 RUNG: Final = (
     "L2 start-first: the new process is healthy before the holder switches to it (no standby is kept warm here)"
 )
@@ -77,10 +77,10 @@ class ProcessTarget:
         try:
             kept = self._shelf.find(release.id)
         except Refused as error:
-            return (Missing(what=error.message, fix=RECORD_ANOTHER, lost=True),)
+            return (Missing(what=error.message, fix=DEPLOY_ANOTHER, lost=True),)
         if kept.artifact in self._shelf.held():
             return ()
-        return (Missing(what=f"the files of {release.id} are not what was kept", fix=RECORD_ANOTHER, lost=True),)
+        return (Missing(what=f"the files of {release.id} are not what was kept", fix=DEPLOY_ANOTHER, lost=True),)
 
     def kept(self) -> frozenset[str]:
         return self._shelf.names()
