@@ -371,3 +371,18 @@ def test_code_that_was_changed_in_the_state_folder_is_seen_and_does_not_start(bo
     with pytest.raises(Refused, match="the code of web"):
         target.apply(bound.plan(target, good).steps[0])
     assert bound.page() == "v2"
+
+
+def test_the_state_folder_and_dumps_are_in_no_copy_of_a_checkout_that_is_mounted_whole(bound: ComposeWorld) -> None:
+    (bound.root / "restore-points").mkdir()
+    (bound.root / "restore-points" / "dump").write_text("rows")
+    bound.services["web"]["volumes"] = [".:/whole:ro", "./app:/app:ro"]
+    bound.write()
+    target = bound.target(services=["web"])
+    target._stack = replace(target._stack, private=(bound.root / "restore-points",))
+    release = target.prepare("v1", CLOCK.now())
+    assert {code.inside for code in release.services[0].code} == {"/whole", "/app"}
+    copies = {p.name for p in (bound.root / ".lastgood" / "code").rglob("*")}
+    assert {"docker-compose.yml", "main.py"} <= copies
+    assert copies & {".lastgood", "dump", "env.key"} == set()
+    assert target.prepare("v1", CLOCK.now()).content == release.content

@@ -133,6 +133,14 @@ def test_a_copy_that_was_changed_is_not_taken_for_the_code(root: Path, tmp_path:
         kept(root / "app", tmp_path / "code")
 
 
+def test_how_large_a_copy_would_be_is_known_before_it_is_made(root: Path) -> None:
+    (root / "app" / ".git").mkdir()
+    (root / "app" / ".git" / "pack").write_bytes(b"x" * 1000)
+    code = len("print(1)") + len("python main.py") + len("x")
+    assert tree.size_bytes(root / "app", leave_out={root / "app" / ".git"}) == code
+    assert tree.size_bytes(root / "app" / "main.py", leave_out=()) == len("print(1)")
+
+
 # --- with a release -------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,18 @@ def keep_by_content(source: Path, shelf: Path, *, leave_out: Collection[Path], h
     return Kept(artifact=made, path=into / source.name)
 
 
+def size_bytes(source: Path, *, leave_out: Collection[Path]) -> int:
+    """How large a copy of `source` would be. leave_out: paths that would not be copied."""
+    if not source.is_dir():
+        return source.stat().st_size
+    total = 0
+    for folder, folders, files in os.walk(source):
+        here = Path(folder)
+        folders[:] = [name for name in folders if name not in PASSING and here / name not in leave_out]
+        total += sum((here / name).lstat().st_size for name in files if here / name not in leave_out)
+    return total
+
+
 def holds(shelf: Path, wanted: str) -> bool:
     """Whether the copy of that artifact is in `shelf`, unchanged."""
     folder = shelf / _folder(wanted)

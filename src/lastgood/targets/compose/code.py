@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import KeptCode
@@ -16,6 +17,9 @@ from lastgood.targets import tree
 from lastgood.targets.compose.obstacles import bound_code
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.stack import Stack
+
+LIMIT_BYTES: Final = 2 * 1024**3
+"""Code with all its packages is smaller; what is larger holds data."""
 
 
 def keep_code(stack: Stack, project: Project, service: str) -> tuple[Project, tuple[KeptCode, ...]]:
@@ -28,10 +32,15 @@ def keep_code(stack: Stack, project: Project, service: str) -> tuple[Project, tu
         # What the service mounts over its code it does not see; of that, the place to mount it on must be there.
         below = [str(m["target"]) for m in project.mounts(service) if _is_below(str(m["target"]), code.inside)]
         hollow = {code.source / Path(target).relative_to(code.inside) for target in below}
+        left_out = {code.source / ".git", stack.state, *stack.private}
         try:
-            copy = tree.keep_by_content(
-                code.source, stack.shelf.code, leave_out=(code.source / ".git", stack.state), hollow=hollow
-            )
+            size = tree.size_bytes(code.source, leave_out=left_out | hollow)
+            if size > LIMIT_BYTES:
+                raise Refused(
+                    f"{code.source}, code of {service}, holds {size / 1e9:.1f} GB, and every release would keep a copy",
+                    hint="mount the folder of the code alone, or copy it into the image",
+                )
+            copy = tree.keep_by_content(code.source, stack.shelf.code, leave_out=left_out, hollow=hollow)
         except FileExistsError as error:
             raise Refused(f"the kept code of {service} is in the way: {error}", hint="lastgood releases") from error
         except (OSError, shutil.Error) as error:

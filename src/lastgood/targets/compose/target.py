@@ -33,13 +33,23 @@ from lastgood.targets.compose.stack import Stack
 
 
 class ComposeTarget:
-    """root: folder of lastgood.yaml. state: folder for what releases keep; files in it are 0600."""
+    """root: folder of lastgood.yaml. state: folder for what releases keep; files in it are 0600. private: other folders
+    of this program, which no release may have a copy of."""
 
     role = Role.CONTAINERS
 
-    def __init__(self, config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> None:
+    def __init__(
+        self, config: ContainersConfig, *, root: Path, state: Path, clock: Clock, private: tuple[Path, ...] = ()
+    ) -> None:
         shelf = Shelf(state.resolve())
-        self._stack = Stack(config=config, root=root.resolve(), state=state.resolve(), shelf=shelf, clock=clock)
+        self._stack = Stack(
+            config=config,
+            root=root.resolve(),
+            state=state.resolve(),
+            shelf=shelf,
+            clock=clock,
+            private=tuple(path.resolve() for path in private),
+        )
         # Containers that are never touched, as they were before this process recreated anything: ID to service.
         self._untouched: dict[str, str] = {}
 
