@@ -141,10 +141,10 @@ def findings_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def release_rows(history: History) -> Iterator[tuple[str, ...]]:
-    """Releases, newest last: name, standing, commit, when, who judged."""
+    """Releases, newest last: name, standing, whether it serves or is not kept, commit, when, who judged."""
     for known in history.releases.values():
         release = known.release
-        mark = "serves" if history.serving == release.id else ""
+        mark = "not kept any more" if known.let_go else "serves" if history.serving == release.id else ""
         commit = (release.commit or "no commit")[:12] + ("+dirty" if release.dirty else "")
         yield release.id, known.standing.value, mark, commit, when(release.recorded_at), known.judged_by
 

@@ -19,7 +19,7 @@ from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import Role, Step
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
-from lastgood.core.release import Release, RestorePoint, Shipped
+from lastgood.core.release import Missing, Release, RestorePoint, Shipped
 from lastgood.core.report import Check, Loss
 
 
@@ -88,6 +88,20 @@ class Containers(Target, Protocol):
 
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
+        ...
+
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        """Return what `release` would need to serve again and does not find on this host, empty when all is there. Asks
+        no registry and changes nothing."""
+        ...
+
+    def kept(self) -> frozenset[str]:
+        """Return the names of the releases of which anything is kept here."""
+        ...
+
+    def let_go(self, release: Release) -> None:
+        """Remove what holds and keeps `release`, and nothing that another kept release needs. What serves goes on.
+        Safe to repeat. Raises Refused when something cannot be removed; then `kept` still names it."""
         ...
 
     def rung(self, release: str = "") -> str:

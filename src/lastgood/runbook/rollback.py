@@ -73,7 +73,7 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
     """Return the release to go back to: the named one, else the newest good one before what serves. A deployment that
     never came to serve leaves what serves, whether or not that is proved good.
 
-    Raises Refused, nothing changed, when there is none, or the named one is not good.
+    Raises Refused, nothing changed, when there is none, or the named one is not good or not kept.
     """
     if name is None:
         if (untouched := _still_serves(history)) is not None:
@@ -97,6 +97,8 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
         raise Refused(
             f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases"
         )
+    if found.let_go:
+        raise Refused(f"{name} is not kept any more: {found.let_go}", hint="lastgood releases")
     return found
 
 

@@ -44,7 +44,7 @@ from lastgood.core.reading import (
     Violations,
     Window,
 )
-from lastgood.core.release import Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.release import Missing, Release, RestorePoint, ServiceRecord, Shipped
 from lastgood.core.report import Check, Loss
 from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of
 
@@ -224,7 +224,8 @@ def commit_of(release: str) -> str:
 class MemoryContainers(Hand):
     """core.ports.Containers on a Stack. lost: what keeps the logs from being saved. saved: the newest ones.
 
-    commits: of a release, where it is not that of its content.
+    commits: of a release, where it is not that of its content. unresolved: submodules of what is prepared. kept_names:
+    releases of which something is kept. in_use: those that cannot be removed now.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -233,6 +234,9 @@ class MemoryContainers(Hand):
         self.lost: LastgoodError | None = None
         self.commits: dict[str, str] = {}
         self.saved: list[str] = []
+        self.unresolved: tuple[str, ...] = ()
+        self.kept_names: set[str] = set()
+        self.in_use: set[str] = set()
 
     def observe(self) -> ContainerFacts:
         facts = super().observe()
@@ -254,12 +258,35 @@ class MemoryContainers(Hand):
             raise Refused("nothing serves, so there is nothing to record", hint="lastgood deploy --first")
         return self._release(name, content=self._stack.serving, recorded_at=recorded_at)
 
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        held = self.observe().held
+        return tuple(
+            Missing(what=f"{s.name} is gone", fix=f"docker pull {s.name}", lost=True)
+            for s in release.services
+            if s.artifact not in held
+        )
+
+    def kept(self) -> frozenset[str]:
+        self._answer()
+        return frozenset(self.kept_names)
+
+    def let_go(self, release: Release) -> None:
+        self._answer()
+        if release.id in self.in_use:
+            raise Refused(f"{release.id} is in use", hint="docker ps --all")
+        self.kept_names.discard(release.id)
+        serving = {i.artifact for i in self._stack.containers.serving}
+        gone = {s.artifact for s in release.services} - serving
+        self._stack.containers = replace(self._stack.containers, held=self._stack.containers.held - gone)
+
     def _release(self, name: str, *, content: str, recorded_at: datetime) -> Release:
+        self.kept_names.add(name)
         return Release(
             id=name,
             recorded_at=recorded_at,
             engine="memory",
             commit=self.commits.get(name, commit_of(content)),
+            unresolved=self.unresolved,
             services=tuple(
                 ServiceRecord(name=s, artifact=artifact_of(s, content), held_as=f"held/{s}:{content}") for s in SERVICES
             ),

@@ -232,6 +232,7 @@ class _Api(Protocol):
     def inspect_image(self, image: str) -> Json: ...
     def tag(self, image: str, repository: str, tag: str, *, force: bool) -> bool: ...
     def pull(self, repository: str, tag: str) -> str: ...
+    def remove_image(self, image: str, *, force: bool, noprune: bool) -> Json: ...
     def networks(self) -> Sequence[Json]: ...
     def volumes(self) -> Json: ...
     def create_container_from_config(self, config: Json, name: str | None = None) -> Json: ...
@@ -317,6 +318,18 @@ class Engine:
         repository, name = tag.rsplit(":", 1)
         with _asking(changing=f"tagging {tag}"):
             self._api.tag(image, repository, name, force=True)
+
+    def let_go(self, image: str, tag: str) -> None:
+        """Take a tag from an image, and the image away when that was its last name and no container is made from it.
+        One that is gone, or names another image by now, is fine. Raises Refused when a container needs it."""
+        held = self.image(tag)
+        if held is None or held["Id"] != image:
+            return
+        with _asking(changing=f"removing {tag}"):
+            try:
+                self._api.remove_image(tag, force=False, noprune=False)
+            except docker.errors.ImageNotFound:
+                return
 
     def pull_digest(self, digest: str) -> None:
         """Pull by digest, `name@sha256:...`. Raises Refused when the registry does not have it."""
