@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 import pytest
 
@@ -38,7 +37,7 @@ async def told(*parts: bytes, ends: bool = False) -> tuple[Wire, Answer | None]:
         wire.connection_lost(None)
     await asyncio.sleep(0)
     if asked.done():
-        return wire, cast("Answer", asked.result())
+        return wire, asked.result()
     asked.cancel()
     return wire, None
 
