@@ -160,7 +160,7 @@ def _labels_wanted(filters: str) -> set[str]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] # the one that makes these handlers
 
     def _say(self) -> None:
         asked = urlsplit(self.path)

@@ -68,9 +68,8 @@ def with_edge(text: str, plan: EdgePlan, file: str) -> str:
     yaml.preserve_quotes = True
     yaml.width = 120
     tree = yaml.load(text)
-    containers = tree["containers"]
-    files = containers["compose"].setdefault("files", ["docker-compose.yml"])
-    files.append(file)
+    containers = cast("dict[str, Any]", tree["containers"])
+    containers["compose"].setdefault("files", ["docker-compose.yml"]).append(file)
     edge = CommentedMap(routes=dict(plan.routes))
     if plan.one_at_a_time:
         edge["one_at_a_time"] = list(plan.one_at_a_time)
