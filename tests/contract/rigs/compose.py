@@ -91,7 +91,7 @@ class ComposeWorld:
         """Write compose file and .env as they are wanted now."""
         volumes = {"data": {}, **self.extra_volumes}
         model = {"services": self.services, "volumes": volumes, "secrets": self.secrets}
-        (self.root / "docker-compose.yml").write_text(json.dumps(model))
+        (self.root / "docker-compose.yml").write_text(json.dumps(model, ensure_ascii=False))
         (self.root / ".env").write_text(env)
 
     def image(self, service: str, version: str, *, script: str = "exec httpd -f -p 8080 -h /www") -> str:
