@@ -195,7 +195,22 @@ def test_a_cleaning_that_takes_every_unused_image_is_seen_with_release_and_servi
     (gone,) = target.missing(good)
     assert gone.lost
     assert "the image of web" in gone.what
-    assert target.missing(now) == ()
+    assert [m for m in target.missing(now) if m.lost] == []
+
+
+def test_what_a_cleaning_of_everything_left_in_use_is_held_again_and_outlives_the_next_one(stack: ComposeWorld) -> None:
+    """It takes the names off an image that is in use as well, all but one."""
+    target = stack.target(services=["web"])
+    good = deployed(stack, target, "v1")
+    stack.client.images.remove(tag_of(good, "web"))
+    (unsafe,) = target.missing(good)
+    assert not unsafe.lost
+    target.hold(good)
+    assert target.missing(good) == ()
+    deployed(stack, target, "v2")
+    clean_up(stack)
+    stack.put(target, good)
+    assert stack.page() == "v1"
 
 
 def lose_the_tag(stack: ComposeWorld, release: Release) -> None:
@@ -386,3 +401,18 @@ def test_the_state_folder_and_dumps_are_in_no_copy_of_a_checkout_that_is_mounted
     assert {"docker-compose.yml", "main.py"} <= copies
     assert copies & {".lastgood", "dump", "env.key"} == set()
     assert target.prepare("v1", CLOCK.now()).content == release.content
+
+
+def test_other_code_in_the_same_image_must_pass_the_gate(bound: ComposeWorld) -> None:
+    check = {"test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/main.py"], "interval": "300ms"}
+    bound.services["web"]["healthcheck"] = {**check, "retries": 2}
+    bound.write()
+    target = bound.target(services=["web"])
+    put(bound, target, "v1")
+    before = bound.container("web").id
+    (bound.root / "app" / "main.py").rename(bound.root / "app" / "moved.py")
+    bad = target.prepare("v2", CLOCK.now())
+    with pytest.raises(Refused, match="web of v2 is unhealthy at the gate"):
+        target.apply(bound.plan(target, bad).steps[0])
+    assert bound.container("web").id == before
+    assert bound.page() == "v1"

@@ -100,6 +100,24 @@ def test_a_deploy_that_could_not_be_rolled_back_is_refused_with_what_is_gone(tea
     assert list(team.history.releases) == [OLD]
 
 
+def test_what_lost_its_tags_is_held_again_before_the_containers_that_use_it_are_replaced(team: Team) -> None:
+    team.containers.unheld.add(OLD)
+
+    def confirm(_plan: object) -> bool:
+        assert team.containers.unheld == set()
+        return True
+
+    team.deploy("v2", WELL, confirm=confirm)
+
+
+def test_the_watch_holds_again_what_a_cleaning_took_the_tags_from(team: Team) -> None:
+    team.deploy("v2", WELL)
+    team.containers.unheld.add(OLD)
+    team.watch()
+    assert team.containers.unheld == set()
+    assert not any("lost its tags" in line for line in team.told)
+
+
 def test_the_list_says_which_are_not_kept(long_ago: Team) -> None:
     rows = {row[0]: row for row in release_rows(long_ago.history)}
     assert "not kept any more" in rows[OLD]

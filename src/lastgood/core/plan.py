@@ -202,7 +202,7 @@ def seen(step: Step, facts: Facts) -> Seen:
     repeated."""
     match step.action, facts:
         case PassGate() as action, ContainerFacts():
-            return _when(all(_gate_passed(service, artifact, facts) for service, artifact in action.artifacts))
+            return _when(all(_gate_passed(action.release, *wanted, facts) for wanted in action.artifacts))
         case Serve() as action, ContainerFacts():
             instances = facts.of(action.service)
             return _when(bool(instances) and all(i.serves and runs(action, i) for i in instances))
@@ -243,9 +243,11 @@ def runs(wanted: Serve | ServiceRecord, instance: InstanceFacts) -> bool:
     return instance.artifact == wanted.artifact and same_config
 
 
-def _gate_passed(service: str, artifact: str, facts: ContainerFacts) -> bool:
-    beside = [i for i in facts.candidates if i.service == service and i.artifact == artifact]
-    return any(i.serves for i in beside) or any(i.artifact == artifact and i.serves for i in facts.of(service))
+def _gate_passed(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:
+    """What was started for another release from the same artifact has another configuration, or other code beside it,
+    and proves nothing of this one's."""
+    there = [i for i in (*facts.candidates, *facts.of(service)) if i.service == service and i.artifact == artifact]
+    return any(i.serves and i.release in ("", release) for i in there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,8 @@ LOG_LINES: Final = 2000
 
 
 def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate, *, deadline_s: float) -> None:
-    """Start a candidate for each service that does not serve from its artifact already, and wait for all of them.
+    """Start a candidate for each service that does not serve from its artifact for this release already, and wait for
+    all of them.
 
     Raises Refused with the service and its last words when one does not become healthy; then, and on every other
     error, what this gate started is removed.
@@ -50,7 +51,7 @@ def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate,
     for record in records:
         ensure_image(engine, record)
     try:
-        started = [(r, gate.candidate(r, ends_at=ends_at)) for r in records if not _serves(engine, r)]
+        started = [(r, gate.candidate(r, ends_at=ends_at)) for r in records if not _serves(engine, r, kept.name)]
         for record, container in started:
             gate.wait(record, container, ends_at=ends_at)
     except OutcomeUnknown as error:
@@ -67,10 +68,11 @@ def clear_candidates(engine: Engine) -> None:
         engine.remove(container.id)
 
 
-def _serves(engine: Engine, record: ServiceRecord) -> bool:
-    """Whether the service serves from this very image already: then that is proof enough."""
+def _serves(engine: Engine, record: ServiceRecord, release: str) -> bool:
+    """Whether the service serves from this very image already: then that is proof enough, unless it was started for
+    another release, with another configuration or other code."""
     serving = [c.facts() for c in engine.of_project() if c.service == record.name and not c.is_leftover]
-    return any(i.artifact == record.artifact and i.serves for i in serving)
+    return any(i.artifact == record.artifact and i.serves and i.release in ("", release) for i in serving)
 
 
 @dataclass(frozen=True, slots=True)
