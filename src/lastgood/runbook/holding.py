@@ -52,7 +52,7 @@ def let_go_of_old(rooms: Rooms) -> None:
 def _judge(rooms: Rooms) -> None:
     history, retain = rooms.memory.history(), rooms.config.retain
     for name in to_let_go(history, retain=retain):
-        rooms.memory.note(ReleaseLetGo(release=name, why=f"{retain} newer ones are kept"))
+        rooms.memory.note(ReleaseLetGo(release=name, why=f"not among the newest {retain}"))
     history = rooms.memory.history()
     kept = tuple(known.release for known in ways_back(history))
     for release, missing in look_through(rooms, kept):
