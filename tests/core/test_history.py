@@ -432,9 +432,9 @@ def kept(old: object, now: object) -> bool:
 
 
 def test_a_release_that_is_let_go_of_is_no_target_until_it_is_recorded_again() -> None:
-    gone = ReleaseLetGo(release="a", why="5 newer ones are kept")
+    gone = ReleaseLetGo(release="a", why="not among the newest 5")
     assert last_good(told(A, B, [gone])) is None
-    assert told(A, B, [gone]).releases["a"].let_go == "5 newer ones are kept"
+    assert told(A, B, [gone]).releases["a"].let_go == "not among the newest 5"
     again = replace(release("a"), commit="0" * 40)
     history = told(A, B, [gone, ReleaseRecorded(release=again)])
     assert (last_good(history), history.releases["a"].release) == ("a", again)

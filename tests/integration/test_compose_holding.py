@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from lastgood.assembly import build
 from lastgood.core.errors import Refused
 from lastgood.core.release import Composed, Release, Untouched
-from lastgood.runbook.record import record
 from lastgood.targets.compose import ComposeTarget
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld
@@ -86,6 +84,26 @@ def test_the_record_says_what_it_was_resolved_from_and_what_is_never_touched(sta
     assert web.ports == (f"127.0.0.1:{stack.port}->8080/tcp",)
 
 
+def configure(stack: ComposeWorld, **more: object) -> None:
+    """Write lastgood.yaml. more: beside what every stack has."""
+    containers = {"compose": {"project": stack.project}, "services": ["web", "worker"], "stop": "1s"}
+    config = {"version": 1, "stack": "shop", "containers": containers, **more}
+    (stack.root / "lastgood.yaml").write_text(json.dumps(config))
+
+
+def typed(stack: ComposeWorld, *words: str) -> subprocess.CompletedProcess[str]:
+    """Type a command of lastgood."""
+    return subprocess.run(
+        [sys.executable, "-m", "lastgood", *words],
+        cwd=stack.root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
 def plant(stack: ComposeWorld) -> None:
     """One secret in every place of a service that people put one."""
     (stack.root / "token").write_text(PLANTED)
@@ -116,22 +134,9 @@ def test_a_secret_is_in_one_private_file_of_the_release_and_in_no_record(stack: 
 def test_releases_as_json_shows_the_whole_record_and_no_secret(stack: ComposeWorld) -> None:
     plant(stack)
     stack.compose("up", "--detach", "--wait")
-    config = {
-        "version": 1,
-        "stack": "shop",
-        "containers": {"compose": {"project": stack.project}, "services": ["web", "worker"]},
-    }
-    (stack.root / "lastgood.yaml").write_text(json.dumps(config))
-    record(build(stack.root / "lastgood.yaml", lambda _line: None), "v1")
-    shown = subprocess.run(
-        [sys.executable, "-m", "lastgood", "releases", "--json"],
-        cwd=stack.root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    ).stdout
+    configure(stack)
+    assert typed(stack, "record", "--release", "v1").returncode == 0
+    shown = typed(stack, "releases", "--json").stdout
     assert PLANTED not in shown
     (known,) = json.loads(shown)
     release: dict[str, Any] = known["release"]
@@ -195,7 +200,22 @@ def test_a_cleaning_that_takes_every_unused_image_is_seen_with_release_and_servi
     (gone,) = target.missing(good)
     assert gone.lost
     assert "the image of web" in gone.what
-    assert target.missing(now) == ()
+    assert [m for m in target.missing(now) if m.lost] == []
+
+
+def test_what_a_cleaning_of_everything_left_in_use_is_held_again_and_outlives_the_next_one(stack: ComposeWorld) -> None:
+    """It takes the names off an image that is in use as well, all but one."""
+    target = stack.target(services=["web"])
+    good = deployed(stack, target, "v1")
+    stack.client.images.remove(tag_of(good, "web"))
+    (unsafe,) = target.missing(good)
+    assert not unsafe.lost
+    target.hold(good)
+    assert target.missing(good) == ()
+    deployed(stack, target, "v2")
+    clean_up(stack)
+    stack.put(target, good)
+    assert stack.page() == "v1"
 
 
 def lose_the_tag(stack: ComposeWorld, release: Release) -> None:
@@ -295,6 +315,29 @@ def test_an_image_that_a_stopped_container_is_made_from_stays_and_is_named(stack
     assert target.kept() == {"v2"}
 
 
+def test_a_deploy_lets_go_of_what_is_too_old_and_a_rollback_to_it_is_refused(stack: ComposeWorld) -> None:
+    configure(stack, retain=1)
+    story: list[str] = []
+    for number, name in enumerate(("v1", "v2", "v3")):
+        for service in ("web", "worker"):
+            stack.image(service, name)
+        first = () if number else ("--first",)
+        story.append(typed(stack, "deploy", "--release", name, "--no-watch", "--yes", *first).stderr)
+        assert typed(stack, "record", "--good", "--message", "seen").returncode == 0
+    assert "v1 is not kept any more: not among the newest 1" in story[-1]
+    marks = {line.split()[0]: "not kept any more" in line for line in typed(stack, "releases").stdout.splitlines()}
+    assert marks == {"v1": True, "v2": False, "v3": False}
+    assert sorted(p.name for p in (stack.root / ".lastgood" / "releases").iterdir()) == ["v2", "v3"]
+    held = [tag for image in stack.client.images.list() for tag in image.tags if f"{stack.project}/" in tag]
+    assert not any(tag.endswith(":v1") for tag in held)
+    refused = typed(stack, "rollback", "v1", "--yes")
+    assert (refused.returncode, stack.page()) == (3, "v3")
+    assert "v1 is not kept any more: not among the newest 1" in refused.stderr
+    assert "way back  v2: everything it needs is held" in typed(stack, "doctor").stdout
+    back = typed(stack, "rollback", "--yes", "--message", "rehearsal")
+    assert (back.returncode, stack.page()) == (0, "v2"), back.stderr
+
+
 # --- code from the checkout ----------------------------------------------------------------------------------------
 
 
@@ -386,3 +429,18 @@ def test_the_state_folder_and_dumps_are_in_no_copy_of_a_checkout_that_is_mounted
     assert {"docker-compose.yml", "main.py"} <= copies
     assert copies & {".lastgood", "dump", "env.key"} == set()
     assert target.prepare("v1", CLOCK.now()).content == release.content
+
+
+def test_other_code_in_the_same_image_must_pass_the_gate(bound: ComposeWorld) -> None:
+    check = {"test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/main.py"], "interval": "300ms"}
+    bound.services["web"]["healthcheck"] = {**check, "retries": 2}
+    bound.write()
+    target = bound.target(services=["web"])
+    put(bound, target, "v1")
+    before = bound.container("web").id
+    (bound.root / "app" / "main.py").rename(bound.root / "app" / "moved.py")
+    bad = target.prepare("v2", CLOCK.now())
+    with pytest.raises(Refused, match="web of v2 is unhealthy at the gate"):
+        target.apply(bound.plan(target, bad).steps[0])
+    assert bound.container("web").id == before
+    assert bound.page() == "v1"

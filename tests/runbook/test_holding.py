@@ -43,7 +43,7 @@ def test_a_deploy_lets_go_of_the_oldest_and_their_files_are_gone(long_ago: Team)
 
 
 def test_going_back_to_one_that_is_not_kept_is_refused_with_the_reason(long_ago: Team) -> None:
-    with pytest.raises(Refused, match="v1 is not kept any more: 5 newer ones are kept"):
+    with pytest.raises(Refused, match="v1 is not kept any more: not among the newest 5"):
         long_ago.roll_back(OLD)
 
 
@@ -98,6 +98,24 @@ def test_a_deploy_that_could_not_be_rolled_back_is_refused_with_what_is_gone(tea
     with pytest.raises(Refused, match="this deploy could not be rolled back: v1 cannot serve again: core is gone"):
         team.deploy("v2", WELL)
     assert list(team.history.releases) == [OLD]
+
+
+def test_what_lost_its_tags_is_held_again_before_the_containers_that_use_it_are_replaced(team: Team) -> None:
+    team.containers.unheld.add(OLD)
+
+    def confirm(_plan: object) -> bool:
+        assert team.containers.unheld == set()
+        return True
+
+    team.deploy("v2", WELL, confirm=confirm)
+
+
+def test_the_watch_holds_again_what_a_cleaning_took_the_tags_from(team: Team) -> None:
+    team.deploy("v2", WELL)
+    team.containers.unheld.add(OLD)
+    team.watch()
+    assert team.containers.unheld == set()
+    assert not any("lost its tags" in line for line in team.told)
 
 
 def test_the_list_says_which_are_not_kept(long_ago: Team) -> None:

@@ -95,6 +95,10 @@ class Containers(Target, Protocol):
         no registry and changes nothing."""
         ...
 
+    def hold(self, release: Release) -> None:
+        """Hold again what is here of `release` and lost what held it. What is gone stays gone. Safe to repeat."""
+        ...
+
     def kept(self) -> frozenset[str]:
         """Return the names of the releases of which anything is kept here."""
         ...

@@ -29,7 +29,7 @@ from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
-from lastgood.runbook.holding import let_go_of_old, warn
+from lastgood.runbook.holding import let_go_of_old, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.rollback import (
     BY_GATE,
@@ -88,12 +88,12 @@ def check_release(history: History, name: str, *, first: bool, override: bool) -
 def check_way_back(rooms: Rooms, history: History, name: str) -> None:
     """Raise Refused, nothing changed, when the release to which this deploy would be rolled back cannot serve again."""
     way_back = history.last_good(before=name)
-    missing = rooms.containers.missing(way_back.release) if way_back else ()
-    if way_back and (lost := [m.what for m in missing if m.lost]):
-        raise Refused(
-            f"this deploy could not be rolled back: {way_back.release.id} cannot serve again: {'; '.join(lost)}",
-            hint=f"lastgood deploy --release {name} --first",
-        )
+    for release, missing in look_through(rooms, (way_back.release,) if way_back else ()):
+        if lost := [m.what for m in missing if m.lost]:
+            raise Refused(
+                f"this deploy could not be rolled back: {release.id} cannot serve again: {'; '.join(lost)}",
+                hint=f"lastgood deploy --release {name} --first",
+            )
 
 
 def deploy(

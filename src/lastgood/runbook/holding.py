@@ -9,7 +9,7 @@ from __future__ import annotations
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import History, ReleaseHistory
 from lastgood.core.record import ReleaseLetGo
-from lastgood.core.release import Release
+from lastgood.core.release import Missing, Release
 from lastgood.core.retention import needed, to_let_go
 from lastgood.runbook.rooms import Rooms
 
@@ -23,6 +23,18 @@ def warn(rooms: Rooms, release: Release) -> None:
     """Say what a person should know of a release while it is recorded."""
     for line in release.unresolved:
         rooms.story(f"  note: {release.id} cannot be built again from its commit: {line}")
+
+
+def look_through(rooms: Rooms, releases: tuple[Release, ...]) -> tuple[tuple[Release, tuple[Missing, ...]], ...]:
+    """Hold again what lost its tags, and return what each release lacks all the same, in the order of `releases`.
+
+    A cleaning job takes tags off images that are in use as well; what is held again before the next one outlives it.
+    """
+    found: list[tuple[Release, tuple[Missing, ...]]] = []
+    for release in releases:
+        rooms.containers.hold(release)
+        found.append((release, rooms.containers.missing(release)))
+    return tuple(found)
 
 
 def let_go_of_old(rooms: Rooms) -> None:
@@ -40,12 +52,13 @@ def let_go_of_old(rooms: Rooms) -> None:
 def _judge(rooms: Rooms) -> None:
     history, retain = rooms.memory.history(), rooms.config.retain
     for name in to_let_go(history, retain=retain):
-        rooms.memory.note(ReleaseLetGo(release=name, why=f"{retain} newer ones are kept"))
+        rooms.memory.note(ReleaseLetGo(release=name, why=f"not among the newest {retain}"))
     history = rooms.memory.history()
-    for known in ways_back(history):
-        lost = [m.what for m in rooms.containers.missing(known.release) if m.lost]
-        if lost and known.release.id not in needed(history):
-            rooms.memory.note(ReleaseLetGo(release=known.release.id, why="; ".join(lost)))
+    kept = tuple(known.release for known in ways_back(history))
+    for release, missing in look_through(rooms, kept):
+        lost = [m.what for m in missing if m.lost]
+        if lost and release.id not in needed(history):
+            rooms.memory.note(ReleaseLetGo(release=release.id, why="; ".join(lost)))
 
 
 def _remove(rooms: Rooms) -> None:

@@ -23,7 +23,7 @@ from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Watch, Watch
 from lastgood.runbook import endings
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
-from lastgood.runbook.holding import ways_back
+from lastgood.runbook.holding import look_through, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -171,7 +171,7 @@ class _Beside:
         self._host = Aside(rooms.frontend.observe) if rooms.frontend and not self._bake else None
         self._looked_at = rooms.clock.now()
         self._ways: tuple[Release, ...] = ()
-        self._needs = Aside(lambda: tuple((way, rooms.containers.missing(way)) for way in self._ways))
+        self._needs = Aside(lambda: look_through(rooms, self._ways))
         self._checked_at: datetime | None = None
         self._told_gone = ""
 

@@ -225,7 +225,8 @@ class MemoryContainers(Hand):
     """core.ports.Containers on a Stack. lost: what keeps the logs from being saved. saved: the newest ones.
 
     commits: of a release, where it is not that of its content. unresolved: submodules of what is prepared. kept_names:
-    releases of which something is kept. in_use: those that cannot be removed now.
+    releases of which something is kept. in_use: those that cannot be removed now. unheld: those whose images are here
+    and would not survive the next cleaning.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -237,6 +238,7 @@ class MemoryContainers(Hand):
         self.unresolved: tuple[str, ...] = ()
         self.kept_names: set[str] = set()
         self.in_use: set[str] = set()
+        self.unheld: set[str] = set()
 
     def observe(self) -> ContainerFacts:
         facts = super().observe()
@@ -260,11 +262,17 @@ class MemoryContainers(Hand):
 
     def missing(self, release: Release) -> tuple[Missing, ...]:
         held = self.observe().held
-        return tuple(
+        gone = [
             Missing(what=f"{s.name} is gone", fix=f"docker pull {s.name}", lost=True)
             for s in release.services
             if s.artifact not in held
-        )
+        ]
+        unheld = [Missing(what=f"{release.id} lost its tags", fix="docker tag")] if release.id in self.unheld else []
+        return (*gone, *unheld)
+
+    def hold(self, release: Release) -> None:
+        self._answer()
+        self.unheld.discard(release.id)
 
     def kept(self) -> frozenset[str]:
         self._answer()

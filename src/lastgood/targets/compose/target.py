@@ -26,6 +26,7 @@ from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
+from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.look import look
 from lastgood.targets.compose.missing import missing
@@ -139,6 +140,12 @@ class ComposeTarget:
     def missing(self, release: Release) -> tuple[Missing, ...]:
         with self._engine() as engine:
             return tuple(missing(self._stack, engine, release))
+
+    def hold(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                if engine.image(record.artifact) is not None:
+                    ensure_image(engine, record)
 
     def kept(self) -> frozenset[str]:
         return self._stack.shelf.names()

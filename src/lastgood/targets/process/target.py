@@ -82,6 +82,9 @@ class ProcessTarget:
             return ()
         return (Missing(what=f"the files of {release.id} are not what was kept", fix=DEPLOY_ANOTHER, lost=True),)
 
+    def hold(self, release: Release) -> None:
+        """A copy of the files needs nothing that holds it."""
+
     def kept(self) -> frozenset[str]:
         return self._shelf.names()
 
