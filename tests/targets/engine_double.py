@@ -160,13 +160,12 @@ def _labels_wanted(filters: str) -> set[str]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] # the one that makes these handlers
 
     def _say(self) -> None:
         asked = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(asked.query).items()}
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body = self.server.engine.answer(self.command, asked.path, query)
+        status, body = cast("_Server", self.server).engine.answer(self.command, asked.path, query)
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
