@@ -19,6 +19,7 @@ from lastgood.core.plan import PassGate
 from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import (
@@ -46,6 +47,9 @@ def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate,
     gate = _Gate(stack, engine, stack.shelf.project(kept), kept.name)
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
+    # Of all services now: found at the last one, it would leave half a release.
+    if held := [line for r in records for line in in_the_way(engine, gate.project, r.name, stack=stack.name)]:
+        raise Refused("; ".join(held), hint="docker ps --all")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
         ensure_image(engine, record)
