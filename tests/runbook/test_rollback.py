@@ -592,6 +592,15 @@ def test_a_target_whose_images_are_gone_is_refused_before_anything_is_stopped(te
     assert "is not on this host" in "".join(report.notes)
 
 
+def test_images_that_a_registry_still_has_are_fetched_before_anything_is_stopped(team: Team) -> None:
+    deployed(team)
+    team.stack.forget(OLD)
+    team.stack.registry = frozenset(artifact_of(service, OLD) for service in SERVICES)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (team.stack.serving, team.stack.serves_wholly) == (OLD, True)
+
+
 def hotfix(team: Team) -> None:
     """Somebody puts something else in the place of a service."""
     team.stack.put("agent", "agent-hotfix")

@@ -85,6 +85,11 @@ class Containers(Target, Protocol):
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...
 
+    def fetch(self, release: Release) -> None:
+        """Have every artifact of a prepared release on this host, from its registry where it must be. What serves is
+        not touched. Raises Refused, naming it, when one is nowhere any more."""
+        ...
+
     def rung(self) -> str:
         """Name the rung that a rollback would take here and why not a higher one, one line."""
         ...

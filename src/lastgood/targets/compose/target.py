@@ -25,6 +25,7 @@ from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
+from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.recreate import recreate, untouchable
 from lastgood.targets.compose.rung import ContainerRung, choose_rung
@@ -103,6 +104,11 @@ class ComposeTarget:
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
             return describe.describe_running(self._stack, engine, name, recorded_at)
+
+    def fetch(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                ensure_image(engine, record)
 
     def rung(self) -> str:
         services = self._stack.config.services
