@@ -2,10 +2,12 @@
 environment.
 
     releases/NAME/compose.json   the resolved configuration, values included
+    releases/NAME/files          copies of the files that are secrets and configs of its services
     releases/NAME/release.json   its services, and a keyed hash of compose.json
     env.key                      the key of every hash over values
 
-All 0600, folders 0700. release.json is written last and at once: without it the release is not there.
+All 0600, folders 0700; the copies have the rights of what they are copies of, since a service must be able to read
+them. release.json is written last and at once: without it the release is not there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,10 +28,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, ServiceRecord
-from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.project import Json, Project
 
 CONFIG_FILE: Final = "compose.json"
 RELEASE_FILE: Final = "release.json"
+FILES: Final = "files"
+CONTENT: Final = "x-lastgood-content"
+FILE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""What an engine would still take for a secret is 500 KB; a config may be a model or a dictionary."""
 _REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
@@ -120,30 +127,71 @@ class Shelf:
 
         Raises Refused, nothing changed, when the name stands for something else.
         """
-        content = json.dumps(project.model, indent=1, sort_keys=True).encode()
-        wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
         if (kept := self.find(name)) is not None:
-            if changed := _difference(kept, wanted):
+            if changed := _difference(kept, services):
                 raise Refused(
                     f"release {name} exists with other {changed}", hint="lastgood deploy --release ANOTHER-NAME"
                 )
             return kept
-        _replace(self.folder(name) / CONFIG_FILE, content)
-        _replace(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
+        with _room_in(self._state):
+            own = self._with_copies(name, project, [s.name for s in services])
+            content = json.dumps(own.model, indent=1, sort_keys=True).encode()
+            wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
+            _replace(self.folder(name) / CONFIG_FILE, content)
+            _replace(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
         return wanted
+
+    def with_contents(self, project: Project, services: Collection[str]) -> Project:
+        """The model that knows what is in the files that are secrets and configs of `services`, by keyed hash: another
+        content is another configuration."""
+        named = {found: self.hash(content) for found, _, content in _files(project, services)}
+        return project.with_definitions({found: {CONTENT: digest} for found, digest in named.items()})
+
+    def _with_copies(self, release: str, project: Project, services: Collection[str]) -> Project:
+        """The model that names the release's own copies of them: a file that changes, or goes, takes nothing along."""
+        copies: dict[tuple[str, str], Json] = {}
+        for (kind, key), path, content in _files(project, services):
+            copy = self.folder(release) / FILES / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+            _replace(copy, content)
+            at = path.stat()
+            copy.chmod(at.st_mode & 0o777)
+            with contextlib.suppress(PermissionError):  # only root gives files away
+                os.chown(copy, at.st_uid, at.st_gid)
+            copies[kind, key] = {"file": str(copy)}
+        return project.with_definitions(copies)
 
     def lay_beside(self, release: str, name: str, content: bytes) -> Path:
         """Write a file of ours into a release's folder, over an older one, and return its path."""
         path = self.folder(release) / name
-        _replace(path, content)
+        with _room_in(self._state):
+            _replace(path, content)
         return path
 
 
-def _difference(kept: KeptRelease, wanted: KeptRelease) -> str:
+@contextlib.contextmanager
+def _room_in(state: Path) -> Generator[None]:
+    """Turn what a full or read-only disk says into Refused: whatever is not written was to be read by the next act."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{error.filename or state} cannot be written: {error.strerror}", hint=f"df {state}") from error
+
+
+def _files(project: Project, services: Collection[str]) -> Iterator[tuple[tuple[str, str], Path, bytes]]:
+    """Kind and key, path and content of each secret and config of `services` that is a file and can be read."""
+    found = {(kind, key): Path(path) for name in services for kind, key, path in project.files(name)}
+    for named, path in found.items():
+        if path.is_file():
+            if path.stat().st_size > FILE_LIMIT_BYTES:
+                raise Refused(f"{path} is too large for a secret or config", hint=f"ls -l {path}")
+            yield named, path, path.read_bytes()
+
+
+def _difference(kept: KeptRelease, services: tuple[ServiceRecord, ...]) -> str:
     """Say what differs between two descriptions of one release, empty when they start the same."""
-    pairs = [(kept.service(s.name), s) for s in wanted.services]
+    pairs = [(kept.service(s.name), s) for s in services]
     images = [new.name for old, new in pairs if old is None or old.artifact != new.artifact]
-    if images or len(kept.services) != len(wanted.services):
+    if images or len(kept.services) != len(services):
         return f"images of {', '.join(images)}" if images else "services"
     changed = [new.name for old, new in pairs if old is not None and old.config_hash != new.config_hash]
     return f"configuration of {', '.join(changed)}" if changed else ""

@@ -33,6 +33,8 @@ _ERROR_LINES: Final = 12
 # Compose 2.26 and 2.40: `level=warning msg="The \"NAME\" variable is not set. Defaulting to a blank string."`. There
 # is no exit code for it, and a blank password is no configuration.
 _UNSET: Final = re.compile(r'The \\?"([A-Za-z_][A-Za-z0-9_]*)\\?" variable is not set')
+# `${NAME`, whatever follows it, and `$NAME`; not `$$NAME`, which is the service's own affair.
+_VARIABLE: Final = re.compile(r"(?<!\$)\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,20 @@ class Stack:
         named = self.config.compose.env_file
         paths = [commands.home(self.config.compose, self.root) / ".env", *([self.root / named] if named else [])]
         return [dotenv_values(p.read_text(encoding="utf-8", errors="replace")) for p in paths if p.is_file()]
+
+    def beaten(self) -> tuple[tuple[str, str], ...]:
+        """(variable, file) of each variable that the compose files use and that both the env file and the environment
+        have, with another value: compose takes that of the environment."""
+        used = {
+            name
+            for file in self.config.compose.files
+            for name in _VARIABLE.findall((self.root / file).read_text(encoding="utf-8", errors="replace"))
+        }
+        named = self.config.compose.env_file
+        file = self.root / named if named else commands.home(self.config.compose, self.root) / ".env"
+        given = dotenv_values(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else {}
+        both = sorted(used & given.keys() & os.environ.keys())
+        return tuple((name, file.name) for name in both if os.environ[name] != given[name])
 
     def build(self, project: Project, services: Sequence[str]) -> None:
         """Build the images of `services`. Raises Refused with the end of the build's output."""
@@ -160,6 +176,8 @@ class Stack:
             raise OutcomeUnknown(f"{doing}: {error}", hint="docker ps") from error
         except FileNotFoundError as error:
             raise _no_client() from error
+        except OSError as error:
+            raise Refused(f"docker compose cannot be started: {error}", hint="df") from error
         if ended.code != 0:
             said = masker_of(project).tail(ended.err or ended.out, lines=_ERROR_LINES)
             raise OutcomeUnknown(f"{doing}: docker compose ended with {ended.code}: {said}", hint="docker ps")
@@ -171,6 +189,8 @@ class Stack:
             raise Retryable(str(error), delay_s=2.0, hint="docker version") from error
         except FileNotFoundError as error:
             raise _no_client() from error
+        except OSError as error:
+            raise Refused(f"docker compose cannot be started: {error}", hint="df") from error
 
     def hashes(self, project: Project) -> dict[str, str]:
         """Compose's own hash of each service, as it would put it on a container started from this model."""
