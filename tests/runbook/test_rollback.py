@@ -20,7 +20,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.runbook import by_hand
 from lastgood.runbook import rollback as returning
 from lastgood.runbook.watch import watch_on
-from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack
+from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack, artifact_of
 from lastgood.testing.world import Crash, Crashes
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 

@@ -30,7 +30,7 @@ from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.deployment import deployment_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
-APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
+APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo", "cat", "chmod", "mkdir", "rm")
 
 
 def free_port() -> int:
@@ -52,6 +52,9 @@ class ComposeWorld:
         self._images: set[str] = set()
         self.extra_volumes: dict[str, Any] = {}
         self.secrets: dict[str, Any] = {}
+        self.configs: dict[str, Any] = {}
+        # More instructions of a Dockerfile for the images of a service.
+        self.changes: dict[str, list[str]] = {}
         self.services: dict[str, Any] = {
             "web": self.service("web", ports=[f"127.0.0.1:{self.port}:8080"]),
             "worker": self.service("worker"),
@@ -71,24 +74,29 @@ class ComposeWorld:
     def write(self, *, env: str = "") -> None:
         """Write compose file and .env as they are wanted now."""
         volumes = {"data": {}, **self.extra_volumes}
-        model = {"services": self.services, "volumes": volumes, "secrets": self.secrets}
+        named = {"volumes": volumes, "secrets": self.secrets, "configs": self.configs}
+        model = {"services": self.services, **named}
         (self.root / "docker-compose.yml").write_text(json.dumps(model))
         (self.root / ".env").write_text(env)
 
-    def image(self, service: str, version: str, *, script: str = "exec httpd -f -p 8080 -h /www") -> str:
-        """Give the service's movable tag to a new image that runs `script`. Returns the image's ID."""
+    def image(
+        self, service: str, version: str, *, script: str = "exec httpd -f -p 8080 -h /www", program: bytes = b""
+    ) -> str:
+        """Give the service's movable tag to a new image that runs `script`, or this program. Returns the image's ID."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
-            for name, content in (("www/index.html", version), ("start", f"#!/bin/sh\n{script}\n")):
+            start = program or f"#!/bin/sh\n{script}\n".encode()
+            for name, content in (("www/index.html", version.encode()), ("start", start)):
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mode = len(content), 0o755
-                tar.addfile(entry, io.BytesIO(content.encode()))
+                tar.addfile(entry, io.BytesIO(content))
             tar.add(BUSYBOX, "bin/busybox")
             for applet in APPLETS:
                 link = tarfile.TarInfo(f"bin/{applet}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)
-        changes = ["ENV PATH=/bin", 'CMD ["/start"]']
+        changes = ["ENV PATH=/bin", 'CMD ["/start"]', f"LABEL lastgood.test={self.project}"]
+        changes += self.changes.get(service, [])
         repository = f"{self.project}/{service}"
         self.client.api.import_image_from_data(archive.getvalue(), repository=repository, tag="latest", changes=changes)
         found = self.client.images.get(f"{repository}:latest").id
@@ -131,10 +139,10 @@ class ComposeWorld:
         found = self.client.containers.list(all=True, filters={"label": "lastgood.candidate"})
         return [c for c in found if c.labels["lastgood.candidate"].startswith(f"{self.project}:")]
 
-    def page(self) -> str:
+    def page(self, path: str = "/") -> str:
         """What users see."""
         with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as connection:
-            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(4096), b""))
         return answer.decode().rsplit("\r\n\r\n", 1)[-1]
 
