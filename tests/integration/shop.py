@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lastgood.core.history import History, fold
+from lastgood.core.release import Release
+from lastgood.core.report import Report, TerminalState
+from lastgood.journal.sqlite import SqliteJournal
 from lastgood.testing.slack import DEFAULT_TOKEN, SlackStandIn
+from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld
 
 SERVES: Final = "exec httpd -f -p 8080 -h /www"
@@ -104,14 +109,25 @@ class Shop:
         return json.loads(self.lastgood(*words, "--json"))
 
     @property
-    def serving(self) -> str:
-        """What lastgood believes to serve."""
-        return str(self.json("status")["serving"])
+    def history(self) -> History:
+        """What the journal knows; read beside the commands, since a process for each question takes its time."""
+        journal = SqliteJournal(self.stack.root / ".lastgood", clock=CLOCK)
+        return fold(journal.records())
 
     @property
-    def ended(self) -> str:
-        """How the newest deployment ended."""
-        return str(self.json("history")[-1]["ended"])
+    def serving(self) -> str:
+        """What lastgood believes to serve."""
+        return self.history.serving
+
+    def release(self, name: str) -> Release:
+        """A release as it was recorded."""
+        return self.history.releases[name].release
+
+    @property
+    def report(self) -> Report:
+        """Of the newest run that has one."""
+        runs = reversed(self.history.runs.values())
+        return next(run.ended.report for run in runs if run.ended and run.ended.report)
 
     @property
     def told(self) -> list[str]:
@@ -121,7 +137,7 @@ class Shop:
     def seen(self) -> Seen:
         """Look from outside: at the engine, and at the published port."""
         running = self.stack.client.containers.list(
-            filters={"label": f"com.docker.compose.project={self.stack.project}"}
+            ignore_removed=True, filters={"label": f"com.docker.compose.project={self.stack.project}"}
         )
         found = {
             c.labels["com.docker.compose.service"]: (str(c.id), str(c.attrs["Image"]))
@@ -134,11 +150,13 @@ class Shop:
         """What the report may be believed for: every service is the planned one, the database's container is the one
         that it was, nothing is left beside, and the team was told once. before: what served the bad release."""
         after = self.seen()
-        images = {s["name"]: s["artifact"] for s in self.json("releases")[self._index(release)]["release"]["services"]}
         assert after.release == release
-        assert {s: after.containers[s][1] for s in images} == images
+        assert {s.name: s.artifact for s in self.release(release).services} == {
+            s: after.containers[s][1] for s in SERVICES
+        }
         assert after.containers["db"] == before.containers["db"]
-        assert self.json("explain")["terminal"] == "ROLLED_BACK_VERIFIED"
+        assert self.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+        assert [check for check in self.report.checks if not check.passed] == []
         assert self.serving == release
         assert self.stack.candidates() == []
         assert len([text for text in self.told if self.completed(release) in text]) == times
@@ -153,6 +171,3 @@ class Shop:
     def completed(release: str) -> str:
         """The sentence of the procedure, as far as it is a claim."""
         return f"Rollback to {release} completed"
-
-    def _index(self, release: str) -> int:
-        return [found["release"]["id"] for found in self.json("releases")].index(release)

@@ -61,9 +61,8 @@ class Published:
 
     def forget(self, release: str) -> None:
         """Remove the images of a release from this host, as `docker image prune --all` does."""
-        (found,) = [r["release"] for r in self.shop.json("releases") if r["release"]["id"] == release]
-        for service in found["services"]:
-            self.shop.stack.client.images.remove(service["artifact"], force=True)
+        for service in self.shop.release(release).services:
+            self.shop.stack.client.images.remove(service.artifact, force=True)
 
     def lose_tags(self, release: str) -> None:
         for service in ("web", "worker"):
@@ -128,9 +127,8 @@ def test_a_tag_that_moved_here_does_not_change_what_goes_back(shop: Shop) -> Non
     shop.bad("v2")
     before = shop.seen()
     shop.build("v3")
-    held = {s["name"]: s["held_as"] for s in shop.json("releases")[0]["release"]["services"]}
-    for service, tag in held.items():
-        shop.stack.client.images.get(f"{shop.stack.project}/{service}:latest").tag(tag)
+    for service in shop.release("v1").services:
+        shop.stack.client.images.get(f"{shop.stack.project}/{service.name}:latest").tag(service.held_as)
     shop.roll_back()
     shop.check_it_went_back("v1", before)
 
@@ -393,7 +391,9 @@ def test_an_engine_that_was_killed_and_comes_back_is_waited_for(
 
 def check_nothing_is_left(stack: ComposeWorld) -> None:
     """One container for each service, and nothing of the gate's own project."""
-    named = [str(c.name) for c in stack.client.containers.list(all=True) if stack.project in str(c.name)]
+    named = [
+        str(c.name) for c in stack.client.containers.list(all=True, ignore_removed=True) if stack.project in str(c.name)
+    ]
     assert sorted(named) == sorted(f"{stack.project}-{s}-1" for s in ("db", "web", "worker"))
     networks = [n.name for n in stack.client.networks.list() if stack.project in str(n.name)]
     assert networks == [f"{stack.project}_default"]

@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from lastgood.core.report import TerminalState
 from tests.contract.rigs.compose import ComposeWorld
 from tests.integration.shop import KILLED, NEEDS_HUMAN, REFUSED, SERVES, Shop
 
@@ -163,19 +164,19 @@ def test_the_disk_was_rolled_back_and_the_old_process_still_served(shop: Shop) -
     stack.services["web"]["environment"] = {"GREETING": "v1"}
     stack.write()
     shop.good("v1")
-    first = stack.container("web").attrs["Image"]
     stack.services["web"]["environment"] = {"GREETING": "v2"}
     stack.write()
     shop.bad("v2")
     before = shop.seen()
     stack.services["web"]["environment"] = {"GREETING": "v1"}
     stack.write()
-    for service, image in (("web", first), ("worker", shop.json("releases")[0]["release"]["services"][1]["artifact"])):
-        stack.client.images.get(image).tag(f"{stack.project}/{service}", "latest")
+    for service in shop.release("v1").services:
+        stack.client.images.get(service.artifact).tag(f"{stack.project}/{service.name}", "latest")
     # what is recorded is what runs, whatever the disk says
     shop.lastgood("record", "--release", "seen")
-    seen = shop.json("releases")[-1]["release"]["services"]
-    assert {s["name"]: s["artifact"] for s in seen} == {s: before.containers[s][1] for s in ("web", "worker")}
+    assert {s.name: s.artifact for s in shop.release("seen").services} == {
+        s: before.containers[s][1] for s in ("web", "worker")
+    }
     shop.roll_back()
     shop.check_it_went_back("v1", before)
     assert "GREETING=v1" in stack.container("web").attrs["Config"]["Env"]
@@ -206,8 +207,8 @@ def test_the_image_to_go_back_to_was_pruned(shop: Shop) -> None:
     shop.good("v1")
     shop.bad("v2")
     before = shop.seen()
-    (worker,) = [s for s in shop.json("releases")[0]["release"]["services"] if s["name"] == "worker"]
-    shop.stack.client.images.remove(worker["artifact"], force=True)
+    (worker,) = [s for s in shop.release("v1").services if s.name == "worker"]
+    shop.stack.client.images.remove(worker.artifact, force=True)
     findings = {f["check"]: f for f in json.loads(shop.lastgood("doctor", "--json", code=1))}
     assert (findings["images"]["answer"], findings["images"]["evidence"]) == ("failed", "of v1: missing worker")
     said = shop.roll_back(code=REFUSED)
@@ -272,7 +273,7 @@ def test_restore_complete_was_said_after_the_restore_had_failed(shop: Shop) -> N
     (stopped,) = [text for text in shop.told if text.startswith("🚨")]
     assert "stopped at serve-web" in stopped
     assert "needs ada" in stopped
-    assert shop.ended == "NEEDS_HUMAN"
+    assert shop.report.terminal is TerminalState.NEEDS_HUMAN
     assert shop.serving == "v2", "half a rollback is none"
     status = shop.lastgood("status")
     assert "next: lastgood rollback v1" in status
@@ -293,7 +294,7 @@ def test_a_killed_deploy_left_its_lock_behind(shop: Shop) -> None:
     shop.build("v2")
     words = ("deploy", "--release", "v2", "--no-watch", "--yes")
     shop.lastgood(*words, code=KILLED, die_at="after-act:serve-web")
-    assert shop.json("status")["state"] == "INTERRUPTED"
+    assert "INTERRUPTED" in shop.lastgood("status")
     assert shop.seen().release == "v2"
     assert "did not finish" in shop.deploy("v3", code=REFUSED)
     shop.roll_back()

@@ -131,12 +131,14 @@ class ComposeWorld:
         """The running container of a service, as the SDK shows it."""
         labels = [f"com.docker.compose.project={self.project}", f"com.docker.compose.service={service}"]
         (found,) = [
-            c for c in self.client.containers.list(filters={"label": labels}) if "lastgood.candidate" not in c.labels
+            c
+            for c in self.client.containers.list(ignore_removed=True, filters={"label": labels})
+            if "lastgood.candidate" not in c.labels
         ]
         return found
 
     def candidates(self) -> list[Container]:
-        found = self.client.containers.list(all=True, filters={"label": "lastgood.candidate"})
+        found = self.client.containers.list(all=True, ignore_removed=True, filters={"label": "lastgood.candidate"})
         return [c for c in found if c.labels["lastgood.candidate"].startswith(f"{self.project}:")]
 
     def page(self, path: str = "/") -> str:
@@ -157,7 +159,7 @@ class ComposeWorld:
 
     def clear(self) -> None:
         """Remove everything of this project."""
-        for container in self.client.containers.list(all=True):
+        for container in self.client.containers.list(all=True, ignore_removed=True):
             labels = container.labels
             mine = labels.get("lastgood.candidate", "").startswith(f"{self.project}:")
             if (
