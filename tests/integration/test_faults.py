@@ -200,7 +200,8 @@ def test_a_port_that_somebody_took_is_found_before_the_first_service_is_touched(
             taken.bind(("127.0.0.1", port))
             taken.listen()
         said = shop.roll_back(code=REFUSED)
-    assert f"port {port} of worker is held by {who}" in said
+    named = f"container {stack.project}-squatter" if who == "a container" else who
+    assert f"port {port} of worker is held by {named}" in said
     shop.check_nothing_was_touched(before)
 
 
