@@ -215,7 +215,7 @@ def test_compose_1_over_the_project_stops_the_rollback_before_anything_is_touche
     stack.client.containers.create(f"{stack.project}/db:latest", name=f"{stack.project}_db_1", labels=labels)
     said = shop.roll_back(code=REFUSED)
     assert f"{stack.project}_db_1 was made by docker-compose 1.29.2" in said
-    assert f" hint: docker compose --project-name {stack.project} up" in said
+    assert f"docker compose --project-name {stack.project} up --detach" in said
     shop.check_nothing_was_touched(before)
     assert "was made by docker-compose 1.29.2" in shop.deploy("v3", code=REFUSED)
 
