@@ -12,8 +12,9 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.targets.compose.describe import _digest
 from lastgood.targets.compose.engine import _asking
 from lastgood.targets.compose.kept import Shelf, held_as
-from lastgood.targets.compose.obstacles import obstacles, why_stateful
+from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.shape import why_stateful
 from lastgood.targets.masking import Masker, dotenv_values
 
 KEY = b"k" * 32

@@ -291,8 +291,9 @@ def test_a_full_disk_stops_a_rollback_before_anything_is_touched(shop: Shop, sma
     filler = fill(small_disk)
     said = shop.roll_back(code=NEEDS_HUMAN)
     assert "Traceback" not in said
-    assert "No space left on device" in said
-    assert " hint: " in said
+    # SQLite says it so, or that the disk is full
+    assert re.search("the journal cannot be used: .*disk", said), said
+    assert " hint: df" in said
     shop.check_nothing_was_touched(before)
     filler.unlink()
     assert "the chain holds" in shop.lastgood("audit", "verify")
@@ -329,7 +330,7 @@ def test_a_release_folder_that_cannot_be_written_stops_a_rollback_before_anythin
         said = shop.roll_back(code=REFUSED)
     assert "Traceback" not in said
     assert "cannot be written: Read-only file system" in said
-    assert " hint: df " in said or "df " in said
+    assert "df " in said
     shop.check_nothing_was_touched(before)
     shop.roll_back()
     shop.check_it_went_back("v1", before)

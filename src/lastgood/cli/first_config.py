@@ -6,6 +6,7 @@ Nothing secret is written into it: a password goes into a file of its own, 0600,
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any, Final, Protocol, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from lastgood.assembly import Survey, SurveyedPostgres, health_address, metrics_address, private_folder
+from lastgood.assembly import EdgePlan, Survey, SurveyedPostgres, health_address, metrics_address, private_folder
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
+USUAL_BOOT_S: Final = 60.0
 PASSWORD_FILE: Final = "postgres-password"  # noqa: S105 # a file's name
 _HEADER: Final = "lastgood.yaml, written by `lastgood init`. Every key: lastgood.example.yaml in lastgood's repository."
 
@@ -32,10 +34,17 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     tree["stack"] = survey.project if NAME_GRAMMAR.fullmatch(survey.project) else "stack"
     tree["mode"] = "observe"
     tree["watch"] = _watch(metrics)
+    compose: dict[str, Any] = {"files": list(survey.files), "project": survey.project}
+    if survey.profiles:
+        compose["profiles"] = list(survey.profiles)
+    if survey.env_file:
+        compose["env_file"] = survey.env_file
     containers = CommentedMap(
-        compose={"files": list(survey.files), "project": survey.project},
+        compose=compose,
         services=[service.name for service in able],
     )
+    if survey.start_period_s >= USUAL_BOOT_S:
+        containers["boot"] = f"{math.ceil(survey.start_period_s + USUAL_BOOT_S)}s"
     tree["containers"] = containers
     not_found = [] if metrics else ["request metrics: 5xx and p95 are not watched"]
     if survey.postgres:
@@ -51,6 +60,23 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     _comments(tree).yaml_add_eol_comment(modes, "mode")
     _comments(containers).yaml_add_eol_comment("what a rollback may touch, and nothing else", "services")
     return _text(tree), tuple(not_found)
+
+
+def with_edge(text: str, plan: EdgePlan, file: str) -> str:
+    """Return a lastgood.yaml with the section of the edge and its compose file, and all else as it was."""
+    yaml = cast("_Writer", YAML())
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    tree = yaml.load(text)
+    containers = cast("dict[str, Any]", tree["containers"])
+    containers["compose"].setdefault("files", ["docker-compose.yml"]).append(file)
+    edge = CommentedMap(routes=dict(plan.routes))
+    if plan.one_at_a_time:
+        edge["one_at_a_time"] = list(plan.one_at_a_time)
+    containers["edge"] = edge
+    written = io.StringIO()
+    yaml.dump(tree, written)
+    return written.getvalue()
 
 
 def keep_password(survey: Survey, root: Path) -> None:
@@ -101,8 +127,10 @@ class _Writer(Protocol):
     """What is used of ruamel.yaml.YAML, likewise."""
 
     default_flow_style: bool
+    preserve_quotes: bool
     width: int
 
+    def load(self, stream: str) -> CommentedMap: ...
     def dump(self, data: CommentedMap, stream: io.StringIO) -> None: ...
 
 

@@ -30,6 +30,7 @@ from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.deployment import deployment_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
+HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo", "cat", "chmod", "mkdir", "rm")
 
 
@@ -38,6 +39,24 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def edge_image(client: docker.DockerClient) -> str:
+    """An image of this machine's HAProxy (scripts/engine.sh installs it), with what it is linked against."""
+    name = "lastgood-tests/haproxy:1"
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client.images.get(name)
+        return name
+    linked = subprocess.run(["ldd", HAPROXY], check=True, capture_output=True, text=True, timeout=10).stdout
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in [HAPROXY, *(word for word in linked.split() if word.startswith("/"))]:
+            tar.add(Path(path).resolve(), arcname=str(path).lstrip("/"))
+    repository, tag = name.split(":")
+    client.api.import_image_from_data(
+        archive.getvalue(), repository=repository, tag=tag, changes=["ENV PATH=/usr/sbin:/usr/bin"]
+    )
+    return name
 
 
 class ComposeWorld:
@@ -76,7 +95,7 @@ class ComposeWorld:
         volumes = {"data": {}, **self.extra_volumes}
         named = {"volumes": volumes, "secrets": self.secrets, "configs": self.configs}
         model = {"services": self.services, **named}
-        (self.root / "docker-compose.yml").write_text(json.dumps(model))
+        (self.root / "docker-compose.yml").write_text(json.dumps(model, ensure_ascii=False))
         (self.root / ".env").write_text(env)
 
     def image(

@@ -16,15 +16,15 @@ from lastgood.targets.compose.project import Project
 Port = tuple[str, int, str]
 
 
-def in_the_way(engine: Engine, project: Project, service: str, *, stack: str) -> Iterator[str]:
+def in_the_way(engine: Engine, project: Project, service: str, *, stack: str, published: bool = True) -> Iterator[str]:
     """Name what holds the service's container name or its published ports, one line each. stack: the project as it is
-    called here."""
+    called here. published: whether it gets its ports, which an edge may have."""
     described = project.service(service)
     name = str(described.get("container_name") or f"{stack}-{service}-1")
     ports: list[Port] = [
         (str(p.get("host_ip") or ""), int(p["published"]), str(p.get("protocol") or "tcp"))
         for p in described.get("ports") or ()
-        if str(p.get("published") or "").isdigit()
+        if published and str(p.get("published") or "").isdigit()
     ]
     others, held = engine.others(), [port for own in engine.of_project() for port in own.ports]
     for other in others:

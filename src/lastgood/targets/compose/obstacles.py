@@ -1,38 +1,15 @@
-"""What in a compose project keeps a service from going back by its image, and which services are stateful.
-
-A service is judged by its image, its command, its volumes and its ports together, never by its name: a `web` may be
-nginx, a `mysql` MariaDB.
-"""
+"""What in a compose project keeps a service from going back by its image."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from lastgood.targets.compose.project import Json, Project
-
-# Servers whose data is their own business. From the images of 50 public compose stacks.
-_DATA_SERVERS: Final = frozenset(
-    """
-    postgres postgresql postgis timescaledb pgvector mysql mariadb percona mongo mongodb redis valkey
-    keydb dragonfly rabbitmq kafka nats zookeeper etcd consul vault elasticsearch opensearch clickhouse
-    clickhouse-server influxdb cassandra scylla neo4j qdrant weaviate milvus minio couchdb arangodb
-    cockroach memgraph surrealdb
-    """.split()  # noqa: SIM905 # forty names read better as a paragraph
-)
-_DATA_COMMANDS: Final = frozenset(
-    """
-    postgres mysqld mariadbd mongod redis-server valkey-server rabbitmq-server etcd minio
-    clickhouse-server
-    """.split()  # noqa: SIM905 # forty names read better as a paragraph
-)
-_DATA_FOLDERS: Final = (
-    *("/var/lib/postgresql", "/var/lib/mysql", "/data/db", "/var/lib/redis", "/var/lib/rabbitmq", "/var/lib/kafka"),
-    *("/usr/share/elasticsearch/data", "/var/lib/clickhouse", "/var/lib/influxdb", "/bitnami", "/qdrant/storage"),
-)
-_DATA_PORTS: Final = frozenset({5432, 3306, 27017, 6379, 5672, 9092, 2379, 9200, 8086, 9042, 7687, 6333})
+from lastgood.targets.compose.shape import sqlite_inside, why_stateful
 
 _CODE: Final = frozenset(
     """
@@ -40,47 +17,33 @@ _CODE: Final = frozenset(
     .pl .lua .sh .jar .war .wasm
     """.split()  # noqa: SIM905 # forty names read better as a paragraph
 )
+# What only one process can talk to at a time: serial lines and sticks.
+_ONE_HOLDER: Final = ("/dev/tty", "/dev/serial", "/dev/bus/usb", "/dev/usb")
 _LOOKED_AT_MOST: Final = 5000
-
-
-def why_stateful(project: Project, name: str) -> str:
-    """Say why a service must never be recreated, empty when nothing speaks for it."""
-    image = project.reference(name).split("@")[0].rsplit("/", 1)[-1].split(":")[0].lower()
-    if image in _DATA_SERVERS:
-        return f"its image is {image}"
-    service = project.service(name)
-    first = PurePosixPath(str(next(iter(service.get("command") or ()), ""))).name
-    if first in _DATA_COMMANDS:
-        return f"it runs {first}"
-    volumes = [str(m["target"]) for m in project.mounts(name) if m.get("type") == "volume"]
-    folders = [str(m["target"]) for m in project.mounts(name) if m.get("type") != "tmpfs"]
-    if kept := next((f for f in folders if f.startswith(_DATA_FOLDERS)), ""):
-        return f"it keeps data in {kept}"
-    ports = {int(p["target"]) for p in service.get("ports") or ()} | {
-        int(str(p).split("/")[0]) for p in service.get("expose") or () if str(p).split("/")[0].isdigit()
-    }
-    if volumes and (port := next(iter(sorted(ports & _DATA_PORTS)), None)):
-        return f"it listens on {port} and keeps a volume at {volumes[0]}"
-    return ""
 
 
 def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iterator[str]:
     """Say what keeps a service from being rolled back by its image, one line each. root: folder of the checkout."""
     if reason := why_stateful(project, name):
         yield f"{name} is stateful ({reason}) and is never recreated: take it out of containers.services"
-    checkout = _checkout(root)
-    for mount in project.mounts(name):
-        source = Path(str(mount.get("source", "")))
-        ours = source.is_relative_to(checkout) or checkout.is_relative_to(source)
-        if mount.get("type") == "bind" and ours and (file := _code_in(source)):
+    for code in bound_code(project, name, root=root):
+        if code.why_not:
             yield (
-                f"{name} runs code from a bind mount ({source} on {mount['target']}, {file}): an image that goes back "
-                "would not take it along; copy it into the image"
+                f"{name} runs code from a bind mount ({code.source} on {code.inside}, {code.file}), and no release can "
+                f"keep a copy of it: {code.why_not}; copy it into the image, or mount it read-only (:ro)"
             )
     service = project.service(name)
     mode = str(service.get("network_mode") or "")
     if mode == "host" or mode.startswith(("service:", "container:")):
         yield f"{name} has network_mode {mode}: no candidate can be started beside it"
+    if path := sqlite_inside(project, name):
+        yield f"{name} keeps its SQLite file {path} in its container and would lose it when recreated: give it a volume"
+    for other in project.services:
+        if project.service(other).get("network_mode") == f"service:{name}":
+            yield f"{other} lives in the network of {name} and would be cut off when {name} is recreated"
+    for device in service.get("devices") or ():
+        if (path := str(device.get("source"))).startswith(_ONE_HOLDER):
+            yield f"{name} holds the device {path}: a candidate beside it would take it"
     if service.get("volumes_from"):
         yield f"{name} has volumes_from: its data is another container's"
     for kind, key, origin in project.unkept(name):
@@ -99,6 +62,56 @@ def slow_to_start(project: Project, name: str, *, boot_s: float, of_image: Json)
     if period_s <= boot_s:
         return ""
     return f"{name} may take {period_s:.0f} s to start (start_period), containers.boot is {boot_s:.0f} s: raise it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundCode:
+    """Code that a service has from the checkout. source: on this host. inside: in the container. file: one of its
+    files. relative: of the source, to the checkout. why_not: why a release cannot have a copy of its own; empty when it
+    can."""
+
+    source: Path
+    inside: str
+    file: str
+    relative: str
+    why_not: str
+
+
+def bound_code(project: Project, name: str, *, root: Path) -> Iterator[BoundCode]:
+    """Find the bind mounts by which a service runs code of the checkout. root: folder of lastgood.yaml."""
+    checkout = _checkout(root)
+    for mount in project.mounts(name):
+        source = _on_host(mount)
+        ours = source.is_relative_to(checkout) or checkout.is_relative_to(source)
+        if mount.get("type") != "bind" or not ours or not (file := _code_in(source)):
+            continue
+        within = source.is_relative_to(checkout)
+        yield BoundCode(
+            source=source,
+            inside=str(mount["target"]),
+            file=file,
+            relative=str(source.relative_to(checkout)) if within else str(source),
+            why_not=_why_not_copied(project, mount) if within else "it holds more than the checkout",
+        )
+
+
+def _why_not_copied(project: Project, mount: Json) -> str:
+    """A copy is what the service sees only while nobody writes there: else rows of a file, or uploads, would be left
+    behind in the copy of a release that was left."""
+    if not mount.get("read_only"):
+        return "the service may write there"
+    source = _on_host(mount)
+    for other in project.services:
+        for theirs in project.mounts(other):
+            at = _on_host(theirs)
+            overlap = source.is_relative_to(at) or at.is_relative_to(source)
+            if theirs.get("type") == "bind" and not theirs.get("read_only") and overlap:
+                return f"{other} may write there ({at})"
+    return ""
+
+
+def _on_host(mount: Json) -> Path:
+    return Path(str(mount.get("source", "")).replace("$$", "$"))
 
 
 def missing_files(project: Project, name: str) -> Iterator[str]:
