@@ -53,6 +53,15 @@ def test_a_release_has_its_own_copy_of_a_secret_with_the_rights_that_its_service
     assert copy_of(shelf, "v1").parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_copy_goes_with_the_last_release_that_has_it(shelf: Shelf, token: Path) -> None:
+    shelf.keep("v1", project(token), (WEB,))
+    shelf.keep("v2", project(token), (WEB,))
+    shelf.remove("v1")
+    assert copy_of(shelf, "v2").read_text() == "of v1"
+    shelf.remove("v2")
+    assert list(shelf.files.iterdir()) == []
+
+
 def test_another_content_is_another_configuration_and_the_same_one_is_none(shelf: Shelf, token: Path) -> None:
     first = shelf.with_contents(project(token), ["web"]).config_hash("web", KEY)
     assert shelf.with_contents(project(token), ["web"]).config_hash("web", KEY) == first

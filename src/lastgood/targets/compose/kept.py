@@ -2,9 +2,9 @@
 environment.
 
     releases/NAME/compose.json   the resolved configuration, values included
-    releases/NAME/files          copies of the files that are secrets and configs of its services
     releases/NAME/release.json   its services, and a keyed hash of compose.json
     code/HASH/NAME               code that services have from the checkout, by its content: releases share it
+    files/HASH                   copies of the files that are secrets and configs, likewise
     env.key                      the key of every hash over values
 
 All 0600, folders 0700; the copies have the rights of what they are copies of, since a service must be able to read
@@ -34,7 +34,6 @@ from lastgood.targets.compose.project import Json, Project, as_file
 
 CONFIG_FILE: Final = "compose.json"
 RELEASE_FILE: Final = "release.json"
-FILES: Final = "files"
 CONTENT: Final = "x-lastgood-content"
 FILE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """What an engine would still take for a secret is 500 KB; a config may be a model or a dictionary."""
@@ -132,7 +131,8 @@ class Shelf:
         return None
 
     def remove(self, release: str) -> None:
-        """Remove what is kept of a release, and the code that no other has. Raises Refused when the disk says no."""
+        """Remove what is kept of a release, and the code and files that no other has. Raises Refused when the disk says
+        no."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.folder(release))
@@ -140,10 +140,29 @@ class Shelf:
             for folder in self.code.glob("*"):
                 if tree.named(folder) not in needed:
                     shutil.rmtree(folder)
+            named = self._files_needed()
+            for file in self.files.glob("*"):
+                if file.name not in named:
+                    file.unlink()
         except OSError as error:
             raise Refused(
                 f"what is kept of {release} cannot be removed: {error.strerror or error}", hint="lastgood releases"
             ) from error
+
+    @property
+    def files(self) -> Path:
+        """Where copies lie of the files that are secrets and configs, by content: what runs may have them from a release
+        that was let go, where a kept one is the same."""
+        return self._state / "files"
+
+    def _files_needed(self) -> set[str]:
+        """Names of the copies that a kept release starts with."""
+        needed: set[str] = set()
+        for kept in self.known():
+            with contextlib.suppress(OSError, Refused):  # one that cannot be read cannot be started
+                project = Project.parse((self.folder(kept.name) / CONFIG_FILE).read_text(encoding="utf-8"))
+                needed |= {Path(path).name for record in kept.services for _, _, path in project.files(record.name)}
+        return needed
 
     @property
     def code(self) -> Path:
@@ -185,7 +204,7 @@ class Shelf:
                 )
             return kept
         with _room_in(self._state):
-            own = self._with_copies(name, project, [s.name for s in services])
+            own = self._with_copies(project, [s.name for s in services])
             content = as_file(own.model)
             wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
             replace_private(self.folder(name) / CONFIG_FILE, content)
@@ -198,16 +217,18 @@ class Shelf:
         named = {found: self.hash(content) for found, _, content in _files(project, services)}
         return project.with_definitions({found: {CONTENT: digest} for found, digest in named.items()})
 
-    def _with_copies(self, release: str, project: Project, services: Collection[str]) -> Project:
-        """The model that names the release's own copies of them: a file that changes, or goes, takes nothing along."""
+    def _with_copies(self, project: Project, services: Collection[str]) -> Project:
+        """The model that names copies of them: a file that changes, or goes, takes nothing along."""
         copies: dict[tuple[str, str], Json] = {}
         for (kind, key), path, content in _files(project, services):
-            copy = self.folder(release) / FILES / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-            replace_private(copy, content)
             at = path.stat()
-            copy.chmod(at.st_mode & 0o777)
-            with contextlib.suppress(PermissionError):  # only root gives files away
-                os.chown(copy, at.st_uid, at.st_gid)
+            rights = f"{at.st_mode & 0o777:o} {at.st_uid} {at.st_gid} ".encode()
+            copy = self.files / self.hash(rights + content)
+            if not copy.exists():
+                replace_private(copy, content)
+                with contextlib.suppress(PermissionError):  # only root gives files away
+                    os.chown(copy, at.st_uid, at.st_gid)
+                copy.chmod(at.st_mode & 0o777)
             copies[kind, key] = {"file": str(copy)}
         return project.with_definitions(copies)
 
