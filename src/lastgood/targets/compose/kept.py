@@ -151,8 +151,8 @@ class Shelf:
 
     @property
     def files(self) -> Path:
-        """Where copies lie of the files that are secrets and configs, by content: what runs may have them from a release
-        that was let go, where a kept one is the same."""
+        """Where copies lie of the files that are secrets and configs, by content: what runs may have them from a
+        release that was let go, where a kept one is the same."""
         return self._state / "files"
 
     def _files_needed(self) -> set[str]:
