@@ -26,7 +26,7 @@ from lastgood.targets.compose import ComposeTarget
 CALM_S: Final = 3.0
 """Before and after each command: what is left over from it ends in this time, but for requests of 10 s."""
 BETWEEN_SWITCHES_S: Final = 0.5
-DRAIN_S: Final = 60.0
+DRAIN_S: Final = 90.0
 SWITCH_DEADLINE_S: Final = 30.0
 
 
