@@ -1,4 +1,5 @@
-"""The generated tables of the docs, for cog: what may import what, what each module is for, what each command does.
+"""The generated tables of the docs, for cog: what may import what, what each module is for, what each command does,
+which stacks are tried.
 
 Everything is read from the files, nothing is imported: the tables can be made while a module is broken.
 """
@@ -14,8 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ruamel.yaml import YAML
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "src" / "lastgood"
+STACKS: Final = ROOT / "tests" / "cases" / "stacks"
 
 
 def layers() -> list[list[str]]:
@@ -46,6 +50,17 @@ def modules() -> Iterator[str]:
             yield from ("", f"### `{room}`", "", "| module | what it knows or does |", "|---|---|")
             for file in files:
                 yield f"| `{_module(file)}` | {_first_sentence(file).replace('|', '&#124;')} |"
+
+
+def stacks() -> Iterator[str]:
+    """A table of the compose projects that are tried, and what `init` makes of each."""
+    yield from ("| stack | services | go back | what `init` does |", "|---|---|---|---|")
+    for file in sorted(STACKS.glob("*/expected.yaml")):
+        case = YAML(typ="safe").load(file)
+        about, all_of_it = case["about"].replace("|", "&#124;"), len(case.get("services", ()))
+        back = len(case["init"].get("services", ()))
+        says = "refuses, with the place" if "refuses" in case["init"] else "writes lastgood.yaml"
+        yield f"| {about} | {all_of_it or ''} | {back or ''} | {says} |"
 
 
 def commands() -> Iterator[str]:

@@ -149,7 +149,9 @@ def _containers(config: Config, *, root: Path, state: Path, clock: Clock) -> tup
         process = ProcessTarget(config.process, root=root, state=state, clock=clock)
         return process, lambda release: state / "releases" / release / "tree"
     if config.containers:
-        return ComposeTarget(config.containers, root=root, state=state, clock=clock), lambda _release: root
+        private = (root / config.database.restore_points.path,) if config.database else ()
+        compose = ComposeTarget(config.containers, root=root, state=state, clock=clock, private=private)
+        return compose, lambda _release: root
     raise ConfigError("expected containers or process")
 
 

@@ -239,8 +239,8 @@ FAULTS = {
     "unknown-key": (
         "wach: {}\n",
         (
-            f"6:1: wach: {UNKNOWN} containers, database, environment, frontend, mode, notify, process, stack, state, "
-            "verify, version, watch"
+            f"6:1: wach: {UNKNOWN} containers, database, environment, frontend, mode, notify, process, retain, "
+            "stack, state, verify, version, watch"
         ),
     ),
     "unknown-key-in-a-section": (

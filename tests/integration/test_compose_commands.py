@@ -28,8 +28,22 @@ def test_resolving_reads_the_files_profiles_and_environment_file_that_are_config
 
 
 def test_hashes_are_compose_s_own_of_a_recorded_file() -> None:
-    assert commands.hashes("shop", ROOT, Path("/state/start.json")) == [*RECORDED, "config", "--hash", "*"]
+    hashes = ["--profile", "*", "config", "--hash", "*"]
+    assert commands.hashes("shop", ROOT, Path("/state/start.json")) == [*RECORDED, *hashes]
     assert commands.version() == ["docker", "compose", "version", "--short"]
+
+
+def test_a_survey_reads_every_profile_and_what_the_stack_was_started_with() -> None:
+    plain = ["docker", "compose", "--ansi", "never", "--progress", "plain", "--project-directory", "/srv/shop"]
+    ends = ["config", "--format", "json"]
+    assert commands.survey(ROOT, ["a.yml", "b.yml"]) == [
+        *[*plain, "--profile", "*", "--file", "/srv/shop/a.yml", "--file", "/srv/shop/b.yml", *ends]
+    ]
+    assert commands.survey(ROOT, ["a.yml"], project="shop", env_file="prod.env") == [
+        *[*plain, "--profile", "*", "--project-name", "shop", "--file", "/srv/shop/a.yml"],
+        *["--env-file", "/srv/shop/prod.env", *ends],
+    ]
+    assert commands.without_values(["docker", *ends]) == ["docker", *ends, "--no-interpolate"]
 
 
 def test_building_and_pulling_name_the_services_and_no_other() -> None:

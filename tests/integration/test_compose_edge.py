@@ -193,7 +193,7 @@ def test_what_was_switched_away_from_stays_stopped_when_the_engine_would_start_i
 ) -> None:
     world.services["web"]["restart"] = "always"
     world.write()
-    r0 = recorded(target, "r0")
+    r0 = prepared(world, target, "0")
     carry(target, r0)
     r1 = prepared(world, target, "1")
     carry(target, r1, standby="r0")

@@ -112,11 +112,11 @@ def test_a_fault_in_the_compose_file_is_passed_on_without_the_secrets_in_it(stac
 def test_variables_that_are_not_set_are_named(stack: ComposeWorld) -> None:
     stack.services["web"]["environment"] = {"A": "${NOT_SET_A}", "B": "${NOT_SET_B:-fine}"}
     stack.write()
-    with pytest.raises(Refused, match=r"variables that are not set: NOT_SET_A$"):
+    with pytest.raises(Refused, match=r"not set; unknown, needs .env: NOT_SET_A \(web environment\.A\)$"):
         stack.target().prepare("v1", CLOCK.now())
     stack.services["web"]["environment"] = {"A": "${NOT_SET_A:?say who you are}"}
     stack.write()
-    with pytest.raises(Refused, match=r"say who you are"):
+    with pytest.raises(Refused, match=r"say who you are; unknown, needs .env: NOT_SET_A \(web environment\.A\)$"):
         stack.target().prepare("v1", CLOCK.now())
 
 

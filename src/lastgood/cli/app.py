@@ -696,7 +696,10 @@ def demo(
         str, typer.Option("--fault", help="How the new release fails; `good` for one that does not.")
     ] = "errors",
     engine: Annotated[
-        str, typer.Option("--engine", help="process: nothing but pip. compose: a Docker engine.")
+        str,
+        typer.Option(
+            "--engine", help="process: nothing but pip. compose: a Docker engine. edge: the same, behind HAProxy."
+        ),
     ] = "process",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running; print address and login.")] = False,

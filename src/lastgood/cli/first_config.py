@@ -6,6 +6,7 @@ Nothing secret is written into it: a password goes into a file of its own, 0600,
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from lastgood.assembly import EdgePlan, Survey, SurveyedPostgres, health_address
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
+USUAL_BOOT_S: Final = 60.0
 PASSWORD_FILE: Final = "postgres-password"  # noqa: S105 # a file's name
 _HEADER: Final = "lastgood.yaml, written by `lastgood init`. Every key: lastgood.example.yaml in lastgood's repository."
 
@@ -32,10 +34,17 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     tree["stack"] = survey.project if NAME_GRAMMAR.fullmatch(survey.project) else "stack"
     tree["mode"] = "observe"
     tree["watch"] = _watch(metrics)
+    compose: dict[str, Any] = {"files": list(survey.files), "project": survey.project}
+    if survey.profiles:
+        compose["profiles"] = list(survey.profiles)
+    if survey.env_file:
+        compose["env_file"] = survey.env_file
     containers = CommentedMap(
-        compose={"files": list(survey.files), "project": survey.project},
+        compose=compose,
         services=[service.name for service in able],
     )
+    if survey.start_period_s >= USUAL_BOOT_S:
+        containers["boot"] = f"{math.ceil(survey.start_period_s + USUAL_BOOT_S)}s"
     tree["containers"] = containers
     not_found = [] if metrics else ["request metrics: 5xx and p95 are not watched"]
     if survey.postgres:
@@ -59,9 +68,8 @@ def with_edge(text: str, plan: EdgePlan, file: str) -> str:
     yaml.preserve_quotes = True
     yaml.width = 120
     tree = yaml.load(text)
-    containers = tree["containers"]
-    files = containers["compose"].setdefault("files", ["docker-compose.yml"])
-    files.append(file)
+    containers = cast("dict[str, Any]", tree["containers"])
+    containers["compose"].setdefault("files", ["docker-compose.yml"]).append(file)
     edge = CommentedMap(routes=dict(plan.routes))
     if plan.one_at_a_time:
         edge["one_at_a_time"] = list(plan.one_at_a_time)

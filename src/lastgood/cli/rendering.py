@@ -141,10 +141,10 @@ def findings_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def release_rows(history: History) -> Iterator[tuple[str, ...]]:
-    """Releases, newest last: name, standing, commit, when, who judged."""
+    """Releases, newest last: name, standing, whether it serves or is not kept, commit, when, who judged."""
     for known in history.releases.values():
         release = known.release
-        mark = "serves" if history.serving == release.id else ""
+        mark = "not kept any more" if known.let_go else "serves" if history.serving == release.id else ""
         commit = (release.commit or "no commit")[:12] + ("+dirty" if release.dirty else "")
         yield release.id, known.standing.value, mark, commit, when(release.recorded_at), known.judged_by
 
@@ -187,4 +187,5 @@ def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
         for service in found.services:
             if service.why_not and service.stateful is stateful:
                 yield clean(f" {title:18}  {service.name} ({service.why_not})")
+    yield from (clean(f" good to know        {line}") for line in found.warnings)
     yield from (clean(f" not found           {line}") for line in not_found)

@@ -440,13 +440,14 @@ class NotifyConfig(_Section):
 
 class Config(_Section):
     """The whole file. state: directory of the journal and of what is kept of each release, relative to
-    lastgood.yaml."""
+    lastgood.yaml. retain: how many releases are kept to go back to; what serves and the last good one always are."""
 
     version: Literal[1]
     stack: Name
     environment: Name = "production"
     mode: Mode = Mode.OBSERVE
     state: str = ".lastgood"
+    retain: Count = 5
     watch: WatchConfig = WatchConfig()
     containers: ContainersConfig | None = None
     process: ProcessConfig | None = None

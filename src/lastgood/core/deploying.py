@@ -175,13 +175,18 @@ def serve_steps(
     ]
     if not together:
         return [*serve, clear_step(boot_s=boot_s)]
-    settle = Step(
+    settle = settle_step(boot_s=boot_s * len(together), standby=standby)
+    return [*switch, *serve, settle]
+
+
+def settle_step(*, boot_s: float, standby: str = "") -> Step:
+    """End what no longer serves behind an edge, but `standby`."""
+    return Step(
         name="settle",
         action=Settle(standby=standby),
-        deadline_s=boot_s * len(together),
+        deadline_s=boot_s,
         explain=(f"{standby} stays ready beside; " if standby else "") + "what else does not serve finishes and stops",
     )
-    return [*switch, *serve, settle]
 
 
 def clear_step(*, boot_s: float) -> Step:

@@ -10,7 +10,8 @@ from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, FrontendFacts
 from lastgood.core.history import History
 from lastgood.core.reading import NoData, SourceDown
-from lastgood.core.release import Standing
+from lastgood.core.release import Release, Standing
+from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
@@ -35,7 +36,7 @@ class Finding:
 
 
 def examine(rooms: Rooms) -> tuple[Finding, ...]:
-    """Run every check, in the order of the house: memory, target, containers, database, frontend, eyes, voice.
+    """Run every check, in the order of the house: memory, target, containers, files, database, frontend, eyes, voice.
     Changes nothing."""
     history = rooms.memory.history()
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
@@ -43,6 +44,7 @@ def examine(rooms: Rooms) -> tuple[Finding, ...]:
         ("runs", lambda: _runs(history)),
         ("last good release", lambda: _last_good(history)),
         ("containers", lambda: _containers(rooms, history)),
+        ("files", lambda: _files(rooms)),
         ("database", lambda: _database(rooms, history)),
         ("frontend", lambda: _frontend(rooms, history)),
         ("signals", lambda: _signals(rooms)),
@@ -102,14 +104,42 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
     )
     good = history.last_good(before=bad_release(history))
     yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung(good.release.id if good else ""))
-    if (good := history.last_good(before=bad_release(history))) is not None:
-        gone = [s.name for s in good.release.services if s.artifact not in facts.held]
-        yield Finding(
-            check="images",
-            answer=Answer.FAILED if gone else Answer.OK,
-            evidence=f"of {good.release.id}: " + (f"missing {', '.join(gone)}" if gone else "all held"),
-            hint=f"pull or rebuild {', '.join(gone)} of {good.release.id}, then lastgood doctor" if gone else "",
-        )
+    yield from _ways_back(rooms, history)
+
+
+def _ways_back(rooms: Rooms, history: History) -> Iterator[Finding]:
+    """Whether every good release that is kept could serve again, the last good one in a line of its own."""
+    last = history.last_good(before=bad_release(history))
+    others: list[str] = []
+    for known in ways_back(history):
+        release = known.release
+        missing = rooms.containers.missing(release)
+        if known is last or missing:
+            yield Finding(
+                check="way back" if known is last else f"way back to {release.id}",
+                answer=Answer.FAILED if missing else Answer.OK,
+                evidence=f"{release.id}: {'; '.join(m.what for m in missing) or _held(release)}",
+                hint=missing[0].fix if missing else "",
+            )
+        else:
+            others.append(release.id)
+    if others:
+        yield Finding(check="other ways back", answer=Answer.OK, evidence=", ".join(others))
+
+
+def _held(release: Release) -> str:
+    lost = f"; its commit cannot be built again: {'; '.join(release.unresolved)}" if release.unresolved else ""
+    return f"everything it needs is held{lost}"
+
+
+def _files(rooms: Rooms) -> Iterator[Finding]:
+    wrong = rooms.containers.preflight()
+    yield Finding(
+        check="files",
+        answer=Answer.FAILED if wrong else Answer.OK,
+        evidence="; ".join(wrong) or "the next release can be made from them",
+        hint="mend them before the next lastgood deploy" if wrong else "",
+    )
 
 
 def _database(rooms: Rooms, history: History) -> Iterator[Finding]:

@@ -91,7 +91,7 @@ class ComposeWorld:
         """Write compose file and .env as they are wanted now."""
         volumes = {"data": {}, **self.extra_volumes}
         model = {"services": self.services, "volumes": volumes, "secrets": self.secrets}
-        (self.root / "docker-compose.yml").write_text(json.dumps(model))
+        (self.root / "docker-compose.yml").write_text(json.dumps(model, ensure_ascii=False))
         (self.root / ".env").write_text(env)
 
     def image(self, service: str, version: str, *, script: str = "exec httpd -f -p 8080 -h /www") -> str:
@@ -107,7 +107,7 @@ class ComposeWorld:
                 link = tarfile.TarInfo(f"bin/{applet}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)
-        changes = ["ENV PATH=/bin", 'CMD ["/start"]']
+        changes = ["ENV PATH=/bin", 'CMD ["/start"]', f"LABEL lastgood.test={self.project}"]
         repository = f"{self.project}/{service}"
         self.client.api.import_image_from_data(archive.getvalue(), repository=repository, tag="latest", changes=changes)
         found = self.client.images.get(f"{repository}:latest").id

@@ -59,18 +59,27 @@ def resolve(project: ComposeConfig, root: Path) -> Words:
     return [*_on_disk(project, root), "config", "--format", "json"]
 
 
-def survey(root: Path, files: Sequence[str]) -> Words:
-    """Print the resolved configuration as JSON, every profile in it, under the name that compose itself gives the
-    project."""
+def survey(root: Path, files: Sequence[str], *, project: str | None = None, env_file: str | None = None) -> Words:
+    """Print the resolved configuration as JSON, every profile in it. project: None for the name that compose itself
+    gives it."""
     words = [*_COMPOSE, "--project-directory", str(root), "--profile", "*"]
+    if project is not None:
+        words += ["--project-name", project]
     for file in files:
         words += ["--file", str(root / file)]
+    if env_file is not None:
+        words += ["--env-file", str(root / env_file)]
     return [*words, "config", "--format", "json"]
 
 
+def without_values(words: Words) -> Words:
+    """Print the configuration as `words` would, every variable in it left as it is written."""
+    return [*words, "--no-interpolate"]
+
+
 def hashes(project: str, folder: Path, file: Path) -> Words:
-    """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it."""
-    return [*_recorded(project, folder, file), "config", "--hash", "*"]
+    """Print `SERVICE HASH` lines: compose's own hash of each service as `file` has it, whatever its profile."""
+    return [*_recorded(project, folder, file), "--profile", "*", "config", "--hash", "*"]
 
 
 def build(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:

@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import docker
@@ -34,6 +35,9 @@ COMPOSE_VERSION: Final = "com.docker.compose.version"
 COMPOSE_CONFIG: Final = "com.docker.compose.config-hash"
 COMPOSE_ONE_OFF: Final = "com.docker.compose.oneoff"
 COMPOSE_REPLACES: Final = "com.docker.compose.replace"
+COMPOSE_FOLDER: Final = "com.docker.compose.project.working_dir"
+COMPOSE_FILES: Final = "com.docker.compose.project.config_files"
+COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
 
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _HINT: Final = "docker version"
@@ -73,6 +77,26 @@ class Container:
     @property
     def service(self) -> str:
         return self.labels.get(LABEL_SERVICE) or self.labels.get(COMPOSE_SERVICE, "")
+
+    @property
+    def project(self) -> str:
+        """The compose project's name, empty when compose did not make it."""
+        return self.labels.get(COMPOSE_PROJECT, "")
+
+    @property
+    def compose_files(self) -> tuple[str, ...]:
+        """The files that compose was given when it made the container, absolute, in their order."""
+        return _paths(self.labels.get(COMPOSE_FILES, ""))
+
+    @property
+    def env_files(self) -> tuple[str, ...]:
+        """The environment files that compose was told of when it made the container; empty for its own `.env`."""
+        return _paths(self.labels.get(COMPOSE_ENV_FILES, ""))
+
+    @property
+    def created_at(self) -> str:
+        """When it was made, in the engine's words, which sort as they follow one another."""
+        return str(self.shown.get("Created", ""))
 
     @property
     def is_leftover(self) -> bool:
@@ -156,6 +180,10 @@ class Ties:
     links: tuple[tuple[str, str], ...]
 
 
+def _paths(label: str) -> tuple[str, ...]:
+    return tuple(path for path in label.split(",") if path)
+
+
 def foreign_config(compose_hash: str) -> str:
     """What stands for the configuration of a container that somebody else started: compose's own hash, marked."""
     return f"compose:{compose_hash}" if compose_hash else ""
@@ -204,6 +232,7 @@ class _Api(Protocol):
     def inspect_image(self, image: str) -> Json: ...
     def tag(self, image: str, repository: str, tag: str, *, force: bool) -> bool: ...
     def pull(self, repository: str, tag: str) -> str: ...
+    def remove_image(self, image: str, *, force: bool, noprune: bool) -> Json: ...
     def networks(self) -> Sequence[Json]: ...
     def volumes(self) -> Json: ...
     def create_container_from_config(self, config: Json, name: str | None = None) -> Json: ...
@@ -235,6 +264,11 @@ class Engine:
         # Images that compose built carry its labels, and so does every container made from them: only a container
         # that compose itself made has a configuration hash.
         found = self._containers([f"{COMPOSE_PROJECT}={self._project}", COMPOSE_CONFIG])
+        return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
+
+    def of_folder(self, folder: Path) -> tuple[Container, ...]:
+        """The containers of every project that compose started out of a folder, running or not."""
+        found = self._containers([f"{COMPOSE_FOLDER}={folder}", COMPOSE_CONFIG])
         return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
 
     def candidates(self) -> tuple[Container, ...]:
@@ -284,6 +318,18 @@ class Engine:
         repository, name = tag.rsplit(":", 1)
         with _asking(changing=f"tagging {tag}"):
             self._api.tag(image, repository, name, force=True)
+
+    def let_go(self, image: str, tag: str) -> None:
+        """Take a tag from an image, and the image away when that was its last name and no container is made from it.
+        One that is gone, or names another image by now, is fine. Raises Refused when a container needs it."""
+        held = self.image(tag)
+        if held is None or held["Id"] != image:
+            return
+        with _asking(changing=f"removing {tag}"):
+            try:
+                self._api.remove_image(tag, force=False, noprune=False)
+            except docker.errors.ImageNotFound:
+                return
 
     def pull_digest(self, digest: str) -> None:
         """Pull by digest, `name@sha256:...`. Raises Refused when the registry does not have it."""

@@ -111,13 +111,13 @@ class _Gate:
         return f"{self.stack.name}:{self.release}"
 
     def serves(self, record: ServiceRecord, seen: Look) -> bool:
-        """Whether the service serves from this very image already: then that is proof enough. Behind an edge only an
-        instance of the release itself counts."""
-        serving = [c for c in seen.serving if c.service == record.name]
-        return any(
-            c.facts().artifact == record.artifact and c.facts().serves and (not self._switches(record) or self._is(c))
-            for c in serving
-        )
+        """Whether the service serves from this very image already, and not for another release: then that is proof
+        enough. Behind an edge only an instance that is bound to the release counts."""
+        serving = [
+            c.facts() for c in seen.serving if c.service == record.name and (is_twin(c) or not self._switches(record))
+        ]
+        counts = {self.release} if self._switches(record) else {"", self.release}
+        return any(i.artifact == record.artifact and i.serves and i.release in counts for i in serving)
 
     def _is(self, container: Container) -> bool:
         return container.labels.get(LABEL_CANDIDATE) == self._mark

@@ -116,10 +116,11 @@ def _inside(port: int, routes: Sequence[Route]) -> str:
 
 
 def _backend(route: Route, ready: Sequence[str]) -> str:
+    # not asked for at the start: one name that leads nowhere would keep all others from being served
     lines = [f"backend {route.service}", f"    retries {max(3, round(route.patience_s * 4))}"]
     for number in range(SLOTS):
         name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
-        lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr last,libc,none{off}")
+        lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr none{off}")
     # nobody listens there, so that a request which is sent to it is tried again until there is somebody
     return "\n".join([*lines, f"    server {_HOLD} 127.0.0.1:1 disabled", ""])
 

@@ -34,6 +34,7 @@ _NOT_BESIDE: Final = (
     *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
 
+_PROGRAM: Final = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,30}")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
@@ -84,6 +85,45 @@ class Project:
     def mounts(self, name: str) -> tuple[Json, ...]:
         """The service's volumes in their long form."""
         return tuple(self.service(name).get("volumes") or ())
+
+    def profiles(self, name: str) -> tuple[str, ...]:
+        """The profiles of which one must be in use for the service to be started, empty when it always is."""
+        return tuple(str(profile) for profile in self.service(name).get("profiles") or ())
+
+    def sentence(self, name: str) -> tuple[str, ...]:
+        """Entrypoint and command as the compose file gives them, empty where it leaves them to the image."""
+        service = self.service(name)
+        return tuple(str(word) for part in ("entrypoint", "command") for word in service.get(part) or ())
+
+    def with_source(self, name: str, inside: str, source: str) -> Project:
+        """This model with one bind mount of a service, the one at `inside`, from another path, read-only."""
+        mounts = [
+            {**mount, "source": source.replace("$", "$$"), "read_only": True} if mount["target"] == inside else mount
+            for mount in self.mounts(name)
+        ]
+        service = {**self.service(name), "volumes": mounts}
+        return Project({**self.model, "services": {**self.model["services"], name: service}})
+
+    def published(self, name: str) -> tuple[str, ...]:
+        """The service's ports on this host, `127.0.0.1:8000->8080/tcp`. `any`: the engine chooses one."""
+        return tuple(
+            f"{p.get('host_ip') or '*'}:{p.get('published') or 'any'}->{p['target']}/{p.get('protocol') or 'tcp'}"
+            for p in self.service(name).get("ports") or ()
+        )
+
+    def probe(self, name: str, of_image: Json) -> str:
+        """What says that the service is healthy, empty when nothing does. of_image: the check that its image brings.
+
+        Only the program is named: its arguments may hold secrets.
+        """
+        check = cast("Json", self.service(name).get("healthcheck") or {})
+        if check.get("disable"):
+            return ""
+        if test := check.get("test"):
+            shown = _program(test)
+            return f"{shown} (compose file), every {check.get('interval') or '30s'}" if shown else ""
+        shown = _program(of_image.get("Test") or ())
+        return f"{shown} (image)" if shown else ""
 
     def start_period_s(self, name: str) -> float:
         """How long the service's own health check lets it fail, 0 without one."""
@@ -259,6 +299,11 @@ class Project:
         return {"name": real, "external": True} if real in there else defined
 
 
+def as_file(model: Json) -> bytes:
+    """A model as a file that compose reads. Compose reads YAML, in which JSON's two escapes for one emoji are none."""
+    return json.dumps(model, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
 def _harmless(mount: Json) -> Json:
     """A mount for a candidate: what is writable and shared becomes empty (a volume) or read-only (a path)."""
     if mount.get("read_only") or mount.get("type") not in ("volume", "bind"):
@@ -266,6 +311,16 @@ def _harmless(mount: Json) -> Json:
     if mount["type"] == "volume":
         return {"type": "volume", "target": mount["target"]}
     return {**mount, "read_only": True}
+
+
+def _program(test: str | Sequence[str]) -> str:
+    """The program that a health check runs, empty when it runs none."""
+    kind, *words = ("CMD-SHELL", test) if isinstance(test, str) else test or ("NONE",)
+    if kind == "NONE" or not words:
+        return ""
+    first = next(iter(words[0].split()), "") if kind == "CMD-SHELL" else words[0]
+    name = first.rsplit("/", 1)[-1]
+    return name if _PROGRAM.fullmatch(name) else "a command"
 
 
 def _keyed(key: bytes, value: object) -> str:

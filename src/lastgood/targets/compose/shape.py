@@ -12,7 +12,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
 from pathlib import PurePosixPath
 from typing import Final, cast
 
@@ -36,8 +35,9 @@ class Kind(StrEnum):
 class Shape:
     """A service as the ladder sees it.
 
-    why: the sign that decided the kind, one line, lower case. port: the container's TCP port on which it serves, None
-    if it does not or if the model does not say. alone: why no second copy may run beside it, one line each.
+    why: the sign that decided the kind, one line, lower case. port: the container's port on which it serves HTTP, None
+    if it does not, if it speaks something else there, or if the model does not say. alone: why no second copy may run
+    beside it, one line each.
     """
 
     kind: Kind
@@ -52,9 +52,11 @@ _DATA_SERVERS: Final = frozenset(
     postgres postgresql postgis timescaledb timescaledb-ha pgvector mysql mysql-server mariadb percona mongo mongodb
     redis redis-stack redis-stack-server valkey keydb dragonfly rabbitmq kafka cp-kafka nats zookeeper etcd consul
     vault elasticsearch opensearch clickhouse clickhouse-server influxdb cassandra scylla neo4j qdrant weaviate milvus
-    minio couchdb arangodb cockroach memgraph surrealdb meilisearch typesense memcached
+    minio couchdb arangodb cockroach memgraph surrealdb meilisearch typesense chroma memcached
     """.split()  # noqa: SIM905 # fifty names read better as a paragraph
 )
+# They stand in front of a database, declare its port, and keep nothing.
+_POOLERS: Final = frozenset({"pgbouncer", "pgpool", "pgcat", "odyssey", "proxysql", "maxscale"})
 _DATA_COMMANDS: Final = frozenset(
     """
     postgres mysqld mariadbd mongod redis-server valkey-server rabbitmq-server etcd minio
@@ -70,7 +72,22 @@ _DATA_PORTS: Final = frozenset({5432, 3306, 27017, 6379, 5672, 9092, 2379, 9200,
 _DATA_CHECKS: Final = re.compile(
     r"\b(pg_isready|mysqladmin|mariadb-admin|redis-cli|valkey-cli|mongosh?|rabbitmq-diagnostics|cqlsh)\b"
 )
-_ELSEWHERE: Final = re.compile(r"\s(?:-h\s*|--host[= ])(?!localhost|127\.0\.0\.1|/)")
+_ELSEWHERE: Final = re.compile(r"\s(?:-h\s*|--host[= ])(?!\s|localhost|127\.0\.0\.1|/)")
+
+# Server: its images, the checks that ask it, and where it keeps its data.
+_DATABASES: Final[Mapping[str, tuple[frozenset[str], frozenset[str], str]]] = {
+    "postgres": (
+        frozenset({"postgres", "postgresql", "postgis", "timescaledb", "timescaledb-ha", "pgvector"}),
+        frozenset({"pg_isready"}),
+        "/var/lib/postgresql",
+    ),
+    "mariadb": (frozenset({"mariadb"}), frozenset({"mariadb-admin"}), "/bitnami/mariadb"),
+    "mysql": (frozenset({"mysql", "mysql-server", "percona"}), frozenset({"mysqladmin"}), "/var/lib/mysql"),
+    "mongo": (frozenset({"mongo", "mongodb"}), frozenset({"mongo", "mongosh"}), "/data/db"),
+}
+_PROXIES: Final = frozenset(
+    {"nginx", "traefik", "caddy", "haproxy", "envoy", "openresty", "nginx-proxy", "nginx-proxy-manager", "swag"}
+)
 
 _SERVERS: Final = frozenset(
     """
@@ -104,10 +121,17 @@ _TASKS: Final = frozenset(
 _TASK: Final = re.compile(r"\b(upgrade\s+heads?|db\s+push|db:(migrate|seed|setup|prepare)|mc\s+mb|exit\s+0)\b")
 _ENDS: Final = frozenset({"", "no", "on-failure"})
 
+# Where something else than plain HTTP is spoken: mail, names, files, queues, databases and their poolers, TLS.
+_NOT_HTTP: Final = _DATA_PORTS | {21, 22, 25, 53, 110, 143, 389, 443, 465, 587, 636, 993, 995, 1433, 1883, 6432, 8443}
+_FAST_CGI: Final = 9000
+
 # Paths that everybody may mount and nobody writes to, although the short form of a mount is writable.
 _SYSTEM_PATHS: Final = ("/etc/localtime", "/etc/timezone", "/proc", "/sys", "/dev", "/run/docker.sock", "/var/run")
 _SETTINGS: Final = frozenset(
-    ".conf .cfg .ini .yml .yaml .toml .env .template .tmpl .cnf .pem .crt .key .sh .py .js .php .html .css .xml".split()  # noqa: SIM905 # twenty suffixes read better as a paragraph
+    """
+    .conf .cfg .ini .yml .yaml .toml .env .template .tmpl .cnf .pem .crt .key .sh .py .js .php .html .css .xml
+    Caddyfile Corefile
+    """.split()  # noqa: SIM905 # twenty names read better as a paragraph
 )
 
 _OWN: Final = r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\])"
@@ -145,10 +169,67 @@ def why_stateful(project: Project, name: str, *, exposed: Collection[int] = ()) 
     check = _check(service)
     if (asks := _DATA_CHECKS.search(check)) and not _ELSEWHERE.search(check):
         return f"its health check is {asks[1]}"
-    # A pooler in front of a database declares the port too. It is left alone as well, which harms nobody.
-    if not service.get("command") and (port := next(iter(sorted(set(exposed) & _DATA_PORTS)), None)):
+    if (
+        image not in _POOLERS
+        and not service.get("command")
+        and (port := next(iter(sorted(set(exposed) & _DATA_PORTS)), None))
+    ):
         return f"its image declares port {port}"
     return ""
+
+
+def database_server(project: Project, name: str) -> str:
+    """Which database a service is a server of, `postgres` for all its kinds; empty when it is none."""
+    if not why_stateful(project, name):
+        return ""
+    check = _DATA_CHECKS.search(_check(project.service(name)))
+    folders = [str(mount["target"]) for mount in project.mounts(name)]
+    for server, (images, asks, folder) in _DATABASES.items():
+        by_check = check is not None and check[1] in asks
+        if _image(project, name) in images or by_check or any(f.startswith(folder) for f in folders):
+            return server
+    return ""
+
+
+def what_is_lost(project: Project, name: str) -> str:
+    """What a service loses when somebody recreates it, empty when nothing that anybody would miss."""
+    mounts = project.mounts(name)
+    kept = any(m.get("source") or m.get("type") == "tmpfs" for m in mounts) or project.service(name).get("tmpfs")
+    if kept or not why_stateful(project, name) or _image(project, name) == "memcached":
+        return ""
+    if database_server(project, name):
+        return "keeps its data in an anonymous volume: whoever recreates it loses it all"
+    return "has no volume: whoever recreates it loses what it holds"
+
+
+def sqlite_inside(project: Project, name: str) -> str:
+    """The SQLite file that the environment names and no mount holds, empty when there is none."""
+    folders = [PurePosixPath(str(m["target"])) for m in project.mounts(name)]
+    for value in project.environment(name).values():
+        if (found := _SQLITE.fullmatch(value)) and (path := found["path"] or found["file"]) and ":memory:" not in path:
+            where = PurePosixPath(path)
+            if not where.is_absolute():
+                where = PurePosixPath(str(project.service(name).get("working_dir") or "/")) / where
+            if not any(where.is_relative_to(folder) for folder in folders):
+                return path
+    return ""
+
+
+def proxy(project: Project, name: str) -> str:
+    """Which proxy a service is, empty when it is none."""
+    image, service = _image(project, name), project.service(name)
+    return image if image in _PROXIES and service.get("ports") else ""
+
+
+def exposed_by(image: Json | None) -> tuple[int, ...]:
+    """The TCP ports that an image declares, as `inspect` shows it; empty for one that is not there."""
+    ports = cast("Mapping[str, object]", (image or {}).get("Config", {}).get("ExposedPorts") or {})
+    return tuple(sorted(int(port.split("/")[0]) for port in ports if not port.endswith("/udp")))
+
+
+def may_end(project: Project, name: str) -> bool:
+    """Whether neither the file nor the command says that the service runs all the time."""
+    return not restarts(project, name) and not _work(project, name)
 
 
 def restarts(project: Project, name: str) -> bool:
@@ -205,25 +286,32 @@ def _silent(project: Project, name: str) -> tuple[Kind, str]:
 
 
 def _port(project: Project, name: str, exposed: Collection[int]) -> int | None:
-    """The port on which a serving service answers, by the surest sign. None rather than a guess."""
+    """The port on which a serving service answers HTTP, by the surest sign. None rather than a guess."""
+    silent = {*_NOT_HTTP, _FAST_CGI} if _is_php(project, name) else _NOT_HTTP
+    return next((port for port in _ports(project, name, exposed) if port and port not in silent), None)
+
+
+def _ports(project: Project, name: str, exposed: Collection[int]) -> Iterator[int | None]:
     service = project.service(name)
-    if port := _label_port(service):
-        return port
+    yield _label_port(service)
     published, own = _published(service), _own_port(_check(service))
+    yield own if own in published else None
+    yield from published
     if published:
-        return own if own in published else published[0]
-    command = " ".join((*_sentence(project, name),))
-    listens = _LISTENS.search(command)
+        return
+    yield from _expose(service)[:1]
+    yield own
+    if listens := _LISTENS.search(" ".join(project.sentence(name))):
+        yield int(listens["bound"] or listens["port"])
     told = project.environment(name).get("PORT", "")
-    asked = next((port for _, port in _asked_by(project, name)), None)
-    known = chain(
-        _expose(service)[:1],
-        (own,),
-        (int(listens["bound"] or listens["port"]) if listens else None,),
-        (int(told) if told.isdigit() else None, asked),
-        exposed if len(exposed) == 1 else (),
-    )
-    return next((port for port in known if port), None)
+    yield int(told) if told.isdigit() else None
+    yield next((port for _, port in _asked_by(project, name)), None)
+    yield from exposed if len(exposed) == 1 else ()
+
+
+def _is_php(project: Project, name: str) -> bool:
+    """Whether it is PHP's own server, which speaks FastCGI."""
+    return "php-fpm" in _words(project, name) or _image(project, name) == "php"
 
 
 def _alone(project: Project, name: str) -> Iterator[str]:
@@ -233,7 +321,7 @@ def _alone(project: Project, name: str) -> Iterator[str]:
         if _shares(mount):
             kind = "volume" if mount["type"] == "volume" else "path"
             yield f"it may write to {mount['target']}: a second copy would share the {kind} {mount['source']}"
-    if path := _sqlite_inside(project, name):
+    if path := sqlite_inside(project, name):
         yield f"it keeps its SQLite file {path} in its container: a second copy would have another"
     mode = str(service.get("network_mode") or "")
     if mode == "host" or mode.startswith(("service:", "container:")):
@@ -263,20 +351,7 @@ def _shares(mount: Json) -> bool:
         return True
     source, target = str(mount["source"]), PurePosixPath(str(mount["target"]))
     system = source.startswith(_SYSTEM_PATHS) or source.endswith(".sock")
-    return not system and target.suffix.lower() not in _SETTINGS
-
-
-def _sqlite_inside(project: Project, name: str) -> str:
-    """The SQLite file that the environment names and no mount holds, empty when there is none."""
-    folders = [PurePosixPath(str(m["target"])) for m in project.mounts(name)]
-    for value in project.environment(name).values():
-        if (found := _SQLITE.fullmatch(value)) and (path := found["path"] or found["file"]) and ":memory:" not in path:
-            where = PurePosixPath(path)
-            if not where.is_absolute():
-                where = PurePosixPath(str(project.service(name).get("working_dir") or "/")) / where
-            if not any(where.is_relative_to(folder) for folder in folders):
-                return path
-    return ""
+    return not system and target.suffix.lower() not in _SETTINGS and target.name not in _SETTINGS
 
 
 def _waiting_for_its_end(project: Project, name: str) -> Iterator[str]:
@@ -290,7 +365,7 @@ def _work(project: Project, name: str) -> str:
     words = _stems(_words(project, name))
     if word := next((w for w in words if w in _WORKERS), ""):
         return word
-    if found := _WORK.search(" ".join(_sentence(project, name))):
+    if found := _WORK.search(" ".join(project.sentence(name))):
         return found[0]
     image = _image(project, name)
     return image if image in _WORKERS and not project.service(name).get("command") else ""
@@ -298,7 +373,7 @@ def _work(project: Project, name: str) -> str:
 
 def _task(project: Project, name: str) -> str:
     """What the last act of the command is, if it is one that ends."""
-    last = re.split(r"&&|;|\|\|", " ".join(_sentence(project, name)))[-1]
+    last = re.split(r"&&|;|\|\|", " ".join(project.sentence(name)))[-1]
     if word := next((w for w in _stems(_names(last.split())) if w in _TASKS), ""):
         return word
     if found := _TASK.search(last):
@@ -313,7 +388,7 @@ def _asked_by(project: Project, name: str) -> Iterator[tuple[str, int]]:
     address = re.compile(rf"(?<![\w.-])(?:{called}):(\d{{2,5}})(?!\d)")
     for other in project.services:
         if other != name:
-            said = (*project.environment(other).values(), *_sentence(project, other))
+            said = (*project.environment(other).values(), *project.sentence(other))
             if found := next((m for text in said if (m := address.search(text))), None):
                 yield other, int(found[1])
 
@@ -327,13 +402,8 @@ def _called(project: Project, name: str) -> Iterator[str]:
         yield from (str(alias) for alias in (network or {}).get("aliases") or ())
 
 
-def _sentence(project: Project, name: str) -> tuple[str, ...]:
-    service = project.service(name)
-    return tuple(str(word) for part in ("entrypoint", "command") for word in service.get(part) or ())
-
-
 def _words(project: Project, name: str) -> tuple[str, ...]:
-    return _names(" ".join(_sentence(project, name)).split())
+    return _names(" ".join(project.sentence(name)).split())
 
 
 def _names(words: Sequence[str]) -> tuple[str, ...]:

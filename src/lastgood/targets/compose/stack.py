@@ -4,9 +4,7 @@ deadline, with the right environment, and without a secret in what it complains 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,29 +19,27 @@ from lastgood.core.ports import Clock
 from lastgood.targets import child
 from lastgood.targets.compose import commands
 from lastgood.targets.compose.kept import Shelf, write_private
-from lastgood.targets.compose.project import Json, Project
-from lastgood.targets.masking import Masker, dotenv_values
+from lastgood.targets.compose.project import Json, Project, as_file
+from lastgood.targets.compose.resolving import RESOLVE_S, resolve
+from lastgood.targets.masking import Masker
 
 POLL_S: Final = 0.2
-RESOLVE_S: Final = 30.0
 IMAGES_S: Final = 1800.0
 LOCK_FILE: Final = "compose.lock"
 _ERROR_LINES: Final = 12
 
-# Compose 2.26 and 2.40: `level=warning msg="The \"NAME\" variable is not set. Defaulting to a blank string."`. There
-# is no exit code for it, and a blank password is no configuration.
-_UNSET: Final = re.compile(r'The \\?"([A-Za-z_][A-Za-z0-9_]*)\\?" variable is not set')
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """root: folder of lastgood.yaml, absolute. state: folder of what is kept."""
+    """root: folder of lastgood.yaml, absolute. state: folder of what is kept. private: other folders of ours, which are
+    in no copy of code: dumps of the database."""
 
     config: ContainersConfig
     root: Path
     state: Path
     shelf: Shelf
     clock: Clock
+    private: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -56,22 +52,8 @@ class Stack:
         for file in project.files:
             if not (self.root / file).is_file():
                 raise Refused(f"compose file {self.root / file} not found", hint="lastgood init")
-        masker = Masker([os.environ, *self._dotenv()])
-        ended = self._run(commands.resolve(project, self.root), deadline_s=RESOLVE_S, env=env)
-        if ended.code != 0:
-            said = masker.tail(ended.err, lines=_ERROR_LINES)
-            raise Refused(f"the compose file cannot be used: {said}", hint="docker compose config --quiet")
-        if unset := sorted(set(_UNSET.findall(ended.err))):
-            raise Refused(
-                f"the compose file uses variables that are not set: {', '.join(unset)}",
-                hint=f"set {unset[0]} in {commands.home(project, self.root) / '.env'}, empty if that is meant",
-            )
-        return Project.parse(ended.out)
-
-    def _dotenv(self) -> list[dict[str, str]]:
-        named = self.config.compose.env_file
-        paths = [commands.home(self.config.compose, self.root) / ".env", *([self.root / named] if named else [])]
-        return [dotenv_values(p.read_text(encoding="utf-8", errors="replace")) for p in paths if p.is_file()]
+        env_file = self.root / project.env_file if project.env_file else commands.home(project, self.root) / ".env"
+        return resolve(commands.resolve(project, self.root), env=env, env_file=env_file)
 
     def build(self, project: Project, services: Sequence[str]) -> None:
         """Build the images of `services`. Raises Refused with the end of the build's output."""
@@ -122,7 +104,7 @@ class Stack:
         self._change(project, words, f"creating a candidate of {service}", deadline_s=deadline_s)
 
     def _lay(self, release: str, name: str, model: Json) -> Path:
-        return self.shelf.lay_beside(release, name, json.dumps(model, indent=1, sort_keys=True).encode())
+        return self.shelf.lay_beside(release, name, as_file(model))
 
     @contextmanager
     def alone(self, *, deadline_s: float) -> Generator[int]:
@@ -177,7 +159,7 @@ class Stack:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.state) as folder:
             file = Path(folder) / "model.json"
-            write_private(file, json.dumps(project.model).encode())
+            write_private(file, as_file(project.model))
             words = commands.hashes(self.name, commands.home(self.config.compose, self.root), file)
             ended = self._run(words, deadline_s=RESOLVE_S, env=child.bare_environment(os.environ))
         if ended.code != 0:

@@ -1,47 +1,70 @@
 """What a compose project looks like to somebody who wants to roll it back: for `lastgood init`, before there is any
 lastgood.yaml. Looks at the resolved files and at what runs; changes nothing.
+
+Which files, profiles and project count is taken from what runs, where something does: compose notes it on every
+container. A development override that lies beside the file of production is not loaded in production.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-from lastgood.core.errors import Refused, Retryable
+from lastgood.core.errors import Refused
 from lastgood.core.facts import Health
 from lastgood.core.secret import Secret
 from lastgood.targets import child
 from lastgood.targets.compose import commands
-from lastgood.targets.compose.engine import Engine, connect
+from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.obstacles import obstacles
-from lastgood.targets.compose.project import Project
-from lastgood.targets.compose.shape import why_stateful
-from lastgood.targets.compose.stack import RESOLVE_S
-from lastgood.targets.masking import Masker, dotenv_values
+from lastgood.targets.compose.project import LABEL_RELEASE, Json, Project
+from lastgood.targets.compose.resolving import resolve
+from lastgood.targets.compose.shape import (
+    Kind,
+    Shape,
+    database_server,
+    exposed_by,
+    may_end,
+    proxy,
+    shape_of,
+    what_is_lost,
+)
+from lastgood.targets.masking import dotenv_values
 
-# The names that compose itself looks for, in its order (compose-spec, "Compose file").
-COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
-OVERRIDES: Final = ("compose.override.yaml", "compose.override.yml", "docker-compose.override.yml")
-USUAL_BOOT_S: Final = 60.0
-_POSTGRES: Final = frozenset({"postgres", "postgresql", "postgis", "timescaledb", "pgvector"})
-_ONE_SHOT: Final = frozenset({"no", "none", ""})
+# The names that compose itself looks for, in its order: the first one that is there (compose-go 2, cli/options.go).
+COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+OVERRIDES: Final = (
+    *("compose.override.yml", "compose.override.yaml"),
+    *("docker-compose.override.yml", "docker-compose.override.yaml"),
+)
+_POSTGRES: Final = "postgres"
+_MIGRATES: Final = re.compile(r"\b(prisma|migrat\w*)\b")
+_HERE: Final = frozenset({"", "0.0.0.0", "::", "127.0.0.1"})  # noqa: S104 # compared, not listened on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surveyed:
-    """One service. why_not: why it cannot go back, empty when it can. ports: published on this host.
+    """One service. why_not: why it cannot go back, empty when it can. ports: published, and reached at 127.0.0.1.
 
     running: None when no container of it is there. healthy: what its own check says, None without one.
     """
 
     name: str
+    shape: Shape
     why_not: str
-    stateful: bool
     ports: tuple[int, ...]
     running: bool | None
     healthy: bool | None
+
+    @property
+    def stateful(self) -> bool:
+        """Whether it is never touched at all."""
+        return self.shape.kind is Kind.STATEFUL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,77 +79,184 @@ class SurveyedPostgres:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The project. migrate: the service that applies migrations, empty when none is called so."""
+    """The project. migrate: the service that applies migrations, empty when there is none. warnings: what is good to
+    know before anything goes wrong, one line each.
+
+    files, profiles, env_file: as compose was or would be called with them, relative to the folder. start_period_s: the
+    longest time that a service may fail its own health check after its start.
+    """
 
     project: str
     files: tuple[str, ...]
+    profiles: tuple[str, ...]
+    env_file: str | None
     services: tuple[Surveyed, ...]
     postgres: SurveyedPostgres | None
     migrate: str
+    start_period_s: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Origin:
+    """What compose is called with. project: None for the name that compose gives it."""
+
+    files: tuple[str, ...]
+    profiles: tuple[str, ...] = ()
+    env_file: str | None = None
+    project: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def survey(root: Path) -> Survey:
     """Look at the project in `root`. Raises Refused with the place when there is none or compose cannot read it."""
-    files = tuple(name for name in COMPOSE_FILES if (root / name).is_file())[:1]
-    if not files:
-        raise Refused(f"{root}: no {' or '.join(COMPOSE_FILES)}", hint="run lastgood init where your compose file is")
-    files += tuple(name for name in OVERRIDES if (root / name).is_file())
-    project = _resolved(root, files)
+    with connect("", os.environ) as engine:
+        origin = _started_here(engine, root) or _on_disk(root)
+    words = commands.survey(root, origin.files, project=origin.project, env_file=origin.env_file)
+    env = child.interpolation_environment(os.environ)
+    project = resolve(words, env=env, env_file=root / (origin.env_file or ".env"))
     with connect(project.name, os.environ) as engine:
-        services = tuple(_service(project, engine, name, root) for name in project.services)
-        return Survey(
-            project=project.name,
-            files=files,
-            services=services,
-            postgres=_postgres(project, engine),
-            migrate=next((n for n in project.services if n in ("migrate", "migrations", "migration")), ""),
+        containers = tuple(c for c in engine.of_project() if not c.is_leftover)
+        active = _active(project, origin.profiles, {c.service for c in containers})
+        services = tuple(_service(project, engine, containers, name, root, active) for name in project.services)
+    meant = [name for name in project.services if _is_meant(project, name, active)]
+    servers = [name for name in meant if database_server(project, name) == _POSTGRES]
+    return Survey(
+        project=project.name,
+        files=origin.files,
+        profiles=active,
+        env_file=origin.env_file,
+        services=services,
+        # with two of them, a person says which
+        postgres=_postgres(project, containers, servers[0]) if len(servers) == 1 else None,
+        migrate=_migrates(project, services),
+        start_period_s=max((project.start_period_s(s.name) for s in services if not s.why_not), default=0.0),
+        warnings=(*origin.warnings, *_warnings(project, meant, servers)),
+    )
+
+
+def _started_here(engine: Engine, root: Path) -> _Origin | None:
+    """With what the containers were started that run out of this folder; None when there are none, or nobody can tell
+    because this program started them."""
+    mine = [c for c in engine.of_folder(root) if c.facts().running and LABEL_RELEASE not in c.labels]
+    if not mine:
+        return None
+    if len(projects := sorted({c.project for c in mine})) > 1:
+        raise Refused(
+            f"{' and '.join(projects)} run out of {root}: say which one it is",
+            hint="write lastgood.yaml by hand: lastgood.example.yaml has every key",
         )
+    newest = max(mine, key=lambda c: c.created_at)
+    if gone := [file for file in (*newest.compose_files, *newest.env_files) if not Path(file).is_file()]:
+        found = _on_disk(root)
+        return replace(
+            found,
+            project=projects[0],
+            warnings=(f"{newest.name} was started from {gone[0]}, which is gone: {', '.join(found.files)} was read",),
+        )
+    files = tuple(os.path.relpath(file, root) for file in newest.compose_files)
+    env_files = [file for file in newest.env_files if Path(file) != root / ".env"]
+    if not files or len(env_files) > 1:
+        return None
+    env_file = os.path.relpath(env_files[0], root) if env_files else None
+    return _Origin(files=files, profiles=_profiles_said(root), env_file=env_file, project=projects[0])
 
 
-def _resolved(root: Path, files: tuple[str, ...]) -> Project:
+def _on_disk(root: Path) -> _Origin:
+    """What `docker compose` would take in this folder without being told anything."""
+    said = _settings(root)
+    if named := said.get("COMPOSE_FILE"):
+        files = tuple(named.split(said.get("COMPOSE_PATH_SEPARATOR", os.pathsep)))
+        if gone := [file for file in files if not (root / file).is_file()]:
+            raise Refused(f"COMPOSE_FILE names {gone[0]}, which is not in {root}", hint=f"ls {root}")
+    else:
+        files = tuple(name for name in COMPOSE_FILES if (root / name).is_file())[:1]
+        if not files:
+            hint = "run lastgood init where your compose file is"
+            raise Refused(f"{root}: no {' or '.join(COMPOSE_FILES)}", hint=hint)
+        files += tuple(name for name in OVERRIDES if (root / name).is_file())[:1]
+    return _Origin(files=files, profiles=_profiles_said(root))
+
+
+def _settings(root: Path) -> Mapping[str, str]:
+    """Compose's own switches, from the environment and from .env, as compose reads them."""
     dotenv = root / ".env"
     given = dotenv_values(dotenv.read_text(encoding="utf-8", errors="replace")) if dotenv.is_file() else {}
-    words = commands.survey(root, files)
-    try:
-        ended = child.run(words, deadline_s=RESOLVE_S, env=child.interpolation_environment(os.environ))
-    except FileNotFoundError:
-        raise Refused("there is no docker client on this machine", hint="install docker and docker compose") from None
-    except child.Overran as error:
-        raise Retryable(str(error), delay_s=2.0, hint="docker version") from None
-    if ended.code:
-        said = Masker([os.environ, given]).tail(ended.err, lines=12)
-        raise Refused(f"the compose file cannot be used: {said}", hint="docker compose config --quiet")
-    return Project.parse(ended.out)
+    return {name: value for name, value in (given | dict(os.environ)).items() if name.startswith("COMPOSE_")}
 
 
-def _service(project: Project, engine: Engine, name: str, root: Path) -> Surveyed:
-    found = [c.facts() for c in engine.of_project() if c.service == name and not c.is_leftover]
-    service = project.service(name)
-    stateful = why_stateful(project, name)
-    one_shot = str(service.get("restart") or "") in _ONE_SHOT and not found and not service.get("ports")
-    reasons = [stateful] if stateful else list(obstacles(project, name, root=root, boot_s=USUAL_BOOT_S))
-    if service.get("profiles"):
-        reasons.append("it belongs to a profile")
-    elif one_shot and not reasons and not project.has_health_check(name):
-        reasons.append("it does not run all the time")
+def _profiles_said(root: Path) -> tuple[str, ...]:
+    said = _settings(root).get("COMPOSE_PROFILES", "")
+    return tuple(profile for part in said.split(",") if (profile := part.strip()))
+
+
+def _active(project: Project, said: tuple[str, ...], running: Collection[str]) -> tuple[str, ...]:
+    """The profiles that were said, and one for each service that runs and would not without."""
+    active = list(said)
+    for name in project.services:
+        if name in running and not _is_meant(project, name, active):
+            active.append(project.profiles(name)[0])
+    return tuple(active)
+
+
+def _is_meant(project: Project, name: str, active: Collection[str]) -> bool:
+    return not (own := project.profiles(name)) or "*" in active or not set(own).isdisjoint(active)
+
+
+def _service(
+    project: Project, engine: Engine, containers: tuple[Container, ...], name: str, root: Path, active: Collection[str]
+) -> Surveyed:
+    own = [c for c in containers if c.service == name]
+    found = [c.facts() for c in own]
+    shape = shape_of(project, name, exposed=exposed_by(engine.image(own[0].image if own else project.reference(name))))
     health = {instance.health for instance in found}
     return Surveyed(
         name=name,
-        why_not=reasons[0] if reasons else "",
-        stateful=bool(stateful),
-        ports=tuple(int(p["published"]) for p in service.get("ports") or () if str(p.get("published", "")).isdigit()),
+        shape=shape,
+        why_not=next(_why_not(project, name, shape, root=root, active=active, runs=bool(found)), ""),
+        ports=_ports(project, own, name),
         running=all(instance.running for instance in found) if found else None,
         healthy=None if not health or Health.NONE in health else health == {Health.HEALTHY},
     )
 
 
-def _postgres(project: Project, engine: Engine) -> SurveyedPostgres | None:
-    """The only Postgres of the project; with two of them, a person says which."""
-    named = [n for n in project.services if project.reference(n).rsplit("/", 1)[-1].split(":")[0] in _POSTGRES]
-    if len(named) != 1:
-        return None
-    (name,) = named
-    running = next((c.name for c in engine.of_project() if c.service == name), "")
+def _why_not(
+    project: Project, name: str, shape: Shape, *, root: Path, active: Collection[str], runs: bool
+) -> Iterator[str]:
+    if shape.kind is Kind.STATEFUL:
+        yield shape.why
+    if not _is_meant(project, name, active):
+        yield f"it belongs to the profile {' or '.join(project.profiles(name))}, which is not in use"
+    if shape.kind is Kind.ONE_SHOT:
+        yield f"it ends by itself: {shape.why}"
+    elif shape.kind is Kind.WORKER and not runs and may_end(project, name):
+        yield "nothing says whether it runs all the time, and it does not run now"
+    yield from (line.removeprefix(f"{name} ") for line in obstacles(project, name, root=root, boot_s=math.inf))
+
+
+def _ports(project: Project, containers: Collection[Container], name: str) -> tuple[int, ...]:
+    """Ports of this host, as the running containers have them: the file may leave the choice to the engine."""
+    if bound := {p for c in containers for host, p, kind in c.ports if kind == "tcp" and host in _HERE}:
+        return tuple(sorted(bound))
+    said = cast("tuple[Json, ...]", tuple(project.service(name).get("ports") or ()))
+    return tuple(
+        int(p["published"])
+        for p in said
+        if str(p.get("published", "")).isdigit()
+        and p.get("protocol", "tcp") == "tcp"
+        and str(p.get("host_ip") or "") in _HERE
+    )
+
+
+def _migrates(project: Project, services: Collection[Surveyed]) -> str:
+    """The service that applies migrations and ends: Prisma's own before any other."""
+    ending = [s.name for s in services if s.shape.kind is Kind.ONE_SHOT]
+    said = {name: set(_MIGRATES.findall(" ".join((name, *project.sentence(name))))) for name in ending}
+    return next((n for n in ending if "prisma" in said[n]), next((n for n in ending if said[n]), ""))
+
+
+def _postgres(project: Project, containers: Collection[Container], name: str) -> SurveyedPostgres:
+    running = next((c.name for c in containers if c.service == name), "")
     given = project.environment(name)
     user = given.get("POSTGRES_USER", "postgres")
     password = given.get("POSTGRES_PASSWORD")
@@ -136,3 +266,17 @@ def _postgres(project: Project, engine: Engine) -> SurveyedPostgres | None:
         user=user,
         password=Secret(password) if password else None,
     )
+
+
+def _warnings(project: Project, meant: Collection[str], servers: Collection[str]) -> Iterator[str]:
+    if not meant:
+        yield "no profile is in use: start the stack, or set COMPOSE_PROFILES in .env"
+    if len(servers) > 1:
+        yield f"{len(servers)} Postgres ({', '.join(servers)}): name the one of the release in database.postgres"
+    for name in meant:
+        if (server := database_server(project, name)) and server != _POSTGRES:
+            yield f"{name} ({server}) is left as it is: only Postgres goes back with a release"
+        if loses := what_is_lost(project, name):
+            yield f"{name} {loses}"
+        if front := proxy(project, name):
+            yield f"{name} ({front}) goes on as it is: what is behind it is recreated (rung L4), not switched"

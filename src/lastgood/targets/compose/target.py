@@ -18,7 +18,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health
 from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Settle, Step, Switch, runs, seen
 from lastgood.core.ports import Clock
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
 from lastgood.targets.compose import describe
 from lastgood.targets.compose.edge import Edge
@@ -26,8 +26,10 @@ from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
+from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.look import look
+from lastgood.targets.compose.missing import missing
 from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
 from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
@@ -35,13 +37,23 @@ from lastgood.targets.compose.switch import settle, switch
 
 
 class ComposeTarget:
-    """root: folder of lastgood.yaml. state: folder for what releases keep; files in it are 0600."""
+    """root: folder of lastgood.yaml. state: folder for what releases keep; files in it are 0600. private: other folders
+    of this program, which no release may have a copy of."""
 
     role = Role.CONTAINERS
 
-    def __init__(self, config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> None:
+    def __init__(
+        self, config: ContainersConfig, *, root: Path, state: Path, clock: Clock, private: tuple[Path, ...] = ()
+    ) -> None:
         shelf = Shelf(state.resolve())
-        self._stack = Stack(config=config, root=root.resolve(), state=state.resolve(), shelf=shelf, clock=clock)
+        self._stack = Stack(
+            config=config,
+            root=root.resolve(),
+            state=state.resolve(),
+            shelf=shelf,
+            clock=clock,
+            private=tuple(path.resolve() for path in private),
+        )
         # Containers that are never touched, as they were before this process recreated anything: ID to service.
         self._untouched: dict[str, str] = {}
         self._edge = Edge(config.edge, self._stack) if config.edge else None
@@ -118,9 +130,31 @@ class ComposeTarget:
         with self._engine() as engine:
             return describe.prepare(self._stack, engine, name, recorded_at)
 
+    def preflight(self) -> tuple[str, ...]:
+        return describe.unusable(self._stack, self._stack.resolve())
+
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
             return describe.describe_running(self._stack, engine, self._serving(engine), name, recorded_at)
+
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        with self._engine() as engine:
+            return tuple(missing(self._stack, engine, release))
+
+    def hold(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                if engine.image(record.artifact) is not None:
+                    ensure_image(engine, record)
+
+    def kept(self) -> frozenset[str]:
+        return self._stack.shelf.names()
+
+    def let_go(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                engine.let_go(record.artifact, record.held_as)
+        self._stack.shelf.remove(release.id)
 
     def rung(self, release: str = "") -> str:
         with self._engine() as engine:

@@ -1,0 +1,218 @@
+"""Stacks of all shapes: what `init` writes or refuses, what `doctor` says and what `plan` would do, for each folder of
+tests/cases/stacks. Adding one needs no code: compose files, and an expected.yaml.
+
+The docker client is the real one and so is every command; the engine only shows what compose would have started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from lastgood.cli import app as commands
+from lastgood.cli import first_config
+from lastgood.targets.compose import survey
+from lastgood.targets.compose.survey import Survey
+from tests.targets.engine_double import EngineDouble, engine_double
+
+CASES = Path(__file__).parent.parent / "cases" / "stacks"
+NAMES = sorted(folder.name for folder in CASES.iterdir() if folder.is_dir())
+EXPECTED: dict[str, dict[str, Any]] = {n: YAML(typ="safe").load(CASES / n / "expected.yaml") for n in NAMES}
+DOES = [name for name in NAMES if "refuses" not in EXPECTED[name]["init"]]
+IDLE = [name for name in DOES if "idle" in EXPECTED[name]["init"]]
+
+pytestmark = pytest.mark.needs_docker
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stack in a folder of its own. expected: what its expected.yaml says. asked: ports that `init` asked for a
+    health check, where nobody answers."""
+
+    root: Path
+    engine: EngineDouble
+    expected: dict[str, Any]
+    asked: list[int]
+
+    def docker(self, *words: str) -> str:
+        """What `docker compose` prints, called as the case says that the stack was started."""
+        runs = self.expected.get("runs", {})
+        said = [word for file in runs.get("files", ()) for word in ("--file", file)]
+        said += [word for profile in runs.get("profiles", ()) for word in ("--profile", profile)]
+        said += ["--env-file", runs["env_file"]] if "env_file" in runs else []
+        said += ["--project-name", runs["project"]] if "project" in runs else []
+        command = ["docker", "compose", *said, *words]
+        return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def up(self, build: int) -> None:
+        """The stack as it is after somebody deployed one build of every image by hand."""
+        runs = self.expected.get("runs", {})
+        model = json.loads(self.docker("config", "--format", "json"))
+        # what `up` notes on a container is the hash of the resolved model, not that of the files (environment files)
+        resolved = self.root.parent / "resolved.json"
+        resolved.write_text(json.dumps(model, ensure_ascii=False))
+        words = ["docker", "compose", "--file", str(resolved), "--profile", "*", "config", "--hash", "*"]
+        printed = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+        hashes = dict(line.split() for line in printed.splitlines())
+        ended = [n for n, shape in self.expected["services"].items() if shape["kind"] == "one-shot"]
+        self.engine.up(
+            model,
+            hashes,
+            folder=self.root,
+            files=[self.root / file for file in runs.get("files", ()) or self.default_files()],
+            env_file=self.root / runs["env_file"] if "env_file" in runs else None,
+            build=build,
+            ended=ended,
+            exposes=self.expected.get("exposes", {}),
+        )
+
+    def default_files(self) -> Sequence[str]:
+        """What compose takes by itself here."""
+        names = ("compose.yaml", "compose.yml", "docker-compose.yml")
+        return [name for name in names if (self.root / name).is_file()][:1]
+
+    def lastgood(self, *words: str) -> Result:
+        """Run a command as in the stack's folder."""
+        return CliRunner().invoke(commands.app, [*words, "--config", str(self.root / "lastgood.yaml")])
+
+    def config(self) -> dict[str, Any]:
+        """What stands in lastgood.yaml."""
+        loaded: dict[str, Any] = YAML(typ="safe").load(self.root / "lastgood.yaml")
+        return loaded
+
+    def without_database(self) -> None:
+        """Leave the database's section out of lastgood.yaml: there is no server behind these containers."""
+        config = self.config()
+        config.pop("database", None)
+        with (self.root / "lastgood.yaml").open("w") as file:
+            YAML(typ="safe").dump(config, file)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+    name = str(request.param)
+    # compose makes the project's name out of the folder's
+    folder = tmp_path / f"lg-{name}"
+    shutil.copytree(CASES / name, folder)
+    expected = EXPECTED[name]
+    for variable in [v for v in os.environ if v.startswith("COMPOSE_")]:
+        monkeypatch.delenv(variable)
+    asked: list[int] = []
+    monkeypatch.setattr(first_config, "health_address", asked.append)
+    monkeypatch.setattr(first_config, "metrics_address", lambda _port: None)
+    with engine_double(tmp_path / "engine.sock") as engine:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine.sock'}")
+        yield Case(folder / expected.get("folder", ""), engine, expected, asked)
+
+
+def said(result: Result) -> str:
+    """Everything that a command printed and complained of."""
+    return f"{result.output}{result.exception or ''}"
+
+
+def seen_as(found: Survey, expected: dict[str, Any]) -> dict[str, Any]:
+    """The survey in the words of expected.yaml: of what keeps a service alone, the words that are expected."""
+    seen: dict[str, Any] = {}
+    for service in found.services:
+        wanted = expected.get(service.name, {}).get("alone", [])
+        matched = [next((w for w in wanted if str(w) in line), line) for line in service.shape.alone]
+        seen[service.name] = {"kind": service.shape.kind.value}
+        seen[service.name] |= {"port": service.shape.port} if service.shape.port else {}
+        seen[service.name] |= {"alone": matched} if matched else {}
+    return seen
+
+
+@pytest.mark.parametrize("case", DOES, indirect=True)
+def test_every_service_is_taken_for_what_it_is(case: Case) -> None:
+    case.up(build=1)
+    assert seen_as(survey(case.root), case.expected["services"]) == case.expected["services"]
+
+
+@pytest.mark.parametrize("case", NAMES, indirect=True)
+def test_init_writes_what_may_go_back_or_refuses_with_the_place(case: Case) -> None:
+    expected = case.expected["init"]
+    if "refuses" not in expected or case.expected.get("runs"):
+        case.up(build=1)
+    done = case.lastgood("init")
+    for line in (*expected.get("says", ()), *expected.get("refuses", ())):
+        assert line in said(done)
+    if "refuses" in expected:
+        assert (done.exit_code, (case.root / "lastgood.yaml").exists()) == (1, False)
+        return
+    assert done.exit_code == 0, said(done)
+    containers = case.config()["containers"]
+    assert containers["services"] == expected["services"]
+    compose = {key: value for key, value in containers["compose"].items() if key != "project"}
+    assert compose == {"files": case.default_files(), **expected.get("compose", {})}
+    assert containers.get("boot") == expected.get("boot")
+    assert sorted(case.asked) == expected.get("asks", sorted(case.asked))
+    assert case.config().get("database", {}).get("postgres", {}).get("container") == expected.get("postgres")
+
+
+@pytest.mark.parametrize("case", ["overlays"], indirect=True)
+def test_a_file_that_the_stack_was_started_from_and_that_is_gone_is_told(case: Case) -> None:
+    case.up(build=1)
+    (case.root / "docker-compose.prod.yml").unlink()
+    done = case.lastgood("init")
+    assert f"was started from {case.root}/docker-compose.prod.yml, which is gone" in said(done)
+    assert "docker-compose.yml, docker-compose.override.yml was read" in said(done)
+
+
+@pytest.mark.parametrize("case", ["env-file-named"], indirect=True)
+def test_two_projects_out_of_one_folder_are_not_guessed_between(case: Case) -> None:
+    case.up(build=1)
+    other = json.loads(json.dumps(case.engine.containers[0]).replace("lgstacks-named", "lgstacks-staging"))
+    case.engine.containers.append({**other, "Id": "other"})
+    done = case.lastgood("init")
+    assert f"lgstacks-named and lgstacks-staging run out of {case.root}" in said(done)
+    assert not (case.root / "lastgood.yaml").exists()
+
+
+@pytest.mark.parametrize("case", ["code-mounted"], indirect=True)
+def test_a_service_that_makes_no_release_is_named_by_the_doctor(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    text = (case.root / "lastgood.yaml").read_text()
+    (case.root / "lastgood.yaml").write_text(text.replace("  - api\n", "  - api\n  - mysql\n"))
+    findings = {f["check"]: f for f in json.loads(case.lastgood("doctor", "--json").stdout)}
+    assert findings["files"]["answer"] == "failed"
+    assert "mysql is stateful (its image is mysql)" in findings["files"]["evidence"]
+
+
+@pytest.mark.parametrize("case", IDLE, indirect=True)
+def test_where_nothing_runs_init_takes_what_compose_would_and_only_what_is_sure(case: Case) -> None:
+    done = case.lastgood("init")
+    assert done.exit_code == 0, said(done)
+    containers, expected = case.config()["containers"], case.expected["init"]["idle"]
+    assert containers["services"] == expected["services"]
+    assert containers["compose"]["files"] == expected.get("files", case.default_files())
+    for line in expected.get("says", ()):
+        assert line in said(done)
+
+
+@pytest.mark.parametrize("case", DOES, indirect=True)
+def test_what_runs_can_be_recorded_and_the_plan_names_the_way_back(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    case.without_database()
+    for release in (1, 2):
+        case.up(build=release)
+        recorded = case.lastgood("record", "--release", f"v{release}", "--good")
+        assert recorded.exit_code == 0, said(recorded)
+    findings = {f["check"]: f for f in json.loads(case.lastgood("doctor", "--json").stdout)}
+    assert findings["rung"]["evidence"].startswith("L4")
+    assert findings["files"]["answer"] == "ok", findings["files"]
+    assert findings["containers"]["answer"] == "ok", findings["containers"]
+    planned = json.loads(case.lastgood("plan", "--json").stdout)
+    back = [step["action"]["service"] for step in planned["steps"] if step["action"]["kind"] == "serve"]
+    assert sorted(back) == sorted(case.expected["init"]["services"])
