@@ -21,7 +21,7 @@ def main() -> int:
         description="What users notice while a bad release is taken out of traffic.",
         epilog="Needs the Docker engine of scripts/engine.sh. Ports of loopback only; all that it starts is removed.",
     )
-    parser.add_argument("--ways", nargs="+", choices=known, default=known, metavar="WAY", help=", ".join(known))
+    parser.add_argument("--ways", nargs="*", choices=known, default=known, metavar="WAY", help=", ".join(known))
     parser.add_argument("--runs", type=int, default=1, help="rollbacks on each of our rungs")
     parser.add_argument("--others-runs", type=int, default=1, help="rollbacks by each of the other ways")
     parser.add_argument("--rate", type=float, default=150.0, help="requests per second, over all services")

@@ -150,11 +150,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switched:
-    """Many switches back and forth between two running releases. late_ms: as in Result."""
+    """Many switches back and forth between two running releases. switches: counted from the call of the target. told:
+    the same ones from the moment at which the edge was told; what lies between are looks. late_ms: as in Result."""
 
     services: int
     rate: float
     switches: tuple[Noticed, ...]
+    told: tuple[Noticed, ...]
     posts: Posts
     late_ms: float
 

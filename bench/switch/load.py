@@ -26,7 +26,8 @@ HOST: Final = "127.0.0.1"
 MIX: Final = {Kind.NEW: 40, Kind.KEPT: 30, Kind.POST: 30}
 SLOW_EVERY_S: Final = 2.0
 SLOW_S: Final = 10.0
-DEADLINE_S: Final = {Kind.NEW: 10.0, Kind.KEPT: 10.0, Kind.POST: 10.0, Kind.SLOW: SLOW_S + 15.0}
+DEADLINE_S: Final = {Kind.NEW: 30.0, Kind.KEPT: 30.0, Kind.POST: 30.0, Kind.SLOW: SLOW_S + 30.0}
+"""Browsers and HTTP clients give up no sooner: a request that was held for longer counts as failed."""
 IDLE_S: Final = 5.0
 """A connection that was idle for longer is not used again: no proxy here gives one up so soon."""
 

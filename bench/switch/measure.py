@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 from bench.switch.figures import Command, Result, Switched, commands, late_ms, noticed, posts
 from bench.switch.request import Request, read
@@ -22,11 +23,12 @@ from bench.switch.ways import CONFIG, Kind, Way
 from lastgood.assembly import load_config
 from lastgood.core.plan import Step, Switch
 from lastgood.targets.compose import ComposeTarget
+from lastgood.targets.compose.haproxy import Runtime
 
 CALM_S: Final = 3.0
 """Before and after each command: what is left over from it ends in this time, but for requests of 10 s."""
 BETWEEN_SWITCHES_S: Final = 0.5
-DRAIN_S: Final = 60.0
+DRAIN_S: Final = 90.0
 SWITCH_DEADLINE_S: Final = 30.0
 
 
@@ -159,9 +161,10 @@ def measure_switches(images: Images, kind: Kind, *, services: int, rate: float, 
         containers = load_config(stack.folder / CONFIG).containers
         if containers is None:
             raise TypeError(f"{stack.folder / CONFIG} has no containers")
+        told: list[float] = []
         target = ComposeTarget(containers, root=stack.folder, state=stack.folder / ".lastgood", clock=SystemClock())
         steps = {release: _switch_to(stack, release) for release in (GOOD, BAD)}
-        with load(stack, rate=rate) as loaded:
+        with load(stack, rate=rate) as loaded, noting_when_told(told):
             for number in range(switches):
                 leaves, to = (BAD, GOOD) if number % 2 == 0 else (GOOD, BAD)
                 loaded.mark(
@@ -172,13 +175,30 @@ def measure_switches(images: Images, kind: Kind, *, services: int, rate: float, 
                 )
             time.sleep(CALM_S)
             requests = loaded.ended()
+            spans = _spans(loaded.marks, requests)
             return Switched(
                 services=services,
                 rate=rate,
-                switches=tuple(noticed(requests, command) for command in _spans(loaded.marks, requests)),
+                switches=tuple(noticed(requests, command) for command in spans),
+                told=tuple(
+                    noticed(requests, replace(command, began_at=at)) for command, at in zip(spans, told, strict=True)
+                ),
                 posts=posts(requests, stack.ids(), run=loaded.run),
                 late_ms=late_ms(requests),
             )
+
+
+@contextmanager
+def noting_when_told(times: list[float]) -> Generator[None]:
+    """Write down when the edge is told to move traffic."""
+    move = Runtime.move
+
+    def noted(runtime: Runtime, *, to: Iterable[tuple[str, str]], away: Iterable[tuple[str, str]]) -> None:
+        times.append(time.monotonic())
+        move(runtime, to=to, away=away)
+
+    with patch.object(Runtime, "move", noted):
+        yield
 
 
 def _switch_to(stack: Stack, release: str) -> Step:

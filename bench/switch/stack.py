@@ -132,7 +132,9 @@ def _build(made: Images) -> None:
     for name in ("service.py", "healthy.py"):
         shutil.copy(HERE / name, context)
     for tag, release in ((made.of(GOOD), GOOD), (made.of(BAD), BAD), (made.ledger, "")):
-        run("docker", "build", "--quiet", "--tag", tag, "--build-arg", f"RELEASE={release}", str(context))
+        # images of its own, by the label: what runs from them is removed at the end, whoever else measures here
+        own = ("--label", f"switch={made.repository}", "--build-arg", f"RELEASE={release}")
+        run("docker", "build", "--quiet", "--tag", tag, *own, str(context))
         run("docker", "push", "--quiet", tag)
 
 

@@ -37,7 +37,7 @@ def result(way: str, *rollbacks: Noticed, services: int = 1, rate: float = 150.0
 
 
 def test_figures_read_as_they_were_written() -> None:
-    switched = Switched(services=1, rate=150.0, switches=(seen(gap_s=0.01),), posts=POSTS, late_ms=0.1)
+    switched = Switched(services=1, rate=150.0, switches=(seen(gap_s=0.01),), told=(), posts=POSTS, late_ms=0.1)
     for figures in (result("L0", seen(gap_s=0.01, first_good_s=None)), switched):
         assert from_json(to_json(figures)) == figures
 
@@ -63,7 +63,9 @@ def test_several_runs_show_the_median_and_the_worst() -> None:
 def test_a_bar_that_is_missed_is_said_to_be_missed() -> None:
     def switched(*last_bad_s: float) -> str:
         switches = tuple(seen(gap_s=0.01, last_bad_s=s) for s in last_bad_s)
-        return "\n".join(lines([Switched(services=1, rate=150.0, switches=switches, posts=POSTS, late_ms=0.1)]))
+        return "\n".join(
+            lines([Switched(services=1, rate=150.0, switches=switches, told=switches, posts=POSTS, late_ms=0.1)])
+        )
 
     assert "p99: held" in switched(*[0.03] * 99, 0.2)
     assert "p99: MISSED" in switched(*[0.03] * 98, 0.2, 0.2)
