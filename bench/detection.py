@@ -9,8 +9,6 @@ pkg/controller/scheduler.go does it at interval 1m, threshold 5 (fluxcd/flagger,
 Faults begin within 5 s after a full minute, which favours the rules that think in minutes.
 """
 
-# ruff: noqa: INP001, T201  # a script that prints, not a package
-
 from __future__ import annotations
 
 import argparse

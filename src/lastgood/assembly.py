@@ -19,7 +19,7 @@ from lastgood.core.config import (
     LatencyTrigger,
     parse_config,
 )
-from lastgood.core.errors import ConfigError
+from lastgood.core.errors import ConfigError, Refused
 from lastgood.core.ports import Checker, Clock, Containers, Frontend, Notifier, SignalSource
 from lastgood.core.verdict import INSTANCES_SOURCE, TRAFFIC_SOURCE
 from lastgood.journal.sqlite import SqliteJournal
@@ -32,7 +32,7 @@ from lastgood.signals.invariants import Invariants
 from lastgood.signals.metrics_page import MetricsPage
 from lastgood.signals.probe import Probe
 from lastgood.signals.smoke import SmokeTests
-from lastgood.targets.compose import ComposeTarget, Survey, SurveyedPostgres, survey
+from lastgood.targets.compose import ComposeTarget, EdgePlan, Survey, SurveyedPostgres, edge_file, set_up_edge, survey
 from lastgood.targets.postgres import PostgresTarget, connect
 from lastgood.targets.process import ProcessTarget
 from lastgood.targets.vercel import VercelTarget
@@ -40,6 +40,7 @@ from lastgood.targets.vercel import VercelTarget
 CONFIG_FILE = "lastgood.yaml"
 __all__ = [
     "CONFIG_FILE",
+    "EdgePlan",
     "Survey",
     "SurveyedPostgres",
     "build",
@@ -47,6 +48,7 @@ __all__ = [
     "load_config",
     "metrics_address",
     "private_folder",
+    "put_edge",
     "survey",
 ]
 
@@ -87,6 +89,18 @@ def private_folder(state: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"{state}: {error.strerror}", hint="state: FOLDER in lastgood.yaml") from error
     return state
+
+
+def put_edge(path: Path) -> tuple[EdgePlan, str]:
+    """Put an edge before the services of the stack whose lastgood.yaml is at `path`; return what it takes, and its
+    compose file. Raises as `set_up_edge` does, and Refused when the services are no containers."""
+    config = load_config(path)
+    if config.containers is None:
+        raise Refused("an edge stands before containers, and this stack has none", hint="lastgood init")
+    root = path.resolve().parent
+    state = private_folder(root / config.state)
+    plan = set_up_edge(config.containers, root=root, state=state, clock=SystemClock())
+    return plan, edge_file(config.containers)
 
 
 def build(path: Path, story: Story) -> Rooms:
@@ -135,7 +149,9 @@ def _containers(config: Config, *, root: Path, state: Path, clock: Clock) -> tup
         process = ProcessTarget(config.process, root=root, state=state, clock=clock)
         return process, lambda release: state / "releases" / release / "tree"
     if config.containers:
-        return ComposeTarget(config.containers, root=root, state=state, clock=clock), lambda _release: root
+        private = (root / config.database.restore_points.path,) if config.database else ()
+        compose = ComposeTarget(config.containers, root=root, state=state, clock=clock, private=private)
+        return compose, lambda _release: root
     raise ConfigError("expected containers or process")
 
 

@@ -22,6 +22,7 @@ from lastgood.testing import world as simulated
 from lastgood.testing.world import START
 
 SERVICES = ("core", "orchestrator", "agent")
+SWITCHED = frozenset({"core", "orchestrator"})
 DEADLINES = Deadlines(boot_s=10, frontend_s=10, database_s=60, fence_s=10)
 
 
@@ -74,6 +75,12 @@ def facts(name: str) -> ContainerFacts:
     )
 
 
+def behind_an_edge(containers: ContainerFacts, release: str) -> ContainerFacts:
+    """The same world with an edge before two of its services, whose instances are bound to a release."""
+    serving = tuple(replace(i, release=release) if i.service in SWITCHED else i for i in containers.serving)
+    return replace(containers, serving=serving, switchable=SWITCHED)
+
+
 def database_facts() -> DatabaseFacts:
     """The live database with the bad release's schema."""
     return DatabaseFacts(
@@ -86,11 +93,11 @@ def database_facts() -> DatabaseFacts:
     )
 
 
-def world(evidence: DatabaseEvidence | None, *, frontend: bool = True) -> World:
+def world(evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False) -> World:
     """What a rollback from `bad` is planned from."""
     simulation = simulated.World(serving=serving("bad"), held=HELD)
     return World(
-        containers=facts("bad"),
+        containers=behind_an_edge(facts("bad"), "bad") if edge else facts("bad"),
         rung="L2",
         database=database_facts() if evidence else None,
         evidence=evidence,
@@ -100,21 +107,26 @@ def world(evidence: DatabaseEvidence | None, *, frontend: bool = True) -> World:
     )
 
 
-def rollback_plan(evidence: DatabaseEvidence | None, *, frontend: bool = True) -> Plan:
+def rollback_plan(evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False) -> Plan:
     """The way back from `bad` to `old`."""
     return make_plan(
-        release("old"), world(evidence, frontend=frontend), plan_id="r1", now=START, serving="bad", deadlines=DEADLINES
+        release("old"),
+        world(evidence, frontend=frontend, edge=edge),
+        plan_id="r1",
+        now=START,
+        serving="bad",
+        deadlines=DEADLINES,
     )
 
 
-def deploy_plan() -> Plan:
+def deploy_plan(*, edge: bool = False) -> Plan:
     """The way from `old` to `bad`, with a migration."""
     return make_deploy_plan(
         release("bad", migrations=("m1", "m2")),
         plan_id="r1",
         now=START,
         serving="old",
-        containers=facts("old"),
+        containers=behind_an_edge(facts("old"), "old") if edge else facts("old"),
         database=replace(database_facts(), fingerprint="f1", migrations=("m1",)),
         restore_point="rp-d2",
         rung="L2",
@@ -126,7 +138,9 @@ def deploy_plan() -> Plan:
 
 SHAPES: Mapping[str, Callable[[], Plan]] = {
     "deploy": deploy_plan,
+    "deploy-behind-an-edge": lambda: deploy_plan(edge=True),
     "containers": lambda: rollback_plan(None, frontend=False),
+    "containers-behind-an-edge": lambda: rollback_plan(None, edge=True),
     "containers-frontend": lambda: rollback_plan(UNCHANGED),
     "database-first": lambda: rollback_plan(EVIDENCE),
     "database-after": lambda: rollback_plan(

@@ -232,13 +232,15 @@ UNKNOWN = "unknown key; known here:"
 KINDS = "containers, data, error_rate, feature, latency"
 FEATURE = "watch: {triggers: {x: {kind: feature, probe: "
 
+EDGE = "containers: {compose: {project: shop}, services: [web, up], "
+
 FAULTS = {
     # keys
     "unknown-key": (
         "wach: {}\n",
         (
-            f"6:1: wach: {UNKNOWN} containers, database, environment, frontend, mode, notify, process, stack, state, "
-            "verify, version, watch"
+            f"6:1: wach: {UNKNOWN} containers, database, environment, frontend, mode, notify, process, retain, "
+            "stack, state, verify, version, watch"
         ),
     ),
     "unknown-key-in-a-section": (
@@ -326,6 +328,26 @@ FAULTS = {
     "secret-that-is-no-text": (
         "notify: {slack: {channel: x, token: [1]}}\n",
         "6:37: notify.slack.token: expected a text, ${VAR} or file:PATH",
+    ),
+    "worker-that-is-no-service": (
+        EDGE + "workers: [cron]}\n",
+        "6:13: containers: expected in workers only names of services, not cron",
+    ),
+    "route-of-no-service": (
+        EDGE + "edge: {routes: {api: 80}}}\n",
+        "6:13: containers: expected in edge only services that have a route and are no workers, not api",
+    ),
+    "route-of-a-worker": (
+        EDGE + "workers: [web], edge: {routes: {web: 80}}}\n",
+        "6:13: containers: expected in edge only services that have a route and are no workers, not web",
+    ),
+    "one-at-a-time-without-a-route": (
+        EDGE + "edge: {routes: {web: 80}, one_at_a_time: [up]}}\n",
+        "6:13: containers: expected in edge only services that have a route and are no workers, not up",
+    ),
+    "standby": (
+        EDGE + "edge: {routes: {web: 80}, standby: warm}}\n",
+        "6:96: containers.edge.standby: expected 'running', 'stopped' or 'none'",
     ),
     "nothing-to-run": ("verify: {smoke: {command: []}}\n", "6:27: verify.smoke.command: expected at least 1 entry"),
     # what fits only together

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Health, InstanceFacts
-from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Role, Serve, TakeRestorePoint
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Role, Serve, Settle, Switch, TakeRestorePoint
 from lastgood.core.release import Release
 from lastgood.testing.world import START
 from tests.core import planned_worlds
-from tests.core.examples import SERVICES, database_facts, facts, release
+from tests.core.examples import SERVICES, behind_an_edge, database_facts, facts, release
 
 EMPTY = ContainerFacts(observed_at=START, serving=())
 BAD = release("bad", migrations=("m1", "m2"))
@@ -105,6 +105,59 @@ def test_what_is_left_out_is_said(
     containers: ContainerFacts, database: DatabaseFacts | None, skipped: tuple[str, ...]
 ) -> None:
     assert planned(containers, database).skipped == skipped
+
+
+# --- behind an edge --------------------------------------------------------------------------------------------------
+
+SWITCH = ["pass-gate", "switch-traffic", "serve-agent", "settle"]
+EDGE = behind_an_edge(facts("old"), "old")
+SAME = behind_an_edge(facts("bad"), "bad")
+
+
+@pytest.mark.parametrize(
+    "containers,steps",
+    [
+        pytest.param(EDGE, SWITCH, id="everything-changed"),
+        pytest.param(SAME, [], id="nothing-is-new"),
+        pytest.param(
+            replace(SAME, serving=(*EDGE.serving[:1], *SAME.serving[1:])),
+            ["pass-gate", "switch-traffic", "settle"],
+            id="one-of-those-that-are-switched-takes-the-others-along",
+        ),
+        pytest.param(
+            replace(SAME, serving=(*SAME.serving[:2], *EDGE.serving[2:])),
+            ["pass-gate", "serve-agent", "clear-candidates"],
+            id="one-that-is-not-switched-goes-alone",
+        ),
+        pytest.param(
+            behind_an_edge(facts("bad"), "other"),
+            ["pass-gate", "switch-traffic", "settle"],
+            id="the-same-images-under-another-name",
+        ),
+        pytest.param(
+            replace(EDGE, ungated=frozenset({"agent"})),
+            SWITCH,
+            id="a-worker",
+        ),
+    ],
+)
+def test_behind_an_edge_a_release_is_switched_as_a_whole(containers: ContainerFacts, steps: list[str]) -> None:
+    assert names(planned(containers, None)) == steps
+
+
+def test_all_that_is_switched_moves_in_one_step() -> None:
+    action = planned(EDGE, None).step("switch-traffic").action
+    assert action == Switch(release="bad", artifacts=(("core", "core-bad"), ("orchestrator", "orchestrator-bad")))
+
+
+def test_what_served_before_stays_ready_beside() -> None:
+    assert planned(EDGE, None).step("settle").action == Settle(standby="old")
+
+
+def test_no_second_instance_of_a_worker_is_ever_started() -> None:
+    gate = planned(replace(EDGE, ungated=frozenset({"agent"})), None).step("pass-gate").action
+    assert isinstance(gate, PassGate)
+    assert "agent" not in dict(gate.artifacts)
 
 
 def test_only_the_migrations_that_are_not_finished_are_asked_for() -> None:

@@ -32,6 +32,7 @@ from lastgood.core.record import (
     Record,
     ReleaseCompleted,
     ReleaseJudged,
+    ReleaseLetGo,
     ReleaseRecorded,
     RestorePointKept,
     RunEnded,
@@ -428,6 +429,15 @@ def kept(old: object, now: object) -> bool:
             return len(old) == len(now) and all(map(kept, old, now))
         case _:
             return old == now
+
+
+def test_a_release_that_is_let_go_of_is_no_target_until_it_is_recorded_again() -> None:
+    gone = ReleaseLetGo(release="a", why="not among the newest 5")
+    assert last_good(told(A, B, [gone])) is None
+    assert told(A, B, [gone]).releases["a"].let_go == "not among the newest 5"
+    again = replace(release("a"), commit="0" * 40)
+    history = told(A, B, [gone, ReleaseRecorded(release=again)])
+    assert (last_good(history), history.releases["a"].release) == ("a", again)
 
 
 @pytest.mark.parametrize("union", [Event, Action, Reading], ids=["events", "steps", "readings"])

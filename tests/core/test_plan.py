@@ -27,8 +27,10 @@ from lastgood.core.plan import (
     SaveDump,
     Seen,
     Serve,
+    Settle,
     Step,
     SwapDatabase,
+    Switch,
     TakeRestorePoint,
     seen,
     world_agrees,
@@ -65,8 +67,14 @@ def instance(
     )
 
 
-def containers(*serving: InstanceFacts, candidates: tuple[InstanceFacts, ...] = ()) -> ContainerFacts:
-    return ContainerFacts(observed_at=START, serving=serving, candidates=candidates)
+def containers(
+    *serving: InstanceFacts, candidates: tuple[InstanceFacts, ...] = (), switchable: frozenset[str] = frozenset()
+) -> ContainerFacts:
+    return ContainerFacts(observed_at=START, serving=serving, candidates=candidates, switchable=switchable)
+
+
+def of(release: str, *instances: InstanceFacts) -> tuple[InstanceFacts, ...]:
+    return tuple(replace(i, release=release) for i in instances)
 
 
 def database(**shown: object) -> DatabaseFacts:
@@ -81,6 +89,8 @@ def frontend(production: str, *, busy: bool = False, shown: tuple[str, ...] = ()
 GATE = PassGate(release="old", artifacts=(("core", "core-old"), ("agent", "agent-old")))
 SERVE = Serve(release="old", service="core", artifact="core-old", config_hash="c1")
 CLEAR = ClearCandidates()
+SWITCH = Switch(release="old", artifacts=GATE.artifacts)
+SETTLE = Settle(standby="old")
 TAKE = TakeRestorePoint(restore_point="rp-d2")
 MIGRATE = Migrate(release="bad", migrations=("m2", "m3"))
 DUMP = SaveDump(name="app-r1")
@@ -93,6 +103,7 @@ RETURN = ReturnFrontend(deployment="dpl_old")
 CORE, AGENT = instance("core", "core-old"), instance("agent", "agent-old")
 BAD = instance("core", "core-bad")
 KEPT = frozenset({"app_bad_r1"})
+BOTH = frozenset({"core", "agent"})
 
 LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "gate: candidates are healthy": (GATE, containers(BAD, candidates=(CORE, AGENT)), Seen.DONE),
@@ -130,6 +141,43 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "clear: a stopped one is left": (
         CLEAR,
         containers(candidates=(instance("core", "core-old", running=False),)),
+        Seen.NOT_DONE,
+    ),
+    "gate: behind an edge only the release's own counts": (
+        GATE,
+        containers(*of("older", CORE, AGENT), switchable=BOTH),
+        Seen.NOT_DONE,
+    ),
+    "gate: behind an edge the standby counts": (
+        GATE,
+        containers(BAD, candidates=of("old", CORE, AGENT), switchable=BOTH),
+        Seen.DONE,
+    ),
+    "switch: it serves": (SWITCH, containers(*of("old", CORE, AGENT), switchable=BOTH), Seen.DONE),
+    "switch: half of it": (SWITCH, containers(*of("old", CORE), *of("bad", AGENT), switchable=BOTH), Seen.NOT_DONE),
+    "switch: the same image of another release": (
+        SWITCH,
+        containers(*of("older", CORE, AGENT), switchable=BOTH),
+        Seen.NOT_DONE,
+    ),
+    "switch: one of two instances": (
+        SWITCH,
+        containers(*of("old", CORE, AGENT), *of("bad", BAD), switchable=BOTH),
+        Seen.NOT_DONE,
+    ),
+    "switch: it is sick": (
+        SWITCH,
+        containers(*of("old", CORE, replace(AGENT, health=Health.UNHEALTHY)), switchable=BOTH),
+        Seen.NOT_DONE,
+    ),
+    "switch: only beside": (SWITCH, containers(candidates=of("old", CORE, AGENT), switchable=BOTH), Seen.NOT_DONE),
+    "settle: nothing is beside": (SETTLE, containers(CORE), Seen.DONE),
+    "settle: the standby is beside": (SETTLE, containers(BAD, candidates=of("old", CORE, AGENT)), Seen.DONE),
+    "settle: what served runs still": (SETTLE, containers(CORE, candidates=of("bad", BAD)), Seen.NOT_DONE),
+    "settle: one that is bound to no release": (SETTLE, containers(CORE, candidates=(BAD,)), Seen.NOT_DONE),
+    "settle: no standby is wanted": (
+        Settle(standby=""),
+        containers(CORE, candidates=of("old", AGENT)),
         Seen.NOT_DONE,
     ),
     "restore point: proved": (TAKE, database(restore_points=frozenset({"rp-d2"})), Seen.DONE),
@@ -196,7 +244,7 @@ def test_facts_of_another_target_cannot_tell(action: Action) -> None:
 
 def test_users_can_notice_these_kinds_of_steps_and_no_other() -> None:
     noticed = {kind for kind, action in ANY_OF.items() if step(action).changes_what_serves}
-    assert noticed == {Serve, Migrate, Fence, SwapDatabase, ReturnFrontend}
+    assert noticed == {Serve, Switch, Migrate, Fence, SwapDatabase, ReturnFrontend}
 
 
 # --- what a plan needs from the world --------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from lastgood.core.plan import (
     Role,
     SaveDump,
     Serve,
+    Settle,
     SwapDatabase,
 )
 from lastgood.core.returning import World, make_clear_plan, make_lift_plan
@@ -148,6 +149,12 @@ def test_what_a_gate_started_is_removed_without_asking_anybody() -> None:
 def test_clearing_a_gate_leaves_the_release_that_serves() -> None:
     clear = make_clear_plan(rollback_plan(EVIDENCE), plan_id="r2", now=START, deadlines=DEADLINES)
     assert (clear.from_release, clear.to_release) == ("bad", "bad")
+
+
+def test_behind_an_edge_the_bad_release_leaves_the_traffic_at_once_and_nothing_of_it_stays_up() -> None:
+    plan = rollback_plan(None, edge=True)
+    assert [s.name for s in plan.steps] == ["pass-gate", "switch-traffic", "serve-agent", "settle", "return-frontend"]
+    assert plan.step("settle").action == Settle(standby="")
 
 
 # --- what may never be, whatever the world looks like ----------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""How the facts show that a frontend is back, by what its domains say."""
+"""How the facts show that a frontend is back, by what its domains say; and that a gate is passed, by who is there."""
 
 from __future__ import annotations
 
 import pytest
 
-from lastgood.core.facts import FrontendFacts
-from lastgood.core.plan import ReturnFrontend, Seen, Step, seen
+from lastgood.core.facts import ContainerFacts, FrontendFacts, Health, InstanceFacts
+from lastgood.core.plan import PassGate, ReturnFrontend, Seen, Step, seen
 from lastgood.testing.world import START
 
 STEP = Step(name="return-frontend", action=ReturnFrontend(deployment="dpl_old"), deadline_s=10, explain="")
@@ -41,3 +41,26 @@ def test_a_silent_page_hides_neither_another_domain_nor_what_the_host_says() -> 
 
 def _facts(production: str, domains: tuple[tuple[str, str], ...]) -> FrontendFacts:
     return FrontendFacts(observed_at=START, production=production, auto_assign=False, domains=domains)
+
+
+GATE = Step(name="pass-gate", action=PassGate(release="v2", artifacts=(("web", "image"),)), deadline_s=10, explain="")
+
+
+@pytest.mark.parametrize(
+    "artifact,release,health,expected",
+    [
+        ("image", "v2", Health.HEALTHY, Seen.DONE),
+        ("image", "v2", Health.STARTING, Seen.NOT_DONE),
+        ("other", "v2", Health.HEALTHY, Seen.NOT_DONE),
+        pytest.param("image", "v1", Health.HEALTHY, Seen.NOT_DONE, id="the-same-image-for-another-release"),
+        pytest.param("image", "", Health.HEALTHY, Seen.DONE, id="one-that-somebody-else-started"),
+    ],
+)
+@pytest.mark.parametrize("where", ["serving", "candidates"])
+def test_a_gate_is_passed_by_an_instance_of_the_release_itself(
+    where: str, artifact: str, release: str, health: Health, expected: Seen
+) -> None:
+    there = InstanceFacts(service="web", instance="i", artifact=artifact, running=True, health=health, release=release)
+    serving, beside = ((there,), ()) if where == "serving" else ((), (there,))
+    facts = ContainerFacts(observed_at=START, serving=serving, candidates=beside)
+    assert seen(GATE, facts) is expected

@@ -12,14 +12,14 @@ from typing import cast, get_args
 import pytest
 
 from lastgood.core.config import Config, parse_config
-from lastgood.core.plan import Action, Plan, Role
+from lastgood.core.plan import Action, Plan, Role, Switch
 from lastgood.core.ports import Containers, Database, Frontend
 from lastgood.core.record import ApprovalGiven, RunStarted
 from lastgood.core.run import Finish
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.rooms import Memory, Rooms
 from lastgood.testing.world import Crash, Crashes, MemoryJournal, SteppedClock, World
-from tests.core.examples import HELD, SHAPES, serving
+from tests.core.examples import HELD, SHAPES, behind_an_edge, serving
 
 CONFIG = """
 version: 1
@@ -44,6 +44,8 @@ class Simulation:
         self.journal = MemoryJournal(self.clock)
         self.world = World(serving=serving(plan.from_release), held=HELD, migrations=("m1",))
         self.lives = 0
+        if any(isinstance(step.action, Switch) for step in plan.steps):
+            self.world.containers = behind_an_edge(self.world.containers, plan.from_release)
         if plan.database:
             self.world.database = replace(self.world.database, databases=frozenset({"app", "clone_rp-d2"}))
         self.journal.append(RunStarted(run="r1", plan=plan, trigger="person", sentence="", by="t"))

@@ -19,7 +19,8 @@ from lastgood.core.errors import ConfigError, Refused
 from lastgood.core.plan import PassGate, Seen, Step, seen
 from lastgood.core.ports import Containers
 from lastgood.core.release import Release
-from lastgood.targets.process import holder, tree
+from lastgood.targets import tree
+from lastgood.targets.process import holder
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.process import ProcessWorld, world
 
@@ -272,3 +273,34 @@ def test_an_artifact_is_the_paths_the_right_to_execute_and_the_content(tmp_path:
     others = {made("c", content="y"), made("d", mode=0o755), made("e", at="elsewhere")}
     assert len(same) == 1
     assert len(others | same) == 4
+
+
+def test_a_release_is_let_go_of_with_its_files_and_only_when_nothing_runs_from_it(stack: ProcessWorld) -> None:
+    first = stack.put("1", "v1")
+    target = stack.target()
+    assert (target.missing(first), sorted(target.kept())) == ((), ["v1"])
+    with pytest.raises(Refused, match="still runs from v1"):
+        target.let_go(first)
+    second = stack.put("2", "v2")
+    wait_for(lambda: let_go(target, first))
+    assert (target.missing(second), sorted(target.kept())) == ((), ["v2"])
+    assert ask(stack.ports["web"]) == "2"
+    (lost,) = target.missing(first)
+    assert lost.lost
+    assert "nothing is kept of release v1" in lost.what
+
+
+def let_go(target: Containers, release: Release) -> bool:
+    """Whether it could be, now: what was switched away from finishes its requests first."""
+    try:
+        target.let_go(release)
+    except Refused:
+        return False
+    return True
+
+
+def test_files_of_a_release_that_were_changed_are_missed(stack: ProcessWorld) -> None:
+    release = stack.put("1", "v1")
+    next((stack.state / "releases" / "v1" / "tree").iterdir()).write_text("meddled with")
+    (lost,) = stack.target().missing(release)
+    assert "the files of v1 are not what was kept" in lost.what

@@ -1,8 +1,9 @@
 #!/bin/bash
-# Make the two base images of HyperCode: hypercode/python:3.11 (with the packages of requirements.txt) and hypercode/postgres:15.
+# Make the base images of HyperCode: hypercode/python:3.11 (with the packages of requirements.txt), hypercode/postgres:15
+# and, for the edge in front of them, hypercode/haproxy:2.6.
 #
 #   images/base-images.sh          from Debian packages, no image hub needed; wants root, mmdebstrap, busybox-static, pip
-#   HUB=1 images/base-images.sh    from python:3.11-slim and postgres:15 of the image hub
+#   HUB=1 images/base-images.sh    from python:3.11-slim, postgres:15 and haproxy:2.6 of the image hub
 #
 # Idempotent: an image that was made from the same inputs is kept. PYTHON names the interpreter whose pip is used.
 set -euo pipefail
@@ -10,6 +11,7 @@ cd "$(dirname "$0")/.."
 
 python_image=hypercode/python:3.11
 postgres_image=hypercode/postgres:15
+haproxy_image=hypercode/haproxy:2.6
 certificates=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 
 main() {
@@ -19,6 +21,7 @@ main() {
     if [ "${HUB:-0}" = 1 ]; then
         python_from_hub
         postgres_from_hub
+        haproxy_from_hub
         return
     fi
     work=$(mktemp -d)
@@ -26,6 +29,7 @@ main() {
     chmod 755 "$work"
     unless_made "$python_image" python_from_debian images/base-images.sh requirements.txt "$certificates"
     unless_made "$postgres_image" postgres_from_debian images/base-images.sh images/postgres-entrypoint.sh
+    unless_made "$haproxy_image" haproxy_from_debian images/base-images.sh
 }
 
 # unless_made IMAGE MAKE INPUT...: call MAKE with the inputs' hash, which it keeps as a label of the image
@@ -79,6 +83,22 @@ postgres_from_debian() {
         -c 'ENTRYPOINT ["/usr/local/bin/postgres-entrypoint.sh"]' -c 'CMD ["postgres"]' - "$postgres_image" > /dev/null
 }
 
+# It begins as root, to make its socket, and becomes uid 99 where its configuration says so: the number of the image hub.
+haproxy_from_debian() {
+    local root=$work/haproxy
+    mmdebstrap --quiet --variant=extract --include=haproxy bookworm "$root"
+    printf 'root:x:0:0:root:/root:/bin/sh\nhaproxy:x:99:99::/var/lib/haproxy:/bin/sh\n' > "$root/etc/passwd"
+    printf 'root:x:0:\nhaproxy:x:99:\n' > "$root/etc/group"
+    mkdir -p "$root"/tmp "$root"/run "$root"/var/lib/haproxy
+    chmod 1777 "$root/tmp"
+    # what the package's scripts would need, setuid programs among it: nothing here runs anything but HAProxy
+    find "$root" \( -path '*/bin/*' -o -path '*/sbin/*' \) ! -type d ! -name haproxy -delete
+    rm -rf "$root"/usr/share/perl* "$root"/usr/lib/*/perl* "$root"/usr/lib/*/libperl* "$root"/var/lib/dpkg
+    prune "$root"
+    tar -C "$root" -c . | docker import -c "LABEL hypercode.inputs=$1" -c 'ENV PATH=/usr/sbin' \
+        -c 'ENTRYPOINT ["haproxy"]' - "$haproxy_image" > /dev/null
+}
+
 prune() {
     rm -rf "$1"/usr/share/{doc,man,locale,info} "$1"/var/cache "$1"/var/lib/apt
 }
@@ -94,6 +114,16 @@ DOCKERFILE
 postgres_from_hub() {
     docker pull --quiet postgres:15
     docker tag postgres:15 "$postgres_image"
+}
+
+# The hub's own begins as uid 99 and stops only when every connection has ended.
+haproxy_from_hub() {
+    docker build --quiet --tag "$haproxy_image" - <<'DOCKERFILE'
+FROM haproxy:2.6
+USER root
+ENTRYPOINT ["haproxy"]
+STOPSIGNAL SIGTERM
+DOCKERFILE
 }
 
 main

@@ -16,11 +16,12 @@ import typer
 from pydantic import TypeAdapter
 
 from lastgood import __version__
-from lastgood.assembly import CONFIG_FILE, build, survey
-from lastgood.cli.first_config import first_config, keep_password
+from lastgood.assembly import CONFIG_FILE, build, load_config, put_edge, survey
+from lastgood.cli.first_config import first_config, keep_password, with_edge
 from lastgood.cli.rendering import (
     GOOD_ENDS,
     clean,
+    edge_lines,
     findings_lines,
     history_rows,
     plan_lines,
@@ -144,15 +145,22 @@ def init(
     release: Annotated[
         str | None, typer.Option("--release", help="Name for what runs now; defaults to `git describe`.")
     ] = None,
+    edge: Annotated[
+        bool, typer.Option("--edge", help="Put an HAProxy before the services, for rollbacks without a failed request.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="What runs now is good: record it without asking.")] = False,
 ) -> None:
     """Look at the compose file and write lastgood.yaml.
 
     Writes lastgood.yaml and, into the state folder, the database's password. If you say that what runs is good, it is
-    recorded and its images are held. What runs is not touched.
+    recorded and its images are held. With --edge it writes a second compose file, and a section of lastgood.yaml.
+    What runs is not touched.
 
     Example: lastgood init
     """
+    if config.exists() and edge:
+        _init_edge(config)
+        return
     if config.exists():
         raise Refused(f"{config} is there already", hint="lastgood doctor")
     root = config.resolve().parent
@@ -171,7 +179,23 @@ def init(
             recorded = recording.record(rooms, release or _described_or_first(rooms.root))
             recording.vouch(rooms, recorded.id, why="init")
         out(f"recorded as {recorded.id} (vouched for by {rooms.who})")
+    if edge:
+        _init_edge(config)
+        return
     out("next: lastgood doctor")
+
+
+def _init_edge(config: Path) -> None:
+    text = config.read_text(encoding="utf-8")
+    plan, file = put_edge(config)
+    for line in edge_lines(plan):
+        out(line)
+    config.write_text(with_edge(text, plan, file), encoding="utf-8")
+    out(f"wrote {file} and containers.edge in {config}. Nothing that runs was touched.")
+    containers = load_config(config).containers
+    files = " ".join(f"-f {name}" for name in containers.compose.files) if containers else ""
+    out(f"next: docker compose {files} up -d      (the ports move to the edge: seconds without service, once)")
+    out("then: lastgood record --good, and lastgood doctor")
 
 
 @app.command()
@@ -672,7 +696,10 @@ def demo(
         str, typer.Option("--fault", help="How the new release fails; `good` for one that does not.")
     ] = "errors",
     engine: Annotated[
-        str, typer.Option("--engine", help="process: nothing but pip. compose: a Docker engine.")
+        str,
+        typer.Option(
+            "--engine", help="process: nothing but pip. compose: a Docker engine. edge: the same, behind HAProxy."
+        ),
     ] = "process",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running; print address and login.")] = False,

@@ -35,7 +35,7 @@ from lastgood.cli.figures import (
     requests_of,
     timings_of,
 )
-from lastgood.cli.stage import ComposeStage, ProcessStage, Stage
+from lastgood.cli.stage import STAGES, Stage
 from lastgood.core.errors import ConfigError, Refused
 from lastgood.core.report import Report, TerminalState
 from lastgood.testing.slack import read_messages
@@ -203,10 +203,9 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
         raise ConfigError(
             f"unknown fault {fault!r}; known: {', '.join(RIGHT_END)}", hint="lastgood demo --fault errors"
         )
-    stages: Mapping[str, Callable[[Path], Stage]] = {"process": ProcessStage, "compose": ComposeStage}
-    if engine not in stages:
+    if engine not in STAGES:
         raise ConfigError(
-            f"unknown engine {engine!r}; known: {', '.join(stages)}", hint="lastgood demo --engine process"
+            f"unknown engine {engine!r}; known: {', '.join(STAGES)}", hint="lastgood demo --engine process"
         )
     if rate <= 0:
         raise ConfigError(f"--rate {rate:g}: expected more than 0 requests/s", hint="lastgood demo --rate 20")
@@ -216,7 +215,7 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
     home = Path.cwd() / f"demo-{secrets.token_hex(2)}"
     home.mkdir(mode=0o755)
     began = time.monotonic()
-    stage = stages[engine](home)
+    stage = STAGES[engine](home)
     demo: Demo | None = None
     kept = False
     try:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from lastgood.assembly import Survey, SurveyedPostgres, health_address, metrics_address, private_folder
+from lastgood.assembly import EdgePlan, Survey, SurveyedPostgres, health_address, metrics_address, private_folder
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
@@ -60,6 +60,23 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     _comments(tree).yaml_add_eol_comment(modes, "mode")
     _comments(containers).yaml_add_eol_comment("what a rollback may touch, and nothing else", "services")
     return _text(tree), tuple(not_found)
+
+
+def with_edge(text: str, plan: EdgePlan, file: str) -> str:
+    """Return a lastgood.yaml with the section of the edge and its compose file, and all else as it was."""
+    yaml = cast("_Writer", YAML())
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    tree = yaml.load(text)
+    containers = cast("dict[str, Any]", tree["containers"])
+    containers["compose"].setdefault("files", ["docker-compose.yml"]).append(file)
+    edge = CommentedMap(routes=dict(plan.routes))
+    if plan.one_at_a_time:
+        edge["one_at_a_time"] = list(plan.one_at_a_time)
+    containers["edge"] = edge
+    written = io.StringIO()
+    yaml.dump(tree, written)
+    return written.getvalue()
 
 
 def keep_password(survey: Survey, root: Path) -> None:
@@ -110,8 +127,10 @@ class _Writer(Protocol):
     """What is used of ruamel.yaml.YAML, likewise."""
 
     default_flow_style: bool
+    preserve_quotes: bool
     width: int
 
+    def load(self, stream: str) -> CommentedMap: ...
     def dump(self, data: CommentedMap, stream: io.StringIO) -> None: ...
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
-from lastgood.assembly import Survey
+from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.report import Report, TerminalState
@@ -141,10 +141,10 @@ def findings_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def release_rows(history: History) -> Iterator[tuple[str, ...]]:
-    """Releases, newest last: name, standing, commit, when, who judged."""
+    """Releases, newest last: name, standing, whether it serves or is not kept, commit, when, who judged."""
     for known in history.releases.values():
         release = known.release
-        mark = "serves" if history.serving == release.id else ""
+        mark = "not kept any more" if known.let_go else "serves" if history.serving == release.id else ""
         commit = (release.commit or "no commit")[:12] + ("+dirty" if release.dirty else "")
         yield release.id, known.standing.value, mark, commit, when(release.recorded_at), known.judged_by
 
@@ -164,6 +164,14 @@ def history_rows(history: History) -> Iterator[tuple[str, ...]]:
 
 
 GOOD_ENDS: Final = frozenset({TerminalState.HEALTHY_KEPT, TerminalState.ROLLED_BACK_VERIFIED})
+
+
+def edge_lines(plan: EdgePlan) -> Iterator[str]:
+    """Which services the edge takes, and why not the others."""
+    switched = [f"{name} :{port}" for name, port in plan.routes.items() if name not in plan.one_at_a_time]
+    yield clean(f" switched at once    {', '.join(switched) or 'none'}")
+    yield from (clean(f" requests wait       {name} ({why})") for name, why in plan.one_at_a_time.items())
+    yield from (clean(f" not behind it       {name} ({why})") for name, why in plan.left_out.items())
 
 
 def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:

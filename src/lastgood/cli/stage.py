@@ -41,6 +41,7 @@ PREFERRED_PORTS: Final = {
     "slack": 7002,
 }
 DATABASE: Final = "hypercode"
+EDGE_IMAGE: Final = "hypercode/haproxy:2.6"
 USER: Final = "hyper"
 SETUP_DEADLINE_S: Final = 600.0
 STOP_S: Final = 5.0
@@ -158,7 +159,7 @@ class Stage(ABC):
     def load(home: Path) -> Stage:
         """Return the stage of a kept demo, to tear it down."""
         kept = json.loads((home / "stage.json").read_text())
-        stage: Stage = {"process": ProcessStage, "compose": ComposeStage}[kept["stage"]](home)
+        stage: Stage = STAGES[kept["stage"]](home)
         stage.ports = kept["ports"]
         stage.server = Path(kept["server"]) if kept["server"] else None
         return stage
@@ -283,6 +284,24 @@ class ComposeStage(Stage):
                 _output(["docker", "rm", "--force", "--volumes", *ours])
         compose = ["docker", "compose", "--project-name", self.project]
         _output([*compose, "down", "--volumes", "--remove-orphans", "--timeout", "2"], cwd=self.checkout)
+
+
+class EdgeStage(ComposeStage):
+    """Docker Compose, with the HAProxy in front that `lastgood init --edge` puts there."""
+
+    name = "edge"
+    real = "Docker, the services behind HAProxy, Postgres"
+
+    def set_up(self, *, short_window: str | None) -> None:
+        super().set_up(short_window=short_window)
+        _output([sys.executable, "-m", "lastgood", "init", "--edge"], cwd=self.checkout)
+        with (self.checkout / ".env").open("a") as dotenv:
+            dotenv.write(f"LASTGOOD_EDGE_IMAGE={EDGE_IMAGE}\n")
+        files = ["--file", "docker-compose.yml", "--file", "docker-compose.edge.yml"]
+        _output(["docker", "compose", *files, "up", "--detach", "lastgood-edge"], cwd=self.checkout)
+
+
+STAGES: Final[Mapping[str, type[Stage]]] = {s.name: s for s in (ProcessStage, ComposeStage, EdgeStage)}
 
 
 def _has_the_well_known_ports() -> bool:

@@ -274,13 +274,54 @@ class ComposeConfig(_Section):
     env_file: str | None = None
 
 
+class Standby(StrEnum):
+    """What becomes of the release before, while a new one is watched behind an edge."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    NONE = "none"
+
+
+class EdgeConfig(_Section):
+    """The HAProxy in front of the services. service: its name in the compose project. routes: service to the port on
+    which its containers serve. one_at_a_time: those of them of which no second copy may run. drain: how long a request
+    may go on after the switch."""
+
+    service: Name = "lastgood-edge"
+    routes: Annotated[Mapping[Name, Port], Field(min_length=1)]
+    one_at_a_time: tuple[Name, ...] = ()
+    standby: Standby = Standby.RUNNING
+    drain: Duration = 30.0
+
+
 class ContainersConfig(_Section):
-    """What a rollback may touch. Services not named here are never recreated."""
+    """What a rollback may touch. Services not named here are never recreated. workers: those that work by themselves
+    (queues, schedules): no second one is ever started beside."""
 
     compose: ComposeConfig
     services: Annotated[tuple[Name, ...], Field(min_length=1)]
+    workers: tuple[Name, ...] = ()
     boot: SomeTime = 60.0
     stop: Duration = 10.0
+    edge: EdgeConfig | None = None
+
+    @model_validator(mode="after")
+    def _only_what_goes_back(self) -> ContainersConfig:
+        if unknown := sorted(set(self.workers) - set(self.services)):
+            message = f"expected in workers only names of services, not {', '.join(unknown)}"
+            raise ValueError(message)
+        if self.edge is None:
+            return self
+        routed = set(self.edge.routes)
+        once = set(self.edge.one_at_a_time)
+        if (
+            unknown := sorted(routed - set(self.services))
+            or sorted(once - routed)
+            or sorted(routed & set(self.workers))
+        ):
+            message = f"expected in edge only services that have a route and are no workers, not {', '.join(unknown)}"
+            raise ValueError(message)
+        return self
 
 
 class ProcessService(_Section):
@@ -399,13 +440,14 @@ class NotifyConfig(_Section):
 
 class Config(_Section):
     """The whole file. state: directory of the journal and of what is kept of each release, relative to
-    lastgood.yaml."""
+    lastgood.yaml. retain: how many releases are kept to go back to; what serves and the last good one always are."""
 
     version: Literal[1]
     stack: Name
     environment: Name = "production"
     mode: Mode = Mode.OBSERVE
     state: str = ".lastgood"
+    retain: Count = 5
     watch: WatchConfig = WatchConfig()
     containers: ContainersConfig | None = None
     process: ProcessConfig | None = None

@@ -16,7 +16,9 @@ from lastgood.core.plan import (
     Plan,
     Purpose,
     Serve,
+    Settle,
     Step,
+    Switch,
     TakeRestorePoint,
     runs,
 )
@@ -60,7 +62,7 @@ def make_deploy_plan(
     changed = changed_services(release, containers)
     if not changed:
         skipped.append(f"containers: every service already runs {release.id}")
-    steps += gate_step(release, changed, boot_s=boot_s, attempts=1)
+    steps += gate_step(release, changed, containers, boot_s=boot_s, attempts=1)
     if database is not None:
         pending = tuple(m for m in release.migrations if m not in database.migrations)
         if pending:
@@ -75,7 +77,7 @@ def make_deploy_plan(
             )
         else:
             skipped.append("migrations: none pending")
-    steps += serve_steps(release, changed, boot_s=boot_s)
+    steps += serve_steps(release, changed, containers, boot_s=boot_s, standby=serving)
     return Plan(
         id=plan_id,
         purpose=Purpose.DEPLOY,
@@ -95,25 +97,37 @@ def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str]
 
 
 def changed_services(release: Release, containers: ContainerFacts) -> tuple[ServiceRecord, ...]:
-    """Return the services of `release` that do not serve from it now, in the release's order."""
-    return tuple(
-        service
+    """Return the services of `release` that do not serve from it now, in the release's order.
+
+    Behind an edge the services of a release talk to each other and to no other release's, so they change together.
+    """
+    changed = {
+        service.name
         for service in release.services
         if not containers.of(service.name)
-        or not all(i.serves and runs(service, i) for i in containers.of(service.name))
-    )
+        or not all(
+            i.serves and runs(service, i) and (service.name not in containers.switchable or i.release == release.id)
+            for i in containers.of(service.name)
+        )
+    }
+    if changed & containers.switchable:
+        changed |= containers.switchable
+    return tuple(service for service in release.services if service.name in changed)
 
 
-def gate_step(release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, attempts: int) -> list[Step]:
-    """The gate for the services that change; empty when none does."""
-    if not changed:
+def gate_step(
+    release: Release, changed: tuple[ServiceRecord, ...], containers: ContainerFacts, *, boot_s: float, attempts: int
+) -> list[Step]:
+    """The gate for the services that change and may stand beside themselves; empty when there are none."""
+    gated = tuple(s for s in changed if s.name not in containers.ungated)
+    if not gated:
         return []
-    names = ", ".join(s.name for s in changed)
+    names = ", ".join(s.name for s in gated)
     return [
         Step(
             name="pass-gate",
-            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in changed)),
-            deadline_s=boot_s * len(changed),
+            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in gated)),
+            deadline_s=boot_s * len(gated),
             explain=f"start {names} of {release.id} beside what serves, until healthy",
             attempts=attempts,
         )
@@ -121,11 +135,28 @@ def gate_step(release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: f
 
 
 def serve_steps(
-    release: Release, changed: tuple[ServiceRecord, ...], *, boot_s: float, needs_approval: bool = False
+    release: Release,
+    changed: tuple[ServiceRecord, ...],
+    containers: ContainerFacts,
+    *,
+    boot_s: float,
+    standby: str = "",
+    needs_approval: bool = False,
 ) -> list[Step]:
-    """One step a service, then the removal of what the gate started; empty when nothing changes."""
+    """One step for all services that an edge switches, one for each other service, then the end of what does not serve;
+    empty when nothing changes. standby: release that may stay ready beside."""
     if not changed:
         return []
+    together = tuple((s.name, s.artifact) for s in changed if s.name in containers.switchable)
+    switch = [
+        Step(
+            name="switch-traffic",
+            action=Switch(release=release.id, artifacts=together),
+            deadline_s=boot_s,
+            explain=f"the traffic of {', '.join(name for name, _ in together)} moves to {release.id} at once",
+            needs_approval=needs_approval,
+        )
+    ]
     serve = [
         Step(
             name=f"serve-{service.name}",
@@ -140,8 +171,22 @@ def serve_steps(
             needs_approval=needs_approval,
         )
         for service in changed
+        if service.name not in containers.switchable
     ]
-    return [*serve, clear_step(boot_s=boot_s)]
+    if not together:
+        return [*serve, clear_step(boot_s=boot_s)]
+    settle = settle_step(boot_s=boot_s * len(together), standby=standby)
+    return [*switch, *serve, settle]
+
+
+def settle_step(*, boot_s: float, standby: str = "") -> Step:
+    """End what no longer serves behind an edge, but `standby`."""
+    return Step(
+        name="settle",
+        action=Settle(standby=standby),
+        deadline_s=boot_s,
+        explain=(f"{standby} stays ready beside; " if standby else "") + "what else does not serve finishes and stops",
+    )
 
 
 def clear_step(*, boot_s: float) -> Step:

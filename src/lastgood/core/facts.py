@@ -20,7 +20,8 @@ class Health(StrEnum):
 class InstanceFacts:
     """One container or process. artifact: image ID or tree hash. instance: container ID, or pid and start time.
 
-    release: the release it was started for, empty when somebody else started it. exit_code: None while it runs.
+    release: the release it was started for, empty when somebody else started it, or when it is not bound to the
+    instances of that release. exit_code: None while it runs.
     config_hash: as in ServiceRecord, empty when it cannot be told.
     """
 
@@ -43,9 +44,11 @@ class InstanceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFacts:
-    """serving: the instances that get traffic. candidates: started beside them by the gate. stateful: never touched.
+    """serving: the instances that get traffic. candidates: what runs beside them without any. stateful: never touched.
 
-    held: artifacts that can be started right now without asking a registry.
+    held: artifacts that can be started right now without asking a registry. switchable: services whose traffic an edge
+    moves from one release to another, all at once; of those an instance counts only for its own release. ungated: those
+    of which no second instance may run, since it would do its work twice.
     """
 
     observed_at: datetime
@@ -53,6 +56,8 @@ class ContainerFacts:
     candidates: tuple[InstanceFacts, ...] = ()
     stateful: tuple[InstanceFacts, ...] = ()
     held: frozenset[str] = frozenset()
+    switchable: frozenset[str] = frozenset()
+    ungated: frozenset[str] = frozenset()
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:
         """Return the serving instances of a service, empty when there is none."""

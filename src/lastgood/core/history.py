@@ -23,6 +23,7 @@ from lastgood.core.record import (
     Record,
     ReleaseCompleted,
     ReleaseJudged,
+    ReleaseLetGo,
     ReleaseRecorded,
     RestorePointKept,
     RunEnded,
@@ -41,7 +42,7 @@ from lastgood.core.report import TerminalState
 @dataclass(slots=True)
 class ReleaseHistory:
     """A release with what was learnt of it. judged_by: who made it good or barred, and why. says: the names by which
-    its health addresses called it while it served."""
+    its health addresses called it while it served. let_go: why it is not kept any more, empty while it is."""
 
     release: Release
     standing: Standing = Standing.RECORDED
@@ -49,6 +50,12 @@ class ReleaseHistory:
     fingerprint: str = ""
     frontend: str = ""
     says: tuple[str, ...] = ()
+    let_go: str = ""
+
+    @property
+    def is_way_back(self) -> bool:
+        """Good, and still kept."""
+        return self.standing is Standing.GOOD and not self.let_go
 
     @property
     def names(self) -> frozenset[str]:
@@ -137,15 +144,13 @@ class History:
         return next((run for run in runs if run.plan.purpose is Purpose.DEPLOY), None)
 
     def last_good(self, *, before: str) -> ReleaseHistory | None:
-        """The newest good release deployed before the one that runs; never `before` itself, never a barred one, never
-        one that was deployed later: a rollback of a rollback would come back to it."""
+        """The newest good release deployed before the one that runs; never `before` itself, never a barred one or one
+        that is not kept, never one that was deployed later: a rollback of a rollback would come back to it."""
         order = [d.deployment.release for d in self.deployments.values()]
         at = len(order) - 1 - order[::-1].index(before) if before in order else len(order)
         never = {before, *order[at:]}
         ranked = [*reversed(order[:at]), *reversed(self.releases)]
-        return next(
-            (self.releases[r] for r in ranked if r not in never and self.releases[r].standing is Standing.GOOD), None
-        )
+        return next((self.releases[r] for r in ranked if r not in never and self.releases[r].is_way_back), None)
 
     def restore_point_of(self, deployment: str) -> RestorePoint | None:
         """The proved restore point taken when this deployment began."""
@@ -169,7 +174,7 @@ def fold(records: Iterable[Record], history: History | None = None) -> History:
 
 def _take(history: History, event: Event, record: Record) -> None:
     match event:
-        case ReleaseRecorded() | ReleaseCompleted() | ReleaseJudged():
+        case ReleaseRecorded() | ReleaseCompleted() | ReleaseJudged() | ReleaseLetGo():
             _take_release(history, event)
         case DeploymentStarted() | BaselineTaken() | WatchStarted() | BucketSeen() | DeploymentEnded():
             _take_deployment(history, event)
@@ -205,10 +210,12 @@ def _take_told(history: History, event: Told, at: datetime) -> None:
         history.untold[key] = Untold(told=event, tries=before.tries + 1 if before else 1, tried_at=at)
 
 
-def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | ReleaseJudged) -> None:
+def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | ReleaseJudged | ReleaseLetGo) -> None:
     match event:
         case ReleaseRecorded(release=release):
-            history.releases.setdefault(release.id, ReleaseHistory(release=release))
+            known = history.releases.setdefault(release.id, ReleaseHistory(release=release))
+            if known.let_go:
+                known.release, known.let_go = release, ""
         case ReleaseCompleted():
             known = history.releases[event.release]
             known.fingerprint, known.frontend = event.fingerprint, event.frontend or known.frontend
@@ -217,6 +224,8 @@ def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | 
             known = history.releases[event.release]
             known.standing = Standing.GOOD if event.good else Standing.BARRED
             known.judged_by = f"{event.by}: {event.why}" if event.why else event.by
+        case ReleaseLetGo():
+            history.releases[event.release].let_go = event.why
         case _:
             assert_never(event)
 

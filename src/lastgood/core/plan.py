@@ -65,10 +65,34 @@ class Serve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """Move the traffic of several services at once to the healthy instances of `release` beside what serves. What
+    served goes on running.
+
+    artifacts: (service, artifact) pairs.
+    """
+
+    release: str
+    artifacts: tuple[tuple[str, str], ...]
+    kind: Literal["switch"] = "switch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClearCandidates:
-    """Remove what the gate started and what no longer serves. Never touches a serving or a stateful instance."""
+    """End what the gate started and what no longer serves. Never touches a serving or a stateful instance."""
 
     kind: Literal["clear_candidates"] = "clear_candidates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Let what no longer serves answer its last requests, and stop it. It is kept for who looks for the cause.
+
+    standby: release whose instances stay beside, ready to serve again; empty for none.
+    """
+
+    standby: str
+    kind: Literal["settle"] = "settle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +172,7 @@ class ReturnFrontend:
     kind: Literal["return_frontend"] = "return_frontend"
 
 
-ContainerAction = PassGate | Serve | ClearCandidates
+ContainerAction = PassGate | Serve | Switch | ClearCandidates | Settle
 DatabaseAction = TakeRestorePoint | Migrate | SaveDump | Fence | LiftFence | ExportWrites | SwapDatabase
 FrontendAction = ReturnFrontend
 Action = ContainerAction | DatabaseAction | FrontendAction
@@ -174,7 +198,7 @@ class Step:
     def role(self) -> Role:
         """The hand that carries this step out."""
         match self.action:
-            case PassGate() | Serve() | ClearCandidates():
+            case PassGate() | Serve() | Switch() | ClearCandidates() | Settle():
                 return Role.CONTAINERS
             case TakeRestorePoint() | Migrate() | SaveDump() | Fence() | LiftFence() | ExportWrites() | SwapDatabase():
                 return Role.DATABASE
@@ -184,9 +208,20 @@ class Step:
                 assert_never(self.action)
 
     @property
+    def serves(self) -> tuple[tuple[str, str], ...]:
+        """(service, artifact) of what it makes serve, empty when it moves no traffic."""
+        match self.action:
+            case Serve(service=service, artifact=artifact):
+                return ((service, artifact),)
+            case Switch(artifacts=artifacts):
+                return artifacts
+            case _:
+                return ()
+
+    @property
     def changes_what_serves(self) -> bool:
         """Whether users can notice that this step began: the moment from which a deploy is taken up, not undone."""
-        return isinstance(self.action, Serve | SwapDatabase | Fence | ReturnFrontend | Migrate)
+        return isinstance(self.action, Serve | Switch | SwapDatabase | Fence | ReturnFrontend | Migrate)
 
 
 class Seen(StrEnum):
@@ -201,13 +236,8 @@ def seen(step: Step, facts: Facts) -> Seen:
     """Say whether `facts` show that the step is done. UNKNOWN when these facts cannot tell: then nothing is
     repeated."""
     match step.action, facts:
-        case PassGate() as action, ContainerFacts():
-            return _when(all(_gate_passed(service, artifact, facts) for service, artifact in action.artifacts))
-        case Serve() as action, ContainerFacts():
-            instances = facts.of(action.service)
-            return _when(bool(instances) and all(i.serves and runs(action, i) for i in instances))
-        case ClearCandidates(), ContainerFacts():
-            return _when(not facts.candidates)
+        case (PassGate() | Serve() | Switch() | ClearCandidates() | Settle()) as action, ContainerFacts():
+            return _when(_shows(action, facts))
         case TakeRestorePoint() as action, DatabaseFacts():
             return _when(action.restore_point in facts.restore_points)
         case Migrate() as action, DatabaseFacts():
@@ -237,15 +267,39 @@ def _when(done: bool) -> Seen:
     return Seen.DONE if done else Seen.NOT_DONE
 
 
+def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
+    match action:
+        case PassGate(release=release, artifacts=artifacts):
+            return all(_gate_passed(release, *wanted, facts) for wanted in artifacts)
+        case Serve(service=service):
+            return bool(facts.of(service)) and all(i.serves and runs(action, i) for i in facts.of(service))
+        case Switch(release=release, artifacts=artifacts):
+            return all(_has_switched(release, *wanted, facts) for wanted in artifacts)
+        case ClearCandidates():
+            return not facts.candidates
+        case Settle(standby=standby):
+            return all(standby and i.release == standby for i in facts.candidates)
+        case _:
+            assert_never(action)
+
+
 def runs(wanted: Serve | ServiceRecord, instance: InstanceFacts) -> bool:
     """Whether an instance runs the wanted artifact with the wanted configuration, as far as both are known."""
     same_config = not wanted.config_hash or instance.config_hash in ("", wanted.config_hash)
     return instance.artifact == wanted.artifact and same_config
 
 
-def _gate_passed(service: str, artifact: str, facts: ContainerFacts) -> bool:
-    beside = [i for i in facts.candidates if i.service == service and i.artifact == artifact]
-    return any(i.serves for i in beside) or any(i.artifact == artifact and i.serves for i in facts.of(service))
+def _gate_passed(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:
+    """What was started for another release from the same artifact has another configuration, or other code beside it,
+    and proves nothing of this one's. Behind an edge, only what is bound to the release does."""
+    there = [i for i in (*facts.candidates, *facts.of(service)) if i.service == service and i.artifact == artifact]
+    counts = {release} if service in facts.switchable else {"", release}
+    return any(i.serves and i.release in counts for i in there)
+
+
+def _has_switched(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:
+    instances = facts.of(service)
+    return bool(instances) and all(i.serves and i.artifact == artifact and i.release == release for i in instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,11 +372,14 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     if isinstance(containers, ContainerFacts):
         missing += put_by_others(plan, containers)
     for step in plan.steps:
+        if isinstance(containers, ContainerFacts):
+            missing += [
+                f"{service}: {artifact[:19]} of {plan.to_release} is not on this host"
+                for service, artifact in step.serves
+                if artifact not in containers.held
+                and not any(i.artifact == artifact and i.serves for i in containers.of(service))
+            ]
         match step.action:
-            case Serve() as action if isinstance(containers, ContainerFacts):
-                running = any(i.artifact == action.artifact and i.serves for i in containers.of(action.service))
-                if action.artifact not in containers.held and not running:
-                    missing.append(f"{action.service}: {action.artifact[:19]} of {action.release} is not on this host")
             case SwapDatabase() as action if isinstance(database, DatabaseFacts):
                 if action.swap not in database.swaps and action.clone not in database.databases:
                     missing.append(
@@ -348,7 +405,7 @@ def put_by_others(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
     """Return what serves and was neither found nor put there by the plan, one line each. A service that was down then
     may have come back."""
     found = set(plan.found)
-    known = found | {(s.action.service, s.action.artifact) for s in plan.steps if isinstance(s.action, Serve)}
+    known = found | {served for step in plan.steps for served in step.serves}
     return tuple(
         f"{i.service}: {i.artifact[:19]} serves, which was not there when the plan was made"
         for i in containers.serving

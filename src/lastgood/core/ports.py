@@ -19,7 +19,7 @@ from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import Role, Step
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
-from lastgood.core.release import Release, RestorePoint, Shipped
+from lastgood.core.release import Missing, Release, RestorePoint, Shipped
 from lastgood.core.report import Check, Loss
 
 
@@ -90,8 +90,27 @@ class Containers(Target, Protocol):
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...
 
-    def rung(self) -> str:
-        """Name the rung that a rollback would take here and why not a higher one, one line."""
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        """Return what `release` would need to serve again and does not find on this host, empty when all is there. Asks
+        no registry and changes nothing."""
+        ...
+
+    def hold(self, release: Release) -> None:
+        """Hold again what is here of `release` and lost what held it. What is gone stays gone. Safe to repeat."""
+        ...
+
+    def kept(self) -> frozenset[str]:
+        """Return the names of the releases of which anything is kept here."""
+        ...
+
+    def let_go(self, release: Release) -> None:
+        """Remove what holds and keeps `release`, and nothing that another kept release needs. What serves goes on.
+        Safe to repeat. Raises Refused when something cannot be removed; then `kept` still names it."""
+        ...
+
+    def rung(self, release: str = "") -> str:
+        """Name the rung on which `release` would be put back now, and why not a higher one, one line. Without a
+        release: the one on which a rollback would go after the next deploy."""
         ...
 
     def evidence(self, into: Path) -> tuple[str, ...]:

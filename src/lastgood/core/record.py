@@ -50,6 +50,16 @@ class ReleaseJudged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseLetGo:
+    """A release is not kept any more, and from now on no target: its tags and files are removed after this. It is kept
+    again when it is recorded again."""
+
+    release: str
+    why: str
+    kind: Literal["release_let_go"] = "release_let_go"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentStarted:
     """A release is being put into production. serving: somebody else's tool did it already; there is no run for it."""
 
@@ -253,6 +263,7 @@ Event = (
     ReleaseRecorded
     | ReleaseCompleted
     | ReleaseJudged
+    | ReleaseLetGo
     | DeploymentStarted
     | BaselineTaken
     | WatchStarted

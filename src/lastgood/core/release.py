@@ -24,12 +24,26 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCode:
+    """Code that a service has from a folder or file of the checkout, of which the release keeps a copy.
+
+    source: relative to the checkout. inside: where the service sees it. tree: hash over the files, `tree:...`.
+    """
+
+    source: str
+    inside: str
+    tree: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRecord:
     """One service of a release, as it must be found again on the day of a rollback.
 
     artifact: what runs: the image ID (`sha256:...`), or on the process engine the tree hash of the code.
     held_as: what keeps the artifact from being cleaned away: a tag `lastgood/<service>:<release>`, or a directory.
     config_hash: of the resolved configuration without secret values; env_hash: keyed hash of the environment values.
+    probe: what says that an instance is healthy, without its arguments, which may hold secrets; empty: nothing does.
+    ports: published on this host, `127.0.0.1:8000->8080/tcp`.
     """
 
     name: str
@@ -39,6 +53,32 @@ class ServiceRecord:
     digest: str | None = None
     config_hash: str = ""
     env_hash: str = ""
+    code: tuple[KeptCode, ...] = ()
+    probe: str = ""
+    ports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untouched:
+    """A service of the stack that belongs to no release and is never recreated. why: what speaks against it. stateful:
+    whether that is its data."""
+
+    name: str
+    reference: str
+    stateful: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """The compose project that a release was resolved from. files and env_file as lastgood.yaml names them; version: of
+    docker compose."""
+
+    project: str
+    files: tuple[str, ...]
+    version: str
+    profiles: tuple[str, ...] = ()
+    env_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +89,9 @@ class Release:
     config_file: the resolved configuration, kept 0600 in the state directory, relative to it.
     migrations: names of the schema migrations that this release ships, oldest first.
     statements: what the release says to the database, kept to be tried on a later schema.
+    unresolved: submodules whose commit is not in this checkout, and why, one line each: the artifacts are held all the
+    same, but nobody can build them again from the commit.
+    composed: None where the engine is not compose. untouched: the services beside those that may go back.
     """
 
     id: str
@@ -61,10 +104,32 @@ class Release:
     config_hash: str = ""
     migrations: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
+    composed: Composed | None = None
+    untouched: tuple[Untouched, ...] = ()
 
     def service(self, name: str) -> ServiceRecord | None:
         """Return the service of that name, None when the release does not have it."""
         return next((s for s in self.services if s.name == name), None)
+
+    @property
+    def content(self) -> frozenset[tuple[str, str, str]]:
+        """What tells two releases apart: (service, artifact, config_hash). How a service is described grows with the
+        versions of this program; what it starts does not."""
+        return frozenset((s.name, s.artifact, s.config_hash) for s in self.services)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Something that a release needs to serve again and that is not there any more.
+
+    what: one line, with the service. fix: one thing to type. lost: nothing can bring it back, so the release is no way
+    back any more; else it is at hand but not safe, or can be fetched.
+    """
+
+    what: str
+    fix: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from lastgood.core.deploying import changed_services, clear_step, found, gate_step, serve_steps
+from lastgood.core.deploying import changed_services, clear_step, found, gate_step, serve_steps, settle_step
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
@@ -126,8 +126,10 @@ def _containers(
         draft.skipped.append(f"containers: every service already runs {target.id}")
         return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
     return (
-        gate_step(target, changed, boot_s=deadlines.boot_s, attempts=2),
-        serve_steps(target, changed, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval),
+        gate_step(target, changed, world.containers, boot_s=deadlines.boot_s, attempts=2),
+        serve_steps(
+            target, changed, world.containers, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval
+        ),
     )
 
 
@@ -365,6 +367,21 @@ def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadl
     """The compensation for a plan that stopped after its gate: remove what that started. Needs no approval."""
     step = clear_step(boot_s=deadlines.boot_s)
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
+
+
+def make_stand_down_plan(serving: str, *, plan_id: str, now: datetime, deadlines: Deadlines, rung: str) -> Plan:
+    """The end of a watch: the release before no longer stands ready, and is stopped. Needs no approval."""
+    step = settle_step(boot_s=deadlines.boot_s)
+    return Plan(
+        id=plan_id,
+        purpose=Purpose.ROLLBACK,
+        made_at=now,
+        from_release=serving,
+        to_release=serving,
+        steps=(step,),
+        rung=rung,
+        reasons=(f"the watch of {serving} is over",),
+    )
 
 
 def _compensation(plan: Plan, step: Step, *, plan_id: str, now: datetime, why: str) -> Plan:

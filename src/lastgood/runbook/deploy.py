@@ -29,6 +29,7 @@ from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.carry_out import carry_out
+from lastgood.runbook.holding import let_go_of_old, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.rollback import (
     BY_GATE,
@@ -78,10 +79,21 @@ def check_release(history: History, name: str, *, first: bool, override: bool) -
         raise Refused(
             f"{name} is barred ({known.judged_by})", hint=f"lastgood deploy --release {name} --even-if-barred"
         )
-    good = [r for r in history.releases.values() if r.standing is Standing.GOOD and r.release.id != name]
+    good = [r for r in history.releases.values() if r.is_way_back and r.release.id != name]
     if not good and not first:
         hint = "lastgood record --good" if history.serving else "lastgood deploy --first"
         raise Refused("there is no good release to go back to, so this deploy could not be rolled back", hint=hint)
+
+
+def check_way_back(rooms: Rooms, history: History, name: str) -> None:
+    """Raise Refused, nothing changed, when the release to which this deploy would be rolled back cannot serve again."""
+    way_back = history.last_good(before=name)
+    for release, missing in look_through(rooms, (way_back.release,) if way_back else ()):
+        if lost := [m.what for m in missing if m.lost]:
+            raise Refused(
+                f"this deploy could not be rolled back: {release.id} cannot serve again: {'; '.join(lost)}",
+                hint=f"lastgood deploy --release {name} --first",
+            )
 
 
 def deploy(
@@ -99,6 +111,8 @@ def deploy(
     history = rooms.memory.history()
     check_may_deploy(history)
     check_release(history, name, first=first, override=override)
+    if not first:
+        check_way_back(rooms, history, name)
     with _Baseline(rooms) as baseline:
         rooms.story(f"preparing {name}")
         release = _prepared(rooms, name, override=override)
@@ -139,9 +153,7 @@ def _barred_by_another_name(history: History, release: Release) -> str:
     """Return the barred release with the same artifacts, or from the same clean commit; empty when there is none."""
     for known in history.releases.values():
         other = known.release
-        same = {(s.name, s.artifact, s.config_hash) for s in other.services} == {
-            (s.name, s.artifact, s.config_hash) for s in release.services
-        }
+        same = other.content == release.content
         commit = release.commit is not None and release.commit == other.commit and not (release.dirty or other.dirty)
         if known.standing is Standing.BARRED and other.id != release.id and (same or commit):
             return other.id
@@ -161,12 +173,13 @@ def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
             f"{name} is {barred} by another name, which was rolled back",
             hint=f"lastgood deploy --release {name} --even-if-barred",
         )
-    if known is None:
-        rooms.memory.note(ReleaseRecorded(release=release))
-        return release
-    if known.release.services != release.services:
+    if known is not None and known.release.content != release.content:
         raise Refused(f"{name} was recorded with other content before", hint="lastgood deploy --release ANOTHER-NAME")
-    return known.release
+    warn(rooms, release)
+    if known is not None and not known.let_go:
+        return known.release
+    rooms.memory.note(ReleaseRecorded(release=release))
+    return release
 
 
 def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
@@ -255,6 +268,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     rooms.story(f"{plan.to_release} serves")
     rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=_fingerprint(rooms), says=rooms.named()))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
+    let_go_of_old(rooms)
     return Deployed(deployment=deployment)
 
 

@@ -10,7 +10,8 @@ from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, FrontendFacts
 from lastgood.core.history import History
 from lastgood.core.reading import NoData, SourceDown
-from lastgood.core.release import Standing
+from lastgood.core.release import Release, Standing
+from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
@@ -101,15 +102,34 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"{len(facts.serving)} serving" + (f"; not serving: {', '.join(down)}" if down else ""),
         hint="lastgood status" if down or not facts.serving else "",
     )
-    yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung())
-    if (good := history.last_good(before=bad_release(history))) is not None:
-        gone = [s.name for s in good.release.services if s.artifact not in facts.held]
-        yield Finding(
-            check="images",
-            answer=Answer.FAILED if gone else Answer.OK,
-            evidence=f"of {good.release.id}: " + (f"missing {', '.join(gone)}" if gone else "all held"),
-            hint=f"pull or rebuild {', '.join(gone)} of {good.release.id}, then lastgood doctor" if gone else "",
-        )
+    good = history.last_good(before=bad_release(history))
+    yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung(good.release.id if good else ""))
+    yield from _ways_back(rooms, history)
+
+
+def _ways_back(rooms: Rooms, history: History) -> Iterator[Finding]:
+    """Whether every good release that is kept could serve again, the last good one in a line of its own."""
+    last = history.last_good(before=bad_release(history))
+    others: list[str] = []
+    for known in ways_back(history):
+        release = known.release
+        missing = rooms.containers.missing(release)
+        if known is last or missing:
+            yield Finding(
+                check="way back" if known is last else f"way back to {release.id}",
+                answer=Answer.FAILED if missing else Answer.OK,
+                evidence=f"{release.id}: {'; '.join(m.what for m in missing) or _held(release)}",
+                hint=missing[0].fix if missing else "",
+            )
+        else:
+            others.append(release.id)
+    if others:
+        yield Finding(check="other ways back", answer=Answer.OK, evidence=", ".join(others))
+
+
+def _held(release: Release) -> str:
+    lost = f"; its commit cannot be built again: {'; '.join(release.unresolved)}" if release.unresolved else ""
+    return f"everything it needs is held{lost}"
 
 
 def _files(rooms: Rooms) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from lastgood.core.plan import Purpose
 from lastgood.core.record import DeploymentEnded, ReleaseJudged
 from lastgood.core.report import Report, TerminalState, announcement
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict
-from lastgood.runbook.rollback import BY_LASTGOOD, Cause, incident, save_evidence
+from lastgood.runbook.rollback import BY_LASTGOOD, Cause, incident, save_evidence, stand_down
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell
 
@@ -53,6 +53,7 @@ def kept(rooms: Rooms, under: DeploymentHistory, verdict: Verdict) -> WatchOutco
         owner=rooms.config.notify.owner,
     )
     tell(rooms, "", announcement(report), event_id=f"{under.deployment.id}-{terminal.value}")
+    stand_down(rooms)
     return WatchOutcome(terminal=terminal, sentence=sentence)
 
 

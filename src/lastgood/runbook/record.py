@@ -8,6 +8,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.record import DeploymentEnded, DeploymentStarted, ReleaseCompleted, ReleaseJudged, ReleaseRecorded
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import TerminalState
+from lastgood.runbook.holding import warn
 from lastgood.runbook.rooms import Rooms
 
 
@@ -28,9 +29,10 @@ def record(rooms: Rooms, name: str) -> Release:
     fingerprint = rooms.database.observe().fingerprint if rooms.database else ""
     frontend = rooms.frontend.observe().production if rooms.frontend else ""
     known = history.releases.get(name)
-    if known and known.release.services != release.services:
+    if known and known.release.content != release.content:
         raise Refused(f"{name} was recorded with other content before", hint="lastgood record --release ANOTHER-NAME")
-    if known is None:
+    warn(rooms, release)
+    if known is None or known.let_go:
         rooms.memory.note(ReleaseRecorded(release=release))
     deployment = Deployment(
         id=f"d{len(history.deployments) + 1}",
@@ -67,6 +69,8 @@ def vouch(rooms: Rooms, name: str, *, why: str) -> None:
         raise Refused(f"release {name!r} not found; known: {known}", hint="lastgood record --good")
     if history.releases[name].standing is Standing.BARRED:
         raise Refused(f"{name} is barred ({history.releases[name].judged_by})", hint="lastgood releases")
+    if history.releases[name].let_go:
+        raise Refused(f"{name} is not kept any more: {history.releases[name].let_go}", hint="lastgood releases")
     if name == history.serving and (sick := [i.service for i in rooms.containers.observe().serving if not i.serves]):
         raise Refused(f"{', '.join(sick)} of {name} does not serve, so nobody can vouch for it", hint="lastgood doctor")
     rooms.memory.note(ReleaseJudged(release=name, good=True, by=rooms.who, why=why))

@@ -22,12 +22,19 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Serve, Step
+from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
 from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
-from lastgood.core.returning import World, lift_by_hand, make_clear_plan, make_lift_plan, make_plan
+from lastgood.core.returning import (
+    World,
+    lift_by_hand,
+    make_clear_plan,
+    make_lift_plan,
+    make_plan,
+    make_stand_down_plan,
+)
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
@@ -66,7 +73,7 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
     """Return the release to go back to: the named one, else the newest good one before what serves. A deployment that
     never came to serve leaves what serves, whether or not that is proved good.
 
-    Raises Refused, nothing changed, when there is none, or the named one is not good.
+    Raises Refused, nothing changed, when there is none, or the named one is not good or not kept.
     """
     if name is None:
         if (untouched := _still_serves(history)) is not None:
@@ -90,6 +97,8 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
         raise Refused(
             f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases"
         )
+    if found.let_go:
+        raise Refused(f"{name} is not kept any more: {found.let_go}", hint="lastgood releases")
     return found
 
 
@@ -125,7 +134,7 @@ def plan_rollback(
     frontend, frontend_unseen = _look_at_frontend(rooms)
     world = World(
         containers=facts,
-        rung=rooms.containers.rung(),
+        rung=rooms.containers.rung(target.release.id),
         database=database,
         evidence=evidence,
         restore_point=point,
@@ -351,7 +360,7 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
     what serves. Returns what a person should know, empty when there was nothing."""
     run = rooms.memory.history().runs[plan.id]
     states = {o.name: o.state for o in outcomes(plan, run.records)}
-    if any(isinstance(step.action, Serve) for step in plan.steps if states[step.name] != "not started"):
+    if any(step.serves for step in plan.steps if states[step.name] != "not started"):
         return ""
     try:
         if not rooms.containers.observe().candidates:
@@ -364,6 +373,33 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
     return (
         f"what the gate had started still runs: {failed.reason}" if failed else "what the gate had started was removed"
     )
+
+
+def stand_down(rooms: Rooms) -> None:
+    """Stop what stood ready beside: the watch for which it stood is over. It is kept, and can be started again.
+
+    Takes the RUN lease; whoever has it goes first, and what stands beside is then theirs to end.
+    """
+    try:
+        with rooms.memory.journal.claim(rooms.who):
+            if not rooms.containers.observe().candidates:
+                return
+            history = rooms.memory.history()
+            made = make_stand_down_plan(
+                history.serving,
+                plan_id=new_run_id(history),
+                now=rooms.clock.now(),
+                deadlines=rooms.deadlines,
+                rung=rooms.containers.rung(),
+            )
+            sentence = made.reasons[0]
+            rooms.memory.note(
+                RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=sentence, by=BY_LASTGOOD)
+            )
+            if (stopped := _finish_compensation(rooms, made)) is not None:
+                rooms.story(f"  the release before still stands beside: {stopped.reason}")
+    except (Refused, Retryable) as error:
+        rooms.story(f"  the release before still stands beside: {error.message}")
 
 
 def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:

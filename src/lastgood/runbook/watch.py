@@ -7,6 +7,7 @@ lease; when a verdict asks for a rollback, the lease is claimed for that.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Final, Self
 
 from lastgood.core.config import Mode, WatchConfig
@@ -16,11 +17,13 @@ from lastgood.core.history import DeploymentHistory
 from lastgood.core.plan import Purpose, strangers
 from lastgood.core.ports import Right
 from lastgood.core.record import BucketSeen, WatchStarted
+from lastgood.core.release import Release
 from lastgood.core.report import TerminalState
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Watch, Watching
 from lastgood.runbook import endings
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
+from lastgood.runbook.holding import look_through, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -29,6 +32,8 @@ from lastgood.runbook.tell import tell, tell_again
 BESIDE_S: Final = 15.0
 """How often the engine is asked whether what serves is still the release that is watched: sooner than a fault can fire
 that begins now (four intervals of 5 s)."""
+CHECKED_S: Final = 3600.0
+"""How often everything is looked through that the ways back need."""
 PATIENCE_S: Final = 900.0
 """How long after its window a bad release is still tried to be put back while the engine does not answer."""
 
@@ -165,12 +170,17 @@ class _Beside:
         self._engine = Aside(rooms.containers.observe)
         self._host = Aside(rooms.frontend.observe) if rooms.frontend and not self._bake else None
         self._looked_at = rooms.clock.now()
+        self._ways: tuple[Release, ...] = ()
+        self._needs = Aside(lambda: look_through(rooms, self._ways))
+        self._checked_at: datetime | None = None
+        self._told_gone = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._engine.close()
+        self._needs.close()
         if self._host is not None:
             self._host.close()
 
@@ -191,6 +201,7 @@ class _Beside:
         if history.open_run is not None:
             return ()
         self._say_what_is_gone(shown)
+        self._check_ways_back()
         watched = history.serving if self._bake else self._under.deployment.release
         return strangers(history.releases[watched].release, shown)
 
@@ -200,6 +211,7 @@ class _Beside:
         good = self._rooms.memory.history().last_good(before=bad)
         gone = [s.name for s in good.release.services if s.artifact not in shown.held] if good else []
         if good and gone and not self._bake:
+            self._told_gone = good.release.id
             tell(
                 self._rooms,
                 "",
@@ -207,6 +219,27 @@ class _Beside:
                 "host any more. Next: lastgood doctor",
                 event_id=f"{self._under.deployment.id}-gone",
             )
+
+    def _check_ways_back(self) -> None:
+        """Every good release that is kept, once an hour: each is told of once, with what to do."""
+        now = self._rooms.clock.now()
+        if self._checked_at is not None and (now - self._checked_at).total_seconds() < CHECKED_S:
+            return
+        history = self._rooms.memory.history()
+        self._ways = tuple(known.release for known in ways_back(history))
+        found = self._needs.answer()
+        if found is None or isinstance(found, LastgoodError):
+            return
+        self._checked_at = now
+        for release, missing in found:
+            if missing and release.id != self._told_gone:
+                how = "is no way back any more" if any(m.lost for m in missing) else "is a way back, and not safe"
+                tell(
+                    self._rooms,
+                    "",
+                    f"👁 {release.id} {how}: {'; '.join(m.what for m in missing)}. Next: {missing[0].fix}",
+                    event_id=f"{self._under.deployment.id}-lacks-{release.id}",
+                )
 
 
 def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: float) -> str:

@@ -29,6 +29,7 @@ from lastgood.core.plan import (
     Serve,
     Step,
     SwapDatabase,
+    Switch,
     TakeRestorePoint,
 )
 from lastgood.core.reading import (
@@ -43,7 +44,7 @@ from lastgood.core.reading import (
     Violations,
     Window,
 )
-from lastgood.core.release import Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.release import Missing, Release, RestorePoint, ServiceRecord, Shipped
 from lastgood.core.report import Check, Loss
 from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of
 
@@ -184,7 +185,7 @@ class Stack(World):
             case _:
                 super().take(step)
         match step.action:
-            case Serve(release=release):
+            case Serve(release=release) | Switch(release=release):
                 self._served_since[release] = self.clock.now()
             case TakeRestorePoint(restore_point=restore_point):
                 self._keep(restore_point)
@@ -223,7 +224,9 @@ def commit_of(release: str) -> str:
 class MemoryContainers(Hand):
     """core.ports.Containers on a Stack. lost: what keeps the logs from being saved. saved: the newest ones.
 
-    commits: of a release, where it is not that of its content.
+    commits: of a release, where it is not that of its content. unresolved: submodules of what is prepared. kept_names:
+    releases of which something is kept. in_use: those that cannot be removed now. unheld: those whose images are here
+    and would not survive the next cleaning.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -232,6 +235,10 @@ class MemoryContainers(Hand):
         self.lost: LastgoodError | None = None
         self.commits: dict[str, str] = {}
         self.saved: list[str] = []
+        self.unresolved: tuple[str, ...] = ()
+        self.kept_names: set[str] = set()
+        self.in_use: set[str] = set()
+        self.unheld: set[str] = set()
 
     def observe(self) -> ContainerFacts:
         facts = super().observe()
@@ -253,18 +260,47 @@ class MemoryContainers(Hand):
             raise Refused("nothing serves, so there is nothing to record", hint="lastgood deploy --first")
         return self._release(name, content=self._stack.serving, recorded_at=recorded_at)
 
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        held = self.observe().held
+        gone = [
+            Missing(what=f"{s.name} is gone", fix=f"docker pull {s.name}", lost=True)
+            for s in release.services
+            if s.artifact not in held
+        ]
+        unheld = [Missing(what=f"{release.id} lost its tags", fix="docker tag")] if release.id in self.unheld else []
+        return (*gone, *unheld)
+
+    def hold(self, release: Release) -> None:
+        self._answer()
+        self.unheld.discard(release.id)
+
+    def kept(self) -> frozenset[str]:
+        self._answer()
+        return frozenset(self.kept_names)
+
+    def let_go(self, release: Release) -> None:
+        self._answer()
+        if release.id in self.in_use:
+            raise Refused(f"{release.id} is in use", hint="docker ps --all")
+        self.kept_names.discard(release.id)
+        serving = {i.artifact for i in self._stack.containers.serving}
+        gone = {s.artifact for s in release.services} - serving
+        self._stack.containers = replace(self._stack.containers, held=self._stack.containers.held - gone)
+
     def _release(self, name: str, *, content: str, recorded_at: datetime) -> Release:
+        self.kept_names.add(name)
         return Release(
             id=name,
             recorded_at=recorded_at,
             engine="memory",
             commit=self.commits.get(name, commit_of(content)),
+            unresolved=self.unresolved,
             services=tuple(
                 ServiceRecord(name=s, artifact=artifact_of(s, content), held_as=f"held/{s}:{content}") for s in SERVICES
             ),
         )
 
-    def rung(self) -> str:
+    def rung(self, release: str = "") -> str:  # noqa: ARG002 # every release starts the same way here
         return "L2 start-first: in memory there is no standby"
 
     def evidence(self, into: Path) -> tuple[str, ...]:

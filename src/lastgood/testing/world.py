@@ -8,7 +8,7 @@ could be killed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -37,8 +37,10 @@ from lastgood.core.plan import (
     SaveDump,
     Seen,
     Serve,
+    Settle,
     Step,
     SwapDatabase,
+    Switch,
     TakeRestorePoint,
     seen,
 )
@@ -234,15 +236,24 @@ class World:
         """Change what the step changes. Raises Refused when something that it names is not there."""
         containers, database = self.containers, self.database
         match step.action:
-            case PassGate(artifacts=artifacts):
+            case PassGate(release=release, artifacts=artifacts):
                 self._check(dict(artifacts).values(), containers.held)
-                self.containers = replace(containers, candidates=tuple(instance_of(s, a) for s, a in artifacts))
+                started = tuple(instance_of(s, a, release=release) for s, a in artifacts)
+                standby = (
+                    i for i in containers.candidates if i.service in containers.switchable and i.release != release
+                )
+                self.containers = replace(containers, candidates=(*standby, *started))
             case Serve(service=service, artifact=artifact):
                 self._check((artifact,), containers.held)
                 others = tuple(i for i in containers.serving if i.service != service)
                 self.containers = replace(containers, serving=(*others, instance_of(service, artifact)))
+            case Switch(release=release, artifacts=artifacts):
+                self._switch(release, dict(artifacts))
             case ClearCandidates():
                 self.containers = replace(containers, candidates=())
+            case Settle(standby=standby):
+                kept = tuple(i for i in containers.candidates if standby and i.release == standby)
+                self.containers = replace(containers, candidates=kept)
             case TakeRestorePoint(restore_point=point):
                 self._schemas[clone_of(point)] = database.migrations
                 self.database = replace(
@@ -284,6 +295,18 @@ class World:
                     auto_assign=False,
                     domains=tuple((domain, deployment) for domain, _ in self.frontend.domains),
                 )
+
+    def _switch(self, release: str, artifacts: Mapping[str, str]) -> None:
+        """Move the traffic of all these services at once; what served stays beside."""
+        containers = self.containers
+        ready = [i for i in containers.candidates if i.release == release and i.artifact == artifacts.get(i.service)]
+        self._check(artifacts, {i.service for i in ready if i.serves})
+        left = tuple(i for i in containers.serving if i.service in artifacts)
+        self.containers = replace(
+            containers,
+            serving=(*(i for i in containers.serving if i not in left), *ready),
+            candidates=(*(i for i in containers.candidates if i not in ready), *left),
+        )
 
     def _check(self, named: Iterable[str], there: Collection[str]) -> None:
         for name in named:
@@ -329,8 +352,13 @@ def frontend_deployment(name: str, *, commit: str) -> FrontendDeployment:
     return FrontendDeployment(id=name, commit=commit, state="READY", created_at=START)
 
 
-def instance_of(service: str, artifact: str) -> InstanceFacts:
+def instance_of(service: str, artifact: str, *, release: str = "") -> InstanceFacts:
     """An instance that is well."""
     return InstanceFacts(
-        service=service, instance=f"{service}-{artifact}", artifact=artifact, running=True, health=Health.HEALTHY
+        service=service,
+        instance=f"{service}-{artifact}",
+        artifact=artifact,
+        running=True,
+        health=Health.HEALTHY,
+        release=release,
     )

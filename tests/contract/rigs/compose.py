@@ -30,6 +30,7 @@ from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.deployment import deployment_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
+HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
 
 
@@ -38,6 +39,24 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def edge_image(client: docker.DockerClient) -> str:
+    """An image of this machine's HAProxy (scripts/engine.sh installs it), with what it is linked against."""
+    name = "lastgood-tests/haproxy:1"
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client.images.get(name)
+        return name
+    linked = subprocess.run(["ldd", HAPROXY], check=True, capture_output=True, text=True, timeout=10).stdout
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in [HAPROXY, *(word for word in linked.split() if word.startswith("/"))]:
+            tar.add(Path(path).resolve(), arcname=str(path).lstrip("/"))
+    repository, tag = name.split(":")
+    client.api.import_image_from_data(
+        archive.getvalue(), repository=repository, tag=tag, changes=["ENV PATH=/usr/sbin:/usr/bin"]
+    )
+    return name
 
 
 class ComposeWorld:
@@ -88,7 +107,7 @@ class ComposeWorld:
                 link = tarfile.TarInfo(f"bin/{applet}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)
-        changes = ["ENV PATH=/bin", 'CMD ["/start"]']
+        changes = ["ENV PATH=/bin", 'CMD ["/start"]', f"LABEL lastgood.test={self.project}"]
         repository = f"{self.project}/{service}"
         self.client.api.import_image_from_data(archive.getvalue(), repository=repository, tag="latest", changes=changes)
         found = self.client.images.get(f"{repository}:latest").id
@@ -131,10 +150,10 @@ class ComposeWorld:
         found = self.client.containers.list(all=True, filters={"label": "lastgood.candidate"})
         return [c for c in found if c.labels["lastgood.candidate"].startswith(f"{self.project}:")]
 
-    def page(self) -> str:
+    def page(self, path: str = "/") -> str:
         """What users see."""
         with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as connection:
-            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(4096), b""))
         return answer.decode().rsplit("\r\n\r\n", 1)[-1]
 

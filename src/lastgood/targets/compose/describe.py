@@ -10,14 +10,16 @@ from itertools import chain, combinations
 from typing import Final, cast
 
 from lastgood.core.errors import Refused
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Composed, KeptCode, Release, ServiceRecord, Untouched
 from lastgood.targets.checkout import checkout
+from lastgood.targets.compose.code import keep_code
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import held_as
 from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.shape import why_stateful
 from lastgood.targets.compose.stack import Stack
 
 ENGINE_NAME: Final = "compose"
@@ -30,6 +32,9 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
     stack.shelf.folder(name)
     project = _usable(stack, engine)
     services = stack.config.services
+    code: dict[str, tuple[KeptCode, ...]] = {}
+    for s in services:
+        project, code[s] = keep_code(stack, project, s)
     built = [s for s in services if project.is_built(s)]
     if built:
         stack.build(project, built)
@@ -54,23 +59,27 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
                 reference=project.reference(s),
                 config_hash=project.config_hash(s, key),
                 env_hash=project.env_hash(s, key),
+                code=code[s],
             ),
+            project,
         )
         for s in services
     ]
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
 
 
-def describe_running(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
-    """Hold and keep what serves now. Raises Refused when a service does not run, or runs two images at once."""
+def describe_running(
+    stack: Stack, engine: Engine, serving: Sequence[Container], name: str, recorded_at: datetime
+) -> Release:
+    """Hold and keep what serves now. serving: every container that gets requests. Raises Refused when a service does
+    not run, or runs two images at once."""
     stack.shelf.folder(name)
     project = _usable(stack, engine)
-    running = engine.of_project()
     key = stack.shelf.key()
     records: list[ServiceRecord] = []
     for service in stack.config.services:
-        container = _only_one(service, [c for c in running if c.service == service and c.facts().running])
-        project = _as_it_runs(stack, engine, project, container)
+        container = _only_one(service, [c for c in serving if c.service == service and c.facts().running])
+        project, code = _as_it_runs(stack, engine, project, container)
         records.append(
             _record(
                 stack,
@@ -83,7 +92,9 @@ def describe_running(stack: Stack, engine: Engine, name: str, recorded_at: datet
                     reference=project.reference(service),
                     config_hash=container.facts().config_hash,
                     env_hash=project.env_hash(service, key),
+                    code=code,
                 ),
+                project,
             )
         )
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
@@ -122,17 +133,25 @@ def _image_id(engine: Engine, service: str, reference: str, *, project: str, bui
     return str(image["Id"])
 
 
-def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord) -> ServiceRecord:
-    """Complete a record with its digest and with a tag that is free, or its own already."""
+def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord, project: Project) -> ServiceRecord:
+    """Complete a record with what the image and the model say, and with a tag that is free, or its own already."""
     image = engine.image(found.artifact)
     if image is None:
         raise Refused(f"the image of {found.name} ({found.artifact[:19]}) is gone from this host", hint="docker images")
     tag = held_as(found.name, release)
-    taken = engine.image(tag)
-    if taken is not None and taken["Id"] != found.artifact:
-        # Another stack of this host has a release of that name: its image must not lose its tag to ours.
+    kept = stack.shelf.find(release)
+    own = kept.service(found.name) if kept else None
+    if engine.image(tag) is not None and (own is None or own.held_as != tag):
+        # Another stack of this host has a release of that name. Its image must not lose its tag to ours, and a tag that
+        # both hold by would be gone for both when one lets go.
         tag = held_as(found.name, release, within=stack.name)
-    return replace(found, held_as=tag, digest=_digest(image, found.reference))
+    return replace(
+        found,
+        held_as=tag,
+        digest=_digest(image, found.reference),
+        probe=project.probe(found.name, cast("Json", image.get("Config", {}).get("Healthcheck") or {})),
+        ports=project.published(found.name),
+    )
 
 
 def _digest(image: Json, reference: str) -> str | None:
@@ -161,16 +180,35 @@ def _keep(
     kept = stack.shelf.keep(name, project, tuple(records))
     for record in kept.services:
         ensure_image(engine, record)
-    commit, dirty = checkout(stack.root, state=stack.state)
+    found, compose = checkout(stack.root, state=stack.state), stack.config.compose
     return Release(
         id=kept.name,
         recorded_at=recorded_at,
         engine=ENGINE_NAME,
         services=kept.services,
-        commit=commit,
-        dirty=dirty,
+        commit=found.commit,
+        dirty=found.dirty,
+        unresolved=found.unresolved,
         config_file=stack.shelf.config_file(kept.name),
         config_hash=kept.config_hash,
+        composed=Composed(
+            project=compose.project,
+            files=compose.files,
+            profiles=compose.profiles,
+            env_file=compose.env_file,
+            version=stack.compose_version(),
+        ),
+        untouched=tuple(_untouched(project, s) for s in project.services if s not in stack.config.services),
+    )
+
+
+def _untouched(project: Project, service: str) -> Untouched:
+    stateful = why_stateful(project, service)
+    return Untouched(
+        name=service,
+        reference=project.reference(service),
+        stateful=bool(stateful),
+        why=stateful or "containers.services does not name it",
     )
 
 
@@ -185,14 +223,16 @@ def _only_one(service: str, containers: Sequence[Container]) -> Container:
     return containers[0]
 
 
-def _as_it_runs(stack: Stack, engine: Engine, project: Project, container: Container) -> Project:
-    """The model with one service as its container was started: what this program started comes from its release,
-    anything else from today's files with the environment that the container has."""
+def _as_it_runs(
+    stack: Stack, engine: Engine, project: Project, container: Container
+) -> tuple[Project, tuple[KeptCode, ...]]:
+    """The model with one service as its container was started, and its code: what this program started comes from a
+    release that starts the same, anything else from today's files with the environment that the container has."""
     service, facts = container.service, container.facts()
-    kept = stack.shelf.find(facts.release) if facts.release else None
-    record = kept.service(service) if kept else None
-    if kept and record and (record.artifact, record.config_hash) == (facts.artifact, facts.config_hash):
-        return project.with_service(service, stack.shelf.project(kept))
+    # Not by the release that the container was started for: it may be let go of while its service serves a later one.
+    kept = stack.shelf.started_with(service, facts.artifact, facts.config_hash) if facts.release else None
+    if kept and (record := kept.service(service)):
+        return project.with_service(service, stack.shelf.project(kept)), record.code
     image = engine.image(container.image)
     of_image = cast("Sequence[str]", (image or {}).get("Config", {}).get("Env") or ())
     today = project.environment(service)
@@ -203,7 +243,7 @@ def _as_it_runs(stack: Stack, engine: Engine, project: Project, container: Conta
     }
     as_it_runs = project.with_environment(service, given)
     _check_it_is_what_runs(stack, as_it_runs, container)
-    return as_it_runs
+    return keep_code(stack, as_it_runs, service)
 
 
 def _check_it_is_what_runs(stack: Stack, as_it_runs: Project, container: Container) -> None:

@@ -6,11 +6,13 @@ deadline; what the engine does not answer is Retryable, and OutcomeUnknown where
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -107,6 +109,39 @@ class Container:
         return bool(state["Running"]) and not state.get("Paused") and not state.get("Restarting")
 
     @property
+    def labels_of_its_own(self) -> dict[str, str]:
+        """Its labels without those of compose."""
+        return {name: value for name, value in self.labels.items() if not name.startswith("com.docker.compose.")}
+
+    def is_mold_of(self, project: str) -> bool:
+        """Whether compose made it in a project of that name."""
+        return self.labels.get(COMPOSE_PROJECT) == project
+
+    @property
+    def is_made_only(self) -> bool:
+        """Whether it was created and never started."""
+        return str(self.shown["State"].get("Status")) == "created"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has a process, sick or paused or about to be started again as it may be."""
+        state = cast("Json", self.shown["State"])
+        return bool(state["Running"] or state.get("Restarting"))
+
+    @property
+    def started_at(self) -> datetime:
+        """When it was started last, aware UTC."""
+        # nine digits of a second are more than Python reads
+        text = str(self.shown["State"]["StartedAt"])
+        return datetime.fromisoformat(text[:19] + "+00:00")
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Its addresses in its networks."""
+        networks = cast("Mapping[str, Json]", self.shown["NetworkSettings"].get("Networks") or {})
+        return frozenset(str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress"))
+
+    @property
     def ports(self) -> frozenset[tuple[str, int, str]]:
         """Published (address, port, protocol) of a running container."""
         published = cast("Mapping[str, Sequence[Json] | None]", self.shown["NetworkSettings"].get("Ports") or {})
@@ -132,6 +167,17 @@ class Container:
             oom_killed=bool(state.get("OOMKilled")),
             exit_code=None if state["Running"] else int(state["ExitCode"]),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ties:
+    """What makes a twin one of a release. name: of the container. alias: by which its siblings find it. links: (alias
+    of a sibling, name by which the twin knows it); a link is the twin's own and comes before every alias of a
+    network."""
+
+    name: str
+    alias: str
+    links: tuple[tuple[str, str], ...]
 
 
 def _paths(label: str) -> tuple[str, ...]:
@@ -186,11 +232,21 @@ class _Api(Protocol):
     def inspect_image(self, image: str) -> Json: ...
     def tag(self, image: str, repository: str, tag: str, *, force: bool) -> bool: ...
     def pull(self, repository: str, tag: str) -> str: ...
+    def remove_image(self, image: str, *, force: bool, noprune: bool) -> Json: ...
     def networks(self) -> Sequence[Json]: ...
     def volumes(self) -> Json: ...
-    def create_container_from_config(self, config: Json) -> Json: ...
-    def connect_container_to_network(self, container: str, net_id: str) -> None: ...
+    def create_container_from_config(self, config: Json, name: str | None = None) -> Json: ...
+    def connect_container_to_network(
+        self,
+        container: str,
+        net_id: str,
+        *,
+        aliases: Sequence[str] | None = None,
+        links: Sequence[tuple[str, str]] | None = None,
+    ) -> None: ...
     def start(self, container: str) -> None: ...
+    def stop(self, container: str, *, timeout: int) -> None: ...
+    def update_container(self, container: str, *, restart_policy: Json) -> Json: ...
     def remove_container(self, container: str, *, v: bool, force: bool) -> None: ...
     def logs(self, container: str, *, stdout: bool, stderr: bool, tail: int, stream: bool) -> bytes: ...
     def close(self) -> None: ...
@@ -263,6 +319,18 @@ class Engine:
         with _asking(changing=f"tagging {tag}"):
             self._api.tag(image, repository, name, force=True)
 
+    def let_go(self, image: str, tag: str) -> None:
+        """Take a tag from an image, and the image away when that was its last name and no container is made from it.
+        One that is gone, or names another image by now, is fine. Raises Refused when a container needs it."""
+        held = self.image(tag)
+        if held is None or held["Id"] != image:
+            return
+        with _asking(changing=f"removing {tag}"):
+            try:
+                self._api.remove_image(tag, force=False, noprune=False)
+            except docker.errors.ImageNotFound:
+                return
+
     def pull_digest(self, digest: str) -> None:
         """Pull by digest, `name@sha256:...`. Raises Refused when the registry does not have it."""
         repository, pinned = digest.split("@", 1)
@@ -280,9 +348,9 @@ class Engine:
             listed = self._api.volumes().get("Volumes") or ()
             return frozenset(str(v["Name"]) for v in cast("Sequence[Json]", listed))
 
-    def twin(self, mold: Container, labels: Mapping[str, str]) -> str:
-        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks without an alias.
-        Returns its ID."""
+    def twin(self, mold: Container, labels: Mapping[str, str], *, ties: Ties | None = None) -> str:
+        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks without an alias
+        but those of `ties`. It is never started again by the engine itself. Returns its ID."""
         config = {**cast("Json", mold.shown["Config"]), "HostConfig": mold.shown["HostConfig"]}
         if config.get("Hostname") == mold.id[:12]:
             del config["Hostname"]
@@ -292,19 +360,46 @@ class Engine:
         networks = sorted(cast("Json", mold.shown["NetworkSettings"]["Networks"]))
         mode = str(mold.shown["HostConfig"]["NetworkMode"])
         first = mode if mode in networks else next(iter(networks), "")
+        name, aliases, links = (ties.name, [ties.alias], list(ties.links)) if ties else (None, None, None)
+        if ties:
+            config["HostConfig"] = {**config["HostConfig"], "RestartPolicy": {"Name": "no"}}
         if first:
-            config["NetworkingConfig"] = {"EndpointsConfig": {first: {}}}
+            linked = [f"{alias}:{known_as}" for alias, known_as in links or ()]
+            at = {"Aliases": aliases, "Links": linked} if ties else {}
+            config["NetworkingConfig"] = {"EndpointsConfig": {first: at}}
         with _asking(changing="creating a candidate"):
-            made = str(self._api.create_container_from_config(config)["Id"])
+            made = str(self._api.create_container_from_config(config, name)["Id"])
             for network in networks:
                 if network != first:
-                    self._api.connect_container_to_network(made, network)
+                    self._api.connect_container_to_network(made, network, aliases=aliases, links=links)
         return made
 
     def start(self, container: str, *, named: str) -> None:
         """Start a container. named: what to call it when the engine refuses."""
         with _asking(changing=f"starting {named}"):
             self._api.start(container)
+
+    def stop(self, container: str, *, stop_s: float) -> None:
+        """Stop a container and keep it; the engine does not start it again, also not after its own restart. One that
+        is gone is fine. Raises OutcomeUnknown."""
+        self.start_again(container, "no")
+        with _asking(changing="stopping a container"):
+            try:
+                self._api.stop(container, timeout=math.ceil(stop_s))
+            except docker.errors.NotFound:
+                return
+
+    def start_again(self, container: str, policy: str) -> None:
+        """Say when the engine starts a container again by itself, in compose's words: `no`, `always`,
+        `unless-stopped`, `on-failure` or `on-failure:3`. One that is gone is fine."""
+        name, _, most = policy.partition(":")
+        with _asking(changing="changing a restart policy"):
+            try:
+                self._api.update_container(
+                    container, restart_policy={"Name": name, "MaximumRetryCount": int(most or 0)}
+                )
+            except docker.errors.NotFound:
+                return
 
     def remove(self, container: str) -> None:
         """Remove a container, running or not, with its anonymous volumes. One that is gone is fine."""

@@ -1,15 +1,19 @@
 """The gate: a candidate from the new image beside what serves, which must become healthy before anything that serves
 is touched.
 
-The candidate has the service's image, environment, networks and health check, and nothing by which traffic could find
-it: no port, no name, no alias, no compose label. Compose itself makes the mold, in a project of its own, so that every
-key of the compose file means what it always means; the candidate is a copy of the mold, and the mold is removed.
+Without an edge the candidate is there for the gate only. It has the service's image, environment, networks and health
+check, and nothing by which traffic could find it: no port, no name, no alias, no compose label. Behind an edge the
+candidate is what will serve. It is tied to its siblings of the same release by links, which only it sees: its release
+talks to itself, whatever else runs beside.
+
+Compose itself makes the mold, in a project of its own, so that every key of the compose file means what it always
+means; the candidate is a copy of the mold, and the mold is removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,14 +21,17 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import Health
 from lastgood.core.plan import PassGate
 from lastgood.core.release import ServiceRecord
-from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Container, Engine, Ties
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease
+from lastgood.targets.compose.look import Look, is_twin, look
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import (
     LABEL_CANDIDATE,
     LABEL_CONFIG,
     LABEL_RELEASE,
+    LABEL_RESTART,
     LABEL_SERVICE,
     Project,
 )
@@ -34,96 +41,181 @@ SETTLE_S: Final = 5.0
 """A service without a health check must run for so long without ending. Python and Node services that cannot start
 end within 2 s."""
 LOG_LINES: Final = 2000
+STOP_S: Final = 10.0
 
 
-def pass_gate(stack: Stack, engine: Engine, kept: KeptRelease, action: PassGate, *, deadline_s: float) -> None:
-    """Start a candidate for each service that does not serve from its artifact already, and wait for all of them.
+def pass_gate(
+    stack: Stack, engine: Engine, edge: Edge | None, kept: KeptRelease, action: PassGate, *, deadline_s: float
+) -> None:
+    """Have an instance of each service beside what serves that is healthy, unless it serves from its artifact already.
 
-    Raises Refused with the service and its last words when one does not become healthy; then, and on every other
-    error, what this gate started is removed.
+    Behind an edge it is one that can take the traffic: the release's own from before, running (L0) or stopped (L1),
+    else a new one from the held image (L2). Raises Refused with the service and its last words when one does not
+    become healthy; then, and on every other error, what this gate started is removed.
     """
     records = [kept.planned(service, artifact) for service, artifact in action.artifacts]
-    gate = _Gate(stack, engine, stack.shelf.project(kept), kept.name)
+    gate = _Gate(stack, engine, edge, kept, stack.shelf.project(kept))
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
         ensure_image(engine, record)
+    seen = look(stack, engine, edge)
+    forget_stopped(engine, seen, keep=gate.release)
     try:
-        started = [(r, gate.candidate(r, ends_at=ends_at)) for r in records if not _serves(engine, r)]
-        for record, container in started:
-            gate.wait(record, container, ends_at=ends_at)
+        started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
+        for record, beside in started:
+            gate.settle(record, beside, ends_at=ends_at)
     except OutcomeUnknown as error:
-        clear_candidates(engine)
+        gate.clear()
         raise Retryable(error.message, delay_s=2.0, hint=error.hint) from error
     except LastgoodError:
-        clear_candidates(engine)
+        gate.clear()
         raise
 
 
-def clear_candidates(engine: Engine) -> None:
-    """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves."""
-    for container in (*engine.candidates(), *(c for c in engine.of_project() if c.is_leftover)):
-        engine.remove(container.id)
+def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
+    """Remove what earlier releases left stopped, for who looked for the cause. keep: a release that may serve again."""
+    for container in seen.stopped:
+        if is_twin(container) and container.labels.get(LABEL_RELEASE) != keep:
+            engine.remove(container.id)
 
 
-def _serves(engine: Engine, record: ServiceRecord) -> bool:
-    """Whether the service serves from this very image already: then that is proof enough."""
-    serving = [c.facts() for c in engine.of_project() if c.service == record.name and not c.is_leftover]
-    return any(i.artifact == record.artifact and i.serves for i in serving)
+def clear_candidates(engine: Engine, seen: Look) -> None:
+    """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves; what
+    compose made for a service of an edge is stopped and kept."""
+    for container in seen.beside:
+        if is_twin(container) or container.is_leftover:
+            engine.remove(container.id)
+        else:
+            engine.stop(container.id, stop_s=STOP_S)
 
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
-    """The gate of one release."""
+    """The gate of one release. made: IDs of what it started."""
 
     stack: Stack
     engine: Engine
+    edge: Edge | None
+    kept: KeptRelease
     project: Project
-    release: str
+    made: list[str] = field(default_factory=list[str])
 
-    def candidate(self, record: ServiceRecord, *, ends_at: datetime) -> str:
-        """Return the ID of the running candidate that an earlier attempt left, or of a new one."""
-        mark = f"{self.stack.name}:{self.release}"
+    @property
+    def release(self) -> str:
+        return self.kept.name
+
+    @property
+    def _mark(self) -> str:
+        return f"{self.stack.name}:{self.release}"
+
+    def serves(self, record: ServiceRecord, seen: Look) -> bool:
+        """Whether the service serves from this very image already, and not for another release: then that is proof
+        enough. Behind an edge only an instance that is bound to the release counts."""
+        serving = [
+            c.facts() for c in seen.serving if c.service == record.name and (is_twin(c) or not self._switches(record))
+        ]
+        counts = {self.release} if self._switches(record) else {"", self.release}
+        return any(i.artifact == record.artifact and i.serves and i.release in counts for i in serving)
+
+    def _is(self, container: Container) -> bool:
+        return container.labels.get(LABEL_CANDIDATE) == self._mark
+
+    def _switches(self, record: ServiceRecord) -> bool:
+        return self.edge is not None and record.name in self.edge.switchable
+
+    def candidates(self, record: ServiceRecord, *, ends_at: datetime) -> list[str]:
+        """Return the IDs of the running candidates that are there already, started again or made. One for each instance
+        that is to serve."""
+        copies = (self.project.instances(record.name) or 1) if self._switches(record) else 1
+        there: list[Container] = []
         for old in self.engine.candidates():
-            if old.service == record.name:
-                facts = old.facts()
-                if old.labels[LABEL_CANDIDATE] == mark and facts.artifact == record.artifact and facts.running:
-                    return old.id
+            if old.service != record.name or (self._switches(record) and not self._is(old)):
+                continue
+            usable = self._is(old) and old.image == record.artifact and not old.is_made_only
+            if usable and len(there) < copies and (old.is_up or self._switches(record)):
+                there.append(old)
+            else:
                 self.engine.remove(old.id)
+        for stopped in (c for c in there if not c.is_up):
+            self.engine.start(stopped.id, named=stopped.name)
+        fresh = [self._make(record, ends_at=ends_at, number=n) for n in range(1, copies + 1)[len(there) :]]
+        return [*(c.id for c in there), *fresh]
+
+    def _make(self, record: ServiceRecord, *, ends_at: datetime, number: int) -> str:
         labels = {
-            LABEL_CANDIDATE: mark,
+            LABEL_CANDIDATE: self._mark,
             LABEL_SERVICE: record.name,
             LABEL_RELEASE: self.release,
             LABEL_CONFIG: record.config_hash,
         }
         mold = self._mold(record, labels, ends_at=ends_at)
-        made = self.engine.twin(mold, labels)
+        ties = self._ties(record, number) if self._switches(record) else None
+        if ties:
+            labels = {**mold.labels_of_its_own, **labels, LABEL_RESTART: self.project.restart_policy(record.name)}
+        made = self.engine.twin(mold, labels, ties=ties)
+        self.made.append(made)
         self.engine.remove(mold.id)
         self.engine.start(made, named=f"the candidate of {record.name} from {self.release}")
         return made
 
-    def _mold(self, record: ServiceRecord, labels: Mapping[str, str], *, ends_at: datetime) -> Container:
-        model = self.project.to_create_beside(
-            record.name, image=record.held_as, labels=labels, networks=self.engine.networks()
+    def _ties(self, record: ServiceRecord, number: int) -> Ties:
+        """What makes it find its siblings, and them it: by the names that all of them have always used."""
+        siblings = [s.name for s in self.kept.services if self._switches(s)]
+        plain = f"{self.stack.name}-{record.name}-{self.release}"
+        return Ties(
+            name=plain if number == 1 else f"{plain}-{number}",
+            alias=self._alias(record.name),
+            links=tuple((self._alias(s), name) for s in siblings for name in self.project.names(s)),
         )
+
+    def _alias(self, service: str) -> str:
+        return f"{self.stack.name}.{service}.{self.release}"
+
+    def clear(self) -> None:
+        """Remove what this gate made, and all that an earlier gate left."""
+        seen = look(self.stack, self.engine, self.edge)
+        for container in seen.beside:
+            if container.id in self.made or container.is_made_only or self.edge is None:
+                self.engine.remove(container.id)
+
+    def settle(self, record: ServiceRecord, beside: Sequence[str], *, ends_at: datetime) -> None:
+        """Wait until all of them are healthy, and known at the edge. One from before that is not is made anew, once.
+
+        Raises Refused when one ends, is unhealthy, or is neither at `ends_at`.
+        """
+        for number, candidate in enumerate(beside, start=1):
+            try:
+                self._wait(record, candidate, ends_at=ends_at)
+            except Refused:
+                if candidate in self.made or not self._switches(record):
+                    raise
+                self.engine.remove(candidate)
+                self._wait(record, self._make(record, ends_at=ends_at, number=number), ends_at=ends_at)
+        if self.edge is not None and self._switches(record):
+            twins = [c for c in self.engine.candidates() if c.service == record.name and self._is(c) and c.is_up]
+            self.edge.admit(record.name, twins, ends_at=ends_at)
+
+    def _mold(self, record: ServiceRecord, labels: Mapping[str, str], *, ends_at: datetime) -> Container:
+        shape = self.project.to_stand_beside if self._switches(record) else self.project.to_create_beside
+        model = shape(record.name, image=record.held_as, labels=labels, networks=self.engine.networks())
         beside = f"{self.stack.name}-lastgood-gate"
         left_s = max((ends_at - self.stack.clock.now()).total_seconds(), 0.0)
         self.stack.create(self.project, self.release, record.name, model, beside=beside, deadline_s=left_s)
-        found = [c for c in self.engine.candidates() if c.service == record.name]
+        found = [c for c in self.engine.candidates() if c.service == record.name and c.is_mold_of(beside)]
         if len(found) != 1:
             raise OutcomeUnknown(f"{len(found)} candidates of {record.name}, expected 1", hint="docker ps --all")
         return found[0]
 
-    def wait(self, record: ServiceRecord, candidate: str, *, ends_at: datetime) -> None:
-        """Wait until a candidate is healthy. Raises Refused when it ends, is unhealthy, or is neither at `ends_at`."""
+    def _wait(self, record: ServiceRecord, candidate: str, *, ends_at: datetime) -> None:
         began = self.stack.clock.now()
         while True:
             container = self.engine.container(candidate)
             if container is None:
                 raise Refused(f"somebody removed the candidate of {record.name}", hint="lastgood history")
             facts, now = container.facts(), self.stack.clock.now()
-            settled = facts.health is Health.NONE and now - began >= timedelta(seconds=SETTLE_S)
+            settled = facts.health is Health.NONE and now - container.started_at >= timedelta(seconds=SETTLE_S)
             if facts.running and (facts.health is Health.HEALTHY or settled):
                 return
             if facts.exit_code is not None:

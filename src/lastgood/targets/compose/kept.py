@@ -3,6 +3,7 @@ environment.
 
     releases/NAME/compose.json   the resolved configuration, values included
     releases/NAME/release.json   its services, and a keyed hash of compose.json
+    code/HASH/NAME               code that services have from the checkout, by its content: releases share it
     env.key                      the key of every hash over values
 
 All 0600, folders 0700. release.json is written last and at once: without it the release is not there.
@@ -16,6 +17,8 @@ import hmac
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, ServiceRecord
+from lastgood.targets import tree
 from lastgood.targets.compose.project import Project, as_file
 
 CONFIG_FILE: Final = "compose.json"
@@ -99,8 +103,50 @@ class Shelf:
         except (OSError, ValidationError) as error:
             raise Refused(f"{path} cannot be read: {type(error).__name__}", hint="lastgood releases") from error
 
+    def names(self) -> frozenset[str]:
+        """Names of the releases of which anything is kept."""
+        return frozenset(path.name for path in (self._state / "releases").glob("*") if path.is_dir())
+
+    def known(self) -> Iterator[KeptRelease]:
+        """Every kept release that can be read, in the order of their names."""
+        for name in sorted(self.names()):
+            try:
+                kept = self.find(name)
+            except Refused:
+                continue
+            if kept is not None:
+                yield kept
+
+    def started_with(self, service: str, artifact: str, config_hash: str) -> KeptRelease | None:
+        """Return a kept release whose service starts just so, None when there is none."""
+        wanted = (artifact, config_hash)
+        for kept in self.known():
+            if (record := kept.service(service)) and (record.artifact, record.config_hash) == wanted:
+                return kept
+        return None
+
+    def remove(self, release: str) -> None:
+        """Remove what is kept of a release, and the code that no other has. Raises Refused when the disk says no."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.folder(release))
+            needed = {code.tree for kept in self.known() for record in kept.services for code in record.code}
+            for folder in self.code.glob("*"):
+                if tree.named(folder) not in needed:
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise Refused(
+                f"what is kept of {release} cannot be removed: {error.strerror or error}", hint="lastgood releases"
+            ) from error
+
+    @property
+    def code(self) -> Path:
+        """Where the code lies that services have from the checkout."""
+        return self._state / "code"
+
     def project(self, kept: KeptRelease) -> Project:
-        """Return the configuration of a kept release. Raises Refused when it is gone or not what was kept."""
+        """Return the configuration of a kept release. Raises Refused when it is gone or not what was kept, its code
+        included."""
         path = self.folder(kept.name) / CONFIG_FILE
         try:
             content = path.read_bytes()
@@ -108,6 +154,13 @@ class Shelf:
             raise Refused(f"the configuration of {kept.name} is gone: {path}", hint="lastgood releases") from error
         if not hmac.compare_digest(self.hash(content), kept.config_hash):
             raise Refused(f"{path} is not what {kept.name} was recorded with", hint="lastgood releases")
+        for record in kept.services:
+            for code in record.code:
+                if not tree.holds(self.code, code.tree):
+                    raise Refused(
+                        f"the code of {record.name} ({code.source}) is not what {kept.name} was recorded with",
+                        hint="lastgood doctor",
+                    )
         return Project.parse(content.decode())
 
     def hash(self, content: bytes) -> str:
@@ -127,14 +180,14 @@ class Shelf:
                     f"release {name} exists with other {changed}", hint="lastgood deploy --release ANOTHER-NAME"
                 )
             return kept
-        _replace(self.folder(name) / CONFIG_FILE, content)
-        _replace(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
+        replace_private(self.folder(name) / CONFIG_FILE, content)
+        replace_private(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
         return wanted
 
     def lay_beside(self, release: str, name: str, content: bytes) -> Path:
         """Write a file of ours into a release's folder, over an older one, and return its path."""
         path = self.folder(release) / name
-        _replace(path, content)
+        replace_private(path, content)
         return path
 
 
@@ -148,7 +201,8 @@ def _difference(kept: KeptRelease, wanted: KeptRelease) -> str:
     return f"configuration of {', '.join(changed)}" if changed else ""
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_private(path: Path, content: bytes) -> None:
+    """Put a file that only this user can read in the place of an older one, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.shape import sqlite_inside, why_stateful
 
 _CODE: Final = frozenset(
@@ -25,14 +26,11 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
     """Say what keeps a service from being rolled back by its image, one line each. root: folder of the checkout."""
     if reason := why_stateful(project, name):
         yield f"{name} is stateful ({reason}) and is never recreated: take it out of containers.services"
-    checkout = _checkout(root)
-    for mount in project.mounts(name):
-        source = Path(str(mount.get("source", "")))
-        ours = source.is_relative_to(checkout) or checkout.is_relative_to(source)
-        if mount.get("type") == "bind" and ours and (file := _code_in(source)):
+    for code in bound_code(project, name, root=root):
+        if code.why_not:
             yield (
-                f"{name} runs code from a bind mount ({source} on {mount['target']}, {file}): an image that goes back "
-                "would not take it along; copy it into the image"
+                f"{name} runs code from a bind mount ({code.source} on {code.inside}, {code.file}), and no release can "
+                f"keep a copy of it: {code.why_not}; copy it into the image, or mount it read-only (:ro)"
             )
     service = project.service(name)
     mode = str(service.get("network_mode") or "")
@@ -53,6 +51,56 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
     yield from missing_files(project, name)
     if (period_s := project.start_period_s(name)) > boot_s:
         yield f"{name} may take {period_s:.0f} s to start (start_period), containers.boot is {boot_s:.0f} s: raise it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundCode:
+    """Code that a service has from the checkout. source: on this host. inside: in the container. file: one of its
+    files. relative: of the source, to the checkout. why_not: why a release cannot have a copy of its own; empty when it
+    can."""
+
+    source: Path
+    inside: str
+    file: str
+    relative: str
+    why_not: str
+
+
+def bound_code(project: Project, name: str, *, root: Path) -> Iterator[BoundCode]:
+    """Find the bind mounts by which a service runs code of the checkout. root: folder of lastgood.yaml."""
+    checkout = _checkout(root)
+    for mount in project.mounts(name):
+        source = _on_host(mount)
+        ours = source.is_relative_to(checkout) or checkout.is_relative_to(source)
+        if mount.get("type") != "bind" or not ours or not (file := _code_in(source)):
+            continue
+        within = source.is_relative_to(checkout)
+        yield BoundCode(
+            source=source,
+            inside=str(mount["target"]),
+            file=file,
+            relative=str(source.relative_to(checkout)) if within else str(source),
+            why_not=_why_not_copied(project, mount) if within else "it holds more than the checkout",
+        )
+
+
+def _why_not_copied(project: Project, mount: Json) -> str:
+    """A copy is what the service sees only while nobody writes there: else rows of a file, or uploads, would be left
+    behind in the copy of a release that was left."""
+    if not mount.get("read_only"):
+        return "the service may write there"
+    source = _on_host(mount)
+    for other in project.services:
+        for theirs in project.mounts(other):
+            at = _on_host(theirs)
+            overlap = source.is_relative_to(at) or at.is_relative_to(source)
+            if theirs.get("type") == "bind" and not theirs.get("read_only") and overlap:
+                return f"{other} may write there ({at})"
+    return ""
+
+
+def _on_host(mount: Json) -> Path:
+    return Path(str(mount.get("source", "")).replace("$$", "$"))
 
 
 def missing_files(project: Project, name: str) -> Iterator[str]:

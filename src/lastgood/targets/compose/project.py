@@ -22,6 +22,7 @@ Json = dict[str, Any]
 LABEL_CANDIDATE: Final = "lastgood.candidate"
 LABEL_CONFIG: Final = "lastgood.config"
 LABEL_RELEASE: Final = "lastgood.release"
+LABEL_RESTART: Final = "lastgood.restart"
 LABEL_SERVICE: Final = "lastgood.service"
 
 # What does not change how a container runs: where its image comes from, and what compose does around it.
@@ -33,6 +34,7 @@ _NOT_BESIDE: Final = (
     *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
 
+_PROGRAM: Final = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,30}")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
@@ -92,6 +94,36 @@ class Project:
         """Entrypoint and command as the compose file gives them, empty where it leaves them to the image."""
         service = self.service(name)
         return tuple(str(word) for part in ("entrypoint", "command") for word in service.get(part) or ())
+
+    def with_source(self, name: str, inside: str, source: str) -> Project:
+        """This model with one bind mount of a service, the one at `inside`, from another path, read-only."""
+        mounts = [
+            {**mount, "source": source.replace("$", "$$"), "read_only": True} if mount["target"] == inside else mount
+            for mount in self.mounts(name)
+        ]
+        service = {**self.service(name), "volumes": mounts}
+        return Project({**self.model, "services": {**self.model["services"], name: service}})
+
+    def published(self, name: str) -> tuple[str, ...]:
+        """The service's ports on this host, `127.0.0.1:8000->8080/tcp`. `any`: the engine chooses one."""
+        return tuple(
+            f"{p.get('host_ip') or '*'}:{p.get('published') or 'any'}->{p['target']}/{p.get('protocol') or 'tcp'}"
+            for p in self.service(name).get("ports") or ()
+        )
+
+    def probe(self, name: str, of_image: Json) -> str:
+        """What says that the service is healthy, empty when nothing does. of_image: the check that its image brings.
+
+        Only the program is named: its arguments may hold secrets.
+        """
+        check = cast("Json", self.service(name).get("healthcheck") or {})
+        if check.get("disable"):
+            return ""
+        if test := check.get("test"):
+            shown = _program(test)
+            return f"{shown} (compose file), every {check.get('interval') or '30s'}" if shown else ""
+        shown = _program(of_image.get("Test") or ())
+        return f"{shown} (image)" if shown else ""
 
     def start_period_s(self, name: str) -> float:
         """How long the service's own health check lets it fail, 0 without one."""
@@ -188,9 +220,16 @@ class Project:
         return {key: str(self._defined(kind, key).get("name") or key) for key in sorted(named)}
 
     def to_start(
-        self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str], volumes: Collection[str]
+        self,
+        name: str,
+        *,
+        image: str,
+        labels: Mapping[str, str],
+        networks: Collection[str],
+        volumes: Collection[str],
+        published: bool = True,
     ) -> Json:
-        """The model that starts `name` from `image`, in its place.
+        """The model that starts `name` from `image`, in its place. published: with its ports, which an edge may have.
 
         networks, volumes: real names of those that exist. They are marked external, so that no compose version takes
         a difference for a reason to recreate one under the feet of a database.
@@ -198,6 +237,8 @@ class Project:
         service = {part: value for part, value in self.service(name).items() if part not in ("build", "depends_on")}
         service |= {"image": image, "pull_policy": "never"}
         service["labels"] = {**self._labels(name), **labels}
+        if not published:
+            service.pop("ports", None)
         return self._alone(name, service, networks=networks, volumes=volumes)
 
     def to_create_beside(self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str]) -> Json:
@@ -217,6 +258,28 @@ class Project:
                 del service["networks"]
                 service["network_mode"] = "bridge"
         return self._alone(name, service, networks=networks, volumes=())
+
+    def to_stand_beside(self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str]) -> Json:
+        """The model of a service that serves behind an edge, beside others of its kind: as it is, without what only one
+        can have (ports, names, addresses) and what is for compose alone."""
+        service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
+        service |= {"image": image, "pull_policy": "never", "labels": {**self._labels(name), **labels}}
+        if resources := cast("Json", self.service(name).get("deploy") or {}).get("resources"):
+            service["deploy"] = {"resources": resources}
+        service["networks"] = dict.fromkeys(self.real_names("networks", name))
+        return self._alone(name, service, networks=networks, volumes=())
+
+    def restart_policy(self, name: str) -> str:
+        """When the engine starts the service again by itself, in compose's words."""
+        return str(self.service(name).get("restart") or "no")
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Every name by which other services reach this one."""
+        service = self.service(name)
+        networks = cast("Mapping[str, Json | None]", service.get("networks") or {})
+        aliases = [str(a) for at in networks.values() for a in (at or {}).get("aliases") or ()]
+        own = [str(service["container_name"])] if service.get("container_name") else []
+        return tuple(dict.fromkeys([name, *own, *aliases]))
 
     def _labels(self, name: str) -> dict[str, str]:
         labels = cast("Mapping[str, str]", self.service(name).get("labels") or {})
@@ -248,6 +311,16 @@ def _harmless(mount: Json) -> Json:
     if mount["type"] == "volume":
         return {"type": "volume", "target": mount["target"]}
     return {**mount, "read_only": True}
+
+
+def _program(test: str | Sequence[str]) -> str:
+    """The program that a health check runs, empty when it runs none."""
+    kind, *words = ("CMD-SHELL", test) if isinstance(test, str) else test or ("NONE",)
+    if kind == "NONE" or not words:
+        return ""
+    first = next(iter(words[0].split()), "") if kind == "CMD-SHELL" else words[0]
+    name = first.rsplit("/", 1)[-1]
+    return name if _PROGRAM.fullmatch(name) else "a command"
 
 
 def _keyed(key: bytes, value: object) -> str:

@@ -1,4 +1,7 @@
-"""Rung L4: recreate one service in its place, and no other. The outage is its stop, its start and its boot."""
+"""Rungs L4 and L3: recreate one service in its place, and no other.
+
+The outage is its stop, its start and its boot; behind an edge (L3) requests wait for so long instead of failing.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Final
 from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
+from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease
@@ -19,8 +23,31 @@ from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
 _LOG_LINES: Final = 50
 
 
-def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, deadline_s: float) -> None:
+def recreate_behind(
+    stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Serve, *, deadline_s: float
+) -> None:
+    """Rung L3: recreate a service of which no second copy may run, while the edge holds its requests.
+
+    Raises as `recreate` does. Whatever comes of it, the edge goes on with what is there.
+    """
+    ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
+    edge.hold(action.service)
+    try:
+        edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=edge.config.drain))
+        recreate(stack, engine, kept, action, deadline_s=deadline_s, published=False)
+    finally:
+        own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
+        if own:
+            slots = edge.admit(action.service, own, ends_at=ends_at)
+            edge.move(stack.shelf.project(kept), {action.service: dict(zip(slots, own, strict=True))})
+
+
+def recreate(
+    stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, deadline_s: float, published: bool = True
+) -> None:
     """Make `action.service` run from its image with the release's own configuration, and wait until it is healthy.
+
+    published: with its ports, which an edge may have.
 
     Raises Refused before anything is stopped; OutcomeUnknown when the service does not come up; NeedsHuman when
     a container of a service that is never touched is gone afterwards.
@@ -30,7 +57,7 @@ def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, 
     ensure_image(engine, record)
     if missing := next(missing_files(project, action.service), ""):
         raise Refused(missing, hint="lastgood doctor")
-    if in_the_way := next(_foreign(stack, engine, project, action.service), ""):
+    if in_the_way := next(_foreign(stack, engine, project, action.service, published=published), ""):
         raise Refused(in_the_way, hint="docker ps --all")
     others = untouchable(stack, engine)
     present = [c for c in engine.of_project() if c.service == action.service]
@@ -42,6 +69,7 @@ def recreate(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, 
         labels={LABEL_RELEASE: action.release, LABEL_CONFIG: record.config_hash},
         networks=engine.networks(),
         volumes=engine.volumes(),
+        published=published,
     )
     there = [c.facts() for c in present if not c.is_leftover]
     # What is wanted runs already and is sick: compose would see nothing to do.
@@ -60,14 +88,14 @@ def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
     return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services}
 
 
-def _foreign(stack: Stack, engine: Engine, project: Project, service: str) -> Iterator[str]:
+def _foreign(stack: Stack, engine: Engine, project: Project, service: str, *, published: bool) -> Iterator[str]:
     """Name what holds the service's container name or its published ports and is not ours to remove."""
     described = project.service(service)
     name = str(described.get("container_name") or f"{stack.name}-{service}-1")
     ports = [
         (str(p.get("host_ip") or ""), int(p["published"]), str(p.get("protocol") or "tcp"))
         for p in described.get("ports") or ()
-        if str(p.get("published") or "").isdigit()
+        if published and str(p.get("published") or "").isdigit()
     ]
     for other in engine.others():
         if other.name == name:

@@ -31,13 +31,15 @@ _ERROR_LINES: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """root: folder of lastgood.yaml, absolute. state: folder of what is kept."""
+    """root: folder of lastgood.yaml, absolute. state: folder of what is kept. private: other folders of ours, which are
+    in no copy of code: dumps of the database."""
 
     config: ContainersConfig
     root: Path
     state: Path
     shelf: Shelf
     clock: Clock
+    private: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:

@@ -16,31 +16,47 @@ from typing import assert_never
 from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health
-from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Step, runs, seen
+from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Settle, Step, Switch, runs, seen
 from lastgood.core.ports import Clock
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
 from lastgood.targets.compose import describe
+from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
+from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
-from lastgood.targets.compose.recreate import recreate, untouchable
-from lastgood.targets.compose.rung import ContainerRung, choose_rung
+from lastgood.targets.compose.look import look
+from lastgood.targets.compose.missing import missing
+from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
+from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
+from lastgood.targets.compose.switch import settle, switch
 
 
 class ComposeTarget:
-    """root: folder of lastgood.yaml. state: folder for what releases keep; files in it are 0600."""
+    """root: folder of lastgood.yaml. state: folder for what releases keep; files in it are 0600. private: other folders
+    of this program, which no release may have a copy of."""
 
     role = Role.CONTAINERS
 
-    def __init__(self, config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> None:
+    def __init__(
+        self, config: ContainersConfig, *, root: Path, state: Path, clock: Clock, private: tuple[Path, ...] = ()
+    ) -> None:
         shelf = Shelf(state.resolve())
-        self._stack = Stack(config=config, root=root.resolve(), state=state.resolve(), shelf=shelf, clock=clock)
+        self._stack = Stack(
+            config=config,
+            root=root.resolve(),
+            state=state.resolve(),
+            shelf=shelf,
+            clock=clock,
+            private=tuple(path.resolve() for path in private),
+        )
         # Containers that are never touched, as they were before this process recreated anything: ID to service.
         self._untouched: dict[str, str] = {}
+        self._edge = Edge(config.edge, self._stack) if config.edge else None
 
     def _engine(self) -> AbstractContextManager[Engine]:
         return connect(self._stack.name, os.environ)
@@ -51,34 +67,42 @@ class ComposeTarget:
 
     def _facts(self, engine: Engine) -> ContainerFacts:
         observed_at = self._stack.clock.now()
-        containers, services = engine.of_project(), self._stack.config.services
-        leftovers = tuple(c for c in containers if c.is_leftover)
+        switchable = self._edge.switchable if self._edge else frozenset[str]()
+        there = look(self._stack, engine, self._edge)
         return ContainerFacts(
             observed_at=observed_at,
-            serving=tuple(c.facts() for c in containers if c.service in services and c not in leftovers),
-            candidates=tuple(c.facts() for c in (*engine.candidates(), *leftovers)),
-            stateful=tuple(c.facts() for c in containers if c.service not in services),
+            serving=there.facts(there.serving, switchable=switchable),
+            candidates=there.facts(there.beside, switchable=switchable),
+            stateful=there.facts(there.stateful, switchable=switchable),
             held=engine.image_ids(),
+            switchable=switchable,
+            ungated=frozenset(self._stack.config.workers),
         )
 
     def apply(self, step: Step) -> None:
         action = step.action
-        if not isinstance(action, PassGate | Serve | ClearCandidates):
+        if not isinstance(action, PassGate | Serve | Switch | ClearCandidates | Settle):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for containers", hint="lastgood plan")
         with self._stack.alone(deadline_s=step.deadline_s):
             pass  # what a killed command left running has ended: now what is seen will stay so
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
-            if not isinstance(action, ClearCandidates):
+            if not isinstance(action, ClearCandidates | Settle):
                 refuse_compose_1(engine, self._stack.name)
             match action:
                 case PassGate():
-                    pass_gate(self._stack, engine, self._kept(action.release), action, deadline_s=step.deadline_s)
+                    kept = self._kept(action.release)
+                    pass_gate(self._stack, engine, self._edge, kept, action, deadline_s=step.deadline_s)
                 case Serve():
                     self._serve(engine, action, deadline_s=step.deadline_s)
+                case Switch():
+                    kept = self._kept(action.release)
+                    switch(self._stack, engine, self._fronted(step), kept, action, deadline_s=step.deadline_s)
+                case Settle():
+                    settle(self._stack, engine, self._fronted(step), action, deadline_s=step.deadline_s)
                 case ClearCandidates():
-                    clear_candidates(engine)
+                    clear_candidates(engine, look(self._stack, engine, self._edge))
                 case _:
                     assert_never(action)
 
@@ -86,9 +110,15 @@ class ComposeTarget:
         kept = self._kept(action.release)
         if not self._untouched:
             self._untouched = untouchable(self._stack, engine)
-        match choose_rung((action.service,)).rung:
-            case ContainerRung.RECREATE:
-                recreate(self._stack, engine, kept, action, deadline_s=deadline_s)
+        if self._edge and action.service in self._edge.config.one_at_a_time:
+            recreate_behind(self._stack, engine, self._edge, kept, action, deadline_s=deadline_s)
+        else:
+            recreate(self._stack, engine, kept, action, deadline_s=deadline_s)
+
+    def _fronted(self, step: Step) -> Edge:
+        if self._edge is None:
+            raise Refused(f"{step.name} needs an edge, and there is none any more", hint="lastgood rollback")
+        return self._edge
 
     def _kept(self, release: str) -> KeptRelease:
         kept = self._stack.shelf.find(release)
@@ -105,24 +135,44 @@ class ComposeTarget:
 
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
-            return describe.describe_running(self._stack, engine, name, recorded_at)
+            return describe.describe_running(self._stack, engine, self._serving(engine), name, recorded_at)
 
-    def rung(self) -> str:
-        services = self._stack.config.services
-        chosen = choose_rung(services)
+    def missing(self, release: Release) -> tuple[Missing, ...]:
         with self._engine() as engine:
-            serving = [c for c in engine.of_project() if c.service in services]
-        blind = sorted({c.service for c in serving if c.facts().running and c.facts().health is Health.NONE})
+            return tuple(missing(self._stack, engine, release))
+
+    def hold(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                if engine.image(record.artifact) is not None:
+                    ensure_image(engine, record)
+
+    def kept(self) -> frozenset[str]:
+        return self._stack.shelf.names()
+
+    def let_go(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                engine.let_go(record.artifact, record.held_as)
+        self._stack.shelf.remove(release.id)
+
+    def rung(self, release: str = "") -> str:
+        with self._engine() as engine:
+            there = look(self._stack, engine, self._edge)
+        chosen = [
+            (service, choose_rung(service, there, self._edge, release=release))
+            for service in self._stack.config.services
+        ]
+        blind = sorted({c.service for c in there.serving if c.facts().running and c.facts().health is Health.NONE})
         seen_only = f"; no health check in {', '.join(blind)}: running is all that can be seen of it" if blind else ""
-        return f"{chosen.rung.value} one service at a time: {chosen.why}{seen_only}"
+        return said(chosen) + seen_only
 
     def evidence(self, into: Path) -> tuple[str, ...]:
         with self._engine() as engine:
             return save_evidence(engine, self._serving(engine), into)
 
     def _serving(self, engine: Engine) -> tuple[Container, ...]:
-        services = self._stack.config.services
-        return tuple(c for c in engine.of_project() if c.service in services and not c.is_leftover)
+        return look(self._stack, engine, self._edge).serving
 
     def checks(self, release: Release) -> tuple[Check, ...]:
         with self._engine() as engine:

@@ -10,8 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import InstanceFacts
 from lastgood.targets.process.kept import PASSED_ON
+from lastgood.targets.unix_address import short_path
 
 SOCKET: Final = "holder.sock"
 LOG: Final = "holder.log"
@@ -101,7 +101,7 @@ def _said(state: Path, request: Ask, deadline_s: float) -> bytes | None:
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(deadline_s)
         try:
-            with short_path(state) as path:
+            with short_path(state / SOCKET) as path:
                 line.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
@@ -151,14 +151,3 @@ def start(state: Path) -> None:
 def passed_on(env: Mapping[str, str]) -> dict[str, str]:
     """What any program needs of an environment, and no secret of it."""
     return {name: env[name] for name in PASSED_ON if name in env}
-
-
-@contextmanager
-def short_path(state: Path) -> Generator[str]:
-    """Yield a path of the holder's socket that is short whatever the directory: a unix address has 107 bytes."""
-    folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{SOCKET}"
-    finally:
-        with suppress(OSError):
-            os.close(folder)

@@ -27,9 +27,10 @@ from typing import Final, assert_never
 from lastgood.core.errors import LastgoodError
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.targets.process import processes
-from lastgood.targets.process.control import ANSWER, ASK, MOST_BYTES, SOCKET, Answer, Ask, Verb, passed_on, short_path
+from lastgood.targets.process.control import ANSWER, ASK, MOST_BYTES, SOCKET, Answer, Ask, Verb, passed_on
 from lastgood.targets.process.kept import Instance, KeptService, Part, Shelf
 from lastgood.targets.process.proxy import Route, serve_client
+from lastgood.targets.unix_address import short_path
 
 TICK_S: Final = 0.1
 HEALTHY_TICKS: Final = 20
@@ -433,7 +434,7 @@ def _forget_old(logs: Path) -> None:
 @contextmanager
 def _line(state: Path) -> Generator[socket.socket]:
     """The socket on which commands ask, in place of the one that an earlier holder may have left."""
-    with short_path(state) as path, socket.socket(socket.AF_UNIX) as line:
+    with short_path(state / SOCKET) as path, socket.socket(socket.AF_UNIX) as line:
         Path(path).unlink(missing_ok=True)
         line.bind(path)
         yield line

@@ -8,11 +8,13 @@ logs/INSTANCE.log           what each of them says
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lastgood.core.config import ProcessConfig
 from lastgood.core.errors import ConfigError, Refused
-from lastgood.targets.process import tree
+from lastgood.targets import tree
 
 KEY_FILE: Final = "process.key"
 INSTANCES_FILE: Final = "instances.json"
@@ -124,6 +126,20 @@ class Shelf:
         if found is None:
             raise Refused(f"nothing is kept of release {release}", hint="lastgood releases")
         return found
+
+    def names(self) -> frozenset[str]:
+        """Names of the releases of which anything is kept."""
+        return frozenset(path.name for path in (self.state / "releases").glob("*") if path.is_dir())
+
+    def remove(self, release: str) -> None:
+        """Remove what is kept of a release. Raises Refused when the disk says no."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.folder(release))
+        except OSError as error:
+            raise Refused(
+                f"what is kept of {release} cannot be removed: {error.strerror or error}", hint="lastgood releases"
+            ) from error
 
     def held(self) -> frozenset[str]:
         """Return the artifacts whose files are here unchanged."""

@@ -20,17 +20,19 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
 from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Step, runs, seen
 from lastgood.core.ports import Clock
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
+from lastgood.targets import tree
 from lastgood.targets.checkout import checkout
 from lastgood.targets.masking import Masker
-from lastgood.targets.process import processes, tree
+from lastgood.targets.process import processes
 from lastgood.targets.process.control import Answer, Ask, Verb, ask, ask_or_start
 from lastgood.targets.process.kept import Instance, KeptRelease, KeptService, Part, Shelf
 
 ENGINE_NAME: Final = "process"
 POLL_S: Final = 0.1
 LOG_LINES: Final = 2000
+DEPLOY_ANOTHER: Final = "lastgood deploy   (the next good release is a way back again)"
 RUNG: Final = (
     "L2 start-first: the new process is healthy before the holder switches to it (no standby is kept warm here)"
 )
@@ -71,7 +73,27 @@ class ProcessTarget:
             candidates=tuple(_unheld(i) for i in noted if i.part is not Part.SERVING),
         )
 
-    def rung(self) -> str:
+    def missing(self, release: Release) -> tuple[Missing, ...]:
+        try:
+            kept = self._shelf.find(release.id)
+        except Refused as error:
+            return (Missing(what=error.message, fix=DEPLOY_ANOTHER, lost=True),)
+        if kept.artifact in self._shelf.held():
+            return ()
+        return (Missing(what=f"the files of {release.id} are not what was kept", fix=DEPLOY_ANOTHER, lost=True),)
+
+    def hold(self, release: Release) -> None:
+        """A copy of the files needs nothing that holds it."""
+
+    def kept(self) -> frozenset[str]:
+        return self._shelf.names()
+
+    def let_go(self, release: Release) -> None:
+        if running := [i.service for i in self._shelf.instances() if i.release == release.id and i.exit_code is None]:
+            raise Refused(f"{', '.join(running)} still runs from {release.id}", hint="lastgood status")
+        self._shelf.remove(release.id)
+
+    def rung(self, release: str = "") -> str:  # noqa: ARG002 # every release starts the same way here
         return RUNG
 
     def evidence(self, into: Path) -> tuple[str, ...]:
@@ -145,7 +167,7 @@ class ProcessTarget:
         return self._release(kept, recorded_at)
 
     def _release(self, kept: KeptRelease, recorded_at: datetime) -> Release:
-        commit, dirty = checkout(self._root, state=self._shelf.state)
+        found = checkout(self._root, state=self._shelf.state)
         return Release(
             id=kept.release,
             recorded_at=recorded_at,
@@ -157,11 +179,14 @@ class ProcessTarget:
                     held_as=str(self._shelf.tree(kept.release).relative_to(self._shelf.state)),
                     config_hash=service.config_hash,
                     env_hash=service.env_hash,
+                    probe=f"GET {service.health}",
+                    ports=(f"127.0.0.1:{service.public_port}",),
                 )
                 for service in kept.services
             ),
-            commit=commit,
-            dirty=dirty,
+            commit=found.commit,
+            dirty=found.dirty,
+            unresolved=found.unresolved,
             config_file=str(self._shelf.settings(kept.release).relative_to(self._shelf.state)),
             config_hash=kept.config_hash,
         )

@@ -1,0 +1,74 @@
+"""Holding what a rollback would need: whether every way back is still whole, and letting go of what need not be kept.
+
+Letting go is journaled first: from then on the release is no target, whatever is left of it. What could not be removed
+is tried again after the next deploy.
+"""
+
+from __future__ import annotations
+
+from lastgood.core.errors import LastgoodError
+from lastgood.core.history import History, ReleaseHistory
+from lastgood.core.record import ReleaseLetGo
+from lastgood.core.release import Missing, Release
+from lastgood.core.retention import needed, to_let_go
+from lastgood.runbook.rooms import Rooms
+
+
+def ways_back(history: History) -> tuple[ReleaseHistory, ...]:
+    """Return the good releases that are kept, newest first."""
+    return tuple(known for known in reversed(history.releases.values()) if known.is_way_back)
+
+
+def warn(rooms: Rooms, release: Release) -> None:
+    """Say what a person should know of a release while it is recorded."""
+    for line in release.unresolved:
+        rooms.story(f"  note: {release.id} cannot be built again from its commit: {line}")
+
+
+def look_through(rooms: Rooms, releases: tuple[Release, ...]) -> tuple[tuple[Release, tuple[Missing, ...]], ...]:
+    """Hold again what lost its tags, and return what each release lacks all the same, in the order of `releases`.
+
+    A cleaning job takes tags off images that are in use as well; what is held again before the next one outlives it.
+    """
+    found: list[tuple[Release, tuple[Missing, ...]]] = []
+    for release in releases:
+        rooms.containers.hold(release)
+        found.append((release, rooms.containers.missing(release)))
+    return tuple(found)
+
+
+def let_go_of_old(rooms: Rooms) -> None:
+    """Let go of the releases that need not be kept, and of those that nothing can bring back. Needs the RUN lease.
+
+    Never raises for the engine's sake: what serves is not touched by this, and nobody waits for it.
+    """
+    try:
+        _judge(rooms)
+        _remove(rooms)
+    except LastgoodError as error:
+        rooms.story(f"  old releases could not be let go of now: {error.message}")
+
+
+def _judge(rooms: Rooms) -> None:
+    history, retain = rooms.memory.history(), rooms.config.retain
+    for name in to_let_go(history, retain=retain):
+        rooms.memory.note(ReleaseLetGo(release=name, why=f"not among the newest {retain}"))
+    history = rooms.memory.history()
+    kept = tuple(known.release for known in ways_back(history))
+    for release, missing in look_through(rooms, kept):
+        lost = [m.what for m in missing if m.lost]
+        if lost and release.id not in needed(history):
+            rooms.memory.note(ReleaseLetGo(release=release.id, why="; ".join(lost)))
+
+
+def _remove(rooms: Rooms) -> None:
+    here = rooms.containers.kept()
+    for known in rooms.memory.history().releases.values():
+        if not known.let_go or known.release.id not in here:
+            continue
+        try:
+            rooms.containers.let_go(known.release)
+        except LastgoodError as error:
+            rooms.story(f"  {known.release.id} is not kept any more, but something of it is left: {error.message}")
+        else:
+            rooms.story(f"  {known.release.id} is not kept any more: {known.let_go}")

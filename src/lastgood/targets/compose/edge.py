@@ -1,0 +1,161 @@
+"""The edge in front of a stack: to which containers it sends requests, and how they are moved, held and waited for.
+
+Only the edge says who serves: a container that runs beside has no port and no name that anybody else knows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from lastgood.core.config import EdgeConfig
+from lastgood.core.errors import NeedsHuman, Retryable
+from lastgood.targets.compose.engine import Container
+from lastgood.targets.compose.haproxy import CONFIG_FILE, SLOTS, Route, Runtime, Slot, configuration
+from lastgood.targets.compose.kept import replace_private
+from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.stack import Stack
+
+FOLDER: Final = "edge"
+"""In the state directory: the configuration of the edge and its socket."""
+PATIENCE_S: Final = 0.75
+"""How long a request waits for a service that does not take its connection: as three retries would."""
+POLL_S: Final = 0.02
+RESOLVED_S: Final = 10.0
+"""The edge asks for an address every second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The edge of one stack."""
+
+    config: EdgeConfig
+    stack: Stack
+
+    @property
+    def folder(self) -> Path:
+        """Where the edge reads its configuration and opens its socket."""
+        return self.stack.state / FOLDER
+
+    @property
+    def runtime(self) -> Runtime:
+        """The edge's socket."""
+        return Runtime(self.folder)
+
+    @property
+    def switchable(self) -> frozenset[str]:
+        """The services that may stand twice: a release has its own instances of them."""
+        return frozenset(self.config.routes) - set(self.config.one_at_a_time)
+
+    def serving(self) -> dict[str, frozenset[str]]:
+        """Names of the containers that get the requests of each service. Raises Retryable when nobody can tell."""
+        found: dict[str, frozenset[str]] = dict.fromkeys(self.config.routes, frozenset())
+        for slot in self.runtime.slots():
+            if slot.ready and slot.container:
+                found[slot.service] = found.get(slot.service, frozenset()) | {slot.container}
+        return found
+
+    def admit(self, service: str, containers: Sequence[Container], *, ends_at: datetime) -> tuple[str, ...]:
+        """Give each container a slot that gets no traffic yet, unless it has one, and wait until the edge knows where
+        it is. Returns the slots. Raises Retryable: no traffic has moved."""
+        slots = [slot for slot in self.runtime.slots() if slot.service == service and slot.name.startswith("s")]
+        busy = self.runtime.sessions()
+        taken: dict[str, Container] = {}
+        for container in containers:
+            slot = next((s for s in slots if s.container == container.name and s.name not in taken), None)
+            if slot is None:
+                slot = self._free(service, slots, taken, busy)
+                self.runtime.name(service, slot.name, container.name)
+            taken[slot.name] = container
+        self._wait_for_addresses(service, taken, ends_at=ends_at)
+        return tuple(taken)
+
+    def _free(
+        self, service: str, slots: Sequence[Slot], taken: Mapping[str, Container], busy: Mapping[tuple[str, str], int]
+    ) -> Slot:
+        idle = [s for s in slots if not s.ready and s.name not in taken and not busy.get((service, s.name))]
+        if not idle:
+            raise Retryable(
+                f"all {SLOTS} slots of {service} at the edge are in use", delay_s=2.0, hint="lastgood doctor"
+            )
+        return min(idle, key=lambda slot: bool(slot.container))
+
+    def _wait_for_addresses(self, service: str, taken: Mapping[str, Container], *, ends_at: datetime) -> None:
+        until = min(ends_at, self.stack.clock.now() + timedelta(seconds=RESOLVED_S))
+        while True:
+            known = {slot.name: slot.address for slot in self.runtime.slots() if slot.service == service}
+            missing = [name for name, container in taken.items() if known.get(name) not in container.addresses]
+            if not missing:
+                return
+            if self.stack.clock.now() >= until:
+                names = ", ".join(taken[name].name for name in missing)
+                raise Retryable(
+                    f"the edge does not find {names}: has it a network in common with {service}?",
+                    delay_s=1.0,
+                    hint=f"docker inspect {taken[missing[0]].name}",
+                )
+            self.stack.clock.sleep(POLL_S)
+
+    def move(self, project: Project, to: Mapping[str, Mapping[str, Container]]) -> None:
+        """Send the requests of these services to these slots (slot -> container) and to no other, all at once.
+
+        Raises OutcomeUnknown when the edge did not say that it did.
+        """
+        before = self.serving()
+        after = {**before, **{service: frozenset(c.name for c in slots.values()) for service, slots in to.items()}}
+        self.write(project, after)
+        away = [
+            (slot.service, slot.name)
+            for slot in self.runtime.slots()
+            if slot.ready and slot.service in to and slot.name not in to[slot.service]
+        ]
+        self.runtime.move(to=[(service, slot) for service, slots in to.items() for slot in slots], away=away)
+
+    def hold(self, service: str) -> None:
+        """Let the requests of a service wait from now on."""
+        ready = [slot.name for slot in self.runtime.slots() if slot.ready and slot.service == service]
+        self.runtime.hold(service, instead_of=[name for name in ready if name.startswith("s")])
+
+    def drain(self, services: Iterable[str], *, ends_at: datetime) -> None:
+        """Wait until what no longer gets requests has answered its last one; cut off what is left at the deadline."""
+        wanted = set(services)
+        while True:
+            quiet = {(slot.service, slot.name) for slot in self.runtime.slots() if not slot.ready and slot.container}
+            open_ = [at for at, count in self.runtime.sessions().items() if count and at in quiet and at[0] in wanted]
+            if not open_:
+                return
+            if self.stack.clock.now() >= ends_at:
+                for service, slot in open_:
+                    self.runtime.cut(service, slot)
+                return
+            self.stack.clock.sleep(POLL_S)
+
+    def write(self, project: Project, serving: Mapping[str, Iterable[str]]) -> None:
+        """Write what the edge starts from. serving: service -> names of the containers that get its requests.
+
+        Raises NeedsHuman when it cannot be written: an edge that is started again would send requests elsewhere.
+        """
+        ready = {service: sorted(names) for service, names in serving.items()}
+        text = configuration(self.routes(project), ready, uid=os.getuid())
+        try:
+            replace_private(self.folder / CONFIG_FILE, text.encode())
+        except OSError as error:
+            path = self.folder / CONFIG_FILE
+            raise NeedsHuman(f"{path} cannot be written: {error.strerror}", hint=f"df {path.parent}") from error
+
+    def routes(self, project: Project) -> list[Route]:
+        """How each service is reached, in the configuration's order."""
+        slow = self.stack.config.boot + self.stack.config.stop
+        return [
+            Route(
+                service=service,
+                port=port,
+                patience_s=slow if service in self.config.one_at_a_time else PATIENCE_S,
+                names=project.names(service) if service in project.services else (service,),
+            )
+            for service, port in self.config.routes.items()
+        ]

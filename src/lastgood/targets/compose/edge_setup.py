@@ -1,0 +1,151 @@
+"""Putting an edge in front of a stack that has none: which services it can take, and the two files that do it.
+
+The user's own compose file is never edited. A second file takes the published ports from the services and gives them to
+the edge; taking that file away again gives them back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+from lastgood.core.config import ContainersConfig, EdgeConfig
+from lastgood.core.errors import Refused
+from lastgood.core.ports import Clock
+from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Engine, connect
+from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, publish_from
+from lastgood.targets.compose.kept import Shelf
+from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.shape import Kind, shape_of
+from lastgood.targets.compose.stack import Stack
+
+COMPOSE_FILE: Final = "docker-compose.edge.yml"
+IMAGE: Final = "haproxy:2.6"
+_HEADER: Final = (
+    "Written by `lastgood init --edge`: the ports of these services belong to the edge, which sends each request to\n"
+    "the release that serves. Use it after the stack's own file: docker compose -f ... -f {name} up -d"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgePlan:
+    """What an edge would take. routes: service -> port. one_at_a_time: service -> why no second copy of it may run.
+    left_out: service -> why it gets no route."""
+
+    routes: Mapping[str, int]
+    one_at_a_time: Mapping[str, str]
+    left_out: Mapping[str, str]
+
+
+def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> EdgePlan:
+    """Say which of `services` an edge can stand in front of. Changes nothing."""
+    routes: dict[str, int] = {}
+    alone: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for name in services:
+        shape = shape_of(project, name, exposed=_exposed(engine.image(project.reference(name))))
+        if shape.kind is not Kind.SERVING:
+            left_out[name] = f"{shape.kind.value}: {shape.why}"
+        elif shape.port is None:
+            left_out[name] = "it is not known on which port it serves"
+        elif others := _beside(project, name, shape.port):
+            left_out[name] = f"it publishes {others} as well, which HTTP requests do not tell apart"
+        else:
+            routes[name] = shape.port
+            if shape.alone:
+                alone[name] = shape.alone[0]
+    return EdgePlan(routes=routes, one_at_a_time=alone, left_out=left_out)
+
+
+def _exposed(image: Json | None) -> tuple[int, ...]:
+    ports = cast("Mapping[str, object]", (image or {}).get("Config", {}).get("ExposedPorts") or {})
+    return tuple(int(port.split("/")[0]) for port in ports if port.endswith("/tcp"))
+
+
+def _beside(project: Project, name: str, port: int) -> str:
+    """What a service publishes that is not plain TCP on its one port."""
+    others = [f"{p['target']}/{p.get('protocol', 'tcp')}" for p in _ports(project, name)]
+    return ", ".join(sorted({other for other in others if other != f"{port}/tcp"}))
+
+
+def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> EdgePlan:
+    """Put an edge before the services of `config`: write its compose file beside the first, and what it starts from.
+
+    Raises Refused, nothing written, when there is one already or none can be had; Retryable when the engine does not
+    answer. What runs is not touched.
+    """
+    if config.edge is not None:
+        raise Refused("this stack has an edge already (containers.edge)", hint="lastgood doctor")
+    stack = Stack(config=config, root=root.resolve(), state=state.resolve(), shelf=Shelf(state.resolve()), clock=clock)
+    project = stack.resolve()
+    with connect(stack.name, os.environ) as engine:
+        plan = plan_edge(project, config.services, engine=engine)
+    write_edge(stack, project, plan, into=stack.root / edge_file(config))
+    return plan
+
+
+def edge_file(config: ContainersConfig) -> str:
+    """The compose file of the edge, relative to lastgood.yaml: beside the stack's first one."""
+    return str(Path(config.compose.files[0]).with_name(COMPOSE_FILE))
+
+
+def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) -> Edge:
+    """Write the compose file `into` and what the edge starts from, with today's containers behind it.
+
+    Raises Refused, nothing written, when the file is there already or no service can be taken.
+    """
+    if not plan.routes:
+        raise Refused("no service of this project can stand behind an edge", hint="see the reasons above")
+    if into.exists():
+        raise Refused(f"{into} is there already", hint=f"less {into}")
+    config = EdgeConfig(routes=plan.routes, one_at_a_time=tuple(plan.one_at_a_time))
+    edge = Edge(config, stack)
+    edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    edge.write(project, {name: _names_today(project, name) for name in plan.routes})
+    into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
+    return edge
+
+
+def _names_today(project: Project, service: str) -> list[str]:
+    """What compose calls the containers of a service (compose-spec, container_name)."""
+    named = project.service(service).get("container_name")
+    copies = project.instances(service) or 1
+    return [str(named)] if named else [f"{project.name}-{service}-{number}" for number in range(1, copies + 1)]
+
+
+def _compose_file(project: Project, edge: Edge, name: str) -> str:
+    """YAML, each value in the form that JSON shares with it."""
+    inside = publish_from(edge.routes(project))
+    aliases = [known_as for service in inside if service in edge.switchable for known_as in project.names(service)]
+    networks = sorted({network for service in inside for network in project.real_names("networks", service)})
+    front = {
+        "image": f"${{LASTGOOD_EDGE_IMAGE:-{IMAGE}}}",
+        # it opens its socket for this user, and then goes on as nobody
+        "user": "0:0",
+        "entrypoint": ["haproxy", "-db", "-f", f"{INSIDE}/{CONFIG_FILE}"],
+        "restart": "unless-stopped",
+        "volumes": [{"type": "bind", "source": str(edge.folder), "target": INSIDE}],
+        "networks": {network: {"aliases": aliases} for network in networks},
+        "ports": [_published(port, inside[service]) for service in inside for port in _ports(project, service)],
+    }
+    lines = [f"# {line}" for line in _HEADER.format(name=name).splitlines()]
+    lines += ["services:", f"  {edge.config.service}:"]
+    lines += [f"    {key}: {json.dumps(value)}" for key, value in front.items()]
+    for service in inside:
+        if _ports(project, service):
+            lines += [f"  {json.dumps(service)}:", "    ports: !reset []"]
+    return "\n".join(lines) + "\n"
+
+
+def _ports(project: Project, service: str) -> Sequence[Json]:
+    return cast("Sequence[Json]", project.service(service).get("ports") or ())
+
+
+def _published(port: Json, inside: int) -> Json:
+    kept = {key: port[key] for key in ("host_ip", "published", "protocol") if port.get(key)}
+    return {"target": inside, **kept}

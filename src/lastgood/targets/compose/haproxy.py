@@ -1,0 +1,217 @@
+"""HAProxy as this program uses it: the configuration that it starts from, and its runtime socket.
+
+Every service has a backend of slots; a slot names one container, and the engine's own DNS says where that is. Moving
+traffic is one line of commands on the socket and takes no reload: a request that is being answered is answered, the
+next one goes where the line says. The configuration on disk says the same, for a HAProxy that is started again.
+
+Tried with 2.6 (Debian 12). Words and columns: docs.haproxy.org/2.6/management.html, sections 9.1 and 9.3.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lastgood.core.errors import OutcomeUnknown, Retryable
+from lastgood.targets.unix_address import short_path
+
+CONFIG_FILE: Final = "haproxy.cfg"
+SOCKET_FILE: Final = "haproxy.sock"
+INSIDE: Final = "/run/lastgood"
+"""Where the container of the edge sees the folder of both files."""
+FIRST_PORT: Final = 20_000
+"""Inside the edge each service is published from a port of its own, from here on: two services may listen on one."""
+SLOTS: Final = 8
+"""Instances of a service that can be named at once, over all releases."""
+ASK_S: Final = 5.0
+MOST_BYTES: Final = 4 << 20
+_TAKEN: Final = ("changed its FQDN", "no need to change")
+_NOBODY: Final = "nobody.invalid"
+_HOLD: Final = "hold"
+# srv_admin_state: a bit each. What was said in the file or where a name came from does not keep traffic away.
+_FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08
+
+_HEAD: Final = """\
+# Written by lastgood, again at every switch. What is changed here by hand is lost.
+global
+    uid 99
+    gid 99
+    stats socket {inside}/{socket} mode 600 uid {uid} level admin
+    hard-stop-after 30s
+
+defaults
+    mode http
+    # a connection that is refused is tried again after this time, and a request waits so long for a service
+    timeout connect 250ms
+    timeout client 1h
+    timeout server 1h
+    timeout tunnel 1h
+    timeout http-request 30s
+    timeout http-keep-alive 60s
+    option forwardfor
+    # each request looks anew who serves, also on a connection that the client keeps
+    option http-server-close
+    option redispatch 1
+
+resolvers engine
+    nameserver dns 127.0.0.11:53
+    hold valid 1s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How one service is reached. port: of its containers. patience_s: how long a request waits for it to answer a
+    connection. names: by which other services know it."""
+
+    service: str
+    port: int
+    patience_s: float
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One place of a backend. container: the name in it, empty for none. address: what the name led to, empty while it
+    leads nowhere. ready: new requests go there."""
+
+    service: str
+    name: str
+    container: str
+    address: str
+    ready: bool
+
+
+def publish_from(routes: Sequence[Route]) -> dict[str, int]:
+    """The port inside the edge from which each service is published, in the order of the routes."""
+    return {route.service: FIRST_PORT + number for number, route in enumerate(routes)}
+
+
+def configuration(routes: Sequence[Route], ready: Mapping[str, Sequence[str]], *, uid: int) -> str:
+    """The file that HAProxy starts from. ready: service -> names of the containers that serve. uid: who may use the
+    socket."""
+    parts = [_HEAD.format(inside=INSIDE, socket=SOCKET_FILE, uid=uid)]
+    for service, port in publish_from(routes).items():
+        parts.append(f"frontend published-{service}\n    bind :{port}\n    default_backend {service}\n")
+    ports = sorted({route.port for route in routes})
+    parts += [_inside(port, [route for route in routes if route.port == port]) for port in ports]
+    parts += [_backend(route, ready.get(route.service, ())) for route in routes]
+    return "\n".join(parts)
+
+
+def _inside(port: int, routes: Sequence[Route]) -> str:
+    """Where other services ask for these by their names. Who shares a port is told apart by the name that was asked."""
+    lines = [f"frontend inside-{port}", f"    bind :{port}"]
+    if len(routes) > 1:
+        lines += [
+            f"    use_backend {route.service} if {{ req.hdr(host),field(1,:) -m str -i {' '.join(route.names)} }}"
+            for route in routes
+        ]
+    return "\n".join([*lines, f"    default_backend {routes[0].service}", ""])
+
+
+def _backend(route: Route, ready: Sequence[str]) -> str:
+    # not asked for at the start: one name that leads nowhere would keep all others from being served
+    lines = [f"backend {route.service}", f"    retries {max(3, round(route.patience_s * 4))}"]
+    for number in range(SLOTS):
+        name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
+        lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr none{off}")
+    # nobody listens there, so that a request which is sent to it is tried again until there is somebody
+    return "\n".join([*lines, f"    server {_HOLD} 127.0.0.1:1 disabled", ""])
+
+
+class Runtime:
+    """The socket of a running HAProxy. folder: where it lies on this host."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return every slot as HAProxy has it now. Raises Retryable when it does not answer."""
+        said = self._ask("show servers state").splitlines()
+        header = next((line for line in said if line.startswith("# ")), "")
+        rows = csv.DictReader(io.StringIO("\n".join([header[2:], *said[said.index(header) + 1 :]])), delimiter=" ")
+        return tuple(
+            Slot(
+                service=row["be_name"],
+                name=row["srv_name"],
+                container="" if row["srv_fqdn"] in ("-", _NOBODY) else row["srv_fqdn"],
+                address="" if row["srv_addr"] == "-" else row["srv_addr"],
+                ready=not int(row["srv_admin_state"]) & (_FORCED_MAINT | _FORCED_DRAIN),
+            )
+            for row in rows
+            if row["be_name"]
+        )
+
+    def sessions(self) -> dict[tuple[str, str], int]:
+        """Return the requests that each (service, slot) is answering now. Raises Retryable."""
+        rows = csv.DictReader(io.StringIO(self._ask("show stat").removeprefix("# ")))
+        return {(row["pxname"], row["svname"]): int(row["scur"] or 0) for row in rows}
+
+    def name(self, service: str, slot: str, container: str) -> None:
+        """Put a container into a slot that gets no traffic. Its address follows within a second."""
+        self._tell([f"set server {service}/{slot} state maint", f"set server {service}/{slot} fqdn {container}"])
+
+    def move(self, *, to: Iterable[tuple[str, str]], away: Iterable[tuple[str, str]]) -> None:
+        """Send new requests to the (service, slot)s of `to` and no more to those of `away`, in one line. What is being
+        answered is answered. Raises OutcomeUnknown: look."""
+        self._tell(
+            [
+                *(f"set server {service}/{slot} state ready" for service, slot in to),
+                *(f"set server {service}/{slot} state drain" for service, slot in away),
+            ]
+        )
+
+    def hold(self, service: str, *, instead_of: Iterable[str]) -> None:
+        """Let new requests of a service wait instead of going to the slots `instead_of`."""
+        self.move(to=[(service, _HOLD)], away=[(service, slot) for slot in instead_of])
+
+    def release(self, service: str, *, to: Iterable[str]) -> None:
+        """Let what waits, and what comes, go to the slots `to`."""
+        self.move(to=[(service, slot) for slot in to], away=[(service, _HOLD)])
+
+    def cut(self, service: str, slot: str) -> None:
+        """End what a slot is still answering: a websocket, a request without an end."""
+        self._tell([f"shutdown sessions server {service}/{slot}"])
+
+    def _ask(self, command: str) -> str:
+        try:
+            return self._said(command)
+        except OSError as error:
+            raise _away(error) from error
+
+    def _tell(self, commands: Sequence[str]) -> None:
+        """HAProxy carries a line out as a whole; it answers nothing, or one line for what it does not take."""
+        try:
+            said = self._said("; ".join(commands))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise _away(error) from error
+        except OSError as error:
+            raise OutcomeUnknown("the edge was told and did not answer", hint="lastgood doctor") from error
+        refused = [line for line in said.splitlines() if line and not any(known in line for known in _TAKEN)]
+        if refused:
+            raise OutcomeUnknown(f"the edge did not take it: {refused[0]}", hint="lastgood doctor")
+
+    def _said(self, line: str) -> str:
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.settimeout(ASK_S)
+            with short_path(self._folder / SOCKET_FILE) as path:
+                wire.connect(path)
+            wire.sendall(line.encode() + b"\n")
+            answer = bytearray()
+            while chunk := wire.recv(65_536):
+                answer += chunk
+                if len(answer) > MOST_BYTES:
+                    raise OSError("the answer has no end")
+            return answer.decode("utf-8", errors="replace")
+
+
+def _away(error: OSError) -> Retryable:
+    return Retryable(
+        f"the edge does not answer on its socket: {error.strerror or error}", delay_s=1.0, hint="lastgood doctor"
+    )

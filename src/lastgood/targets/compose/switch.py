@@ -1,0 +1,68 @@
+"""Moving the traffic of a whole release at the edge, and what becomes of the release that served before.
+
+Which rung that is was decided at the gate: the instances that the traffic moves to ran already (L0), were stopped (L1),
+or were started from the held image (L2). The move itself is the same, and takes no request with it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from lastgood.core.config import Standby
+from lastgood.core.errors import Refused
+from lastgood.core.plan import Settle, Switch
+from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.kept import KeptRelease
+from lastgood.targets.compose.look import is_twin, look
+from lastgood.targets.compose.project import LABEL_RELEASE, LABEL_RESTART
+from lastgood.targets.compose.stack import Stack
+
+
+def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Switch, *, deadline_s: float) -> None:
+    """Send the requests of every service of `action` to the release's healthy instances. Raises Refused or Retryable
+    before anything moved; OutcomeUnknown when the edge did not say that it did."""
+    ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
+    seen = look(stack, engine, edge)
+    to: dict[str, dict[str, Container]] = {}
+    for service, artifact in action.artifacts:
+        ready = [
+            c
+            for c in (*seen.beside, *seen.serving)
+            if is_twin(c) and c.service == service and c.labels.get(LABEL_RELEASE) == kept.name
+            if c.image == artifact and c.facts().serves
+        ]
+        if not ready:
+            raise Refused(f"no healthy {service} of {kept.name} stands beside", hint="lastgood rollback")
+        to[service] = dict(zip(edge.admit(service, ready, ends_at=ends_at), ready, strict=True))
+    for container in (c for slots in to.values() for c in slots.values()):
+        engine.start_again(container.id, container.labels.get(LABEL_RESTART, "no"))
+    edge.move(stack.shelf.project(kept), to)
+
+
+def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline_s: float) -> None:
+    """Let what does not serve answer its last requests and stop it; keep the standby as the configuration says."""
+    began = stack.clock.now()
+    seen = look(stack, engine, edge)
+    standby = [c for c in seen.beside if is_twin(c) and c.labels.get(LABEL_RELEASE) == action.standby != ""]
+    over = [c for c in seen.beside if c not in standby]
+    if edge.config.standby is not Standby.RUNNING:
+        over += standby
+    # each may take its time to stop, one after the other
+    drain_s = min(edge.config.drain, deadline_s - stack.config.stop * len(over))
+    ends_at = began + timedelta(seconds=max(drain_s, 0.0))
+    _end(stack, engine, edge, over, ends_at=ends_at)
+    if edge.config.standby is Standby.NONE:
+        for container in standby:
+            engine.remove(container.id)
+
+
+def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, ends_at: datetime) -> None:
+    for container in over:
+        engine.start_again(container.id, "no")
+    edge.drain({c.service for c in over}, ends_at=ends_at)
+    for container in over:
+        if container.is_leftover or container.is_made_only or container.service not in edge.switchable:
+            engine.remove(container.id)
+        else:
+            engine.stop(container.id, stop_s=stack.config.stop)

@@ -1,0 +1,145 @@
+"""Which releases are let go of: by count, and never one that somebody may still need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lastgood.core.history import History, fold
+from lastgood.core.record import (
+    DeploymentEnded,
+    DeploymentStarted,
+    Event,
+    ReleaseJudged,
+    ReleaseLetGo,
+    ReleaseRecorded,
+    RunEnded,
+    RunStarted,
+    WatchStarted,
+)
+from lastgood.core.release import Deployment, Standing
+from lastgood.core.report import TerminalState
+from lastgood.core.retention import needed, to_let_go
+from lastgood.testing.world import START
+from tests.core.examples import release, rollback_plan
+from tests.core.run_records import records
+
+
+def deployed(name: str, *, number: int, previous: str = "", good: bool = True, ended: bool = True) -> list[Event]:
+    """A release is recorded, serves, and is judged."""
+    deployment = Deployment(id=f"d{number}", release=name, previous=previous or None, started_at=START)
+    told: list[Event] = [
+        ReleaseRecorded(release=release(name)),
+        DeploymentStarted(deployment=deployment, serving=True),
+        WatchStarted(deployment=deployment.id, at=START, window_s=60.0),
+    ]
+    if good:
+        told.append(ReleaseJudged(release=name, good=True, by="lastgood"))
+    if ended:
+        told.append(DeploymentEnded(deployment=deployment.id, terminal=TerminalState.HEALTHY_KEPT, sentence=""))
+    return told
+
+
+def barred(name: str, back: str, *, number: int) -> list[Event]:
+    """A rollback from one release to another."""
+    plan = replace(rollback_plan(None), id=f"r{number}", from_release=name, to_release=back)
+    run = RunStarted(run=plan.id, plan=plan, trigger="person", sentence="", by="ada", deployment=f"d{number}")
+    return [run, RunEnded(run=plan.id, terminal=TerminalState.ROLLED_BACK_VERIFIED, serving=back)]
+
+
+def told(*events: Iterable[Event]) -> History:
+    return fold(records(*(event for part in events for event in part)))
+
+
+def row(*names: str) -> list[Event]:
+    """Good releases, one after the other; the last one serves."""
+    return [event for number, name in enumerate(names, start=1) for event in deployed(name, number=number)]
+
+
+BAD = deployed("e", number=5, previous="d", good=False, ended=False)
+
+CASES: dict[str, tuple[list[Event], int, tuple[str, ...]]] = {
+    "nothing is known": ([], 1, ()),
+    "fewer than may be kept": (row("a", "b", "c"), 5, ()),
+    "the oldest go first": (row("a", "b", "c", "d", "e"), 3, ("a", "b")),
+    "what serves and the last good one stay though only one may": (row("a", "b", "c", "d"), 1, ("a", "b")),
+    "a release that is watched keeps its way back": ([*row("a", "b", "c", "d"), *BAD], 1, ("a", "b", "c")),
+    "bad ones do not push good ones out": (
+        [
+            *row("a", "b"),
+            *deployed("x", number=3, previous="b", good=False),
+            *barred("x", "b", number=3),
+            *deployed("y", number=4, previous="b", good=False),
+            *barred("y", "b", number=4),
+        ],
+        2,
+        (),
+    ),
+    "bad ones go when they are old": (
+        [
+            *row("a"),
+            *deployed("x", number=2, previous="a", good=False),
+            *barred("x", "a", number=2),
+            *(e for n, name in enumerate("bcde", start=3) for e in deployed(name, number=n)),
+        ],
+        2,
+        ("a", "x", "b", "c"),
+    ),
+    "one that was deployed again is young": ([*row("a", "b", "c"), *deployed("a", number=4)], 2, ("b",)),
+    "one that is not kept is not let go of again": (
+        [*row("a", "b", "c", "d"), ReleaseLetGo(release="a", why="old")],
+        2,
+        ("b",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_by_count_and_never_what_is_needed(case: str) -> None:
+    story, retain, gone = CASES[case]
+    assert to_let_go(told(story), retain=retain) == gone
+
+
+def test_a_run_that_did_not_end_keeps_both_its_releases() -> None:
+    run, _ = barred("d", "a", number=4)
+    story = [*row("a", "b", "c", "d"), run]
+    assert {"a", "d"} <= needed(told(story))
+    assert "a" not in to_let_go(told(story), retain=1)
+
+
+def test_the_bake_after_a_rollback_keeps_the_release_that_was_left() -> None:
+    bake = WatchStarted(deployment="d5", at=START + timedelta(minutes=1), window_s=60.0, bake=True)
+    story = [*row("a", "b", "c", "d"), *BAD, *barred("e", "d", number=5), bake]
+    assert {"e", "d", "c"} <= needed(told(story))
+
+
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.booleans()), max_size=12),
+    retain=st.integers(min_value=1, max_value=4),
+)
+@settings(max_examples=200)
+def test_whatever_happened_the_way_back_is_kept_and_so_are_enough_good_ones(
+    kinds: list[tuple[str, bool, bool]], retain: int
+) -> None:
+    story = [
+        event
+        for number, (name, good, ended) in enumerate(kinds, start=1)
+        for event in deployed(
+            name, number=number, previous=kinds[number - 2][0] if number > 1 else "", good=good, ended=ended
+        )
+    ]
+    history = told(story)
+    gone = to_let_go(history, retain=retain)
+    back = history.last_good(before=history.serving)
+    assert history.serving not in gone
+    assert back is None or back.release.id not in gone
+    good = [name for name, known in history.releases.items() if known.standing is Standing.GOOD]
+    assert len([name for name in good if name not in gone]) >= min(retain, len(good))
+    after = told(story, (ReleaseLetGo(release=name, why="old") for name in gone))
+    assert (after.last_good(before=after.serving) is None) == (back is None)
+    assert to_let_go(after, retain=retain) == ()

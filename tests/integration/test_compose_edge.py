@@ -1,0 +1,317 @@
+"""The edge on the real engine: releases side by side, traffic that moves without a failed request, and what is told."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.config import ContainersConfig
+from lastgood.core.deploying import changed_services, gate_step, serve_steps
+from lastgood.core.errors import Refused, Retryable
+from lastgood.core.plan import PassGate, Seen, Step, Switch, seen
+from lastgood.core.release import Release
+from lastgood.targets.compose import ComposeTarget, edge_file, set_up_edge
+from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.compose import ComposeWorld, edge_image
+
+pytestmark = [pytest.mark.needs_docker, pytest.mark.timeout(240)]
+# Asks its sibling by the name that both have always used, and says what it and the sibling are.
+FRONT = """\
+mkdir -p /www/cgi-bin
+printf '#!/bin/sh\\necho; echo VERSION-$(wget -q -O - http://api:8080/)\\n' > /www/cgi-bin/ask
+chmod 755 /www/cgi-bin/ask
+exec httpd -f -p 8080 -h /www
+"""
+
+
+class EdgeWorld(ComposeWorld):
+    """web (published) asks api (a sibling by name); a worker that answers nobody; a database."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.services["api"] = self.service("api", expose=["8080"])
+        self.write()
+        self.version("0")
+
+    def version(self, version: str) -> None:
+        """Give every service an image that says so."""
+        self.image("web", version, script=FRONT.replace("VERSION", version))
+        self.image("api", version)
+        self.image("worker", version)
+
+    def settings(self, **edge: object) -> ContainersConfig:
+        section = {
+            "compose": {"project": self.project},
+            "services": ["api", "web", "worker"],
+            "workers": ["worker"],
+            "boot": "20s",
+            "stop": "1s",
+        }
+        if edge:
+            files = ["docker-compose.yml", "docker-compose.edge.yml"]
+            section |= {"compose": {"project": self.project, "files": files}, "edge": edge}
+        return ContainersConfig.model_validate(section)
+
+    def behind(self, config: ContainersConfig) -> ComposeTarget:
+        return ComposeTarget(config, root=self.root, state=self.root / ".lastgood", clock=CLOCK)
+
+    def answer(self) -> str:
+        """What users see: the release of web, and that of the api which it asked."""
+        return self.page("/cgi-bin/ask").strip()
+
+    def up(self, *files: str) -> None:
+        self.compose(*(word for file in files for word in ("--file", file)), "up", "--detach", "--wait")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EdgeWorld]:
+    made = EdgeWorld(tmp_path)
+    monkeypatch.setenv("LASTGOOD_EDGE_IMAGE", edge_image(made.client))
+    try:
+        yield made
+    finally:
+        made.clear()
+
+
+@pytest.fixture
+def target(world: EdgeWorld) -> ComposeTarget:
+    """The stack behind its edge, r0 recorded and serving as a release of its own."""
+    world.up("docker-compose.yml")
+    plain = world.settings()
+    plan = set_up_edge(plain, root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    assert dict(plan.routes) == {"api": 8080, "web": 8080}
+    world.up("docker-compose.yml", edge_file(plain))
+    return world.behind(world.settings(routes=dict(plan.routes), drain="5s"))
+
+
+def steps_to(target: ComposeTarget, release: Release, *, standby: str = "") -> list[Step]:
+    facts = target.observe()
+    changed = changed_services(release, facts)
+    return [
+        *gate_step(release, changed, facts, boot_s=20.0, attempts=1),
+        *serve_steps(release, changed, facts, boot_s=20.0, standby=standby),
+    ]
+
+
+def carry(target: ComposeTarget, release: Release, *, standby: str = "") -> list[str]:
+    steps = steps_to(target, release, standby=standby)
+    for step in steps:
+        target.apply(step)
+        assert seen(step, target.observe()) is Seen.DONE, step.name
+    return [step.name for step in steps]
+
+
+def recorded(target: ComposeTarget, name: str) -> Release:
+    return target.describe_running(name, datetime.now(UTC))
+
+
+def prepared(world: EdgeWorld, target: ComposeTarget, version: str) -> Release:
+    world.version(version)
+    return target.prepare(f"r{version}", datetime.now(UTC))
+
+
+@contextmanager
+def traffic(world: EdgeWorld) -> Iterator[Counter[str]]:
+    """Ask all the time. What was answered, counted; what failed is told by its name."""
+    answers: Counter[str] = Counter()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.01):
+            try:
+                answers[world.answer()] += 1
+            except OSError as error:
+                answers[f"failed: {error}"] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: EdgeWorld, target: ComposeTarget) -> None:
+    database = world.container("db").id
+    r0 = recorded(target, "r0")
+    with traffic(world) as answers:
+        assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
+        assert "L0" in target.rung()
+        r1 = prepared(world, target, "1")
+        assert carry(target, r1, standby="r0") == ["pass-gate", "switch-traffic", "serve-worker", "settle"]
+        assert target.rung("r0").startswith("L0 warm (api, web): r0 runs beside")
+        carry(target, r0)
+        assert target.rung("r1").startswith("L1 start the standby (api, web)")
+        carry(target, r1, standby="r0")
+    assert set(answers) == {"0-0", "1-1"}, answers
+    assert world.answer() == "1-1"
+    assert world.container("db").id == database
+    assert all(check.passed for check in target.checks(r1))
+
+
+def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld, target: ComposeTarget) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    for twin in world.candidates():
+        if twin.labels["lastgood.release"] == "r0":
+            twin.remove(force=True)
+    assert target.rung("r0").startswith("L2 start first (api, web)")
+    carry(target, r0)
+    assert world.answer() == "0-0"
+
+
+def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeTarget) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    (sick,) = (c for c in world.candidates() if c.name == f"{world.project}-api-r0")
+    sick.exec_run(["sh", "-c", "mv /www/index.html /www/gone"])
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and sick.attrs["State"]["Health"]["Status"] != "unhealthy":
+        sick.reload()
+        time.sleep(0.1)
+    carry(target, r0)
+    assert world.answer() == "0-0"
+
+
+def test_what_was_switched_away_from_stays_stopped_when_the_engine_would_start_it(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    world.services["web"]["restart"] = "always"
+    world.write()
+    r0 = prepared(world, target, "0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    carry(target, r0)
+    policies = {c.name: c.attrs["HostConfig"]["RestartPolicy"]["Name"] for c in world.candidates()}
+    running = {c.name: c.status for c in world.candidates()}
+    assert policies[f"{world.project}-web-r1"] == "no"
+    assert running[f"{world.project}-web-r1"] == "exited"
+    assert running[f"{world.project}-web-r0"] == "running"
+
+
+def test_an_edge_that_is_started_again_sends_requests_where_it_did(world: EdgeWorld, target: ComposeTarget) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    world.run("docker", "restart", "--time", "1", f"{world.project}-lastgood-edge-1")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if world.answer() == "1-1":
+                break
+        except OSError:
+            time.sleep(0.1)
+    assert world.answer() == "1-1"
+    assert {i.release for i in target.observe().serving if i.service != "worker"} == {"r1"}
+
+
+def test_a_gate_that_fails_leaves_the_standby_and_the_traffic_alone(world: EdgeWorld, target: ComposeTarget) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    world.image("api", "2", script="exit 3")
+    r2 = target.prepare("r2", datetime.now(UTC))
+    (gate, *_) = steps_to(target, r2, standby="r1")
+    with pytest.raises(Refused, match="api of r2 exited with 3"):
+        target.apply(gate)
+    assert world.answer() == "1-1"
+    assert {i.release for i in target.observe().candidates} == {"r0"}
+
+
+def test_a_switch_with_nobody_to_switch_to_is_refused_before_anything_moves(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    artifacts = tuple((s.name, s.artifact) for s in r0.services if s.name != "worker")
+    step = Step(
+        name="switch-traffic", action=Switch(release="r0", artifacts=artifacts), deadline_s=5.0, explain="the switch"
+    )
+    with pytest.raises(Refused, match="no healthy api of r0 stands beside"):
+        target.apply(step)
+    assert world.answer() == "0-0"
+
+
+def test_an_edge_without_its_socket_is_said_and_nothing_is_touched(world: EdgeWorld, target: ComposeTarget) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    gate = steps_to(target, r0)
+    assert gate == []
+    (world.root / ".lastgood" / "edge" / "haproxy.sock").unlink()
+    with pytest.raises(Retryable, match="the edge does not answer"):
+        target.observe()
+    assert world.answer() == "0-0"
+
+
+def test_a_second_copy_is_never_started_of_a_worker(world: EdgeWorld, target: ComposeTarget) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    gate = steps_to(target, r1, standby="r0")[0]
+    assert isinstance(gate.action, PassGate)
+    assert [service for service, _ in gate.action.artifacts] == ["api", "web"]
+
+
+def test_requests_wait_while_a_service_that_cannot_stand_twice_is_recreated(world: EdgeWorld) -> None:
+    world.services["web"]["volumes"] = ["uploads:/uploads"]
+    world.extra_volumes["uploads"] = {}
+    world.write()
+    world.up("docker-compose.yml")
+    plain = world.settings()
+    plan = set_up_edge(plain, root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    assert list(plan.one_at_a_time) == ["web"]
+    world.up("docker-compose.yml", edge_file(plain))
+    target = world.behind(world.settings(routes=dict(plan.routes), one_at_a_time=["web"], drain="5s"))
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    assert "L3 requests wait (web): no second copy of it may run" in target.rung("r0")
+    with traffic(world) as answers:
+        carry(target, r1, standby="r0")
+        carry(target, r0)
+    assert [answer for answer in answers if not answer.endswith(("-0", "-1"))] == []
+    assert world.answer() == "0-0"
+
+
+def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_away(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    carry(target, recorded(target, "r0"))
+    said = subprocess.run(
+        [
+            "docker",
+            "compose",
+            "-p",
+            world.project,
+            "-f",
+            "docker-compose.yml",
+            "-f",
+            "docker-compose.edge.yml",
+            "config",
+        ],
+        cwd=world.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    world.run("docker", "rm", "--force", f"{world.project}-lastgood-edge-1")
+    world.up("docker-compose.yml")
+    assert world.page() == "0"

@@ -1,0 +1,84 @@
+"""A whole incident behind an edge: releases side by side, the switch, and who stands ready until when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import OutcomeUnknown, Refused
+from lastgood.core.plan import Role
+from lastgood.core.report import TerminalState
+from lastgood.testing.stack import SERVICES, WELL, Behaviour
+from tests.runbook.team import BAD, OLD, Team
+
+ERRORS = Behaviour(errors=0.3)
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Team:
+    """OLD serves behind an edge, as a release of its own."""
+    team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
+    team.stack.containers = replace(
+        team.stack.containers,
+        switchable=frozenset(SERVICES),
+        serving=tuple(replace(i, release=OLD) for i in team.stack.containers.serving),
+    )
+    return team
+
+
+def beside(team: Team) -> set[str]:
+    return {i.release for i in team.stack.containers.candidates}
+
+
+def serving(team: Team) -> set[str]:
+    return {i.release for i in team.stack.containers.serving}
+
+
+def test_the_release_before_stands_ready_while_the_new_one_is_watched(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    assert (serving(team), beside(team)) == ({BAD}, {OLD})
+
+
+def test_it_is_stopped_when_the_watch_is_over(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    assert team.watch().terminal is TerminalState.HEALTHY_KEPT
+    assert (serving(team), beside(team)) == ({BAD}, set())
+    assert team.history.open_run is None
+
+
+def test_a_bad_release_leaves_the_traffic_in_one_step_and_nothing_of_it_stays_up(team: Team) -> None:
+    team.deploy(behaviour=ERRORS)
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert [s.name for s in team.report.steps] == ["pass-gate", "switch-traffic", "settle"]
+    assert (serving(team), beside(team)) == ({OLD}, set())
+    # the standby was healthy: nothing had to be started
+    assert team.stack.effects["pass-gate"] == 1
+
+
+def test_a_switch_whose_answer_was_lost_is_looked_at_and_not_repeated(team: Team) -> None:
+    team.deploy(behaviour=ERRORS)
+    team.fails("switch-traffic", OutcomeUnknown("the edge was told and did not answer"), after=True)
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.effects["switch-traffic"] == 2  # the deploy's own, and this one
+
+
+def test_a_gate_that_fails_moves_nothing_and_leaves_nothing_of_it_beside(team: Team) -> None:
+    team.deploy(behaviour=Behaviour(boots=False))
+    assert (serving(team), beside(team)) == ({OLD}, set())
+
+
+def test_a_standby_that_cannot_be_stopped_is_said_and_the_release_is_good(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.fails("settle", *[Refused("the engine refused to stop it")] * 3)
+    assert team.watch().terminal is TerminalState.HEALTHY_KEPT
+    assert beside(team) == {OLD}
+    assert any("still stands beside" in line for line in team.told)
+
+
+def test_a_process_that_dies_while_it_stops_the_standby_is_followed_by_one_that_ends_it(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.fails("settle", OutcomeUnknown("the engine went away"))
+    team.watch()
+    assert (beside(team), team.history.open_run) == (set(), None)

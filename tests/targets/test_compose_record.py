@@ -1,0 +1,54 @@
+"""What a release's record says of a service, read from the resolved configuration, without a word that may be
+secret."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lastgood.targets.compose.project import Project
+
+SECRET = "correct-horse"
+
+
+def project(**service: object) -> Project:
+    return Project({"name": "shop", "services": {"web": service}})
+
+
+@pytest.mark.parametrize(
+    "check,of_image,shown",
+    [
+        ({}, {}, ""),
+        ({"test": ["CMD", "/usr/bin/curl", "-H", f"X: {SECRET}"]}, {}, "curl (compose file), every 30s"),
+        (
+            {"test": ["CMD-SHELL", f"wget -q http://u:{SECRET}@x"], "interval": "5s"},
+            {},
+            "wget (compose file), every 5s",
+        ),
+        ({"test": ["CMD-SHELL", f"TOKEN={SECRET} check"]}, {}, "a command (compose file), every 30s"),
+        ({"test": f"pg_isready -U {SECRET}"}, {}, "pg_isready (compose file), every 30s"),
+        ({"test": ["NONE"]}, {"Test": ["CMD", "curl"]}, ""),
+        ({"disable": True}, {"Test": ["CMD", "curl"]}, ""),
+        ({}, {"Test": ["CMD-SHELL", f"curl http://u:{SECRET}@x || exit 1"]}, "curl (image)"),
+        ({"interval": "5s"}, {"Test": ["CMD", "/bin/check"]}, "check (image)"),
+        ({}, {"Test": ["NONE"]}, ""),
+    ],
+)
+def test_what_checks_the_health_is_named_without_its_arguments(
+    check: dict[str, Any], of_image: dict[str, Any], shown: str
+) -> None:
+    assert project(healthcheck=check).probe("web", of_image) == shown
+
+
+@pytest.mark.parametrize(
+    "port,shown",
+    [
+        ({"target": 80, "published": "8000", "protocol": "tcp"}, "*:8000->80/tcp"),
+        ({"target": 80, "published": "8000", "host_ip": "127.0.0.1"}, "127.0.0.1:8000->80/tcp"),
+        ({"target": 53, "published": "53", "protocol": "udp"}, "*:53->53/udp"),
+        ({"target": 80}, "*:any->80/tcp"),
+    ],
+)
+def test_published_ports_are_shown_as_people_write_them(port: dict[str, Any], shown: str) -> None:
+    assert project(ports=[port]).published("web") == (shown,)

@@ -1,0 +1,191 @@
+"""What is said to HAProxy, and what a real one makes of it: this machine's own, started for the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import OutcomeUnknown, Retryable
+from lastgood.targets.compose.haproxy import (
+    CONFIG_FILE,
+    INSIDE,
+    SOCKET_FILE,
+    Route,
+    Runtime,
+    configuration,
+    publish_from,
+)
+
+WEB = Route(service="web", port=8080, patience_s=0.75, names=("web", "shop-web"))
+API = Route(service="api", port=8080, patience_s=0.75, names=("api",))
+UPLOADS = Route(service="uploads", port=9000, patience_s=70.0, names=("uploads",))
+pytestmark = [pytest.mark.needs_server, pytest.mark.timeout(60)]
+
+
+def lines(routes: Sequence[Route], ready: Mapping[str, Sequence[str]]) -> list[str]:
+    return [line.strip() for line in configuration(routes, ready, uid=1000).splitlines()]
+
+
+def test_each_service_is_published_from_a_port_of_its_own() -> None:
+    assert publish_from([WEB, API]) == {"web": 20000, "api": 20001}
+
+
+def test_the_containers_that_serve_are_named_and_the_other_slots_are_off() -> None:
+    said = lines([WEB], {"web": ["shop-web-1", "shop-web-2"]})
+    servers = [line.split()[2] + (" off" if line.endswith("disabled") else "") for line in said if "server s" in line]
+    assert servers == ["shop-web-1:8080", "shop-web-2:8080", *["nobody.invalid:8080 off"] * 6]
+
+
+def test_services_on_one_port_are_told_apart_by_the_name_that_was_asked() -> None:
+    said = lines([WEB, API], {})
+    assert "use_backend web if { req.hdr(host),field(1,:) -m str -i web shop-web }" in said
+    assert "use_backend api if { req.hdr(host),field(1,:) -m str -i api }" in said
+
+
+def test_a_request_waits_as_long_as_its_service_may_be_away() -> None:
+    said = lines([WEB, UPLOADS], {})
+    assert [line for line in said if line.startswith("retries")] == ["retries 3", "retries 280"]
+
+
+def test_nobody_but_the_owner_may_use_the_socket() -> None:
+    assert f"stats socket {INSIDE}/{SOCKET_FILE} mode 600 uid 1000 level admin" in lines([WEB], {})
+
+
+# --- a real one ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(text: str) -> Generator[int]:
+    """A server on loopback that says `text` and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        over = threading.Event()
+
+        def serve() -> None:
+            while not over.is_set():
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(4096)
+                    client.sendall(f"HTTP/1.0 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        over.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+class Running:
+    """An HAProxy of this machine with one service in two slots, at addresses instead of names."""
+
+    def __init__(self, folder: Path, one: int, two: int) -> None:
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        text = configuration([WEB], {"web": ["one", "two"]}, uid=os.getuid())
+        for old, new in (
+            (INSIDE, str(folder)),
+            ("    uid 99\n    gid 99\n", ""),
+            ("bind :20000", f"bind 127.0.0.1:{self.port}"),
+            ("bind :8080", "bind unix@" + str(folder / "inside.sock")),
+            ("one:8080", f"127.0.0.1:{one}"),
+            ("two:8080", f"127.0.0.1:{two}"),
+            ("retries 3", "retries 40"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        (folder / CONFIG_FILE).write_text(text)
+        program = shutil.which("haproxy") or "/usr/sbin/haproxy"
+        self.process = subprocess.Popen([program, "-db", "-f", str(folder / CONFIG_FILE)], stderr=subprocess.DEVNULL)
+        while not (folder / SOCKET_FILE).exists():
+            assert self.process.poll() is None, "haproxy did not start"
+            time.sleep(0.02)
+        self.runtime = Runtime(folder)
+
+    def answer(self) -> str:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as line:
+            line.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: line.recv(4096), b"")).decode().rsplit("\r\n\r\n", 1)[-1]
+
+    def ready(self) -> list[str]:
+        return [slot.name for slot in self.runtime.slots() if slot.ready]
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[Running]:
+    with answering("one") as one, answering("two") as two:
+        running = Running(tmp_path, one, two)
+        try:
+            yield running
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
+def test_requests_go_where_the_last_move_said(edge: Running) -> None:
+    edge.runtime.move(to=[("web", "s0")], away=[("web", "s1")])
+    assert (edge.ready(), {edge.answer() for _ in range(5)}) == (["s0"], {"one"})
+    edge.runtime.move(to=[("web", "s1")], away=[("web", "s0")])
+    assert (edge.ready(), {edge.answer() for _ in range(5)}) == (["s1"], {"two"})
+
+
+def test_held_requests_wait_and_are_answered_by_who_comes(edge: Running) -> None:
+    edge.runtime.hold("web", instead_of=["s0", "s1"])
+    answers: list[str] = []
+    asking = [threading.Thread(target=lambda: answers.append(edge.answer())) for _ in range(5)]
+    for thread in asking:
+        thread.start()
+    time.sleep(0.6)
+    assert answers == []
+    edge.runtime.release("web", to=["s1"])
+    for thread in asking:
+        thread.join()
+    assert answers == ["two"] * 5
+    assert edge.ready() == ["s1"]
+
+
+def test_a_slot_gets_a_name_and_no_traffic(edge: Running) -> None:
+    edge.runtime.name("web", "s5", "shop-web-v2")
+    slot = next(slot for slot in edge.runtime.slots() if slot.name == "s5")
+    assert (slot.service, slot.container, slot.ready) == ("web", "shop-web-v2", False)
+    assert {edge.answer() for _ in range(6)} == {"one", "two"}
+
+
+def test_what_it_answers_is_counted(edge: Running) -> None:
+    assert edge.runtime.sessions()["web", "s0"] == 0
+
+
+def test_what_it_does_not_take_is_unknown_and_says_its_words(edge: Running) -> None:
+    with pytest.raises(OutcomeUnknown, match=r"the edge did not take it: .*No such"):
+        edge.runtime.move(to=[("nobody", "s0")], away=[])
+
+
+def test_one_that_is_gone_is_tried_again_later(edge: Running) -> None:
+    edge.process.kill()
+    edge.process.wait()
+    with pytest.raises(Retryable, match="the edge does not answer on its socket"):
+        edge.runtime.slots()
+    with pytest.raises(Retryable):
+        edge.runtime.move(to=[("web", "s0")], away=[])
+
+
+def test_one_that_hangs_after_it_was_told_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lastgood.targets.compose.haproxy.ASK_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / SOCKET_FILE))
+        deaf.listen()
+        with pytest.raises(OutcomeUnknown, match="was told and did not answer"):
+            Runtime(tmp_path).move(to=[("web", "s0")], away=[])
+        with pytest.raises(Retryable):
+            Runtime(tmp_path).slots()
