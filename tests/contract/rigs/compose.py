@@ -168,7 +168,7 @@ class ComposeWorld:
 
     def clear(self) -> None:
         """Remove everything of this project."""
-        for container in self.client.containers.list(all=True):
+        for container in self.client.containers.list(all=True, ignore_removed=True):
             labels = container.labels
             mine = labels.get("lastgood.candidate", "").startswith(f"{self.project}:")
             if (
