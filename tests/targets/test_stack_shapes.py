@@ -189,6 +189,17 @@ def test_a_service_that_makes_no_release_is_named_by_the_doctor(case: Case) -> N
     assert "mysql is stateful (its image is mysql)" in findings["files"]["evidence"]
 
 
+@pytest.mark.parametrize("case", ["traefik-in-front", "workers-of-one-image"], indirect=True)
+def test_an_edge_takes_what_is_called_by_name_and_answers(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    done = case.lastgood("init", "--edge")
+    routes = case.config()["containers"].get("edge", {}).get("routes", {})
+    assert routes == case.expected["init"].get("routes", {})
+    for line in case.expected["init"].get("left_out", ()):
+        assert line in said(done)
+
+
 @pytest.mark.parametrize("case", IDLE, indirect=True)
 def test_where_nothing_runs_init_takes_what_compose_would_and_only_what_is_sure(case: Case) -> None:
     done = case.lastgood("init")

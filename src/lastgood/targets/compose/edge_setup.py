@@ -21,7 +21,7 @@ from lastgood.targets.compose.engine import Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, publish_from
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
-from lastgood.targets.compose.shape import Kind, shape_of
+from lastgood.targets.compose.shape import Kind, found_past_names, shape_of
 from lastgood.targets.compose.stack import Stack
 
 COMPOSE_FILE: Final = "docker-compose.edge.yml"
@@ -51,6 +51,8 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
         shape = shape_of(project, name, exposed=_exposed(engine.image(project.reference(name))))
         if shape.kind is not Kind.SERVING:
             left_out[name] = f"{shape.kind.value}: {shape.why}"
+        elif proxy := found_past_names(project, name):
+            left_out[name] = f"{proxy} finds its containers by their labels or environment, and goes past any edge"
         elif shape.port is None:
             left_out[name] = "it is not known on which port it serves"
         elif others := _beside(project, name, shape.port):
@@ -100,7 +102,8 @@ def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) ->
     Raises Refused, nothing written, when the file is there already or no service can be taken.
     """
     if not plan.routes:
-        raise Refused("no service of this project can stand behind an edge", hint="see the reasons above")
+        why = "; ".join(f"{name} ({reason})" for name, reason in plan.left_out.items())
+        raise Refused(f"no service of this project can stand behind an edge: {why}", hint="lastgood doctor")
     if into.exists():
         raise Refused(f"{into} is there already", hint=f"less {into}")
     config = EdgeConfig(routes=plan.routes, one_at_a_time=tuple(plan.one_at_a_time))
