@@ -409,6 +409,21 @@ def test_a_test_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"`S\[([\w-]+)\]`", text)) - {"fault"} <= faults
 
 
+def test_each_incident_and_each_fault_is_told_with_the_test_that_makes_it() -> None:
+    page = (ROOT / "docs" / "incidents.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (\d+)\. ", page, flags=re.MULTILINE) == [str(number) for number in range(1, 14)]
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("|") and not line.startswith(("|---", "| what ", "| fault"))
+    ]
+    assert [row for row in rows if not re.search(r"`tests/integration/\w+\.py::\w+`", row)] == []
+    for file in ("test_incidents.py", "test_faults.py"):
+        tree = ast.parse((ROOT / "tests" / "integration" / file).read_text(encoding="utf-8"))
+        tests = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
+        assert [name for name in tests if f"`tests/integration/{file}::{name}`" not in page] == []
+
+
 def test_the_first_screen_of_the_readme_says_what_it_is_what_it_never_does_and_how_to_see_it() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     never, see = readme.index("never does by itself"), readme.index("make demo")

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from lastgood.core.config import PostgresConfig
+from lastgood.testing.slack import SlackStandIn
 from tests.contract.rigs import postgres_container, postgres_embedded
 from tests.contract.rigs.compose import ComposeWorld
 from tests.contract.rigs.compose import world as compose_world
 from tests.contract.rigs.postgres_world import PostgresWorld
+from tests.integration.shop import Shop
 
 
 @pytest.fixture
@@ -18,6 +20,13 @@ def stack(tmp_path: Path) -> Iterator[ComposeWorld]:
     with compose_world(tmp_path) as made:
         made.compose("up", "--detach", "db")
         yield made
+
+
+@pytest.fixture
+def shop(stack: ComposeWorld, tmp_path: Path) -> Iterator[Shop]:
+    """The project under lastgood, which has not been told of any release yet."""
+    with SlackStandIn(messages=tmp_path / "slack.jsonl") as slack:
+        yield Shop(stack, slack)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.runbook import by_hand
 from lastgood.runbook import rollback as returning
 from lastgood.runbook.watch import watch_on
-from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack
+from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack, artifact_of
 from lastgood.testing.world import Crash, Crashes
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
@@ -590,6 +590,15 @@ def test_a_target_whose_images_are_gone_is_refused_before_anything_is_stopped(te
     assert report.terminal is TerminalState.REFUSED
     assert world(team) == before
     assert "is not on this host" in "".join(report.notes)
+
+
+def test_images_that_a_registry_still_has_are_fetched_before_anything_is_stopped(team: Team) -> None:
+    deployed(team)
+    team.stack.forget(OLD)
+    team.stack.registry = frozenset(artifact_of(service, OLD) for service in SERVICES)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (team.stack.serving, team.stack.serves_wholly) == (OLD, True)
 
 
 def hotfix(team: Team) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from lastgood.targets.compose.project import Project
-from lastgood.targets.compose.shape import Kind, Shape, database_server, exposed_by, shape_of, what_is_lost
+from lastgood.targets.compose.shape import (
+    Kind,
+    Shape,
+    database_server,
+    exposed_by,
+    found_past_names,
+    shape_of,
+    what_is_lost,
+)
 
 NAMED = {"type": "volume", "source": "data", "target": "/data"}
 PATH = {"type": "bind", "source": "/srv/x", "target": "/data"}
@@ -139,6 +147,21 @@ def test_a_database_without_a_named_place_for_its_data_loses_it() -> None:
 )
 def test_a_database_is_known_by_what_it_is(service: dict[str, Any], server: str) -> None:
     assert database_server(Project({"name": "shop", "services": {"mysql": service}}), "mysql") == server
+
+
+@pytest.mark.parametrize(
+    "service, by",
+    [
+        ({"labels": {"traefik.http.routers.it.rule": "Host(`x`)"}}, "traefik"),
+        ({"labels": {"traefik.enable": "true"}}, "traefik"),
+        ({"labels": {"traefik.enable": "false", "traefik.http.routers.it.rule": "Host(`x`)"}}, ""),
+        ({"labels": {"caddy": "x.example", "caddy.reverse_proxy": "{{upstreams 80}}"}}, "caddy"),
+        ({"environment": {"VIRTUAL_HOST": "x.example"}}, "nginx-proxy"),
+        ({"labels": {"org.example.traefik": "no"}}, ""),
+    ],
+)
+def test_a_proxy_that_asks_the_engine_goes_past_every_name(service: dict[str, Any], by: str) -> None:
+    assert found_past_names(Project({"name": "shop", "services": {"it": service}}), "it") == by
 
 
 def test_an_image_declares_its_tcp_ports() -> None:

@@ -90,6 +90,11 @@ class Containers(Target, Protocol):
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...
 
+    def fetch(self, release: Release) -> None:
+        """Have every artifact of a prepared release on this host, from its registry where it must be. What serves is
+        not touched. Raises Refused, naming it, when one is nowhere any more."""
+        ...
+
     def missing(self, release: Release) -> tuple[Missing, ...]:
         """Return what `release` would need to serve again and does not find on this host, empty when all is there. Asks
         no registry and changes nothing."""

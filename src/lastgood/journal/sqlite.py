@@ -84,7 +84,10 @@ def _or_needs_human(act: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return act(*args, **kwargs)
         except _UNUSABLE as error:
-            raise NeedsHuman(f"the journal cannot be used: {_reason(error)}; nothing further is done") from error
+            raise NeedsHuman(
+                f"the journal cannot be used: {_reason(error)}; nothing further is done",
+                hint="df -h, then lastgood audit verify",
+            ) from error
 
     return guarded
 

@@ -106,7 +106,9 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int) -> None:
         target = rooms.target(step.role)
         slow = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
         with rooms.if_slow(SLOW_S, lambda: rooms.story(slow)):
-            facts = target.observe()
+            # an engine that was killed is back in seconds; how long a host may be away is the step's own affair
+            engine = step.role is Role.CONTAINERS
+            facts = patiently(rooms.clock, target.observe) if engine else target.observe()
             if seen(step, facts) is not Seen.DONE:
                 if isinstance(facts, ContainerFacts) and (drift := world_agrees(plan, {step.role: facts})):
                     raise _changed(drift)

@@ -22,7 +22,7 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, Plan, Purpose, Role, Step
+from lastgood.core.plan import ExportWrites, PassGate, Plan, Purpose, Role, Step, Switch
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
@@ -38,6 +38,7 @@ from lastgood.core.returning import (
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.killpoint import killpoint
+from lastgood.runbook.looking import patiently
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell
 from lastgood.runbook.verify import verify
@@ -277,7 +278,9 @@ def finish(rooms: Rooms, run: str) -> Report:
         begun = started.started
         cause = Cause(trigger=begun.trigger, sentence=begun.sentence, by=begun.by, deployment=begun.deployment)
         save_evidence(rooms, run, cause)
-    ending = carry_out(rooms, run, ask=lambda history, step: ask_approval(rooms, history, step))
+    ending = _fetch(rooms, started) or carry_out(
+        rooms, run, ask=lambda history, step: ask_approval(rooms, history, step)
+    )
     if isinstance(ending, Stop):
         return _stopped(rooms, started, ending)
     history = rooms.memory.history()
@@ -297,6 +300,20 @@ def finish(rooms: Rooms, run: str) -> Report:
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
+
+
+def _fetch(rooms: Rooms, started: RunHistory) -> Stop | None:
+    """Before the first step: have here what the plan starts. One that finds nothing to start would stop half-way.
+    Returns why it cannot be had, None when it is here."""
+    if started.records or not any(isinstance(step.action, PassGate) for step in started.plan.steps):
+        return None
+    target = rooms.memory.history().releases[started.plan.to_release].release
+    try:
+        with rooms.if_slow(1.0, lambda: rooms.story(f"  fetching what {target.id} needs ...")):
+            patiently(rooms.clock, lambda: rooms.containers.fetch(target))
+    except (Refused, Retryable, OutcomeUnknown) as error:
+        return Stop(terminal=TerminalState.REFUSED, reason=error.message, hint=error.hint)
+    return None
 
 
 def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
@@ -356,11 +373,12 @@ def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
 
 
 def clear_candidates(rooms: Rooms, plan: Plan) -> str:
-    """Remove what a plan's gate started, when the plan stopped before anything served from it: it would take work from
-    what serves. Returns what a person should know, empty when there was nothing."""
+    """Remove what the gate of a plan that stopped had started and what does not serve: it would take work from what
+    does. Where an edge began to move traffic it may be what serves, and stays. Returns what a person should know, empty
+    when there was nothing."""
     run = rooms.memory.history().runs[plan.id]
     states = {o.name: o.state for o in outcomes(plan, run.records)}
-    if any(step.serves for step in plan.steps if states[step.name] != "not started"):
+    if any(isinstance(step.action, Switch) for step in plan.steps if states[step.name] != "not started"):
         return ""
     try:
         if not rooms.containers.observe().candidates:

@@ -88,7 +88,7 @@ def artifact_of(service: str, release: str) -> str:
 
 class Stack(World):
     """One team's production. rate_per_s: requests. blind: sources that see nothing, and what they say instead.
-    on_disk: what the checkout holds where it is not what the deploy is called.
+    on_disk: what the checkout holds where it is not what the deploy is called. registry: artifacts that can be fetched.
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
     to a restore point. unusable: why the files on disk make no release. written: rows since the newest restore point,
@@ -103,6 +103,7 @@ class Stack(World):
         self.behaves: dict[str, Behaviour] = {}
         self.blind: dict[str, Reading] = {}
         self.on_disk: str | None = None
+        self.registry: frozenset[str] = frozenset()
         self.takes_s: dict[str, float] = {}
         self.fits = FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran")
         self.obstacles: tuple[str, ...] = ()
@@ -299,6 +300,15 @@ class MemoryContainers(Hand):
                 ServiceRecord(name=s, artifact=artifact_of(s, content), held_as=f"held/{s}:{content}") for s in SERVICES
             ),
         )
+
+    def fetch(self, release: Release) -> None:
+        self._answer()
+        artifacts = frozenset(service.artifact for service in release.services)
+        shown = self._stack.containers
+        here = shown.held | {instance.artifact for instance in shown.serving}
+        if gone := artifacts - here - self._stack.registry:
+            raise Refused(f"{', '.join(sorted(gone))} is not on this host", hint="lastgood doctor")
+        self._stack.containers = replace(shown, held=shown.held | (artifacts - here))
 
     def rung(self, release: str = "") -> str:  # noqa: ARG002 # every release starts the same way here
         return "L2 start-first: in memory there is no standby"

@@ -31,7 +31,7 @@ from tests.contract.rigs.deployment import deployment_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
-APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo")
+APPLETS = ("sh", "httpd", "sleep", "wget", "mv", "echo", "cat", "chmod", "mkdir", "rm")
 
 
 def free_port() -> int:
@@ -71,6 +71,9 @@ class ComposeWorld:
         self._images: set[str] = set()
         self.extra_volumes: dict[str, Any] = {}
         self.secrets: dict[str, Any] = {}
+        self.configs: dict[str, Any] = {}
+        # More instructions of a Dockerfile for the images of a service.
+        self.changes: dict[str, list[str]] = {}
         self.services: dict[str, Any] = {
             "web": self.service("web", ports=[f"127.0.0.1:{self.port}:8080"]),
             "worker": self.service("worker"),
@@ -90,24 +93,29 @@ class ComposeWorld:
     def write(self, *, env: str = "") -> None:
         """Write compose file and .env as they are wanted now."""
         volumes = {"data": {}, **self.extra_volumes}
-        model = {"services": self.services, "volumes": volumes, "secrets": self.secrets}
+        named = {"volumes": volumes, "secrets": self.secrets, "configs": self.configs}
+        model = {"services": self.services, **named}
         (self.root / "docker-compose.yml").write_text(json.dumps(model, ensure_ascii=False))
         (self.root / ".env").write_text(env)
 
-    def image(self, service: str, version: str, *, script: str = "exec httpd -f -p 8080 -h /www") -> str:
-        """Give the service's movable tag to a new image that runs `script`. Returns the image's ID."""
+    def image(
+        self, service: str, version: str, *, script: str = "exec httpd -f -p 8080 -h /www", program: bytes = b""
+    ) -> str:
+        """Give the service's movable tag to a new image that runs `script`, or this program. Returns the image's ID."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
-            for name, content in (("www/index.html", version), ("start", f"#!/bin/sh\n{script}\n")):
+            start = program or f"#!/bin/sh\n{script}\n".encode()
+            for name, content in (("www/index.html", version.encode()), ("start", start)):
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mode = len(content), 0o755
-                tar.addfile(entry, io.BytesIO(content.encode()))
+                tar.addfile(entry, io.BytesIO(content))
             tar.add(BUSYBOX, "bin/busybox")
             for applet in APPLETS:
                 link = tarfile.TarInfo(f"bin/{applet}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)
         changes = ["ENV PATH=/bin", 'CMD ["/start"]', f"LABEL lastgood.test={self.project}"]
+        changes += self.changes.get(service, [])
         repository = f"{self.project}/{service}"
         self.client.api.import_image_from_data(archive.getvalue(), repository=repository, tag="latest", changes=changes)
         found = self.client.images.get(f"{repository}:latest").id
@@ -142,12 +150,14 @@ class ComposeWorld:
         """The running container of a service, as the SDK shows it."""
         labels = [f"com.docker.compose.project={self.project}", f"com.docker.compose.service={service}"]
         (found,) = [
-            c for c in self.client.containers.list(filters={"label": labels}) if "lastgood.candidate" not in c.labels
+            c
+            for c in self.client.containers.list(ignore_removed=True, filters={"label": labels})
+            if "lastgood.candidate" not in c.labels
         ]
         return found
 
     def candidates(self) -> list[Container]:
-        found = self.client.containers.list(all=True, filters={"label": "lastgood.candidate"})
+        found = self.client.containers.list(all=True, ignore_removed=True, filters={"label": "lastgood.candidate"})
         return [c for c in found if c.labels["lastgood.candidate"].startswith(f"{self.project}:")]
 
     def page(self, path: str = "/") -> str:
@@ -168,7 +178,7 @@ class ComposeWorld:
 
     def clear(self) -> None:
         """Remove everything of this project."""
-        for container in self.client.containers.list(all=True):
+        for container in self.client.containers.list(all=True, ignore_removed=True):
             labels = container.labels
             mine = labels.get("lastgood.candidate", "").startswith(f"{self.project}:")
             if (

@@ -10,6 +10,7 @@ from itertools import chain, combinations
 from typing import Final, cast
 
 from lastgood.core.errors import Refused
+from lastgood.core.plan import runs
 from lastgood.core.release import Composed, KeptCode, Release, ServiceRecord, Untouched
 from lastgood.targets.checkout import checkout
 from lastgood.targets.compose.code import keep_code
@@ -17,7 +18,7 @@ from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COM
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import held_as
-from lastgood.targets.compose.obstacles import obstacles
+from lastgood.targets.compose.obstacles import obstacles, slow_to_start
 from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.shape import why_stateful
 from lastgood.targets.compose.stack import Stack
@@ -38,7 +39,7 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
     built = [s for s in services if project.is_built(s)]
     if built:
         stack.build(project, built)
-    if absent := [s for s in services if s not in built and engine.image(project.reference(s)) is None]:
+    if absent := [s for s in services if s not in built and _is_to_be_pulled(engine, project, s)]:
         if unpullable := [s for s in absent if project.service(s).get("pull_policy") == "never"]:
             service = unpullable[0]
             raise Refused(
@@ -46,6 +47,7 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
                 hint=f"docker pull {project.reference(service)}",
             )
         stack.pull(project, absent)
+    project = stack.shelf.with_contents(project, services)
     key = stack.shelf.key()
     records = [
         _record(
@@ -65,7 +67,29 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
         )
         for s in services
     ]
+    _refuse_a_silent_no_op(stack, engine, name, records)
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
+
+
+def _is_to_be_pulled(engine: Engine, project: Project, service: str) -> bool:
+    """Whether the image is not here, or the file says that the one here is not good enough."""
+    always = project.service(service).get("pull_policy") == "always"
+    return always or engine.image(project.reference(service)) is None
+
+
+def _refuse_a_silent_no_op(stack: Stack, engine: Engine, name: str, records: Sequence[ServiceRecord]) -> None:
+    """Raise Refused where a variable of the shell, which compose puts before the env file, makes a new release of what
+    serves already: then nobody means what the env file says."""
+    if not (beaten := stack.beaten()) or stack.shelf.find(name) is not None:
+        return
+    serving = [c.facts() for c in engine.of_project() if not c.is_leftover and c.service in stack.config.services]
+    wanted = {record.name: record for record in records}
+    if {i.service for i in serving} == set(wanted) and all(i.serves and runs(wanted[i.service], i) for i in serving):
+        variable, file = beaten[0]
+        raise Refused(
+            f"{variable} of the environment beats the one in {file}, and with it {name} is what serves already",
+            hint=f"unset {variable}",
+        )
 
 
 def describe_running(
@@ -97,6 +121,7 @@ def describe_running(
                 project,
             )
         )
+    project = stack.shelf.with_contents(project, stack.config.services)
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
 
 
@@ -177,6 +202,11 @@ def _keep(
     project: Project,
     records: Sequence[ServiceRecord],
 ) -> Release:
+    for record in records:
+        of_image = cast("Json", (engine.image(record.artifact) or {}).get("Config") or {})
+        check = cast("Json", of_image.get("Healthcheck") or {})
+        if slow := slow_to_start(project, record.name, boot_s=stack.config.boot, of_image=check):
+            raise Refused(slow, hint="lastgood doctor")
     kept = stack.shelf.keep(name, project, tuple(records))
     for record in kept.services:
         ensure_image(engine, record)

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, cast
 
 import docker
 import docker.errors
+import requests
 import requests.exceptions
 from docker.utils.utils import kwargs_from_env
 
@@ -26,7 +27,8 @@ from lastgood.core.facts import Health, InstanceFacts
 from lastgood.targets.compose.project import LABEL_CANDIDATE, LABEL_CONFIG, LABEL_RELEASE, LABEL_SERVICE, Json
 
 REQUEST_S: Final = 15.0
-PULL_S: Final = 1800.0
+PULL_S: Final = 60.0
+"""Without a word from the engine: while it pulls it tells its progress all the time."""
 RETRY_S: Final = 2.0
 
 COMPOSE_PROJECT: Final = "com.docker.compose.project"
@@ -252,6 +254,14 @@ class _Api(Protocol):
     def close(self) -> None: ...
 
 
+class _Client(docker.APIClient):
+    """The SDK's own, but for a pull, to which it gives no deadline at all."""
+
+    def request(self, method: str | bytes, url: str | bytes, *args: Any, **settings: Any) -> requests.Response:  # noqa: ANN401 # what requests takes
+        settings["timeout"] = settings.get("timeout") or PULL_S
+        return super().request(method, url, *args, **settings)
+
+
 class Engine:
     """An open connection to the engine. Every method raises Retryable when the engine does not answer."""
 
@@ -443,7 +453,7 @@ def connect(project: str, env: Mapping[str, str]) -> Generator[Engine]:
         _knock(env.get("DOCKER_HOST") or _DEFAULT_HOST)
         with _asking():
             arguments = cast("dict[str, Any]", kwargs_from_env(environment=dict(env)))
-            api = cast("_Api", docker.APIClient(**arguments, version="auto", timeout=int(REQUEST_S)))
+            api = cast("_Api", _Client(**arguments, version="auto", timeout=int(REQUEST_S)))
         yield Engine(api, project)
     finally:
         if api is not None:

@@ -12,7 +12,7 @@ means; the candidate is a copy of the mold, and the mold is removed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,6 +24,7 @@ from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, Ties
 from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import Look, is_twin, look
 from lastgood.targets.compose.obstacles import missing_files
@@ -57,6 +58,9 @@ def pass_gate(
     gate = _Gate(stack, engine, edge, kept, stack.shelf.project(kept))
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
+    # Of all services now: found at the last one, it would leave half a release.
+    if held := [line for record in records for line in gate.in_the_way(record)]:
+        raise Refused("; ".join(held), hint="docker ps --all")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
         ensure_image(engine, record)
@@ -121,6 +125,12 @@ class _Gate:
 
     def _is(self, container: Container) -> bool:
         return container.labels.get(LABEL_CANDIDATE) == self._mark
+
+    def in_the_way(self, record: ServiceRecord) -> Iterator[str]:
+        """Name what would keep the service from being recreated in its place. One that switches is not."""
+        if not self._switches(record):
+            published = self.edge is None or record.name not in self.edge.config.one_at_a_time
+            yield from in_the_way(self.engine, self.project, record.name, stack=self.stack.name, published=published)
 
     def _switches(self, record: ServiceRecord) -> bool:
         return self.edge is not None and record.name in self.edge.switchable

@@ -4,9 +4,11 @@ environment.
     releases/NAME/compose.json   the resolved configuration, values included
     releases/NAME/release.json   its services, and a keyed hash of compose.json
     code/HASH/NAME               code that services have from the checkout, by its content: releases share it
+    files/HASH                   copies of the files that are secrets and configs, likewise
     env.key                      the key of every hash over values
 
-All 0600, folders 0700. release.json is written last and at once: without it the release is not there.
+All 0600, folders 0700; the copies have the rights of what they are copies of, since a service must be able to read
+them. release.json is written last and at once: without it the release is not there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,10 +30,13 @@ from pydantic import TypeAdapter, ValidationError
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, ServiceRecord
 from lastgood.targets import tree
-from lastgood.targets.compose.project import Project, as_file
+from lastgood.targets.compose.project import Json, Project, as_file
 
 CONFIG_FILE: Final = "compose.json"
 RELEASE_FILE: Final = "release.json"
+CONTENT: Final = "x-lastgood-content"
+FILE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""What an engine would still take for a secret is 500 KB; a config may be a model or a dictionary."""
 _REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
@@ -126,7 +131,8 @@ class Shelf:
         return None
 
     def remove(self, release: str) -> None:
-        """Remove what is kept of a release, and the code that no other has. Raises Refused when the disk says no."""
+        """Remove what is kept of a release, and the code and files that no other has. Raises Refused when the disk says
+        no."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.folder(release))
@@ -134,10 +140,29 @@ class Shelf:
             for folder in self.code.glob("*"):
                 if tree.named(folder) not in needed:
                     shutil.rmtree(folder)
+            named = self._files_needed()
+            for file in self.files.glob("*"):
+                if file.name not in named:
+                    file.unlink()
         except OSError as error:
             raise Refused(
                 f"what is kept of {release} cannot be removed: {error.strerror or error}", hint="lastgood releases"
             ) from error
+
+    @property
+    def files(self) -> Path:
+        """Where copies lie of the files that are secrets and configs, by content: what runs may have them from a
+        release that was let go, where a kept one is the same."""
+        return self._state / "files"
+
+    def _files_needed(self) -> set[str]:
+        """Names of the copies that a kept release starts with."""
+        needed: set[str] = set()
+        for kept in self.known():
+            with contextlib.suppress(OSError, Refused):  # one that cannot be read cannot be started
+                project = Project.parse((self.folder(kept.name) / CONFIG_FILE).read_text(encoding="utf-8"))
+                needed |= {Path(path).name for record in kept.services for _, _, path in project.files(record.name)}
+        return needed
 
     @property
     def code(self) -> Path:
@@ -172,30 +197,73 @@ class Shelf:
 
         Raises Refused, nothing changed, when the name stands for something else.
         """
-        content = as_file(project.model)
-        wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
         if (kept := self.find(name)) is not None:
-            if changed := _difference(kept, wanted):
+            if changed := _difference(kept, services):
                 raise Refused(
                     f"release {name} exists with other {changed}", hint="lastgood deploy --release ANOTHER-NAME"
                 )
             return kept
-        replace_private(self.folder(name) / CONFIG_FILE, content)
-        replace_private(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
+        with _room_in(self._state):
+            own = self._with_copies(project, [s.name for s in services])
+            content = as_file(own.model)
+            wanted = KeptRelease(name=name, services=services, config_hash=self.hash(content))
+            replace_private(self.folder(name) / CONFIG_FILE, content)
+            replace_private(self.folder(name) / RELEASE_FILE, _KEPT.dump_json(wanted, indent=1))
         return wanted
+
+    def with_contents(self, project: Project, services: Collection[str]) -> Project:
+        """The model that knows what is in the files that are secrets and configs of `services`, by keyed hash: another
+        content is another configuration."""
+        named = {found: self.hash(content) for found, _, content in _files(project, services)}
+        return project.with_definitions({found: {CONTENT: digest} for found, digest in named.items()})
+
+    def _with_copies(self, project: Project, services: Collection[str]) -> Project:
+        """The model that names copies of them: a file that changes, or goes, takes nothing along."""
+        copies: dict[tuple[str, str], Json] = {}
+        for (kind, key), path, content in _files(project, services):
+            at = path.stat()
+            rights = f"{at.st_mode & 0o777:o} {at.st_uid} {at.st_gid} ".encode()
+            copy = self.files / self.hash(rights + content)
+            if not copy.exists():
+                replace_private(copy, content)
+                with contextlib.suppress(PermissionError):  # only root gives files away
+                    os.chown(copy, at.st_uid, at.st_gid)
+                copy.chmod(at.st_mode & 0o777)
+            copies[kind, key] = {"file": str(copy)}
+        return project.with_definitions(copies)
 
     def lay_beside(self, release: str, name: str, content: bytes) -> Path:
         """Write a file of ours into a release's folder, over an older one, and return its path."""
         path = self.folder(release) / name
-        replace_private(path, content)
+        with _room_in(self._state):
+            replace_private(path, content)
         return path
 
 
-def _difference(kept: KeptRelease, wanted: KeptRelease) -> str:
+@contextlib.contextmanager
+def _room_in(state: Path) -> Generator[None]:
+    """Turn what a full or read-only disk says into Refused: whatever is not written was to be read by the next act."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{error.filename or state} cannot be written: {error.strerror}", hint=f"df {state}") from error
+
+
+def _files(project: Project, services: Collection[str]) -> Iterator[tuple[tuple[str, str], Path, bytes]]:
+    """Kind and key, path and content of each secret and config of `services` that is a file and can be read."""
+    found = {(kind, key): Path(path) for name in services for kind, key, path in project.files(name)}
+    for named, path in found.items():
+        if path.is_file():
+            if path.stat().st_size > FILE_LIMIT_BYTES:
+                raise Refused(f"{path} is too large for a secret or config", hint=f"ls -l {path}")
+            yield named, path, path.read_bytes()
+
+
+def _difference(kept: KeptRelease, services: tuple[ServiceRecord, ...]) -> str:
     """Say what differs between two descriptions of one release, empty when they start the same."""
-    pairs = [(kept.service(s.name), s) for s in wanted.services]
+    pairs = [(kept.service(s.name), s) for s in services]
     images = [new.name for old, new in pairs if old is None or old.artifact != new.artifact]
-    if images or len(kept.services) != len(wanted.services):
+    if images or len(kept.services) != len(services):
         return f"images of {', '.join(images)}" if images else "services"
     changed = [new.name for old, new in pairs if old is not None and old.config_hash != new.config_hash]
     return f"configuration of {', '.join(changed)}" if changed else ""

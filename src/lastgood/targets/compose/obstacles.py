@@ -49,8 +49,19 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
     for kind, key, origin in project.unkept(name):
         yield f"{name} takes its {kind} {key} from {origin}, which no release keeps: put it in a file"
     yield from missing_files(project, name)
-    if (period_s := project.start_period_s(name)) > boot_s:
-        yield f"{name} may take {period_s:.0f} s to start (start_period), containers.boot is {boot_s:.0f} s: raise it"
+    if slow := slow_to_start(project, name, boot_s=boot_s, of_image={}):
+        yield slow
+
+
+def slow_to_start(project: Project, name: str, *, boot_s: float, of_image: Json) -> str:
+    """Say that a service may take longer to start than it would be waited for, empty when it may not. of_image: the
+    health check in its image, which counts for what the compose file leaves open."""
+    period_s = project.start_period_s(name)
+    if not period_s and not project.has_no_health_check(name):
+        period_s = float(of_image.get("StartPeriod") or 0) / 1e9
+    if period_s <= boot_s:
+        return ""
+    return f"{name} may take {period_s:.0f} s to start (start_period), containers.boot is {boot_s:.0f} s: raise it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,6 +135,11 @@ class Project:
         check = cast("Json", self.service(name).get("healthcheck") or {})
         return bool(check) and not check.get("disable")
 
+    def has_no_health_check(self, name: str) -> bool:
+        """Whether the compose file takes away the one that the image may have."""
+        check = cast("Json", self.service(name).get("healthcheck") or {})
+        return bool(check.get("disable")) or list(check.get("test") or ()) == ["NONE"]
+
     def with_service(self, name: str, other: Project) -> Project:
         """This model with one service, and what it names, as `other` has it."""
         model = {**self.model, "services": {**self.model["services"], name: other.service(name)}}
@@ -162,6 +167,14 @@ class Project:
             for key in sorted(named[kind]):
                 if path := self._defined(kind, key).get("file"):
                     yield kind.removesuffix("s"), key, str(path)
+
+    def with_definitions(self, changes: Mapping[tuple[str, str], Json]) -> Project:
+        """This model with more said of some of its secrets and configs. changes: by `secret` or `config`, and key."""
+        model = dict(self.model)
+        for (kind, key), more in changes.items():
+            known = cast("Json", model[f"{kind}s"])
+            model[f"{kind}s"] = {**known, key: {**known[key], **more}}
+        return Project(model)
 
     def dependencies(self, name: str) -> tuple[str, ...]:
         """Names of the services that a service waits for."""

@@ -5,7 +5,6 @@ The outage is its stop, its start and its boot; behind an edge (L3) requests wai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
@@ -15,6 +14,7 @@ from lastgood.core.plan import Serve, runs
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Project
@@ -57,8 +57,8 @@ def recreate(
     ensure_image(engine, record)
     if missing := next(missing_files(project, action.service), ""):
         raise Refused(missing, hint="lastgood doctor")
-    if in_the_way := next(_foreign(stack, engine, project, action.service, published=published), ""):
-        raise Refused(in_the_way, hint="docker ps --all")
+    if held := next(in_the_way(engine, project, action.service, stack=stack.name, published=published), ""):
+        raise Refused(held, hint="docker ps --all")
     others = untouchable(stack, engine)
     present = [c for c in engine.of_project() if c.service == action.service]
     for leftover in (c for c in present if c.is_leftover):
@@ -86,28 +86,6 @@ def recreate(
 def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
     """Container ID and service of everything in the project that a rollback must leave alone."""
     return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services}
-
-
-def _foreign(stack: Stack, engine: Engine, project: Project, service: str, *, published: bool) -> Iterator[str]:
-    """Name what holds the service's container name or its published ports and is not ours to remove."""
-    described = project.service(service)
-    name = str(described.get("container_name") or f"{stack.name}-{service}-1")
-    ports = [
-        (str(p.get("host_ip") or ""), int(p["published"]), str(p.get("protocol") or "tcp"))
-        for p in described.get("ports") or ()
-        if published and str(p.get("published") or "").isdigit()
-    ]
-    for other in engine.others():
-        if other.name == name:
-            yield f"container {name} exists and is not a part of project {stack.name}"
-        for theirs, port, protocol in other.ports:
-            if any((port, protocol) == (p, kind) and _same_address(ours, theirs) for ours, p, kind in ports):
-                yield f"port {port} of {service} is held by container {other.name}, not a part of project {stack.name}"
-
-
-def _same_address(one: str, other: str) -> bool:
-    """Whether two addresses of this host cannot both have one port: the same, or one of them is all of them."""
-    return one == other or bool({one, other} & {"", "0.0.0.0", "::"})  # noqa: S104 # compared, not listened on
 
 
 def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: timedelta) -> None:

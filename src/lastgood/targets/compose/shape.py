@@ -221,6 +221,18 @@ def proxy(project: Project, name: str) -> str:
     return image if image in _PROXIES and service.get("ports") else ""
 
 
+def found_past_names(project: Project, name: str) -> str:
+    """Which proxy asks the engine for the service's containers, by their labels or environment, and sends requests to
+    their addresses: whoever takes over the service's name gets none of them. Empty when none does."""
+    labels = cast("Mapping[str, str]", project.service(name).get("labels") or {})
+    enabled = str(labels.get("traefik.enable", "true")).lower() != "false"
+    if enabled and any(key.startswith(("traefik.http.", "traefik.enable")) for key in labels):
+        return "traefik"
+    if any(re.fullmatch(r"caddy(_\d+)?", key) for key in labels):
+        return "caddy"
+    return "nginx-proxy" if project.environment(name).get("VIRTUAL_HOST") else ""
+
+
 def exposed_by(image: Json | None) -> tuple[int, ...]:
     """The TCP ports that an image declares, as `inspect` shows it; empty for one that is not there."""
     ports = cast("Mapping[str, object]", (image or {}).get("Config", {}).get("ExposedPorts") or {})
@@ -368,7 +380,7 @@ def _work(project: Project, name: str) -> str:
     if found := _WORK.search(" ".join(project.sentence(name))):
         return found[0]
     image = _image(project, name)
-    return image if image in _WORKERS and not project.service(name).get("command") else ""
+    return image if image in _WORKERS else ""
 
 
 def _task(project: Project, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,15 @@ from lastgood.targets.compose import commands
 from lastgood.targets.compose.kept import Shelf, write_private
 from lastgood.targets.compose.project import Json, Project, as_file
 from lastgood.targets.compose.resolving import RESOLVE_S, resolve
-from lastgood.targets.masking import Masker
+from lastgood.targets.masking import Masker, dotenv_values
 
 POLL_S: Final = 0.2
 IMAGES_S: Final = 1800.0
 LOCK_FILE: Final = "compose.lock"
 _ERROR_LINES: Final = 12
+
+# `${NAME`, whatever follows it, and `$NAME`; not `$$NAME`, which is the service's own affair.
+_VARIABLE: Final = re.compile(r"(?<!\$)\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,20 @@ class Stack:
                 raise Refused(f"compose file {self.root / file} not found", hint="lastgood init")
         env_file = self.root / project.env_file if project.env_file else commands.home(project, self.root) / ".env"
         return resolve(commands.resolve(project, self.root), env=env, env_file=env_file)
+
+    def beaten(self) -> tuple[tuple[str, str], ...]:
+        """(variable, file) of each variable that the compose files use and that both the env file and the environment
+        have, with another value: compose takes that of the environment."""
+        used = {
+            name
+            for file in self.config.compose.files
+            for name in _VARIABLE.findall((self.root / file).read_text(encoding="utf-8", errors="replace"))
+        }
+        named = self.config.compose.env_file
+        file = self.root / named if named else commands.home(self.config.compose, self.root) / ".env"
+        given = dotenv_values(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else {}
+        both = sorted(used & given.keys() & os.environ.keys())
+        return tuple((name, file.name) for name in both if os.environ[name] != given[name])
 
     def build(self, project: Project, services: Sequence[str]) -> None:
         """Build the images of `services`. Raises Refused with the end of the build's output."""
@@ -142,6 +160,8 @@ class Stack:
             raise OutcomeUnknown(f"{doing}: {error}", hint="docker ps") from error
         except FileNotFoundError as error:
             raise _no_client() from error
+        except OSError as error:
+            raise Refused(f"docker compose cannot be started: {error}", hint="df") from error
         if ended.code != 0:
             said = masker_of(project).tail(ended.err or ended.out, lines=_ERROR_LINES)
             raise OutcomeUnknown(f"{doing}: docker compose ended with {ended.code}: {said}", hint="docker ps")
@@ -153,6 +173,8 @@ class Stack:
             raise Retryable(str(error), delay_s=2.0, hint="docker version") from error
         except FileNotFoundError as error:
             raise _no_client() from error
+        except OSError as error:
+            raise Refused(f"docker compose cannot be started: {error}", hint="df") from error
 
     def hashes(self, project: Project) -> dict[str, str]:
         """Compose's own hash of each service, as it would put it on a container started from this model."""

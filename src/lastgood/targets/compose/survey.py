@@ -29,6 +29,7 @@ from lastgood.targets.compose.shape import (
     Shape,
     database_server,
     exposed_by,
+    found_past_names,
     may_end,
     proxy,
     shape_of,
@@ -278,5 +279,7 @@ def _warnings(project: Project, meant: Collection[str], servers: Collection[str]
             yield f"{name} ({server}) is left as it is: only Postgres goes back with a release"
         if loses := what_is_lost(project, name):
             yield f"{name} {loses}"
+        if front := found_past_names(project, name):
+            yield f"{name} is found by {front} through its labels or environment: it is recreated (L4), not switched"
         if front := proxy(project, name):
             yield f"{name} ({front}) goes on as it is: what is behind it is recreated (rung L4), not switched"

@@ -137,6 +137,11 @@ class ComposeTarget:
         with self._engine() as engine:
             return describe.describe_running(self._stack, engine, self._serving(engine), name, recorded_at)
 
+    def fetch(self, release: Release) -> None:
+        with self._engine() as engine:
+            for record in release.services:
+                ensure_image(engine, record)
+
     def missing(self, release: Release) -> tuple[Missing, ...]:
         with self._engine() as engine:
             return tuple(missing(self._stack, engine, release))

@@ -73,6 +73,13 @@ class ProcessTarget:
             candidates=tuple(_unheld(i) for i in noted if i.part is not Part.SERVING),
         )
 
+    def fetch(self, release: Release) -> None:
+        """What a release keeps is here or nowhere: there is nobody to fetch it from."""
+        facts = self.observe()
+        here = facts.held | {instance.artifact for instance in facts.serving}
+        if gone := [s.name for s in release.services if s.artifact not in here]:
+            raise Refused(f"the files of {', '.join(gone)} of {release.id} are gone", hint="lastgood doctor")
+
     def missing(self, release: Release) -> tuple[Missing, ...]:
         try:
             kept = self._shelf.find(release.id)

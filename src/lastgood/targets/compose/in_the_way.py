@@ -1,0 +1,67 @@
+"""What holds the name or the port of a service and is not ours to remove: found before anything is stopped.
+
+Compose finds it only once the container that served is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+from lastgood.targets.compose.engine import Engine
+from lastgood.targets.compose.project import Project
+
+Port = tuple[str, int, str]
+
+
+def in_the_way(engine: Engine, project: Project, service: str, *, stack: str, published: bool = True) -> Iterator[str]:
+    """Name what holds the service's container name or its published ports, one line each. stack: the project as it is
+    called here. published: whether it gets its ports, which an edge may have."""
+    described = project.service(service)
+    name = str(described.get("container_name") or f"{stack}-{service}-1")
+    ports: list[Port] = [
+        (str(p.get("host_ip") or ""), int(p["published"]), str(p.get("protocol") or "tcp"))
+        for p in described.get("ports") or ()
+        if published and str(p.get("published") or "").isdigit()
+    ]
+    others, held = engine.others(), [port for own in engine.of_project() for port in own.ports]
+    for other in others:
+        if other.name == name:
+            yield f"container {name} exists and is not a part of project {stack}"
+        for theirs in other.ports:
+            if any(_collide(ours, theirs) for ours in ports):
+                yield f"port {theirs[1]} of {service} is held by container {other.name}, not a part of project {stack}"
+        held += other.ports
+    for ours in ports:
+        if not any(_collide(ours, theirs) for theirs in held) and _engine_is_here() and _is_taken(*ours):
+            yield f"port {ours[1]} of {service} is held by a process of this host"
+
+
+def _collide(one: Port, other: Port) -> bool:
+    """Whether two ports of this host cannot both be had: the same number and protocol on the same address, or one of
+    them on all addresses."""
+    every = {"", "0.0.0.0", "::"}  # noqa: S104 # compared, not listened on
+    return one[1:] == other[1:] and (one[0] == other[0] or bool({one[0], other[0]} & every))
+
+
+def _engine_is_here() -> bool:
+    """Whether the ports of this host are those of the engine's."""
+    return os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
+
+
+def _is_taken(address: str, port: int, protocol: str) -> bool:
+    """Try it. What may not be tried, as a low port without the right to it, counts as free: compose will see."""
+    udp = protocol == "udp"
+    with socket.socket(
+        socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+    ) as probe:
+        if not udp:
+            # as the engine does: connections that are closing hold nothing up
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
