@@ -50,7 +50,8 @@ shared by the load and all that it asks; machines are noisy, so compare within a
 The stack: services with 20 ms of work that need 1.5 s to boot and end quietly on SIGTERM; a ledger that keeps what was
 posted; a worker that does not listen to SIGTERM, of which there is one in most stacks. Both releases are well, so
 whatever fails is the switch's. The load is an open loop: new connections, kept ones, posts whose ids are counted on
-both sides, and every 2 s a request that takes 10 s."""
+both sides, and every 2 s a request that takes 10 s. A service finishes what it was asked before it ends, so wherever
+one is stopped in its place it takes up to 10 s."""
 
 LEGEND: Final = """\
 What the columns mean; times count from the command, so they hold the start of the program and its checks:
