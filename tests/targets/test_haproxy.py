@@ -64,8 +64,8 @@ def test_nobody_but_the_owner_may_use_the_socket() -> None:
 
 
 @contextmanager
-def answering(text: str) -> Generator[int]:
-    """A server on loopback that says `text` and closes."""
+def answering(text: str, asked: list[bytes]) -> Generator[int]:
+    """A server on loopback that notes what it is asked, says `text` and closes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         over = threading.Event()
 
@@ -76,7 +76,7 @@ def answering(text: str) -> Generator[int]:
                 except OSError:
                     return
                 with client:
-                    client.recv(4096)
+                    asked.append(client.recv(4096))
                     client.sendall(f"HTTP/1.0 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -89,8 +89,8 @@ def answering(text: str) -> Generator[int]:
 class Running:
     """An HAProxy of this machine with one service in two slots, at addresses instead of names."""
 
-    def __init__(self, folder: Path, one: int, two: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, one: int, two: int, asked: list[bytes]) -> None:
+        self.folder, self.asked = folder, asked
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         text = configuration([WEB], {"web": ["one", "two"]}, uid=os.getuid())
@@ -124,8 +124,9 @@ class Running:
 
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Running]:
-    with answering("one") as one, answering("two") as two:
-        running = Running(tmp_path, one, two)
+    asked: list[bytes] = []
+    with answering("one", asked) as one, answering("two", asked) as two:
+        running = Running(tmp_path, one, two, asked)
         try:
             yield running
         finally:
@@ -153,6 +154,19 @@ def test_held_requests_wait_and_are_answered_by_who_comes(edge: Running) -> None
         thread.join()
     assert answers == ["two"] * 5
     assert edge.ready() == ["s1"]
+
+
+def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) -> None:
+    edge.runtime.hold("web", instead_of=["s0", "s1"])
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", edge.port), timeout=10) as line:
+            line.sendall(b"POST / HTTP/1.0\r\ncontent-length: 0\r\n\r\n")
+            time.sleep(0.1)
+    time.sleep(0.5)
+    before = len(edge.asked)
+    edge.runtime.release("web", to=["s1"])
+    assert edge.answer() == "two"
+    assert len(edge.asked) - before == 1
 
 
 def test_a_slot_gets_a_name_and_no_traffic(edge: Running) -> None:
