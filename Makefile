@@ -28,7 +28,7 @@ check: setup
 test: setup
 	@$(ENGINE)
 	@scripts/check.sh --static
-	@$(PYTEST) -n 2 --dist loadscope -m 'not system'
+	@$(PYTEST) -n 2 --dist loadscope -m 'not system and not full'
 
 ## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row, and a kill at every point of every step
 system: setup
@@ -38,6 +38,7 @@ system: setup
 	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) -m '$(SYSTEM)' tests/system/test_stories.py; done
 	@scripts/figures.py $(FIGURES)
 	@$(PYTEST) -m '$(SYSTEM)' tests/system/test_kill_points.py
+	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration; fi
 
 ## write the generated parts of the docs anew
 docs: setup

@@ -173,6 +173,7 @@ def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld,
     assert world.answer() == "0-0"
 
 
+@pytest.mark.full
 def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)
@@ -188,6 +189,7 @@ def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeT
     assert world.answer() == "0-0"
 
 
+@pytest.mark.full
 def test_what_was_switched_away_from_stays_stopped_when_the_engine_would_start_it(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_gate_that_fails_leaves_the_standby_and_the_traffic_alone(world: EdgeW
     assert {i.release for i in target.observe().candidates} == {"r0"}
 
 
+@pytest.mark.full
 def test_a_switch_with_nobody_to_switch_to_is_refused_before_anything_moves(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
@@ -249,6 +252,7 @@ def test_a_switch_with_nobody_to_switch_to_is_refused_before_anything_moves(
     assert world.answer() == "0-0"
 
 
+@pytest.mark.full
 def test_an_edge_without_its_socket_is_said_and_nothing_is_touched(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)
@@ -260,6 +264,7 @@ def test_an_edge_without_its_socket_is_said_and_nothing_is_touched(world: EdgeWo
     assert world.answer() == "0-0"
 
 
+@pytest.mark.full
 def test_a_second_copy_is_never_started_of_a_worker(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)
@@ -290,6 +295,7 @@ def test_requests_wait_while_a_service_that_cannot_stand_twice_is_recreated(worl
     assert world.answer() == "0-0"
 
 
+@pytest.mark.full
 def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_away(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:

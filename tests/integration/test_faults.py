@@ -75,6 +75,7 @@ def published(shop: Shop, tmp_path: Path) -> Iterator[Published]:
         yield Published(shop, hub)
 
 
+@pytest.mark.full
 def test_a_registry_that_is_down_is_not_asked_for_what_is_here(published: Published) -> None:
     before = published.shop.seen()
     published.hub.stop()
@@ -82,6 +83,7 @@ def test_a_registry_that_is_down_is_not_asked_for_what_is_here(published: Publis
     published.shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_a_tag_that_the_registry_lost_is_not_needed(published: Published) -> None:
     before = published.shop.seen()
     published.lose_tags("v1")
@@ -97,6 +99,7 @@ def test_an_image_that_is_gone_here_comes_back_by_its_digest_although_its_tag_mo
     published.shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_an_image_that_is_gone_here_while_the_registry_is_down_refuses_the_rollback(published: Published) -> None:
     before = published.shop.seen()
     published.forget("v1")
@@ -109,6 +112,7 @@ def test_an_image_that_is_gone_here_while_the_registry_is_down_refuses_the_rollb
     published.shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_a_release_whose_tag_the_registry_lost_is_not_deployed(published: Published) -> None:
     before = published.shop.seen()
     published.publish("v3")
@@ -122,6 +126,7 @@ def test_a_release_whose_tag_the_registry_lost_is_not_deployed(published: Publis
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_tag_that_moved_here_does_not_change_what_goes_back(shop: Shop) -> None:
     shop.good("v1")
     shop.bad("v2")
@@ -133,6 +138,7 @@ def test_a_tag_that_moved_here_does_not_change_what_goes_back(shop: Shop) -> Non
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_an_image_for_another_architecture_stops_at_the_gate(shop: Shop) -> None:
     """By the bytes of its program: what an image says of itself may be wrong, as after a build on a laptop."""
     shop.good("v1")
@@ -176,6 +182,7 @@ def test_a_leftover_that_has_the_name_of_a_service_is_found_before_the_first_is_
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("who", ["a container", "a process of this host"])
 def test_a_port_that_somebody_took_is_found_before_the_first_service_is_touched(shop: Shop, who: str) -> None:
     """v2 publishes no port for the worker any more, and v1 did."""
@@ -223,6 +230,7 @@ def test_compose_1_over_the_project_stops_the_rollback_before_anything_is_touche
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_env_files_a_secret_and_the_compose_file_that_are_gone_are_not_needed(shop: Shop) -> None:
     stack = shop.stack
     (stack.root / "web.env").write_text("GREETING=good morning\n")
@@ -244,6 +252,7 @@ def test_env_files_a_secret_and_the_compose_file_that_are_gone_are_not_needed(sh
     assert web.exec_run(["cat", "/run/secrets/token"]).output == b"t"
 
 
+@pytest.mark.full
 def test_a_deploy_whose_env_file_is_gone_is_refused(shop: Shop) -> None:
     stack = shop.stack
     (stack.root / "web.env").write_text("GREETING=good morning\n")
@@ -319,6 +328,7 @@ def read_only() -> Callable[[Path], AbstractContextManager[None]]:
     return turned
 
 
+@pytest.mark.full
 def test_a_release_folder_that_cannot_be_written_stops_a_rollback_before_anything_is_touched(
     shop: Shop, read_only: Callable[[Path], AbstractContextManager[None]]
 ) -> None:
@@ -336,6 +346,7 @@ def test_a_release_folder_that_cannot_be_written_stops_a_rollback_before_anythin
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_an_engine_without_room_stops_a_rollback_before_anything_is_touched(shop: Shop, engine: EngineGateway) -> None:
     shop.good("v1")
     shop.bad("v2")
@@ -375,8 +386,23 @@ MOMENTS: Final = {
 }
 
 
-@pytest.mark.parametrize("done", [False, True], ids=["asked", "done"])
-@pytest.mark.parametrize("moment", MOMENTS)
+# What CI plays: once before what served was touched, and once when it is gone.
+SHORT: Final = frozenset({("the candidate is started", False), ("what served is removed", True)})
+
+
+@pytest.mark.parametrize(
+    "moment,done",
+    [
+        pytest.param(
+            moment,
+            done,
+            id=f"{moment}-{'done' if done else 'asked'}",
+            marks=[] if (moment, done) in SHORT else [pytest.mark.full],
+        )
+        for moment in MOMENTS
+        for done in (False, True)
+    ],
+)
 def test_an_engine_that_was_killed_and_comes_back_is_waited_for(
     shop: Shop, engine: EngineGateway, moment: str, *, done: bool
 ) -> None:
@@ -401,6 +427,7 @@ def check_nothing_is_left(stack: ComposeWorld) -> None:
     assert networks == [f"{stack.project}_default"]
 
 
+@pytest.mark.full
 def test_an_engine_that_does_not_come_back_stops_the_rollback_with_exact_commands(
     shop: Shop, engine: EngineGateway
 ) -> None:
@@ -420,6 +447,7 @@ def test_an_engine_that_does_not_come_back_stops_the_rollback_with_exact_command
     check_nothing_is_left(shop.stack)
 
 
+@pytest.mark.full
 def test_an_engine_that_is_away_when_the_rollback_is_asked_for_changes_nothing(
     shop: Shop, engine: EngineGateway
 ) -> None:
@@ -441,6 +469,7 @@ def foreign_deploy(shop: Shop, release: str) -> None:
     shop.stack.compose("up", "--detach", "--wait", "--no-deps", "web", "worker")
 
 
+@pytest.mark.full
 def test_a_foreign_deploy_before_the_first_service_went_back_is_left_alone(shop: Shop) -> None:
     shop.good("v1")
     shop.bad("v2")
@@ -467,6 +496,7 @@ def test_a_foreign_deploy_in_the_middle_of_a_rollback_stops_it_with_exact_comman
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_a_deploy_is_refused_while_a_rollback_is_under_way(shop: Shop) -> None:
     shop.good("v1")
     shop.bad("v2")

@@ -16,6 +16,7 @@ from tests.integration.shop import KILLED, NEEDS_HUMAN, REFUSED, SERVES, Shop
 pytestmark = [pytest.mark.needs_docker, pytest.mark.timeout(300)]
 
 
+@pytest.mark.full
 def test_force_recreate_put_the_database_on_an_empty_bind_mount(shop: Shop) -> None:
     """The bad release's compose file names another folder for the database, which nobody noticed as it kept running."""
     stack = shop.stack
@@ -78,6 +79,7 @@ def test_a_variable_of_the_shell_beat_the_env_file(tagged: Shop, monkeypatch: py
     tagged.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_a_variable_of_the_shell_made_a_deploy_a_silent_no_op(tagged: Shop) -> None:
     deploy_tag(tagged, "v1", "--first")
     tagged.lastgood("record", "--good", "-m", "known good")
@@ -99,6 +101,7 @@ exec httpd -f -p 8080 -h /www
 """
 
 
+@pytest.mark.full
 def test_older_code_refused_a_newer_schema(shop: Shop) -> None:
     """The services migrate when they start, and lastgood was not told of a database: only the old code itself knows."""
     stack = shop.stack
@@ -125,6 +128,7 @@ def test_older_code_refused_a_newer_schema(shop: Shop) -> None:
     assert any("Rollback refused" in text and "schema 2 is newer" in text for text in shop.told)
 
 
+@pytest.mark.full
 def test_compose_was_reverted_and_env_and_secrets_were_not(shop: Shop) -> None:
     stack = shop.stack
     stack.services["web"] |= {
@@ -158,6 +162,7 @@ def test_compose_was_reverted_and_env_and_secrets_were_not(shop: Shop) -> None:
     assert stack.page("/told") == asked
 
 
+@pytest.mark.full
 def test_the_disk_was_rolled_back_and_the_old_process_still_served(shop: Shop) -> None:
     """The files and the tags are those of v1 again, and nobody restarted anything."""
     stack = shop.stack
@@ -217,6 +222,7 @@ def test_the_image_to_go_back_to_was_pruned(shop: Shop) -> None:
     shop.check_nothing_was_touched(before)
 
 
+@pytest.mark.full
 def test_pruning_dangling_images_took_the_one_to_go_back_to(shop: Shop) -> None:
     """`docker image prune`, of this project's images alone: the tags moved on, and without the held tag v1 would
     dangle."""
@@ -244,6 +250,7 @@ def test_the_wait_was_shorter_than_the_start_period(shop: Shop) -> None:
     assert shop.seen().release == "v1"
 
 
+@pytest.mark.full
 def test_a_failing_notifier_failed_the_deploy(shop: Shop) -> None:
     shop.good("v1")
     shop.sections["notify"]["slack"]["url"] = "http://127.0.0.1:1/api/"
@@ -254,6 +261,7 @@ def test_a_failing_notifier_failed_the_deploy(shop: Shop) -> None:
     assert "#dev-ops could not be told" in said
 
 
+@pytest.mark.full
 def test_restore_complete_was_said_after_the_restore_had_failed(shop: Shop) -> None:
     """The old release passes the gate, where its folder is empty, and dies on what the bad one left in it."""
     stack = shop.stack
@@ -304,6 +312,7 @@ def test_a_killed_deploy_left_its_lock_behind(shop: Shop) -> None:
     assert shop.seen().release == "v4"
 
 
+@pytest.mark.full
 def test_the_signal_was_red_before_the_deploy(shop: Shop) -> None:
     """The chat has been down since yesterday: that is no fault of the release."""
     shop.sections["watch"] = {
@@ -331,6 +340,7 @@ def test_the_signal_was_red_before_the_deploy(shop: Shop) -> None:
     assert shop.seen().release == "v2"
 
 
+@pytest.mark.full
 def test_a_later_deploy_shipped_the_bad_build_again(shop: Shop) -> None:
     stack = shop.stack
     git = ("git", "-c", "user.name=ada", "-c", "user.email=ada@example.org")
