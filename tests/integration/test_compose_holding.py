@@ -125,7 +125,13 @@ def test_a_secret_is_in_one_private_file_of_the_release_and_in_no_record(stack: 
     release = put(stack, target, "v1")
     assert PLANTED not in TypeAdapter(Release).dump_json(release).decode()
     assert PLANTED not in repr(release)
-    having = [p for p in (stack.root / ".lastgood").rglob("*") if p.is_file() and PLANTED.encode() in p.read_bytes()]
+    kept = stack.root / ".lastgood"
+    having = [p for p in kept.rglob("*") if p.is_file() and PLANTED.encode() in p.read_bytes()]
+    # the copy of the secret's own file has the rights of that one, in a folder that nobody else may enter
+    (copy,) = [p for p in having if p.is_relative_to(kept / "files")]
+    assert stat.S_IMODE(copy.stat().st_mode) == stat.S_IMODE((stack.root / "token").stat().st_mode)
+    assert stat.S_IMODE((kept / "files").stat().st_mode) == 0o700
+    having.remove(copy)
     # compose.json, and what is made of it for one start of a service
     assert {p.name for p in having} == {"compose.json", "start-web.json", "gate-web.json"}
     assert {stat.S_IMODE(p.stat().st_mode) for p in having} == {0o600}

@@ -409,7 +409,7 @@ def test_a_service_without_a_health_check_passes_by_running_and_the_rung_says_so
     release = deployed(stack, target, "v1")
     assert all(check.passed for check in target.checks(release))
     assert target.rung().startswith(
-        "L4 one service at a time: no edge in front of web, worker; no health check in worker"
+        "L4 one service at a time (web, worker): no edge in front of it; no health check in worker"
     )
 
 
