@@ -30,7 +30,8 @@ def missing(stack: Stack, engine: Engine, release: Release) -> Iterator[Missing]
         return
     for record in release.services:
         for line in missing_files(project, record.name):
-            yield Missing(what=line, fix="put the file back, then lastgood doctor")
+            # the file that is missing is the release's own copy, and not the one that it was made of
+            yield Missing(what=line, fix=_ANOTHER, lost=True)
 
 
 def _image(engine: Engine, record: ServiceRecord) -> Iterator[Missing]:
