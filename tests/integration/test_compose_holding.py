@@ -176,6 +176,7 @@ def test_a_release_survives_the_hourly_cleaning_of_containers_and_images(stack: 
     assert stack.page() == "v1"
 
 
+@pytest.mark.full
 def test_a_release_goes_back_with_its_registry_gone(stack: ComposeWorld) -> None:
     registry = "127.0.0.1:9"  # nobody listens there
     for service in ("web", "worker"):
@@ -283,6 +284,7 @@ def test_letting_go_takes_tags_images_and_files_and_leaves_what_serves_alone(sta
     assert [m.lost for m in target.missing(old)] == [True, True, True]
 
 
+@pytest.mark.full
 def test_letting_go_leaves_an_image_that_a_later_release_has_too(stack: ComposeWorld) -> None:
     """The worker did not change: its container was started for the release that is let go of, and serves the next."""
     target = stack.target()
@@ -298,6 +300,7 @@ def test_letting_go_leaves_an_image_that_a_later_release_has_too(stack: ComposeW
     assert again.content == now.content
 
 
+@pytest.mark.full
 def test_two_stacks_of_one_host_do_not_hold_by_one_tag(stack: ComposeWorld) -> None:
     """Both have a release v1 with the same image; one lets go of its own."""
     target = stack.target(services=["web"])
@@ -311,6 +314,7 @@ def test_two_stacks_of_one_host_do_not_hold_by_one_tag(stack: ComposeWorld) -> N
     assert stack.client.images.get(theirs).id == image
 
 
+@pytest.mark.full
 def test_an_image_that_a_stopped_container_is_made_from_stays_and_is_named(stack: ComposeWorld) -> None:
     target = stack.target(services=["web"])
     old = deployed(stack, target, "v1")
@@ -324,6 +328,7 @@ def test_an_image_that_a_stopped_container_is_made_from_stays_and_is_named(stack
     assert target.kept() == {"v2"}
 
 
+@pytest.mark.full
 def test_a_deploy_lets_go_of_what_is_too_old_and_a_rollback_to_it_is_refused(stack: ComposeWorld) -> None:
     configure(stack, retain=1)
     story: list[str] = []
@@ -384,6 +389,7 @@ def test_code_of_the_checkout_goes_back_with_its_release(bound: ComposeWorld) ->
     assert all(check.passed for check in target.checks(good))
 
 
+@pytest.mark.full
 def test_code_that_did_not_change_is_no_reason_to_start_a_service_anew(bound: ComposeWorld) -> None:
     target = bound.target()
     put(bound, target, "v1")
@@ -396,6 +402,7 @@ def test_code_that_did_not_change_is_no_reason_to_start_a_service_anew(bound: Co
     assert len(list(first_code.iterdir())) == 1
 
 
+@pytest.mark.full
 def test_what_runs_from_the_checkout_is_recorded_with_its_code(bound: ComposeWorld) -> None:
     bound.compose("up", "--detach", "--wait")
     target = bound.target(services=["web"])
@@ -425,6 +432,7 @@ def test_code_that_was_changed_in_the_state_folder_is_seen_and_does_not_start(bo
     assert bound.page() == "v2"
 
 
+@pytest.mark.full
 def test_the_state_folder_and_dumps_are_in_no_copy_of_a_checkout_that_is_mounted_whole(bound: ComposeWorld) -> None:
     (bound.root / "restore-points").mkdir()
     (bound.root / "restore-points" / "dump").write_text("rows")
