@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -825,31 +825,30 @@ def ending(team: Team) -> object:
     )
 
 
-def test_a_rollback_that_is_killed_anywhere_and_taken_up_ends_the_same_with_each_effect_once(tmp_path: Path) -> None:
-    whole = with_a_database_step(tmp_path / "whole")
+def killed_everywhere(folder: Path) -> Iterator[Team]:
+    """A rollback that is not killed, and then one for each moment at which it could be, taken up."""
+    whole = with_a_database_step(folder / "whole")
     counting = whole.journal.crashes = whole.stack.crashes = Crashes()
     whole.roll_back()
+    yield whole
     for at in range(1, counting.count + 1):
-        team = with_a_database_step(tmp_path / str(at))
+        team = with_a_database_step(folder / str(at))
         team.journal.crashes = team.stack.crashes = Crashes(at)
         with pytest.raises(Crash):
             team.roll_back()
         if team.history.open_run is not None or team.history.open_deployment is not None:
             team.roll_back()
+        yield team
+
+
+def test_a_rollback_that_is_killed_anywhere_and_taken_up_ends_the_same_with_each_effect_once(tmp_path: Path) -> None:
+    whole, *killed = killed_everywhere(tmp_path)
+    for at, team in enumerate(killed, start=1):
         assert ending(team) == ending(whole), f"killed at {at}"
 
 
 def test_a_team_is_told_the_same_however_often_the_rollback_was_killed(tmp_path: Path) -> None:
-    whole = with_a_database_step(tmp_path / "whole")
-    counting = whole.journal.crashes = whole.stack.crashes = Crashes()
-    whole.roll_back()
-    for at in range(1, counting.count + 1):
-        team = with_a_database_step(tmp_path / str(at))
-        team.journal.crashes = team.stack.crashes = Crashes(at)
-        with pytest.raises(Crash):
-            team.roll_back()
-        if team.history.open_run is not None or team.history.open_deployment is not None:
-            team.roll_back()
+    for at, team in enumerate(killed_everywhere(tmp_path)):
         sentences = {event for event, text in team.channel.messages if text.startswith("🚨")}
         assert len(sentences) == 1, f"killed at {at}"
 

@@ -43,6 +43,8 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
         compose=compose,
         services=[service.name for service in able],
     )
+    if workers := [service.name for service in able if service.works_by_itself]:
+        containers["workers"] = workers
     if survey.start_period_s >= USUAL_BOOT_S:
         containers["boot"] = f"{math.ceil(survey.start_period_s + USUAL_BOOT_S)}s"
     tree["containers"] = containers

@@ -28,8 +28,9 @@ MOST_DEPENDENCIES: Final = 4
 """Each part of a service's dependencies costs one call of compose, 0.07 s; beyond this many, none is made."""
 
 
-def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> Release:
-    """Build or pull what the files on disk say, hold and keep it. Raises Refused: what serves is as it was."""
+def prepare(stack: Stack, engine: Engine, serving: Sequence[Container], name: str, recorded_at: datetime) -> Release:
+    """Build or pull what the files on disk say, hold and keep it. serving: every container that gets requests. Raises
+    Refused: what serves is as it was."""
     stack.shelf.folder(name)
     project = _usable(stack, engine)
     services = stack.config.services
@@ -67,7 +68,7 @@ def prepare(stack: Stack, engine: Engine, name: str, recorded_at: datetime) -> R
         )
         for s in services
     ]
-    _refuse_a_silent_no_op(stack, engine, name, records)
+    _refuse_a_silent_no_op(stack, serving, name, records)
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
 
 
@@ -77,14 +78,16 @@ def _is_to_be_pulled(engine: Engine, project: Project, service: str) -> bool:
     return always or engine.image(project.reference(service)) is None
 
 
-def _refuse_a_silent_no_op(stack: Stack, engine: Engine, name: str, records: Sequence[ServiceRecord]) -> None:
+def _refuse_a_silent_no_op(
+    stack: Stack, serving: Sequence[Container], name: str, records: Sequence[ServiceRecord]
+) -> None:
     """Raise Refused where a variable of the shell, which compose puts before the env file, makes a new release of what
     serves already: then nobody means what the env file says."""
     if not (beaten := stack.beaten()) or stack.shelf.find(name) is not None:
         return
-    serving = [c.facts() for c in engine.of_project() if not c.is_leftover and c.service in stack.config.services]
+    shown = [container.facts() for container in serving]
     wanted = {record.name: record for record in records}
-    if {i.service for i in serving} == set(wanted) and all(i.serves and runs(wanted[i.service], i) for i in serving):
+    if {i.service for i in shown} == set(wanted) and all(i.serves and runs(wanted[i.service], i) for i in shown):
         variable, file = beaten[0]
         raise Refused(
             f"{variable} of the environment beats the one in {file}, and with it {name} is what serves already",

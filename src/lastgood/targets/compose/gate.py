@@ -42,7 +42,6 @@ SETTLE_S: Final = 5.0
 """A service without a health check must run for so long without ending. Python and Node services that cannot start
 end within 2 s."""
 LOG_LINES: Final = 2000
-STOP_S: Final = 10.0
 
 
 def pass_gate(
@@ -85,14 +84,14 @@ def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
             engine.remove(container.id)
 
 
-def clear_candidates(engine: Engine, seen: Look) -> None:
+def clear_candidates(engine: Engine, seen: Look, *, stop_s: float) -> None:
     """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves; what
     compose made for a service of an edge is stopped and kept."""
     for container in seen.beside:
         if is_twin(container) or container.is_leftover:
             engine.remove(container.id)
         else:
-            engine.stop(container.id, stop_s=STOP_S)
+            engine.stop(container.id, stop_s=stop_s)
 
 
 @dataclass(frozen=True, slots=True)

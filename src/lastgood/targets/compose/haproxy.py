@@ -57,8 +57,6 @@ defaults
     # each request looks anew who serves, also on a connection that the client keeps
     option http-server-close
     option redispatch 1
-    # what waits for a client that has left is not carried out any more
-    option abortonclose
 
 resolvers engine
     nameserver dns 127.0.0.11:53

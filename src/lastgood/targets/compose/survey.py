@@ -67,6 +67,11 @@ class Surveyed:
         """Whether it is never touched at all."""
         return self.shape.kind is Kind.STATEFUL
 
+    @property
+    def works_by_itself(self) -> bool:
+        """Whether a second one of it would do its work twice."""
+        return self.shape.kind is Kind.WORKER
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyedPostgres:

@@ -102,7 +102,8 @@ class ComposeTarget:
                 case Settle():
                     settle(self._stack, engine, self._fronted(step), action, deadline_s=step.deadline_s)
                 case ClearCandidates():
-                    clear_candidates(engine, look(self._stack, engine, self._edge))
+                    seen_now = look(self._stack, engine, self._edge)
+                    clear_candidates(engine, seen_now, stop_s=self._stack.config.stop)
                 case _:
                     assert_never(action)
 
@@ -128,7 +129,7 @@ class ComposeTarget:
 
     def prepare(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
-            return describe.prepare(self._stack, engine, name, recorded_at)
+            return describe.prepare(self._stack, engine, self._serving(engine), name, recorded_at)
 
     def preflight(self) -> tuple[str, ...]:
         return describe.unusable(self._stack, self._stack.resolve())
