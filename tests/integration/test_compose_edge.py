@@ -160,6 +160,7 @@ def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: Edge
     assert all(check.passed for check in target.checks(r1))
 
 
+@pytest.mark.full
 def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)
@@ -224,6 +225,7 @@ def test_an_edge_that_is_started_again_sends_requests_where_it_did(world: EdgeWo
     assert {i.release for i in target.observe().serving if i.service != "worker"} == {"r1"}
 
 
+@pytest.mark.full
 def test_a_gate_that_fails_leaves_the_standby_and_the_traffic_alone(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)

@@ -50,6 +50,7 @@ def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: Com
     assert stack.candidates() == []
 
 
+@pytest.mark.full
 def test_what_somebody_else_started_is_recorded_and_can_be_gone_back_to(stack: ComposeWorld) -> None:
     stack.services["web"] |= {"depends_on": ["db", "worker"], "environment": {"A": "by hand"}}
     stack.write()
@@ -163,6 +164,7 @@ def test_a_candidate_has_nothing_by_which_traffic_or_compose_could_find_it(stack
     assert stack.page() == "v1"
 
 
+@pytest.mark.full
 def test_services_with_a_fixed_container_name_go_back(stack: ComposeWorld) -> None:
     stack.services["web"]["container_name"] = f"{stack.project}-the-web"
     stack.write()
@@ -191,6 +193,7 @@ def test_a_pruned_image_is_refused_before_anything_is_stopped(stack: ComposeWorl
     assert stack.page() == "v2"
 
 
+@pytest.mark.full
 def test_a_service_that_ignores_sigterm_is_bounded_by_the_stop_time(stack: ComposeWorld) -> None:
     del stack.services["web"]["stop_signal"]
     stack.write()
@@ -246,6 +249,7 @@ def test_a_foreign_container_on_the_same_port_of_another_address_is_no_obstacle(
     assert stack.page() == "0"
 
 
+@pytest.mark.full
 def test_as_many_containers_go_back_as_were_scaled_up_by_hand(stack: ComposeWorld) -> None:
     target = stack.target(services=["worker"])
     good = target.prepare("v1", CLOCK.now())

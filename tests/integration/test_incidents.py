@@ -187,6 +187,7 @@ def test_the_disk_was_rolled_back_and_the_old_process_still_served(shop: Shop) -
     assert "GREETING=v1" in stack.container("web").attrs["Config"]["Env"]
 
 
+@pytest.mark.full
 def test_previous_selected_the_bad_release_again(shop: Shop) -> None:
     shop.good("v1")
     shop.good("v2")
@@ -296,6 +297,7 @@ def test_restore_complete_was_said_after_the_restore_had_failed(shop: Shop) -> N
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_a_killed_deploy_left_its_lock_behind(shop: Shop) -> None:
     """Four weeks, it was. Here the right dies with the process, and what it left half done is put back."""
     shop.good("v1")
