@@ -536,6 +536,14 @@ def test_a_domain_that_stays_on_the_bad_deployment_needs_a_person_and_is_named(s
     assert stage.sent() == 1
 
 
+def test_a_domain_that_cannot_be_fetched_at_first_is_looked_at_again(stage: Stage) -> None:
+    stage.vercel.hold_domain(DEFAULT_DOMAIN, Stale.STUCK)
+    stage.vercel.fail(Fault(kind=FaultKind.DROP, on="site", count=1))
+    error = refusal(stage, stage.good)
+    assert isinstance(error, NeedsHuman)
+    assert f"{DEFAULT_DOMAIN} still shows {stage.bad}" in error.message
+
+
 def test_a_domain_that_cannot_be_fetched_any_more_has_not_followed_by_that(stage: Stage) -> None:
     stage.vercel.hold_domain(DEFAULT_DOMAIN, Stale.STUCK)
     stage.clock.meanwhile = [lambda: stage.vercel.fail(Fault(kind=FaultKind.DROP, on="site", count=1000))]

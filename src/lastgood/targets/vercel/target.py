@@ -112,7 +112,8 @@ class VercelTarget:
         self._await_domains(action.deployment, time)
 
     def _await_domains(self, wanted: str, time: TimeLeft) -> None:
-        """Look until no domain shows another deployment. A domain that does not follow is not ours to force."""
+        """Look until every domain was seen and none shows another deployment. A domain that does not follow is not ours
+        to force; what nobody could fetch in all that time is for the checks afterwards to tell."""
         if not self._config.domains:
             return
         try:
@@ -121,15 +122,17 @@ class VercelTarget:
             raise OutcomeUnknown(f"{wanted} is production; its domains could not be told: {error.message}") from error
         behind: dict[str, str] = {}
         while True:
-            for look in self._looks({wanted: deployment.commit}, time):
+            looks = tuple(self._looks({wanted: deployment.commit}, time))
+            for look in looks:
                 if look.shown(wanted) not in ("", wanted):
                     behind[look.domain] = look.shown(wanted)
                 elif not look.fault:
                     # one that cannot be fetched any more has not followed by that
                     behind.pop(look.domain, None)
-            if not behind:
+            unseen = any(look.fault for look in looks)
+            if not behind and (not unseen or time.over):
                 return
-            if time.over:
+            if behind and time.over:
                 still = ", ".join(f"{domain} still shows {shown}" for domain, shown in behind.items())
                 raise NeedsHuman(
                     f"{wanted} is production at vercel, but {still}",
