@@ -14,7 +14,7 @@ import pytest
 
 from lastgood.testing.standin import Fault, FaultKind
 from lastgood.testing.vercel import DEFAULT_DOMAIN, DEFAULT_TOKEN, VercelStandIn
-from lastgood.testing.vercel_world import JobStatus, PageMark, Plan, ReadyState, RefusedError, Stale
+from lastgood.testing.vercel_world import JobStatus, PageMark, Plan, ReadyState, RefusedError, Stale, World
 
 GOOD, BAD = "a" * 40, "b" * 40
 WAIT_S = 30
@@ -166,6 +166,17 @@ def test_a_promoted_preview_is_built_anew(vercel: VercelStandIn, good: str) -> N
     rebuilt = listed(vercel)[0]
     assert rebuilt not in (preview, good)
     assert served(vercel) == "c" * 40
+
+
+def test_what_is_deployed_in_one_millisecond_is_ready_in_it_and_the_last_one_serves() -> None:
+    world = World.new(team="team", project="web", domains=(), job_ms=0, plan=Plan.PRO)
+    for commit in (GOOD, "c" * 40, BAD):
+        world.deploy(
+            commit=commit, ref="main", production=True, becomes=ReadyState.READY, delay_ms=0, now_ms=1_700_000_000_000
+        )
+    world.settle(1_700_000_000_000)
+    assert world.current is not None
+    assert world.current.commit == BAD
 
 
 def test_deployments_are_found_by_id_host_and_domain(vercel: VercelStandIn, good: str) -> None:

@@ -165,7 +165,7 @@ class World(BaseModel):
             state=ReadyState.BUILDING,
             becomes=becomes,
             created_ms=created_ms,
-            ready_ms=created_ms + delay_ms,
+            ready_ms=now_ms + delay_ms,
         )
         self.deployments.append(deployment)
         return deployment
