@@ -27,6 +27,7 @@ from lastgood.core.plan import (
     Serve,
     Settle,
     SwapDatabase,
+    runs,
 )
 from lastgood.core.returning import World, make_clear_plan, make_lift_plan
 from lastgood.testing.world import START
@@ -213,6 +214,20 @@ def test_an_old_schema_never_comes_back_under_another_release(world: World, only
     if "swap-database" in steps:
         changed_ = {f"serve-{service.name}" for service in changed_services(OLD, world.containers)}
         assert changed_ <= set(steps)
+
+
+@given(world=worlds, only=ONLY)
+def test_what_is_slow_to_answer_is_not_recreated_for_a_release_that_never_served(
+    world: World, only: frozenset[Role]
+) -> None:
+    plan = plan_or_refusal(replace(world, untouched=True), only)
+    steps = set() if isinstance(plan, Refused) else {step.name for step in plan.steps}
+    going_on = {
+        f"serve-{service.name}"
+        for service in OLD.services
+        if (there := world.containers.of(service.name)) and all(i.running and runs(service, i) for i in there)
+    }
+    assert not steps & going_on
 
 
 @given(world=changed(Fit.UNKNOWN), only=ONLY)

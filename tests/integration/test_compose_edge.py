@@ -3,72 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from lastgood.core.config import ContainersConfig
 from lastgood.core.deploying import changed_services, gate_step, serve_steps
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import PassGate, Seen, Step, Switch, seen
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget, edge_file, set_up_edge
 from tests.contract.rigs.clock import CLOCK
-from tests.contract.rigs.compose import ComposeWorld, edge_image
+from tests.contract.rigs.compose import edge_image
+from tests.integration.edge_world import EdgeWorld, traffic
 
 pytestmark = [pytest.mark.needs_docker, pytest.mark.timeout(240)]
-# Asks its sibling by the name that both have always used, and says what it and the sibling are.
-FRONT = """\
-mkdir -p /www/cgi-bin
-printf '#!/bin/sh\\necho; echo VERSION-$(wget -q -O - http://api:8080/)\\n' > /www/cgi-bin/ask
-chmod 755 /www/cgi-bin/ask
-exec httpd -f -p 8080 -h /www
-"""
-
-
-class EdgeWorld(ComposeWorld):
-    """web (published) asks api (a sibling by name); a worker that answers nobody; a database."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.services["api"] = self.service("api", expose=["8080"])
-        self.write()
-        self.version("0")
-
-    def version(self, version: str) -> None:
-        """Give every service an image that says so."""
-        self.image("web", version, script=FRONT.replace("VERSION", version))
-        self.image("api", version)
-        self.image("worker", version)
-
-    def settings(self, **edge: object) -> ContainersConfig:
-        section = {
-            "compose": {"project": self.project},
-            "services": ["api", "web", "worker"],
-            "workers": ["worker"],
-            "boot": "20s",
-            "stop": "1s",
-        }
-        if edge:
-            files = ["docker-compose.yml", "docker-compose.edge.yml"]
-            section |= {"compose": {"project": self.project, "files": files}, "edge": edge}
-        return ContainersConfig.model_validate(section)
-
-    def behind(self, config: ContainersConfig) -> ComposeTarget:
-        return ComposeTarget(config, root=self.root, state=self.root / ".lastgood", clock=CLOCK)
-
-    def answer(self) -> str:
-        """What users see: the release of web, and that of the api which it asked."""
-        return self.page("/cgi-bin/ask").strip()
-
-    def up(self, *files: str) -> None:
-        self.compose(*(word for file in files for word in ("--file", file)), "up", "--detach", "--wait")
 
 
 @pytest.fixture
@@ -116,30 +67,6 @@ def recorded(target: ComposeTarget, name: str) -> Release:
 def prepared(world: EdgeWorld, target: ComposeTarget, version: str) -> Release:
     world.version(version)
     return target.prepare(f"r{version}", datetime.now(UTC))
-
-
-@contextmanager
-def traffic(world: EdgeWorld) -> Iterator[Counter[str]]:
-    """Ask all the time. What was answered, counted; what failed is told by its name."""
-    answers: Counter[str] = Counter()
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.wait(0.01):
-            try:
-                answers[world.answer()] += 1
-            except OSError as error:
-                answers[f"failed: {error}"] += 1
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: EdgeWorld, target: ComposeTarget) -> None:

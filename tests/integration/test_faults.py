@@ -16,13 +16,11 @@ from typing import Final
 import pytest
 
 from tests.contract.rigs.compose import ComposeWorld, free_port
-from tests.contract.rigs.gateway import Dies, EngineGateway, SaysNo, gateway
+from tests.contract.rigs.gateway import ENGINE, Dies, EngineGateway, SaysNo, gateway
 from tests.contract.rigs.registry import Registry, registry
 from tests.integration.shop import COULD_NOT, KILLED, NEEDS_HUMAN, REFUSED, Shop
 
 pytestmark = [pytest.mark.needs_docker, pytest.mark.timeout(300)]
-
-ENGINE: Final = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------

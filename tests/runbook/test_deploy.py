@@ -254,6 +254,14 @@ def test_a_gate_that_fails_leaves_what_serves_untouched(team: Team) -> None:
     assert not [step for step in begun(team) if step.startswith("serve-")]
 
 
+def test_a_gate_that_fails_while_what_serves_is_slow_to_answer_recreates_nothing(team: Team) -> None:
+    team.stack.sicken(SERVICES[0])
+    before = team.stack.containers
+    team.deploy(BAD, NEVER_BOOTS)
+    assert team.stack.containers.serving == before.serving
+    assert not [step for step in begun(team) if step.startswith("serve-")]
+
+
 def test_a_gate_that_fails_ends_verified_with_the_gate_as_trigger(team: Team) -> None:
     report = team.deploy(BAD, NEVER_BOOTS).report
     assert report is not None

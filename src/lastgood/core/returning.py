@@ -27,8 +27,9 @@ from lastgood.core.plan import (
     SaveDump,
     Step,
     SwapDatabase,
+    runs,
 )
-from lastgood.core.release import Release, RestorePoint
+from lastgood.core.release import Release, RestorePoint, ServiceRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,8 @@ class World:
     restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
     empty when it is not known; so is frontend_target, its deployment.
     frontend_unseen, database_unseen: why a configured one could not be looked at. migrated: whether the release that is
-    left brought migrations. rung: what the container target says of itself.
+    left brought migrations. untouched: whether the target serves all the while, because the release that is left never
+    came to serve. rung: what the container target says of itself.
     """
 
     containers: ContainerFacts
@@ -62,6 +64,7 @@ class World:
     frontend_unseen: str = ""
     database_unseen: str = ""
     migrated: bool = False
+    untouched: bool = False
 
 
 @dataclass(slots=True)
@@ -122,6 +125,9 @@ def _containers(
         draft.skipped.append("containers: not asked for")
         return [], []
     changed = changed_services(target, world.containers)
+    if world.untouched:
+        # It served before, and nobody changed it: recreating what is only slow to answer would be the first outage.
+        changed = tuple(service for service in changed if not _goes_on(service, world.containers))
     if not changed:
         draft.skipped.append(f"containers: every service already runs {target.id}")
         return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
@@ -131,6 +137,12 @@ def _containers(
             target, changed, world.containers, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval
         ),
     )
+
+
+def _goes_on(service: ServiceRecord, containers: ContainerFacts) -> bool:
+    """Whether a service runs as wanted, whatever its health check says at this moment."""
+    instances = containers.of(service.name)
+    return bool(instances) and all(i.running and runs(service, i) for i in instances)
 
 
 def _frontend(draft: _Draft, world: World, *, only: frozenset[Role], deadlines: Deadlines) -> list[Step]:

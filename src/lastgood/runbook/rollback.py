@@ -133,6 +133,7 @@ def plan_rollback(
     left = history.releases.get(bad_release(history))
     database, evidence, database_unseen = _look_at_database(rooms, point, target)
     frontend, frontend_unseen = _look_at_frontend(rooms)
+    still = _still_serves(history)
     world = World(
         containers=facts,
         rung=rooms.containers.rung(target.release.id),
@@ -145,6 +146,7 @@ def plan_rollback(
         frontend_unseen=frontend_unseen,
         database_unseen=database_unseen,
         migrated=left is None or left.release.migrations != target.release.migrations,
+        untouched=still is not None and still.release.id == target.release.id,
     )
     return make_plan(
         target.release,

@@ -160,9 +160,9 @@ class ComposeWorld:
         found = self.client.containers.list(all=True, ignore_removed=True, filters={"label": "lastgood.candidate"})
         return [c for c in found if c.labels["lastgood.candidate"].startswith(f"{self.project}:")]
 
-    def page(self, path: str = "/") -> str:
+    def page(self, path: str = "/", *, patience_s: float = 5.0) -> str:
         """What users see."""
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as connection:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=patience_s)) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(4096), b""))
         return answer.decode().rsplit("\r\n\r\n", 1)[-1]
