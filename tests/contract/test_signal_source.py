@@ -59,6 +59,11 @@ def test_a_world_that_is_well_is_seen(rig: SourceRig) -> None:
     assert shows_health(rig.source.read(window(1)))
 
 
+def test_a_window_without_length_begins_the_counting_anew(rig: SourceRig) -> None:
+    rig.source.read(window(0))
+    assert isinstance(rig.source.read(Window(since=BEGAN, until=BEGAN)), NoData) or not rig.counting
+
+
 def test_trouble_is_never_raised_never_hangs_and_never_looks_like_health(rig: SourceRig) -> None:
     """That this test comes to its end is the deadline's proof: none of these worlds lets go by itself."""
     rig.source.read(window(0))

@@ -45,8 +45,9 @@ class SignalSource(Protocol):
 
     def read(self, window: Window) -> Reading:
         """Return what happened in `window`. Never raises for a source that is down, slow, or talks nonsense: that is
-        SourceDown. Nothing new is NoData. The first call of a counting source sees no earlier value and returns NoData.
-        Ends within 5 s."""
+        SourceDown. What answers and has nothing to say of the window is NoData; a count that did not grow is one of 0.
+        The first call of a counting source sees no earlier value and returns NoData, and a window without length begins
+        its counting anew. Ends within 5 s."""
         ...
 
 
