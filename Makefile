@@ -38,7 +38,7 @@ system: setup
 	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) --dist worksteal -m '$(SYSTEM)' tests/system/test_stories.py; done
 	@scripts/figures.py $(FIGURES)
 	@$(PYTEST) -m '$(SYSTEM)' tests/system/test_kill_points.py
-	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration; fi
+	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration tests/targets; fi
 
 ## write the generated parts of the docs anew
 docs: setup

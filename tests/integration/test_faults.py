@@ -158,7 +158,8 @@ FOREIGN_PROGRAM: Final = b"\x7fELF\x02\x02\x01" + bytes(9) + b"\x00\x02\x00\x16\
 # --- what lies in the way -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service", ["web", pytest.param("worker", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("service", ["web", "worker"])
 def test_a_leftover_that_has_the_name_of_a_service_is_found_before_the_first_is_touched(
     shop: Shop, service: str
 ) -> None:
@@ -293,6 +294,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.full
 def test_a_full_disk_stops_a_rollback_before_anything_is_touched(shop: Shop, small_disk: Path) -> None:
     shop.good("v1")
     shop.bad("v2")

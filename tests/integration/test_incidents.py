@@ -65,6 +65,7 @@ def deploy_tag(shop: Shop, release: str, *words: str, code: int = 0, exported: s
     return shop.deploy(release, *words, code=code, env={"IMAGE_TAG": exported} if exported else None)
 
 
+@pytest.mark.full
 def test_a_variable_of_the_shell_beat_the_env_file(tagged: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     deploy_tag(tagged, "v1", "--first")
     tagged.lastgood("record", "--good", "-m", "known good")
