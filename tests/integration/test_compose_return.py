@@ -67,6 +67,7 @@ def test_what_somebody_else_started_is_recorded_and_can_be_gone_back_to(stack: C
     assert all(check.passed for check in target.checks(by_hand))
 
 
+@pytest.mark.full
 def test_a_moved_tag_does_not_change_what_goes_back(stack: ComposeWorld) -> None:
     target = stack.target(services=["web"])
     good = deployed(stack, target, "v1")
@@ -98,6 +99,7 @@ def test_an_environment_changed_since_does_not_leak_into_the_release_that_goes_b
     assert stack.page() == said
 
 
+@pytest.mark.full
 def test_a_change_of_the_environment_alone_is_deployed_and_goes_back(stack: ComposeWorld) -> None:
     stack.services["web"]["environment"] = {"A": "1"}
     stack.write()
@@ -138,6 +140,7 @@ def test_the_gate_refuses_an_image_that_is_never_healthy(stack: ComposeWorld) ->
     assert stack.candidates() == []
 
 
+@pytest.mark.full
 def test_a_candidate_has_nothing_by_which_traffic_or_compose_could_find_it(stack: ComposeWorld) -> None:
     stack.services["web"] |= {
         "container_name": f"{stack.project}-the-web",
@@ -417,6 +420,7 @@ def test_a_service_without_a_health_check_passes_by_running_and_the_rung_says_so
     )
 
 
+@pytest.mark.full
 def test_evidence_is_private_and_shows_no_secret(stack: ComposeWorld, tmp_path: Path) -> None:
     secrets = {"DB_URL": "postgres://app:correct-horse@db/app", "API_KEY": "k-123456", "ODD_SECRET": 'sch"lüssel'}
     stack.services["web"]["environment"] = secrets
@@ -441,6 +445,7 @@ def test_evidence_is_private_and_shows_no_secret(stack: ComposeWorld, tmp_path: 
     )
 
 
+@pytest.mark.full
 def test_a_deployment_by_somebody_else_is_seen_as_another_configuration(stack: ComposeWorld) -> None:
     target = stack.target(services=["web"])
     release = deployed(stack, target, "v1")

@@ -209,6 +209,7 @@ def test_previous_selected_the_bad_release_again(shop: Shop) -> None:
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_the_image_to_go_back_to_was_pruned(shop: Shop) -> None:
     """A pull-less stack: nobody else has the image. It is noticed before it is needed, and refused when it is."""
     shop.good("v1")
