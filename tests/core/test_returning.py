@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lastgood.core.deploying import changed_services
 from lastgood.core.errors import Refused
+from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
 from lastgood.core.migration import Blame, Fit, WritesSince, judge_migration
 from lastgood.core.plan import (
     ClearCandidates,
@@ -221,13 +222,30 @@ def test_what_is_slow_to_answer_is_not_recreated_for_a_release_that_never_served
     world: World, only: frozenset[Role]
 ) -> None:
     plan = plan_or_refusal(replace(world, untouched=True), only)
-    steps = set() if isinstance(plan, Refused) else {step.name for step in plan.steps}
+    steps = () if isinstance(plan, Refused) else plan.steps
     going_on = {
-        f"serve-{service.name}"
+        service.name
         for service in OLD.services
         if (there := world.containers.of(service.name)) and all(i.running and runs(service, i) for i in there)
     }
-    assert not steps & going_on
+    assert not going_on & {name for step in steps for name, _ in step.serves}
+
+
+@pytest.mark.parametrize("switchable", [frozenset[str](), frozenset(s.name for s in OLD.services)])
+@pytest.mark.parametrize("health", Health)
+def test_a_stack_that_went_on_meanwhile_is_left_alone_behind_an_edge_too(
+    health: Health, switchable: frozenset[str]
+) -> None:
+    """Behind the edge it may be what compose started, which is bound to no release."""
+    there = tuple(
+        InstanceFacts(service=s.name, instance=s.name, artifact=s.artifact, running=True, health=health)
+        for s in OLD.services
+    )
+    facts = ContainerFacts(observed_at=START, serving=there, candidates=(), stateful=(), switchable=switchable)
+    assert changed_services(OLD, facts, untouched=True) == ()
+    down = replace(facts, serving=(replace(there[0], running=False), *there[1:]))
+    together = OLD.services if switchable else OLD.services[:1]
+    assert changed_services(OLD, down, untouched=True) == together
 
 
 @given(world=changed(Fit.UNKNOWN), only=ONLY)

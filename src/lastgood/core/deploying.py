@@ -96,17 +96,26 @@ def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str]
     return tuple((i.service, i.artifact) for i in containers.serving if i.running and release.service(i.service))
 
 
-def changed_services(release: Release, containers: ContainerFacts) -> tuple[ServiceRecord, ...]:
+def changed_services(
+    release: Release, containers: ContainerFacts, *, untouched: bool = False
+) -> tuple[ServiceRecord, ...]:
     """Return the services of `release` that do not serve from it now, in the release's order.
 
     Behind an edge the services of a release talk to each other and to no other release's, so they change together.
+    untouched: it served all the while. Then what runs as wanted goes on, however slow its health check answers just
+    now and whoever started it: to recreate it would be the first outage.
     """
     changed = {
         service.name
         for service in release.services
         if not containers.of(service.name)
         or not all(
-            i.serves and runs(service, i) and (service.name not in containers.switchable or i.release == release.id)
+            runs(service, i)
+            and (
+                i.running
+                if untouched
+                else i.serves and (service.name not in containers.switchable or i.release == release.id)
+            )
             for i in containers.of(service.name)
         )
     }

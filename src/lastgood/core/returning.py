@@ -27,9 +27,8 @@ from lastgood.core.plan import (
     SaveDump,
     Step,
     SwapDatabase,
-    runs,
 )
-from lastgood.core.release import Release, RestorePoint, ServiceRecord
+from lastgood.core.release import Release, RestorePoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +123,7 @@ def _containers(
     if Role.CONTAINERS not in only:
         draft.skipped.append("containers: not asked for")
         return [], []
-    changed = changed_services(target, world.containers)
-    if world.untouched:
-        # It served before, and nobody changed it: recreating what is only slow to answer would be the first outage.
-        changed = tuple(service for service in changed if not _goes_on(service, world.containers))
+    changed = changed_services(target, world.containers, untouched=world.untouched)
     if not changed:
         draft.skipped.append(f"containers: every service already runs {target.id}")
         return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
@@ -137,12 +133,6 @@ def _containers(
             target, changed, world.containers, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval
         ),
     )
-
-
-def _goes_on(service: ServiceRecord, containers: ContainerFacts) -> bool:
-    """Whether a service runs as wanted, whatever its health check says at this moment."""
-    instances = containers.of(service.name)
-    return bool(instances) and all(i.running and runs(service, i) for i in instances)
 
 
 def _frontend(draft: _Draft, world: World, *, only: frozenset[Role], deadlines: Deadlines) -> list[Step]:
