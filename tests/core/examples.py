@@ -81,7 +81,7 @@ def behind_an_edge(containers: ContainerFacts, release: str) -> ContainerFacts:
     return replace(containers, serving=serving, switchable=SWITCHED)
 
 
-def database_facts() -> DatabaseFacts:
+def database_facts(*, captured: bool = False) -> DatabaseFacts:
     """The live database with the bad release's schema."""
     return DatabaseFacts(
         observed_at=START,
@@ -90,16 +90,19 @@ def database_facts() -> DatabaseFacts:
         fingerprint="f2",
         size_bytes=1000,
         databases=frozenset({"app", RESTORE_POINT.clone}),
+        captures=frozenset({RESTORE_POINT.id}) if captured else frozenset(),
     )
 
 
-def world(evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False) -> World:
+def world(
+    evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False, captured: bool = False
+) -> World:
     """What a rollback from `bad` is planned from."""
     simulation = simulated.World(serving=serving("bad"), held=HELD)
     return World(
         containers=behind_an_edge(facts("bad"), "bad") if edge else facts("bad"),
         rung="L2",
-        database=database_facts() if evidence else None,
+        database=database_facts(captured=captured) if evidence else None,
         evidence=evidence,
         restore_point=RESTORE_POINT if evidence else None,
         frontend=simulation.frontend if frontend else None,
@@ -107,11 +110,13 @@ def world(evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: boo
     )
 
 
-def rollback_plan(evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False) -> Plan:
+def rollback_plan(
+    evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False, captured: bool = False
+) -> Plan:
     """The way back from `bad` to `old`."""
     return make_plan(
         release("old"),
-        world(evidence, frontend=frontend, edge=edge),
+        world(evidence, frontend=frontend, edge=edge, captured=captured),
         plan_id="r1",
         now=START,
         serving="bad",
@@ -143,6 +148,7 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "containers-behind-an-edge": lambda: rollback_plan(None, edge=True),
     "containers-frontend": lambda: rollback_plan(UNCHANGED),
     "database-first": lambda: rollback_plan(EVIDENCE),
+    "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),
     "database-after": lambda: rollback_plan(
         replace(EVIDENCE, old_release=FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran"))
     ),

@@ -42,6 +42,7 @@ databases = st.builds(
     fingerprint=st.sampled_from(["", "f1", "f2"]),
     size_bytes=st.just(1000),
     databases=st.sampled_from([frozenset({"app"}), frozenset({"app", RESTORE_POINT.clone})]),
+    captures=st.sampled_from([frozenset(), frozenset({RESTORE_POINT.id})]),
 )
 evidence = st.builds(
     DatabaseEvidence,

@@ -15,13 +15,16 @@ from pydantic import TypeAdapter
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
 from lastgood.core.plan import (
     Action,
+    CatchUp,
     ClearCandidates,
+    EndCapture,
     ExportWrites,
     Fence,
     LiftFence,
     Migrate,
     PassGate,
     Plan,
+    ReplayWrites,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -97,6 +100,8 @@ DUMP = SaveDump(name="app-r1")
 FENCE = Fence(kept_as="app_bad_r1")
 LIFT = LiftFence(kept_as="app_bad_r1")
 EXPORT = ExportWrites(export="export-r1", restore_point="rp-d2", kept_as="app_bad_r1")
+CATCH_UP = CatchUp(replay="replay-r1", restore_point="rp-d2")
+REPLAY = ReplayWrites(replay="replay-r1", restore_point="rp-d2", kept_as="app_bad_r1", by_rows=False)
 SWAP = SwapDatabase(swap="swap-r1", restore_point="rp-d2", clone="clone_rp-d2", kept_as="app_bad_r1")
 RETURN = ReturnFrontend(deployment="dpl_old")
 
@@ -199,6 +204,12 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "lift: another took its name": (LIFT, replace(database(), databases=KEPT | {"app"}), Seen.NOT_DONE),
     "export: finished": (EXPORT, database(exports=frozenset({"export-r1"})), Seen.DONE),
     "export: of another run": (EXPORT, database(exports=frozenset({"export-r2"})), Seen.NOT_DONE),
+    "catch up: once": (CATCH_UP, database(caught_up=frozenset({"replay-r1"})), Seen.DONE),
+    "catch up: of another run": (CATCH_UP, database(caught_up=frozenset({"replay-r2"})), Seen.NOT_DONE),
+    "replay: finished": (REPLAY, database(replays=frozenset({"replay-r1"})), Seen.DONE),
+    "replay: only caught up": (REPLAY, database(caught_up=frozenset({"replay-r1"})), Seen.NOT_DONE),
+    "end of the capture: none is left": (EndCapture(), database(), Seen.DONE),
+    "end of the capture: one is": (EndCapture(), database(captures=frozenset({"rp-d2"})), Seen.NOT_DONE),
     "swap: the ledger has it": (SWAP, database(swaps=frozenset({"swap-r1"})), Seen.DONE),
     "swap: the ledger has another": (SWAP, database(swaps=frozenset({"swap-r2"})), Seen.NOT_DONE),
     "swap: the ledger has it and the name is free": (

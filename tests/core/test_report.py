@@ -50,15 +50,15 @@ def test_rows_that_stay_invalid_are_a_second_line_and_not_a_change_of_the_first(
     assert told == f"{PROCEDURE}\nInvalid rows remain: 7 rows break credits: 1, 2; 1 rows break owner: 9"
 
 
-def test_rows_that_left_the_live_data_are_counted_and_their_files_named() -> None:
+def test_rows_that_do_not_fit_are_counted_and_their_file_named() -> None:
     losses = (
-        Loss(table="missions", rows=12, file="exports/export-r7"),
-        Loss(table="audit", rows=0, file="exports/export-r7"),
-        Loss(table="users", rows=3, file="exports/export-r7"),
+        Loss(table="missions", rows=12, file="replays/replay-r7/quarantine.jsonl"),
+        Loss(table="audit", rows=0, file="replays/replay-r7/quarantine.jsonl"),
+        Loss(table="users", rows=3, file="replays/replay-r7/quarantine.jsonl"),
     )
     assert announcement(replace(VERIFIED, losses=losses)) == (
-        f"{PROCEDURE}\nRows written since the deployment left the live data (12 of missions, 3 of users); "
-        "they are kept: exports/export-r7"
+        f"{PROCEDURE}\nRows that do not fit wait in quarantine (12 of missions, 3 of users): "
+        "replays/replay-r7/quarantine.jsonl"
     )
 
 
@@ -121,7 +121,7 @@ NO_IMAGE = failed("serve-core", again=False, reason="no image")
                 TerminalState.ABORTED_BY_HUMAN,
                 *done("save-dump"),
                 approved(ASKING),
-                *done("fence", "export-writes", "swap-database"),
+                *done("fence", "export-writes", "replay-writes", "swap-database"),
                 asking=True,
             ),
             "⚠️ Rollback of v2.1.0 was aborted by a person at pass-gate; done: fence, swap-database. "

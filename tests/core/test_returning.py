@@ -15,24 +15,27 @@ from hypothesis import strategies as st
 from lastgood.core.deploying import changed_services
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
-from lastgood.core.migration import Blame, Fit, WritesSince, judge_migration
+from lastgood.core.migration import Blame, Fit, Rung, WritesSince, judge_migration
 from lastgood.core.plan import (
+    CatchUp,
     ClearCandidates,
     ExportWrites,
     Fence,
     LiftFence,
     PassGate,
     Plan,
+    ReplayWrites,
     Role,
     SaveDump,
     Serve,
     Settle,
     SwapDatabase,
     runs,
+    world_agrees,
 )
 from lastgood.core.returning import World, make_clear_plan, make_lift_plan
 from lastgood.testing.world import START
-from tests.core.examples import DEADLINES, EVIDENCE, rollback_plan
+from tests.core.examples import DEADLINES, EVIDENCE, database_facts, rollback_plan
 from tests.core.plan_case import case, names, planned, refusal
 from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans, worlds
 
@@ -89,7 +92,7 @@ def test_every_answer_about_the_old_release_meets_every_blame_in_some_case() -> 
     assert met == set(product(Fit, Blame)) - {(fit, Blame.NOBODY) for fit in Fit}
 
 
-def test_the_plan_says_which_restore_point_and_what_would_leave_the_live_data() -> None:
+def test_the_plan_says_which_restore_point_and_what_would_be_replayed() -> None:
     decision, point = (
         planned("old-does-not-fit-migration-to-blame").database,
         case("old-does-not-fit-migration-to-blame").given.world.restore_point,
@@ -97,22 +100,33 @@ def test_the_plan_says_which_restore_point_and_what_would_leave_the_live_data() 
     assert decision is not None
     assert point is not None
     assert (decision.restore_point, decision.restore_point_taken_at) == (point.id, point.taken_at)
-    assert decision.loses == WritesSince(tables=(("missions", 12), ("users", 3)), rate_per_s=2.0)
+    assert decision.carries == WritesSince(tables=(("missions", 12), ("users", 3)), rate_per_s=2.0)
 
 
-def test_the_fence_and_the_swap_say_what_they_take_away() -> None:
+def test_only_what_does_not_fit_leaves_the_live_data() -> None:
     plan = planned("old-does-not-fit-migration-to-blame")
-    assert {step.name for step in plan.steps if step.loses} == {"fence", "swap-database"}
-    assert plan.step("fence").loses.startswith("15 rows written since leave the live data")
+    assert {step.name for step in plan.steps if step.loses} == {"replay-writes"}
+
+
+def test_a_plan_that_cannot_replay_transactions_says_why() -> None:
+    decision = planned("old-does-not-fit-migration-to-blame").database
+    assert decision is not None
+    assert decision.lossy_because == ("what was written since rp-d2 is no longer captured",)
+
+
+def test_a_capture_that_is_gone_before_the_plan_starts_stops_it() -> None:
+    plan = planned("captured-old-does-not-fit")
+    facts = {Role.DATABASE: database_facts(captured=False)}
+    assert world_agrees(plan, facts) == ("what was written since rp-d2 is no longer captured",)
 
 
 def test_rows_that_could_not_be_counted_are_not_called_none() -> None:
-    assert rollback_plan(replace(EVIDENCE, writes=None)).step("fence").loses.startswith("the rows written since leave")
+    assert "the rows written since" in rollback_plan(replace(EVIDENCE, writes=None)).step("replay-writes").explain
 
 
 def test_the_database_that_is_replaced_keeps_one_name_through_fence_export_and_swap() -> None:
     actions = [step.action for step in planned("old-does-not-fit-migration-to-blame").steps]
-    kept_as = {a.kept_as for a in actions if isinstance(a, Fence | ExportWrites | SwapDatabase)}
+    kept_as = {a.kept_as for a in actions if isinstance(a, Fence | ExportWrites | ReplayWrites | SwapDatabase)}
     assert kept_as == {"app_bad_r1"}
 
 
@@ -180,9 +194,12 @@ def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Pla
 
 @given(plan=plans())
 @settings(max_examples=30)
-def test_nothing_is_swapped_before_it_was_dumped_fenced_and_exported(plan: Plan) -> None:
+def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan) -> None:
     order = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
-    assert order in ([], [SaveDump, Fence, ExportWrites, SwapDatabase])
+    by_transactions = [SaveDump, CatchUp, Fence, ReplayWrites, SwapDatabase]
+    by_rows = [SaveDump, Fence, ExportWrites, ReplayWrites, SwapDatabase]
+    rung = plan.database.rung if plan.database else None
+    assert order == {Rung.D3: by_transactions, Rung.D3B: by_rows}.get(rung, [])
 
 
 @given(plan=plans())

@@ -70,10 +70,13 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.database:
         yield f"database  {plan.database.rung.value}"
         yield from (f"because   {reason}" for reason in plan.database.reasons)
-        if plan.database.loses:
-            tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.loses.tables if rows)
-            total, since = plan.database.loses.total, plan.database.restore_point
-            yield f"leaves    {total} rows written since {since} ({tables or 'none'})"
+        if plan.database.carries:
+            tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.carries.tables if rows)
+            total, since = plan.database.carries.total, plan.database.restore_point
+            yield f"replays   {total} rows written since {since} ({tables or 'none'})"
+        yield from (
+            f"by rows   {clean(why)}: only the last state of a row can be told" for why in plan.database.lossy_because
+        )
     yield from (f"stays     {clean(line)}" for line in plan.invalid_rows)
     yield from (f"note      {clean(warning)}" for warning in plan.warnings)
 
@@ -91,8 +94,13 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.checks:
         yield "verified"
         yield from table(("  ok" if c.passed else "  FAILED", c.name, c.detail) for c in report.checks)
+    if report.replayed:
+        kept = report.replayed
+        yield f"replayed   {kept.total - kept.quarantined - kept.skipped} of {kept.total} {kept.units} written since"
+        yield from table((f"  {name}", f"{rows} rows") for name, rows in kept.carried)
+        yield from (f"  {clean(line)}" for line in kept.notes)
     if report.losses:
-        yield "left the live data"
+        yield "in quarantine"
         yield from table((f"  {loss.table}", f"{loss.rows} rows", loss.file) for loss in report.losses)
     yield from (f"remains    {line}" for line in report.remaining)
     yield from (f"note       {clean(line)}" for line in report.notes)

@@ -370,10 +370,12 @@ class MigrationsConfig(_Section):
 
 
 class RestorePointsConfig(_Section):
-    """Where dumps are kept, relative to lastgood.yaml, and how many."""
+    """Where dumps are kept, relative to lastgood.yaml, and how many. require_lossless: refuse a deploy after which a
+    rollback of the database could not replay every transaction."""
 
     path: str = "restore-points"
     keep: Count = 5
+    require_lossless: bool = False
     timeout: SomeTime = 3600.0
 
 

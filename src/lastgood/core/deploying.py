@@ -34,6 +34,7 @@ def make_deploy_plan(
     containers: ContainerFacts,
     database: DatabaseFacts | None,
     restore_point: str,
+    lossy_because: tuple[str, ...] = (),
     rung: str,
     boot_s: float,
     restore_s: float,
@@ -41,7 +42,8 @@ def make_deploy_plan(
 ) -> Plan:
     """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
 
-    restore_point: id for the one that is taken first, when there is a database. boot_s, restore_s, migrate_s:
+    restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
+    transactions written after it from being replayed one by one. boot_s, restore_s, migrate_s:
     deadlines.
     A service that already runs the wanted artifact is left alone.
     """
@@ -87,6 +89,10 @@ def make_deploy_plan(
         steps=tuple(steps),
         rung=rung,
         skipped=tuple(skipped),
+        warnings=tuple(
+            f"after a rollback of the database only the last state of rows written since could be put back: {why}"
+            for why in lossy_because
+        ),
         found=found(release, containers),
     )
 

@@ -72,6 +72,8 @@ class DatabaseFacts:
     restore_points: ids whose dump is present and whose trial restore was proved. clones: databases kept for a swap.
     exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
     dumps: names of finished safety dumps. databases: every database of the server.
+    captures: restore points since which every transaction is kept by the server. caught_up, replays: names of replays
+    that have caught up, and of those that are finished.
     """
 
     observed_at: datetime
@@ -86,6 +88,9 @@ class DatabaseFacts:
     exports: frozenset[str] = frozenset()
     dumps: frozenset[str] = frozenset()
     swaps: frozenset[str] = frozenset()
+    captures: frozenset[str] = frozenset()
+    caught_up: frozenset[str] = frozenset()
+    replays: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,10 @@ class Rung(StrEnum):
     """How far the database goes back, from the least to the most invasive."""
 
     D0 = "D0 leave the schema"
-    D3 = "D3 swap to the clone"
+    D3 = "D3 swap and replay"
+    D3B = "D3b swap and replay by rows"
+    SWAP = "D3 swap to the clone"
+    """Of plans made before rows were replayed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

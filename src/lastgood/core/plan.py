@@ -12,13 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, assert_never
+from operator import not_
+from typing import Annotated, Final, Literal, assert_never
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Rung, WritesSince
 from lastgood.core.release import Release, ServiceRecord
+
+
+LATER: Final = Field(exclude_if=not_)
+"""Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the middle
+of a run does not ask again."""
 
 
 class Role(StrEnum):
@@ -151,16 +157,55 @@ class ExportWrites:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CatchUp:
+    """Replay the transactions written since the restore point into its clone while the live database still serves,
+    until the little that is left can be replayed behind the fence.
+
+    replay: names the replay of this run; what it could not fit is kept under that name.
+    """
+
+    replay: str
+    restore_point: str
+    kind: Literal["catch_up"] = "catch_up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayWrites:
+    """Put everything written since the restore point and not yet replayed into the clone, behind the fence. What does
+    not fit goes to quarantine.
+
+    by_rows: by comparing the rows of `kept_as` with the clone's; else the transactions that the capture kept, in the
+    order of their commits.
+    """
+
+    replay: str
+    restore_point: str
+    kept_as: str
+    by_rows: bool
+    kind: Literal["replay_writes"] = "replay_writes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndCapture:
+    """Stop keeping the transactions written since the restore points of this database: the server may let go of
+    their log. Changes no row."""
+
+    kind: Literal["end_capture"] = "end_capture"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwapDatabase:
     """Give the verified clone the live name. `swap` is the key of the ledger row that makes it happen once.
 
-    kept_as: what the replaced database is called; the clone's sequences go on where those of it stopped.
+    kept_as: what the replaced database is called; the clone's sequences go on where those of it stopped. replay: what
+    must have been put into the clone, empty for a clone that must be as it was proved.
     """
 
     swap: str
     restore_point: str
     clone: str
     kept_as: str
+    replay: Annotated[str, LATER] = ""
     kind: Literal["swap_database"] = "swap_database"
 
 
@@ -173,7 +218,18 @@ class ReturnFrontend:
 
 
 ContainerAction = PassGate | Serve | Switch | ClearCandidates | Settle
-DatabaseAction = TakeRestorePoint | Migrate | SaveDump | Fence | LiftFence | ExportWrites | SwapDatabase
+DatabaseAction = (
+    TakeRestorePoint
+    | Migrate
+    | SaveDump
+    | CatchUp
+    | Fence
+    | LiftFence
+    | ExportWrites
+    | ReplayWrites
+    | SwapDatabase
+    | EndCapture
+)
 FrontendAction = ReturnFrontend
 Action = ContainerAction | DatabaseAction | FrontendAction
 
@@ -200,12 +256,10 @@ class Step:
         match self.action:
             case PassGate() | Serve() | Switch() | ClearCandidates() | Settle():
                 return Role.CONTAINERS
-            case TakeRestorePoint() | Migrate() | SaveDump() | Fence() | LiftFence() | ExportWrites() | SwapDatabase():
-                return Role.DATABASE
             case ReturnFrontend():
                 return Role.FRONTEND
             case _:
-                assert_never(self.action)
+                return Role.DATABASE
 
     @property
     def serves(self) -> tuple[tuple[str, str], ...]:
@@ -252,8 +306,14 @@ def seen(step: Step, facts: Facts) -> Seen:
             return _when(facts.exists and action.kept_as not in facts.databases)
         case ExportWrites() as action, DatabaseFacts():
             return _when(action.export in facts.exports)
+        case CatchUp() as action, DatabaseFacts():
+            return _when(action.replay in facts.caught_up)
+        case ReplayWrites() as action, DatabaseFacts():
+            return _when(action.replay in facts.replays)
         case SwapDatabase() as action, DatabaseFacts():
             return _when(action.swap in facts.swaps and facts.exists)
+        case EndCapture(), DatabaseFacts():
+            return _when(not facts.captures)
         case ReturnFrontend() as action, FrontendFacts():
             if facts.production != action.deployment:
                 return Seen.UNKNOWN if facts.busy else Seen.NOT_DONE
@@ -306,8 +366,8 @@ def _has_switched(release: str, service: str, artifact: str, facts: ContainerFac
 class DatabaseDecision:
     """What the plan does with the database, and why: shown before anybody is asked.
 
-    restore_point: its id, empty on D0. loses: rows per table that would leave the live data, counted at `counted_at`.
-    rate_per_s: rows written a second at that moment.
+    restore_point: its id, empty on D0. carries: rows written since it, per table, that are replayed. loses: rows that
+    would leave the live data, where nothing is replayed. lossy_because: why transactions are not replayed one by one.
     """
 
     rung: Rung
@@ -316,6 +376,8 @@ class DatabaseDecision:
     restore_point_taken_at: datetime | None = None
     loses: WritesSince | None = None
     size_bytes: int = 0
+    carries: Annotated[WritesSince | None, LATER] = None
+    lossy_because: Annotated[tuple[str, ...], LATER] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +447,9 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
                     missing.append(
                         f"database {action.clone}, the clone of restore point {action.restore_point}, is gone"
                     )
+            case CatchUp() as action if isinstance(database, DatabaseFacts):
+                if action.replay not in database.caught_up and action.restore_point not in database.captures:
+                    missing.append(f"what was written since {action.restore_point} is no longer captured")
             case _:
                 pass
     return tuple(missing)

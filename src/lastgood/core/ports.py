@@ -20,7 +20,7 @@ from lastgood.core.plan import Role, Step
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Missing, Release, RestorePoint, Shipped
-from lastgood.core.report import Check, Loss
+from lastgood.core.report import Check, Replayed
 
 
 class Clock(Protocol):
@@ -151,8 +151,13 @@ class Database(Target, Protocol):
         the live database."""
         ...
 
-    def losses(self, export: str) -> tuple[Loss, ...]:
-        """Return the rows that a finished export holds, per table. Raises Refused when there is no such export."""
+    def lossy_because(self) -> tuple[str, ...]:
+        """Return what would keep the transactions written after the next restore point from being replayed one by one,
+        one line each; empty when nothing does. Changes nothing."""
+        ...
+
+    def replayed(self, replay: str) -> Replayed:
+        """Return what became of the writes in a finished replay. Raises Refused when there is no such replay."""
         ...
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:

@@ -159,6 +159,7 @@ class RestorePoint:
     path: the dump, relative to the configured directory. sha256: of the dump. taken_at: when its snapshot was taken.
     snapshot: Postgres' `pg_current_snapshot()` text of that moment, the boundary of "written since".
     clone: the database kept from the trial restore, which a swap puts in place. rows: per table, in that snapshot.
+    captured: whether the server kept every transaction since; lossy_because: what kept it from that, one line each.
     """
 
     id: str
@@ -172,3 +173,5 @@ class RestorePoint:
     clone: str
     rows: tuple[tuple[str, int], ...] = ()
     proved_at: datetime | None = None
+    captured: bool = False
+    lossy_because: tuple[str, ...] = ()

@@ -54,11 +54,30 @@ class StepOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Rows that left the live data in one table, and the file that holds them."""
+    """Rows of one table that are not in the live data, and the file that holds them."""
 
     table: str
     rows: int
     file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What became of the writes since a restore point when its clone was swapped in.
+
+    carried: (table, rows put into the clone). units: what is counted, `transactions` or, where only their last state
+    could be told, `rows`. total: all of them; quarantined: those that do not fit; skipped: the migration's own.
+    losses: rows in quarantine, by table. left_out: values for which the old schema has no place, and where they are.
+    """
+
+    units: str
+    total: int
+    quarantined: int
+    skipped: int
+    carried: tuple[tuple[str, int], ...] = ()
+    losses: tuple[Loss, ...] = ()
+    left_out: tuple[Loss, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +109,7 @@ class Report:
     decided_at: datetime | None = None
     serving: str = ""
     parts: tuple[str, ...] = ()
+    replayed: Replayed | None = None
 
 
 def announcement(report: Report) -> str:
@@ -163,5 +183,5 @@ def _remaining(report: Report) -> tuple[str, ...]:
         lines.append(f"Invalid rows remain: {'; '.join(report.remaining)}")
     if gone := [loss for loss in report.losses if loss.rows]:
         tables = ", ".join(f"{loss.rows} of {loss.table}" for loss in gone)
-        lines.append(f"Rows written since the deployment left the live data ({tables}); they are kept: {gone[0].file}")
+        lines.append(f"Rows that do not fit wait in quarantine ({tables}): {gone[0].file}")
     return tuple(lines)

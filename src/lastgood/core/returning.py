@@ -16,12 +16,15 @@ from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
 from lastgood.core.plan import (
+    CatchUp,
     DatabaseDecision,
+    EndCapture,
     ExportWrites,
     Fence,
     LiftFence,
     Plan,
     Purpose,
+    ReplayWrites,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -203,7 +206,9 @@ def _decide_database(
         _leave(draft, evidence, (fit.reason,), f"no step, {point}; the rows that the migration broke stay")
     else:
         _check_what_will_serve(target, world, only=only)
-        draft.decision, draft.after = _swap(point, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines)
+        draft.decision, draft.after = _swap(
+            point, world, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines
+        )
 
 
 def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], said: str) -> None:
@@ -266,7 +271,7 @@ def _swap_first(
     if verdict.blame is not Blame.MIGRATION:
         draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
     draft.decision, draft.before = _swap(
-        point, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
+        point, world, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
     )
 
 
@@ -289,53 +294,85 @@ def _way_back(world: World) -> RestorePoint | str:
 
 
 def _swap(
-    point: RestorePoint, evidence: DatabaseEvidence, reasons: tuple[str, ...], *, plan_id: str, deadlines: Deadlines
+    point: RestorePoint,
+    world: World,
+    evidence: DatabaseEvidence,
+    reasons: tuple[str, ...],
+    *,
+    plan_id: str,
+    deadlines: Deadlines,
 ) -> tuple[DatabaseDecision, list[Step]]:
-    """The swap to the clone: safety dump, then a person, then fence, export, swap. Nothing is dropped."""
-    name = evidence.database
-    kept_as, export = f"{name}_bad_{plan_id}", f"export-{plan_id}"
+    """The swap to the clone: safety dump, then a person, then everything written since is put into the clone, the last
+    of it behind the fence, and the clone takes the name. Nothing is dropped.
+
+    Transactions are replayed in their order, and all but the last while the database serves, where the server kept
+    them; else behind the fence their last state is told from the rows.
+    """
+    name, captured = evidence.database, world.database is not None and point.id in world.database.captures
+    kept_as, export, replay = f"{name}_bad_{plan_id}", f"export-{plan_id}", f"replay-{plan_id}"
+    lossy = () if captured else point.lossy_because or (f"what was written since {point.id} is no longer captured",)
     decision = DatabaseDecision(
-        rung=Rung.D3,
+        rung=Rung.D3 if captured else Rung.D3B,
         reasons=reasons,
         restore_point=point.id,
         restore_point_taken_at=point.taken_at,
-        loses=evidence.writes,
+        carries=evidence.writes,
         size_bytes=evidence.size_bytes,
+        lossy_because=lossy,
     )
     rows = f"{evidence.writes.total} rows written since" if evidence.writes else "the rows written since"
-    loses = f"{rows} leave the live data; they are exported first, and {kept_as} is kept"
     slow, quick = deadlines.database_s, deadlines.fence_s
-    return decision, [
-        Step(
-            name="save-dump",
-            action=SaveDump(name=f"{name}-{plan_id}"),
-            deadline_s=slow,
-            explain=f"dump {name} as it is now",
+    dump = Step(
+        name="save-dump",
+        action=SaveDump(name=f"{name}-{plan_id}"),
+        deadline_s=slow,
+        explain=f"dump {name} as it is now",
+    )
+    catch_up = Step(
+        name="catch-up",
+        action=CatchUp(replay=replay, restore_point=point.id),
+        deadline_s=slow,
+        explain=f"replay the transactions since {point.id} into {point.clone} while {name} serves",
+        needs_approval=True,
+    )
+    fence = Step(
+        name="fence",
+        action=Fence(kept_as=kept_as),
+        deadline_s=quick,
+        explain=f"end every session of {name} and rename it to {kept_as}",
+        needs_approval=True,
+    )
+    export_writes = Step(
+        name="export-writes",
+        action=ExportWrites(export=export, restore_point=point.id, kept_as=kept_as),
+        deadline_s=slow,
+        explain=f"write the rows changed since {point.id} to files",
+        needs_approval=True,
+    )
+    replay_writes = Step(
+        name="replay-writes",
+        action=ReplayWrites(replay=replay, restore_point=point.id, kept_as=kept_as, by_rows=not captured),
+        deadline_s=slow,
+        explain=(
+            f"replay what was written last into {point.clone}"
+            if captured
+            else f"put {rows} into {point.clone}, in their last state"
         ),
-        Step(
-            name="fence",
-            action=Fence(kept_as=kept_as),
-            deadline_s=quick,
-            explain=f"end every session of {name} and rename it to {kept_as}",
-            loses=loses,
-            needs_approval=True,
+        loses="what does not fit the old schema, which goes to quarantine",
+        needs_approval=True,
+    )
+    swap = Step(
+        name="swap-database",
+        action=SwapDatabase(
+            swap=f"swap-{plan_id}", restore_point=point.id, clone=point.clone, kept_as=kept_as, replay=replay
         ),
-        Step(
-            name="export-writes",
-            action=ExportWrites(export=export, restore_point=point.id, kept_as=kept_as),
-            deadline_s=slow,
-            explain=f"write the rows changed since {point.id} to files",
-            needs_approval=True,
-        ),
-        Step(
-            name="swap-database",
-            action=SwapDatabase(swap=f"swap-{plan_id}", restore_point=point.id, clone=point.clone, kept_as=kept_as),
-            deadline_s=quick,
-            explain=f"{point.clone}, verified, becomes {name}",
-            loses=loses,
-            needs_approval=True,
-        ),
-    ]
+        deadline_s=quick,
+        explain=f"{point.clone}, verified, becomes {name}; {kept_as} is kept",
+        needs_approval=True,
+    )
+    if captured:
+        return decision, [dump, catch_up, fence, replay_writes, swap]
+    return decision, [dump, fence, export_writes, replay_writes, swap]
 
 
 def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan | None:
@@ -371,16 +408,31 @@ def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadl
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
 
 
-def make_stand_down_plan(serving: str, *, plan_id: str, now: datetime, deadlines: Deadlines, rung: str) -> Plan:
-    """The end of a watch: the release before no longer stands ready, and is stopped. Needs no approval."""
-    step = settle_step(boot_s=deadlines.boot_s)
+def make_stand_down_plan(
+    serving: str, *, plan_id: str, now: datetime, deadlines: Deadlines, rung: str, standby: bool, captures: bool
+) -> Plan:
+    """The end of a watch: the release before no longer stands ready, and is stopped; what is written is no longer kept
+    to be replayed. Needs no approval.
+
+    standby, captures: whether there is something beside, and a capture, to be ended.
+    """
+    steps = [settle_step(boot_s=deadlines.boot_s)] if standby else []
+    if captures:
+        steps.append(
+            Step(
+                name="end-capture",
+                action=EndCapture(),
+                deadline_s=deadlines.fence_s,
+                explain="the server may let go of the transactions kept for a replay",
+            )
+        )
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
         made_at=now,
         from_release=serving,
         to_release=serving,
-        steps=(step,),
+        steps=tuple(steps),
         rung=rung,
         reasons=(f"the watch of {serving} is over",),
     )

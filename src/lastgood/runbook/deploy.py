@@ -188,6 +188,12 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
     if rooms.database and (missing := rooms.database.preflight()):
         raise Refused(f"no restore point could be taken: {'; '.join(missing)}", hint="lastgood doctor")
     config = rooms.config.database
+    lossy = rooms.database.lossy_because() if rooms.database else ()
+    if config and config.restore_points.require_lossless and lossy:
+        raise Refused(
+            f"database.restore_points.require_lossless: not every transaction could be replayed: {'; '.join(lossy)}",
+            hint="lastgood doctor",
+        )
     deadlines = rooms.deadlines
     return make_deploy_plan(
         release,
@@ -197,6 +203,7 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
         containers=containers,
         database=database,
         restore_point=history.restore_point_id(_next_deployment(history)),
+        lossy_because=lossy,
         rung=rooms.containers.rung(),
         boot_s=deadlines.boot_s,
         restore_s=deadlines.database_s,

@@ -22,11 +22,11 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import ExportWrites, PassGate, Plan, Purpose, Role, Step, Switch
+from lastgood.core.plan import PassGate, Plan, Purpose, ReplayWrites, Role, Step, Switch
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
-from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
+from lastgood.core.report import Check, Replayed, Report, TerminalState, announcement
 from lastgood.core.returning import (
     World,
     lift_by_hand,
@@ -291,13 +291,13 @@ def finish(rooms: Rooms, run: str) -> Report:
     rooms.story(f"verifying {target.release.id}")
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
-    losses, uncounted = _losses(rooms, plan)
+    replayed, uncounted = _replayed(rooms, plan)
     report = _report(
         rooms,
         started,
         TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
         checks=checks,
-        losses=losses,
+        replayed=replayed,
         notes=uncounted,
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
@@ -396,13 +396,16 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
 
 
 def stand_down(rooms: Rooms) -> None:
-    """Stop what stood ready beside: the watch for which it stood is over. It is kept, and can be started again.
+    """Stop what stood ready beside, and what the server kept to be replayed: the watch for which that was is over.
+    What stood beside is kept, and can be started again.
 
     Takes the RUN lease; whoever has it goes first, and what stands beside is then theirs to end.
     """
     try:
         with rooms.memory.journal.claim(rooms.who):
-            if not rooms.containers.observe().candidates:
+            standby = bool(rooms.containers.observe().candidates)
+            captures = rooms.database is not None and bool(rooms.database.observe().captures)
+            if not standby and not captures:
                 return
             history = rooms.memory.history()
             made = make_stand_down_plan(
@@ -411,15 +414,17 @@ def stand_down(rooms: Rooms) -> None:
                 now=rooms.clock.now(),
                 deadlines=rooms.deadlines,
                 rung=rooms.containers.rung(),
+                standby=standby,
+                captures=captures,
             )
             sentence = made.reasons[0]
             rooms.memory.note(
                 RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=sentence, by=BY_LASTGOOD)
             )
             if (stopped := _finish_compensation(rooms, made)) is not None:
-                rooms.story(f"  the release before still stands beside: {stopped.reason}")
+                rooms.story(f"  what was kept ready for the watch is still there: {stopped.reason}")
     except (Refused, Retryable) as error:
-        rooms.story(f"  the release before still stands beside: {error.message}")
+        rooms.story(f"  what was kept ready for the watch is still there: {error.message}")
 
 
 def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:
@@ -437,15 +442,17 @@ def _finish_compensation(rooms: Rooms, made: Plan) -> Stop | None:
     return None if isinstance(ending, Finish) else ending
 
 
-def _losses(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
-    """What left the live data, or a note why that cannot be told now: by then everything is done."""
-    export = next((s.action.export for s in plan.steps if isinstance(s.action, ExportWrites)), None)
-    if rooms.database is None or export is None:
-        return (), ()
+def _replayed(rooms: Rooms, plan: Plan) -> tuple[Replayed | None, tuple[str, ...]]:
+    """What became of the rows written since, or a note why that cannot be told now: by then everything is done."""
+    replay = next((s.action.replay for s in plan.steps if isinstance(s.action, ReplayWrites)), None)
+    if rooms.database is None or replay is None:
+        return None, ()
     try:
-        return rooms.database.losses(export), ()
+        return rooms.database.replayed(replay), ()
     except LastgoodError as error:
-        return (), (f"rows left the live data, and {export}, which holds them, cannot be counted: {error.message}",)
+        return None, (
+            f"{replay} put what was written since into the live data, and cannot be counted: {error.message}",
+        )
 
 
 def _report(
@@ -454,7 +461,7 @@ def _report(
     terminal: TerminalState,
     *,
     checks: tuple[Check, ...] = (),
-    losses: tuple[Loss, ...] = (),
+    replayed: Replayed | None = None,
     notes: tuple[str, ...] = (),
     next_steps: tuple[str, ...] = (),
 ) -> Report:
@@ -489,7 +496,8 @@ def _report(
         ended_at=rooms.clock.now(),
         steps=outcomes(plan, run.records),
         checks=checks,
-        losses=losses,
+        losses=replayed.losses if replayed else (),
+        replayed=replayed,
         remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
         notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
@@ -543,8 +551,7 @@ def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
 
 
 def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
-    """What an approval binds: the plan's hash, the objects by name, and what would leave the live data at this
-    moment."""
+    """What an approval binds: the plan's hash, the objects by name, and what would be replayed at this moment."""
     lines = [f"plan {plan.id} ({plan.hash[:12]})  {plan.from_release} -> {plan.to_release}"]
     decision, database = plan.database, rooms.config.database
     if decision and decision.restore_point and database:
@@ -558,12 +565,14 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
             f"restore point  {decision.restore_point}{age}",
         ]
         lines += [f"because        {reason}" for reason in decision.reasons]
-        if decision.loses:
-            tables = ", ".join(f"{table} {rows}" for table, rows in decision.loses.tables if rows)
+        if decision.carries:
+            tables = ", ".join(f"{table} {rows}" for table, rows in decision.carries.tables if rows)
             lines.append(
-                f"leaves         {decision.loses.total} rows now ({tables or 'none'}), "
-                f"{decision.loses.rate_per_s:.1f} more a second; exported first, the replaced database is kept"
+                f"replays        {decision.carries.total} rows now ({tables or 'none'}), "
+                f"{decision.carries.rate_per_s:.1f} more a second; what does not fit goes to quarantine, "
+                "and the replaced database is kept"
             )
+        lines += [f"by rows        {why}: only the last state of a row can be told" for why in decision.lossy_because]
     lines += [f"stays          {line}" for line in plan.invalid_rows]
     lines += [f"note           {warning}" for warning in plan.warnings]
     return tuple(lines)

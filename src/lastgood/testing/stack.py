@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,9 +21,9 @@ from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
 from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, WritesSince
 from lastgood.core.plan import (
-    ExportWrites,
     Migrate,
     PassGate,
+    ReplayWrites,
     ReturnFrontend,
     Role,
     Serve,
@@ -45,7 +45,7 @@ from lastgood.core.reading import (
     Window,
 )
 from lastgood.core.release import Missing, Release, RestorePoint, ServiceRecord, Shipped
-from lastgood.core.report import Check, Loss
+from lastgood.core.report import Check, Loss, Replayed
 from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of
 
 SERVICES: Final = ("core", "orchestrator", "agent")
@@ -92,8 +92,9 @@ class Stack(World):
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
     to a restore point. unusable: why the files on disk make no release. written: rows since the newest restore point,
-    by table. broken: invalid rows, and whether the migration wrote them. points, broken_at, exports: what each restore
-    point and export holds.
+    by table. unfit: those of them that the old schema has no place for. broken: invalid rows, and whether the migration
+    wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
+    lossy_because: what keeps the server from keeping every transaction since a restore point.
     """
 
     def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
@@ -111,7 +112,9 @@ class Stack(World):
         self.written: Counter[str] = Counter()
         self.broken: dict[str, bool] = {}
         self.points: dict[str, RestorePoint] = {}
-        self.exports: dict[str, Mapping[str, int]] = {}
+        self.unfit: Counter[str] = Counter()
+        self.replayed: dict[str, Replayed] = {}
+        self.lossy_because: tuple[str, ...] = ()
         self.broken_at: dict[str, dict[str, bool]] = {}
         self._served_since: dict[str, datetime] = {}
         self.frontend: FrontendFacts = replace(self.frontend, production="", deployments=(), domains=((DOMAIN, ""),))
@@ -190,8 +193,8 @@ class Stack(World):
                 self._served_since[release] = self.clock.now()
             case TakeRestorePoint(restore_point=restore_point):
                 self._keep(restore_point)
-            case ExportWrites(export=export):
-                self.exports[export] = dict(self.written)
+            case ReplayWrites(replay=replay):
+                self.replayed[replay] = self._replay(replay)
             case SwapDatabase(restore_point=restore_point):
                 self.broken = dict(self.broken_at[restore_point])
                 self.written.clear()
@@ -199,6 +202,19 @@ class Stack(World):
                 self.broken |= {f"migrated-{n}": True for n in range(self.behaves.get(release, WELL).migration_breaks)}
             case _:
                 pass
+
+    def _replay(self, replay: str) -> Replayed:
+        carried = self.written - self.unfit
+        return Replayed(
+            units="transactions",
+            total=self.written.total(),
+            quarantined=self.unfit.total(),
+            skipped=1,
+            carried=tuple(carried.items()),
+            losses=tuple(
+                Loss(table=t, rows=n, file=f"replays/{replay}/quarantine.jsonl") for t, n in self.unfit.items()
+            ),
+        )
 
     def _keep(self, restore_point: str) -> None:
         self.written.clear()
@@ -214,6 +230,8 @@ class Stack(World):
             snapshot="1:1:",
             clone=clone_of(restore_point),
             proved_at=self.clock.now(),
+            captured=restore_point in self.database.captures,
+            lossy_because=self.lossy_because,
         )
 
 
@@ -380,12 +398,15 @@ class MemoryDatabase(Hand):
             size_bytes=facts.size_bytes,
         )
 
-    def losses(self, export: str) -> tuple[Loss, ...]:
+    def lossy_because(self) -> tuple[str, ...]:
         self._answer()
-        if export not in self._stack.exports:
-            raise Refused(f"export {export} is not there", hint="lastgood explain")
-        rows = self._stack.exports[export]
-        return tuple(Loss(table=t, rows=n, file=f"exports/{export}/{t}.jsonl") for t, n in rows.items())
+        return self._stack.lossy_because
+
+    def replayed(self, replay: str) -> Replayed:
+        self._answer()
+        if replay not in self._stack.replayed:
+            raise Refused(f"replay {replay} is not there", hint="lastgood explain")
+        return self._stack.replayed[replay]
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:
         facts = self.observe()

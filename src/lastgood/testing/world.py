@@ -26,12 +26,15 @@ from lastgood.core.facts import (
     InstanceFacts,
 )
 from lastgood.core.plan import (
+    CatchUp,
     ClearCandidates,
+    EndCapture,
     ExportWrites,
     Fence,
     LiftFence,
     Migrate,
     PassGate,
+    ReplayWrites,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -168,6 +171,7 @@ class World:
 
     asked: each `apply` that arrived, by the name of its step. effects: each of them that changed something. faults: of
     the next attempts of a step, by its name, oldest first. away: parts that do not answer, and what they say.
+    captures: whether the next restore point keeps every transaction since.
     """
 
     def __init__(
@@ -183,6 +187,7 @@ class World:
         self.faults: dict[str, list[Fault]] = {}
         self.away: dict[Role, LastgoodError] = {}
         self.crashes = Crashes()
+        self.captures = False
         self.containers: ContainerFacts = ContainerFacts(
             observed_at=START,
             serving=tuple(instance_of(service, artifact) for service, artifact in serving.items()),
@@ -234,7 +239,16 @@ class World:
 
     def take(self, step: Step) -> None:
         """Change what the step changes. Raises Refused when something that it names is not there."""
-        containers, database = self.containers, self.database
+        match step.role:
+            case Role.CONTAINERS:
+                self._take_containers(step)
+            case Role.DATABASE:
+                self._take_database(step)
+            case Role.FRONTEND:
+                self._take_frontend(step)
+
+    def _take_containers(self, step: Step) -> None:
+        containers = self.containers
         match step.action:
             case PassGate(release=release, artifacts=artifacts):
                 self._check(dict(artifacts).values(), containers.held)
@@ -254,12 +268,19 @@ class World:
             case Settle(standby=standby):
                 kept = tuple(i for i in containers.candidates if standby and i.release == standby)
                 self.containers = replace(containers, candidates=kept)
+            case _:
+                pass
+
+    def _take_database(self, step: Step) -> None:
+        database = self.database
+        match step.action:
             case TakeRestorePoint(restore_point=point):
                 self._schemas[clone_of(point)] = database.migrations
                 self.database = replace(
                     database,
                     restore_points=database.restore_points | {point},
                     databases=database.databases | {clone_of(point)},
+                    captures=frozenset({point}) if self.captures else frozenset(),
                 )
             case Migrate(migrations=migrations):
                 finished = (*database.migrations, *migrations)
@@ -276,6 +297,14 @@ class World:
             case ExportWrites(export=export, kept_as=kept_as):
                 self._check((kept_as,), database.databases)
                 self.database = replace(database, exports=database.exports | {export})
+            case CatchUp(replay=replay, restore_point=point):
+                self._check((point,), database.captures)
+                self.database = replace(database, caught_up=database.caught_up | {replay})
+            case ReplayWrites(replay=replay, kept_as=kept_as):
+                self._check((kept_as,), database.databases)
+                self.database = replace(database, replays=database.replays | {replay})
+            case EndCapture():
+                self.database = replace(database, captures=frozenset())
             case SwapDatabase(swap=swap, clone=clone, kept_as=kept_as):
                 self._check((clone, kept_as), database.databases)
                 finished = self._schemas.get(clone, ())
@@ -287,6 +316,11 @@ class World:
                     databases=database.databases - {clone} | {database.database},
                     swaps=database.swaps | {swap},
                 )
+            case _:
+                pass
+
+    def _take_frontend(self, step: Step) -> None:
+        match step.action:
             case ReturnFrontend(deployment=deployment):
                 self._check((deployment,), {d.id for d in self.frontend.deployments})
                 self.frontend = replace(
@@ -295,6 +329,8 @@ class World:
                     auto_assign=False,
                     domains=tuple((domain, deployment) for domain, _ in self.frontend.domains),
                 )
+            case _:
+                pass
 
     def _switch(self, release: str, artifacts: Mapping[str, str]) -> None:
         """Move the traffic of all these services at once; what served stays beside."""
