@@ -333,6 +333,7 @@ JSON_TYPES: Mapping[str, Callable[[object], bool]] = {
     "array": lambda v: isinstance(v, list),
     "object": lambda v: isinstance(v, dict),
     "null": lambda v: v is None,
+    "boolean": lambda v: isinstance(v, bool),
 }
 
 

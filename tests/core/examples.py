@@ -17,7 +17,7 @@ from lastgood.core.migration import (
 )
 from lastgood.core.plan import Plan
 from lastgood.core.release import Release, RestorePoint, ServiceRecord
-from lastgood.core.returning import Deadlines, World, make_plan
+from lastgood.core.returning import Deadlines, World, make_plan, make_stand_down_plan
 from lastgood.testing import world as simulated
 from lastgood.testing.world import START
 
@@ -149,6 +149,9 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "containers-frontend": lambda: rollback_plan(UNCHANGED),
     "database-first": lambda: rollback_plan(EVIDENCE),
     "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),
+    "watch-over": lambda: make_stand_down_plan(
+        "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=False, captures=True
+    ),
     "database-after": lambda: rollback_plan(
         replace(EVIDENCE, old_release=FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran"))
     ),

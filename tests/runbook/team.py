@@ -47,7 +47,7 @@ _E = TypeVar("_E", bound=Event)
 
 
 @cache
-def config(mode: str, durations: tuple[tuple[str, str], ...], parts: frozenset[Role]) -> Config:
+def config(mode: str, durations: tuple[tuple[str, str], ...], parts: frozenset[Role], *, lossless: bool) -> Config:
     """The team's lastgood.yaml."""
     watch = "".join(f"  {name}: {value}\n" for name, value in durations)
     text = f"""
@@ -67,7 +67,8 @@ process:
 notify: {{owner: ada}}
 """
     if Role.DATABASE in parts:
-        text += "database: {postgres: {name: app, user: app}, migrations: {prisma: prisma, command: [migrate]}}\n"
+        text += "database:\n  postgres: {name: app, user: app}\n  migrations: {prisma: prisma, command: [migrate]}\n"
+        text += f"  restore_points: {{require_lossless: {str(lossless).lower()}}}\n"
     if Role.FRONTEND in parts:
         text += "frontend: {vercel: {project: web, token: t, domains: [app.example]}}\n"
     return parse_config(text, file="sim", env={}, read_file=lambda _name: "")
@@ -82,6 +83,7 @@ class Team:
         self.root, self.parts = root, parts
         self.mode = mode
         self.durations: Mapping[str, str] = DURATIONS | durations
+        self.lossless = False
         self.clock = SteppedClock()
         self.journal = MemoryJournal(self.clock)
         self.stack = Stack(self.clock)
@@ -108,7 +110,7 @@ class Team:
     def rooms(self) -> Rooms:
         """The rooms of one process."""
         return Rooms(
-            config=config(self.mode, tuple(self.durations.items()), self.parts),
+            config=config(self.mode, tuple(self.durations.items()), self.parts, lossless=self.lossless),
             memory=Memory(self.journal),
             clock=self.clock,
             containers=self.containers,

@@ -74,7 +74,7 @@ def test_a_standby_that_cannot_be_stopped_is_said_and_the_release_is_good(team: 
     team.fails("settle", *[Refused("the engine refused to stop it")] * 3)
     assert team.watch().terminal is TerminalState.HEALTHY_KEPT
     assert beside(team) == {OLD}
-    assert any("still stands beside" in line for line in team.told)
+    assert any("kept ready for the watch is still there" in line for line in team.told)
 
 
 def test_a_process_that_dies_while_it_stops_the_standby_is_followed_by_one_that_ends_it(team: Team) -> None:

@@ -182,12 +182,55 @@ def test_the_database_that_was_replaced_is_kept(team: Team) -> None:
     assert f"app_bad_{report.run}" in team.stack.database.databases
 
 
-def test_the_rows_that_left_are_counted_in_the_report_and_told(team: Team) -> None:
+def test_what_was_written_since_is_in_the_live_data_afterwards(team: Team) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
     team.when_asked(team.approve)
     report = team.roll_back()
-    assert [(loss.table, loss.rows) for loss in report.losses] == [("missions", 12)]
-    assert "12 of missions" in team.channel.texts[-1]
+    assert report.replayed is not None
+    assert (report.replayed.carried, report.losses) == ((("missions", 12),), ())
+
+
+def test_what_does_not_fit_is_counted_in_the_report_and_told(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.unfit["missions"] = 5
+    team.when_asked(team.approve)
+    report = team.roll_back()
+    assert [(loss.table, loss.rows) for loss in report.losses] == [("missions", 5)]
+    assert "5 of missions" in team.channel.texts[-1]
+
+
+def test_where_the_server_keeps_transactions_they_are_replayed_before_the_fence(team: Team) -> None:
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.roll_back()
+    steps = begun(team)
+    assert steps.index("catch-up") < steps.index("fence") < steps.index("replay-writes") < steps.index("swap-database")
+
+
+def test_what_the_server_keeps_for_a_replay_is_let_go_of_when_the_watch_is_over(team: Team) -> None:
+    team.stack.captures = True
+    team.deploy(BAD)
+    assert team.stack.database.captures
+    team.watch()
+    assert not team.stack.database.captures
+
+
+def test_what_the_server_keeps_for_a_replay_outlives_the_rollback_until_its_bake_is_over(team: Team) -> None:
+    team.stack.captures = True
+    deployed(team)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.database.captures
+    team.watch()
+    assert not team.stack.database.captures
+
+
+def test_a_deploy_that_must_be_lossless_is_refused_where_transactions_could_not_be_replayed(team: Team) -> None:
+    team.stack.lossy_because = ("wal_level is replica",)
+    team.lossless = True
+    with pytest.raises(Refused, match="wal_level is replica"):
+        team.deploy(BAD)
+    assert team.stack.asked == {}
 
 
 def test_what_would_be_lost_is_shown_before_anybody_is_asked(team: Team) -> None:
@@ -196,7 +239,7 @@ def test_what_would_be_lost_is_shown_before_anybody_is_asked(team: Team) -> None
     team.roll_back()
     waiting = next(n for n, line in enumerate(team.told) if line.startswith("waiting at"))
     shown = "\n".join(team.told[:waiting])
-    for word in ("app at", "restore point  rp-", "min old", "leaves         12 rows now"):
+    for word in ("app at", "restore point  rp-", "min old", "replays        12 rows now"):
         assert word in shown
 
 
@@ -265,7 +308,7 @@ def test_a_database_that_cannot_be_looked_at_holds_nothing_up_where_no_migration
     assert team.stack.serving == OLD
 
 
-DATABASE_STEPS = {"fence", "export-writes", "swap-database"}
+DATABASE_STEPS = {"catch-up", "fence", "export-writes", "replay-writes", "swap-database"}
 
 
 @pytest.mark.parametrize("behaviour,fits", [(MIGRATING, CANNOT_RUN), (BREAKING, None)], ids=["first", "after"])
@@ -546,7 +589,7 @@ def void(_value: object) -> None:
     """Something is done, and nobody asks what came of it."""
 
 
-@pytest.mark.parametrize("step", ["export-writes", "swap-database"])
+@pytest.mark.parametrize("step", ["export-writes", "replay-writes", "swap-database"])
 def test_a_fence_without_a_swap_is_lifted_again(team: Team, step: str) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
     team.when_asked(team.approve)
@@ -567,19 +610,19 @@ def test_a_fence_that_cannot_be_lifted_says_how_a_person_lifts_it(team: Team) ->
     assert any("ALTER DATABASE" in line for line in report.next_steps)
 
 
-def test_losses_that_cannot_be_read_do_not_keep_a_rollback_from_its_end(
+def test_a_replay_that_cannot_be_counted_does_not_keep_a_rollback_from_its_end(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
     team.when_asked(team.approve)
 
-    def damaged(_self: object, _export: str) -> tuple[object, ...]:
-        raise Refused("the export is damaged", hint="lastgood explain")
+    def damaged(_self: object, _replay: str) -> object:
+        raise Refused("the replay is damaged", hint="lastgood explain")
 
-    monkeypatch.setattr("lastgood.testing.stack.MemoryDatabase.losses", damaged)
+    monkeypatch.setattr("lastgood.testing.stack.MemoryDatabase.replayed", damaged)
     report = team.roll_back()
     assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert any("the export is damaged" in note for note in report.notes)
+    assert any("the replay is damaged" in note for note in report.notes)
 
 
 def test_a_target_whose_images_are_gone_is_refused_before_anything_is_stopped(team: Team) -> None:

@@ -21,10 +21,9 @@ from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFa
 from lastgood.core.migration import Rung, WritesSince
 from lastgood.core.release import Release, ServiceRecord
 
-
 LATER: Final = Field(exclude_if=not_)
-"""Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the middle
-of a run does not ask again."""
+"""Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
+middle of a run does not ask again."""
 
 
 class Role(StrEnum):

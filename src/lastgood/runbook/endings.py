@@ -67,6 +67,7 @@ def _bake_over(rooms: Rooms, under: DeploymentHistory, verdict: Verdict) -> Watc
         DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
     )
     rooms.story(said)
+    stand_down(rooms)
     return WatchOutcome(terminal=TerminalState.ROLLED_BACK_VERIFIED, sentence=said)
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from lastgood.core.errors import Retryable
 from lastgood.core.plan import (
     Action,
+    CatchUp,
     ClearCandidates,
+    EndCapture,
     ExportWrites,
     Fence,
     LiftFence,
     Migrate,
     PassGate,
+    ReplayWrites,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -86,6 +89,7 @@ def containers(_folder: Path) -> Iterator[MemoryRig]:
 @contextmanager
 def database(_folder: Path) -> Iterator[MemoryRig]:
     made = stack()
+    made.captures = True
     fence, swap = Fence(kept_as=KEPT_AS), SwapDatabase(swap="s1", restore_point="rp", clone="", kept_as=KEPT_AS)
     yield MemoryRig(
         made,
@@ -94,11 +98,14 @@ def database(_folder: Path) -> Iterator[MemoryRig]:
             TakeRestorePoint(restore_point="rp"),
             Migrate(release="v2", migrations=("m2",)),
             SaveDump(name="dump"),
+            CatchUp(replay="p1", restore_point="rp"),
             fence,
             LiftFence(kept_as=KEPT_AS),
             fence,
             ExportWrites(export="e1", restore_point="rp", kept_as=KEPT_AS),
+            ReplayWrites(replay="p1", restore_point="rp", kept_as=KEPT_AS, by_rows=False),
             replace(swap, clone=clone_of("rp")),
+            EndCapture(),
         ),
         replace(swap, clone="clone_nowhere"),
     )
