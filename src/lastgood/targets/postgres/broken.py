@@ -41,6 +41,11 @@ def broken(
             )
 
 
+def keys_that_break(connection: Connection, invariant: str) -> Iterator[str]:
+    """Yield the keys of the rows that break an invariant; nothing where it cannot be asked on this schema."""
+    return iter(_Keys(connection, invariant))
+
+
 class _Keys:
     """The keys of the rows that break an invariant, as the server writes them: the first column of its statement. None
     when it cannot be asked on this schema."""

@@ -43,12 +43,12 @@ def _rights(kind: LiteralString, acl: LiteralString, owner: LiteralString) -> Li
             FROM aclexplode(coalesce({acl}, acldefault({kind}, {owner}))) a) told), '')"""
 
 
-def _identified(catalog: LiteralString, more: LiteralString = "''") -> LiteralString:
+def _identified(catalog: LiteralString, more: LiteralString = "''", but: LiteralString = "false") -> LiteralString:
     """Objects of a rare kind, by what the server calls them: that they are there is all that is compared."""
     return f"""
 SELECT i.type || ' ' || i.identity, i.type || {more}
 FROM {catalog} o, pg_identify_object('{catalog}'::regclass, o.oid, 0) i
-WHERE o.oid >= 16384 AND {_free(catalog, "o.oid")}"""  # 16384: FirstNormalObjectId, made by people
+WHERE o.oid >= 16384 AND {_free(catalog, "o.oid")} AND NOT ({but})"""  # 16384: FirstNormalObjectId, made by people
 
 
 _RARE: Final[LiteralString] = " UNION ALL ".join(
@@ -65,7 +65,11 @@ _RARE: Final[LiteralString] = " UNION ALL ".join(
         _identified("pg_foreign_data_wrapper"),
         _identified("pg_foreign_server"),
         _identified("pg_event_trigger", "o.evtenabled::text"),
-        _identified("pg_publication", "' of ' || (SELECT count(*) FROM pg_publication_rel r WHERE r.prpubid = o.oid)"),
+        _identified(
+            "pg_publication",
+            "' of ' || (SELECT count(*) FROM pg_publication_rel r WHERE r.prpubid = o.oid)",
+            "starts_with(o.pubname, 'lastgood_')",  # of a capture, see `capture`
+        ),
     )
 )
 

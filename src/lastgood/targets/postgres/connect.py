@@ -42,9 +42,10 @@ def connect(
     database: str | None = None,
     autocommit: bool = False,
     statement_s: float = STATEMENT_S,
+    replication: str = "false",
 ) -> Connection:
     """Connect to `database`, by default the configured one. statement_s: limit for each statement, seconds; no lock
-    is waited for longer than 5 s.
+    is waited for longer than 5 s. replication: `database` for a session that also takes replication commands.
 
     Raises Refused when the server says no for good, Retryable when it does not answer within 2 s. Nothing changed.
     """
@@ -56,6 +57,7 @@ def connect(
             user=config.user,
             password=config.password.reveal() if config.password else None,
             dbname=database or config.name,
+            replication=replication,
             application_name=APPLICATION,
             connect_timeout=CONNECT_S,
             tcp_user_timeout=10_000,

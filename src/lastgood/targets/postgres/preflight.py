@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.targets import child
+from lastgood.targets.postgres.capture import PREFIX
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.server import LONGEST_NAME, Server
 
@@ -38,7 +39,9 @@ def obstacles(server: Server, dumps: Path) -> tuple[str, ...]:
         found += [
             f"slot {name} reads the changes of {server.live} for {plugin}: a swap would leave its reader behind"
             for name, plugin in live.execute(
-                "SELECT slot_name, plugin FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
+                "SELECT slot_name, plugin FROM pg_replication_slots WHERE database = current_database() "
+                "AND NOT starts_with(slot_name, %s) ORDER BY 1",
+                [PREFIX],
             )
         ]
     if len(server.live.encode()) + LONGEST_SUFFIX > LONGEST_NAME:

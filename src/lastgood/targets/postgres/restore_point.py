@@ -1,23 +1,25 @@
 """Takes a restore point: one exported snapshot is dumped, hashed, restored beside the live database, and compared.
 
-Nobody is blocked meanwhile. The restored copy is kept: it is the proof, and the clone that a swap puts in place.
+Nobody is blocked meanwhile. The restored copy is kept: it is the proof, and the clone that a swap puts in place. Where
+the server can, it is the snapshot of a slot, from which every later transaction can be had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from lastgood.core.errors import Bug, Refused
 from lastgood.core.ports import Clock
 from lastgood.core.release import RestorePoint
-from lastgood.targets.postgres import catalog, shelf, writes
+from lastgood.targets.postgres import capture, catalog, shelf, writes
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 from lastgood.targets.postgres.properties import properties
 from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, end_tool, open_ledger
@@ -41,8 +43,8 @@ class _Snapshot:
 def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadline_s: float, clock: Clock) -> None:
     """Take and prove a restore point; older ones than the newest `keep` are removed.
 
-    What an earlier attempt left is removed first. Raises Refused when the copy is not what was dumped: then neither
-    dump nor clone is left.
+    What an earlier attempt left is removed first, and earlier captures end: the server keeps its log for one at a
+    time. Raises Refused when the copy is not what was dumped: then neither dump nor clone nor capture is left.
     """
     until = clock.now() + timedelta(seconds=deadline_s)
 
@@ -54,14 +56,26 @@ def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadlin
     open_ledger(server).close()
     with server.maintenance(statement_s=deadline_s) as maintenance:
         _clean_up(server, maintenance, clone, dump)
+        slot = capture.slot_of(restore_point)
+        capture.end(server, {**captures(folder, server.live), slot: {}})
+        lossy = capture.obstacles(server)
+        begun = None
         try:
-            snapshot = _dump(server, dump, left_s=left_s)
+            if lossy:
+                snapshot = _dump(server, dump, left_s=left_s)
+            else:
+                with capture.opened(server, slot, deadline_s=left_s()) as begun:
+                    snapshot = _dump(server, dump, left_s=left_s, exported=begun.snapshot)
             create_beside(maintenance, server, clone)
             server.tools.restore(dump, clone, session=SESSION, deadline_s=left_s())
+            if begun is not None:
+                _uncover(server, clone, slot, begun.identities, snapshot.tables)
             proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
         except BaseException:
             with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt cleans up as well
                 _clean_up(server, maintenance, clone, dump)
+                if begun is not None:
+                    capture.end(server, {slot: begun.identities})
             raise
         point = RestorePoint(
             id=restore_point,
@@ -75,6 +89,8 @@ def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadlin
             clone=clone,
             rows=snapshot.rows,
             proved_at=clock.now(),
+            captured=begun is not None,
+            lossy_because=lossy,
         )
         kept = shelf.KeptPoint(
             point=point,
@@ -82,6 +98,9 @@ def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadlin
             tables=snapshot.tables,
             sequences=snapshot.sequences,
             clone_snapshot=proved,
+            slot=slot if begun is not None else "",
+            identities=dict(begun.identities) if begun is not None else {},
+            position=begun.position if begun is not None else "",
         )
         shelf.write(folder / f"{restore_point}.json", shelf.KEPT_POINT, kept)
         _retire(server, folder, maintenance, keep=keep)
@@ -94,15 +113,37 @@ def _clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -
     dump.unlink(missing_ok=True)
 
 
-def _dump(server: Server, dump: Path, *, left_s: Callable[[], float]) -> _Snapshot:
-    """Dump exactly what one snapshot shows, and describe the same snapshot."""
+def captures(folder: Path, live: str) -> dict[str, dict[int, str]]:
+    """Return the captures of the live database that restore points began with: identities by slot."""
+    points = shelf.kept(folder, shelf.KEPT_POINT)
+    return {k.slot: k.identities for k in points if k.slot and k.point.database == live}
+
+
+def captured(folder: Path, live: str, slots: frozenset[str]) -> frozenset[str]:
+    """Return the restore points of the live database whose capture is among these slots."""
+    points = shelf.kept(folder, shelf.KEPT_POINT)
+    return frozenset(k.point.id for k in points if k.slot in slots and k.point.database == live)
+
+
+def _uncover(
+    server: Server, clone: str, slot: str, identities: Mapping[int, str], tables: tuple[catalog.Table, ...]
+) -> None:
+    """The dump shows what the capture did to the schema; the clone has it as it was before."""
+    with server.connect(clone) as connection:
+        capture.uncover(connection, slot, identities, tables)
+
+
+def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: str = "") -> _Snapshot:
+    """Dump exactly what one snapshot shows, and describe the same one. exported: that, by default a new one."""
     with server.connect(statement_s=left_s()) as connection:
         connection.execute("SET idle_in_transaction_session_timeout = 0")
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        row = connection.execute("SELECT now(), pg_current_snapshot()::text, pg_export_snapshot()").fetchone()
-        if row is None:
-            raise Bug("a SELECT without FROM gave no row")
-        taken_at, boundary, exported = row
+        if exported:
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
+        else:
+            exported = _one(connection, "SELECT pg_export_snapshot()")
+        taken_at = datetime.fromisoformat(_one(connection, "SELECT now()::text"))
+        boundary = _one(connection, "SELECT pg_current_snapshot()::text")
         tables = catalog.tables(connection)
         # Counted first: the locks that pg_dump needs are then had, or not to be had, by a connection that can say so.
         found = _Snapshot(
@@ -134,10 +175,14 @@ def _prove(server: Server, maintenance: Connection, clone: str, snapshot: _Snaps
             was, now = next((a, b) for a, b in zip(snapshot.rows, rows, strict=True) if a != b)
             raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
         connection.execute("ANALYZE")
-        row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
-        if row is None:
-            raise Bug("a SELECT without FROM gave no row")
-        return str(row[0])
+        return _one(connection, "SELECT pg_current_snapshot()::text")
+
+
+def _one(connection: Connection, query: LiteralString) -> str:
+    row = connection.execute(query).fetchone()
+    if row is None:
+        raise Bug("a SELECT without FROM gave no row")
+    return str(row[0])
 
 
 def _retire(server: Server, folder: Path, maintenance: Connection, *, keep: int) -> None:
@@ -178,15 +223,19 @@ def verified(folder: Path, restore_point: str) -> RestorePoint:
     return point
 
 
+def schema_as_proved(clone: Connection, kept: shelf.KeptPoint) -> None:
+    """Compare the clone's schema with what was proved. Raises Refused when it differs."""
+    if changes := catalog.difference(kept.schema, catalog.objects(clone)):
+        raise Refused(f"{kept.point.clone} is not as it was proved: {changes[0].object} {changes[0].change}")
+
+
 def clone_as_proved(server: Server, kept: shelf.KeptPoint, *, deadline_s: float) -> None:
     """Compare the clone with what was proved. Raises Refused when it is gone or differs."""
     with server.maintenance() as maintenance:
         if kept.point.clone not in databases(maintenance):
             raise Refused(f"database {kept.point.clone}, the clone of {kept.point.id}, is gone", hint=HINT)
     with server.connect(kept.point.clone, statement_s=deadline_s) as connection:
-        changes = catalog.difference(kept.schema, catalog.objects(connection))
-        if changes:
-            raise Refused(f"{kept.point.clone} is not as it was proved: {changes[0].object} {changes[0].change}")
+        schema_as_proved(connection, kept)
         there = catalog.tables(connection)
         if catalog.count_rows(connection, there) != kept.point.rows:
             raise Refused(f"{kept.point.clone} is not as it was proved: its rows are other in number")

@@ -6,10 +6,11 @@ Everything is 0600 in folders of 0700. A manifest is written beside, flushed and
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, RestorePoint
-from lastgood.core.report import Loss
+from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres.catalog import Sequence, Table
 
 _CHUNK: Final = 1 << 20
@@ -29,6 +30,8 @@ class KeptPoint:
     """A proved restore point. schema: its objects by name; tables, sequences: their identities at that moment.
 
     clone_snapshot: Postgres' snapshot text of when the clone was proved: later transactions are none of ours.
+    slot: of the capture that began with it, empty without one; identities: replica identity of each table before that.
+    position: from where the slot reads.
     """
 
     point: RestorePoint
@@ -36,6 +39,9 @@ class KeptPoint:
     tables: tuple[Table, ...]
     sequences: tuple[Sequence, ...]
     clone_snapshot: str
+    slot: str = ""
+    identities: dict[int, str] = field(default_factory=dict[int, str])
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class KeptExport:
 KEPT_POINT: Final = TypeAdapter(KeptPoint)
 KEPT_DUMP: Final = TypeAdapter(KeptDump)
 KEPT_EXPORT: Final = TypeAdapter(KeptExport)
+KEPT_REPLAY: Final = TypeAdapter(Replayed)
 
 
 def folder(path: Path) -> Path:
@@ -90,9 +97,18 @@ def names(of: Path) -> frozenset[str]:
 
 def write(path: Path, adapter: TypeAdapter[Manifest], manifest: Manifest) -> None:
     """Put a manifest on disk, whole."""
+    _write(path, [adapter.dump_json(manifest, indent=1)])
+
+
+def write_lines(path: Path, lines: Iterable[object]) -> None:
+    """Put objects on disk, one JSON line each, whole."""
+    _write(path, (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(adapter.dump_json(manifest, indent=1))
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from lastgood.core.errors import Refused
 from lastgood.core.plan import Fence, LiftFence, SwapDatabase
-from lastgood.targets.postgres import catalog, restore_point, shelf
+from lastgood.targets.postgres import catalog, replay, restore_point, shelf
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.properties import make_alike
 from lastgood.targets.postgres.server import Server, admit, databases, open_ledger, rename, shut
@@ -59,8 +59,12 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
         raise Refused(f"{action.kept_as}, the database to be replaced, is not there")
     if action.clone != kept.point.clone:
         raise Refused(f"{action.clone} is not the clone of {action.restore_point}")
-    restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
+    if not action.replay:
+        restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
     with server.connect(action.kept_as) as replaced, server.connect(action.clone) as clone:
+        if action.replay:
+            replay.clear(replaced, clone, kept)
+            restore_point.schema_as_proved(clone, kept)
         _carry_sequences_on(replaced, clone, kept)
         migration = migration_xids(replaced, kept.point.snapshot)
     with open_ledger(server) as ledger:

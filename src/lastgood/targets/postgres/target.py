@@ -10,8 +10,10 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Final
 from urllib.parse import quote
 
@@ -22,10 +24,13 @@ from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Ref
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
+    CatchUp,
+    EndCapture,
     ExportWrites,
     Fence,
     LiftFence,
     Migrate,
+    ReplayWrites,
     Role,
     SaveDump,
     Seen,
@@ -36,15 +41,17 @@ from lastgood.core.plan import (
 )
 from lastgood.core.ports import Clock
 from lastgood.core.release import Release, RestorePoint, Shipped
-from lastgood.core.report import Check, Loss
+from lastgood.core.report import Check, Replayed
 from lastgood.targets import child
-from lastgood.targets.postgres import catalog, evidence, shelf, swap, writes
+from lastgood.targets.postgres import capture, catalog, evidence, replay, shelf, swap, writes
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.server import Server, admit, databases, end_tool, swaps
 
 _AGAIN_S: Final = 2.0
+QUICK_S: Final = 0.3
+"""A round of the catch-up that is shorter is the last: about so long does the rest take behind the fence."""
 _LAST_CHARACTERS: Final = 800
 _HINT: Final = "lastgood doctor"
 SAVING: Final = f"{APPLICATION} safety dump"
@@ -72,6 +79,7 @@ class PostgresTarget:
         self._clock, self._workdir, self._invariants = clock, workdir, invariants
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
+        self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -88,6 +96,9 @@ class PostgresTarget:
                 exports=shelf.names(self._exports),
                 dumps=shelf.names(self._dumps),
                 swaps=swaps(self._server, known),
+                captures=points.captured(self._points, self._server.live, capture.alive(maintenance)),
+                caught_up=shelf.names(self._caught_up),
+                replays=shelf.names(self._replays),
             )
             return self._with_contents(facts, maintenance) if facts.exists else facts
 
@@ -95,19 +106,12 @@ class PostgresTarget:
         row = maintenance.execute("SELECT pg_database_size(%s)", [facts.database]).fetchone()
         with self._server.connect() as live:
             finished, failed = catalog.migrations(live)
-            return DatabaseFacts(
-                observed_at=facts.observed_at,
-                database=facts.database,
-                exists=True,
+            return replace(
+                facts,
                 fingerprint=catalog.fingerprint(catalog.objects(live)),
                 size_bytes=int(row[0]) if row else 0,
                 migrations=finished,
                 failed_migrations=failed,
-                restore_points=facts.restore_points,
-                databases=facts.databases,
-                exports=facts.exports,
-                dumps=facts.dumps,
-                swaps=facts.swaps,
             )
 
     def apply(self, step: Step) -> None:
@@ -137,6 +141,12 @@ class PostgresTarget:
                     swap.lift(self._server, action)
                 case ExportWrites():
                     self._export(action, deadline_s=step.deadline_s)
+                case CatchUp():
+                    self._catch_up(action, deadline_s=step.deadline_s)
+                case ReplayWrites():
+                    self._replay(action, deadline_s=step.deadline_s)
+                case EndCapture():
+                    capture.end(self._server, points.captures(self._points, self._server.live))
                 case SwapDatabase():
                     kept = points.read(self._points, action.restore_point)
                     swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
@@ -228,6 +238,49 @@ class PostgresTarget:
             exported = writes.export(comparison, kept, catalog.tables(replaced), folder, go_on=go_on)
         shelf.write(self._exports / f"{action.export}.json", shelf.KEPT_EXPORT, exported)
 
+    def _catch_up(self, action: CatchUp, *, deadline_s: float) -> None:
+        """Replay until a round is short: what is left then is what a round takes."""
+        took_s = QUICK_S
+        with self._replaying(action.restore_point, self._server.live, deadline_s=deadline_s) as (replaying, go_on):
+            while took_s >= QUICK_S:
+                began = monotonic()
+                replaying.go_on(go_on=go_on)
+                took_s = monotonic() - began
+        shelf.folder(shelf.folder(self._replays) / self._caught_up.name)
+        shelf.write_lines(self._caught_up / f"{shelf.checked(action.replay)}.json", [{"took_s": took_s}])
+
+    def _replay(self, action: ReplayWrites, *, deadline_s: float) -> None:
+        """Behind the fence: put the rest into the clone, and keep what became of everything."""
+        folder = shelf.folder(self._replays) / shelf.checked(action.replay)
+        with self._server.maintenance() as maintenance:
+            if self._server.live in databases(maintenance):
+                raise Refused(f"{self._server.live} is in its place: behind no fence nothing is the last write")
+            admit(maintenance, action.kept_as)
+        with self._replaying(action.restore_point, action.kept_as, deadline_s=deadline_s) as (replaying, go_on):
+            replaying.go_on(go_on=go_on)
+            replayed = replaying.finish(folder)
+        shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
+
+    @contextmanager
+    def _replaying(
+        self, restore_point: str, database: str, *, deadline_s: float
+    ) -> Generator[tuple[replay.Replay, Callable[[int], None]]]:
+        """Lend a replay of what was written to `database` since, and what ends it in time."""
+        server, kept = self._server, points.read(self._points, restore_point)
+        until = self._clock.now() + timedelta(seconds=deadline_s)
+        with (
+            server.connect(database, statement_s=deadline_s) as source,
+            server.connect(kept.point.clone, statement_s=deadline_s) as clone,
+        ):
+
+            def go_on(_transactions: int) -> None:
+                if (until - self._clock.now()).total_seconds() <= 0:
+                    raise Retryable(f"the replay did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
+
+            if not replay.is_begun(clone) and replay.is_untouched(source, kept):
+                points.clone_as_proved(server, kept, deadline_s=deadline_s)
+            yield replay.Replay(source, clone, kept, invariants=self._invariants), go_on
+
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
             return obstacles(self._server, shelf.folder(self._points))
@@ -264,12 +317,13 @@ class PostgresTarget:
                 clock=self._clock,
             )
 
-    def losses(self, export: str) -> tuple[Loss, ...]:
-        path = self._exports / f"{shelf.checked(export)}.json"
-        kept = shelf.read(path, shelf.KEPT_EXPORT, what=f"export {export}", hint="lastgood explain")
-        return tuple(
-            Loss(table=loss.table, rows=loss.rows, file=str(self._exports / export / loss.file)) for loss in kept.losses
-        )
+    def lossy_because(self) -> tuple[str, ...]:
+        with _answers(self._server, sent=False):
+            return capture.obstacles(self._server)
+
+    def replayed(self, replay: str) -> Replayed:
+        path = self._replays / f"{shelf.checked(replay)}.json"
+        return shelf.read(path, shelf.KEPT_REPLAY, what=f"replay {replay}", hint="lastgood explain")
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:
         try:

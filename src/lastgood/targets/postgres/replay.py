@@ -1,0 +1,417 @@
+"""Puts the transactions that a capture kept into the clone, one by one, in the order of their commits.
+
+Each is one subtransaction there: whole, or in quarantine with its reason. How far it got is written in the same
+transaction as what it did, in a schema of its own in the clone, so that a replay which dies anywhere goes on where it
+was. That schema is gone before the clone is swapped in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from lastgood.core.errors import Refused
+from lastgood.core.report import Loss, Replayed
+from lastgood.targets.postgres import catalog, shelf, writes
+from lastgood.targets.postgres.broken import keys_that_break
+from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.merge import Merge, Misfit, Said
+from lastgood.targets.postgres.pgoutput import Decoder, Transaction, Truncation, Unsent, Value
+
+SCHEMA: Final = "lastgood"
+QUARANTINE: Final = "quarantine.jsonl"
+LEFT_OUT: Final = "left-out.jsonl"
+BATCH: Final = 20_000
+"""Changes that the server decodes at once; a transaction is never cut."""
+AT_ONCE: Final = 500
+"""Transactions between two commits of the clone, and between two looks at the invariants."""
+_AGAIN_S: Final = 1.0
+
+_TABLES: Final[LiteralString] = """
+CREATE TABLE lastgood.progress (slot text NOT NULL, commit bigint NOT NULL, migrated boolean NOT NULL,
+    total bigint NOT NULL, skipped bigint NOT NULL);
+CREATE TABLE lastgood.carried (name text PRIMARY KEY, rows bigint NOT NULL);
+CREATE TABLE lastgood.quarantine (commit bigint PRIMARY KEY, xid bigint NOT NULL, at timestamptz NOT NULL,
+    reason text NOT NULL, changes jsonb NOT NULL);
+CREATE TABLE lastgood.left_out (commit bigint NOT NULL, at timestamptz NOT NULL, name text NOT NULL,
+    key jsonb NOT NULL, row jsonb NOT NULL);
+CREATE TABLE lastgood.rewritten (relation oid, key text, number int, was text, made text,
+    PRIMARY KEY (relation, key, number));
+CREATE TABLE lastgood.triggers (relation regclass NOT NULL, name text NOT NULL, enabled text NOT NULL)
+"""
+# The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
+# What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
+_APPLY: Final[LiteralString] = """
+CREATE FUNCTION lastgood.apply(statements text[]) RETURNS text LANGUAGE plpgsql AS $apply$
+DECLARE statement text; hit bigint; number int := 0;
+BEGIN
+    SET CONSTRAINTS ALL DEFERRED;
+    FOREACH statement IN ARRAY statements LOOP
+        number := number + 1;
+        EXECUTE statement;
+        GET DIAGNOSTICS hit = ROW_COUNT;
+        IF hit <> 1 THEN
+            RETURN lastgood.refuse(number);
+        END IF;
+    END LOOP;
+    SET CONSTRAINTS ALL IMMEDIATE;
+    RETURN NULL;
+EXCEPTION
+    WHEN SQLSTATE 'LG001' THEN
+        RETURN 'change ' || number || ': the row is not as this transaction found it: it depends on one in quarantine, '
+            'or its value has no place in the old type';
+    WHEN OTHERS THEN
+        IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58', 'XX') THEN
+            RAISE;
+        END IF;
+        RETURN 'change ' || number || ': ' || SQLERRM || ' (' || SQLSTATE || ')';
+END $apply$
+"""
+_REFUSE: Final[LiteralString] = """
+CREATE FUNCTION lastgood.refuse(number int) RETURNS text LANGUAGE plpgsql AS $refuse$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'LG001', MESSAGE = 'not as found';
+END $refuse$
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a replay got. total: transactions seen that changed a row, the migration's included."""
+
+    commit: int
+    migrated: bool
+    total: int
+    skipped: int
+
+
+class Replay:
+    """Of one capture into one clone.
+
+    source: connection to the database that the slot belongs to, under whichever name. invariants: SQL by name.
+    """
+
+    def __init__(
+        self, source: Connection, clone: Connection, kept: shelf.KeptPoint, *, invariants: Mapping[str, str]
+    ) -> None:
+        self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
+        if not is_begun(clone):
+            _begin(clone, kept.slot)
+        self._progress = _progress(clone)
+        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
+        self._merge.migrated = self._progress.migrated
+        self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
+        self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
+        self._broken = {name: frozenset(keys_that_break(clone, text)) for name, text in invariants.items()}
+
+    def go_on(self, *, go_on: Callable[[int], None]) -> Progress:
+        """Replay what is committed by now. go_on: called between batches with the number of transactions so far, raises
+        when there is no time left.
+
+        Raises psycopg's errors; everything up to the last batch is kept then, and the next call goes on from there.
+        """
+        upto = _position(self._source)
+        while True:
+            go_on(self._progress.total)
+            found = self._read(upto)
+            fresh = [t for t in found if t.commit > self._progress.commit]
+            for at in range(0, len(fresh), AT_ONCE):
+                self._carry(fresh[at : at + AT_ONCE])
+                go_on(self._progress.total)
+            if not found:
+                return self._progress
+            # only what the clone holds for good is let go of
+            self._source.execute(
+                "SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", [self._kept.slot, lsn(found[-1].end)]
+            )
+
+    def finish(self, into: Path) -> Replayed:
+        """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
+        repeat."""
+        return finish(self._source, self._clone, self._kept, into)
+
+    def _read(self, upto: str) -> list[Transaction]:
+        rows = self._source.execute(
+            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, %s::pg_lsn, %s, "
+            "'proto_version', '1', 'publication_names', %s)",
+            [self._kept.slot, upto, BATCH, f'"{self._kept.slot}"'],
+        )
+        return list(Decoder().transactions(bytes(data) for (data,) in rows))
+
+    def _carry(self, batch: Sequence[Transaction]) -> None:
+        """Replay a batch in one transaction of the clone. One that breaks an invariant is halved until it is known
+        which transaction does, and that one is put into quarantine."""
+        with self._clone.transaction() as whole:
+            carried = self._replayed(batch)
+            broke = self._newly_broken()
+            if broke:
+                raise psycopg.Rollback(whole)
+            self._write_down(carried)
+            return
+        if len(batch) > 1:
+            self._carry(batch[: len(batch) // 2])
+            self._carry(batch[len(batch) // 2 :])
+            return
+        with self._clone.transaction():
+            self._write_down([_Carried(transaction=batch[0], said=None, reason=broke)])
+
+    def _replayed(self, batch: Sequence[Transaction]) -> list[_Carried]:
+        """Each of them, and what became of it. Nothing is written down yet."""
+        carried: list[_Carried] = []
+        with self._clone.pipeline():
+            for transaction in batch:
+                if transaction.xid in self._migration:
+                    self._skip(transaction)
+                    carried.append(_Carried(transaction=transaction, said=None, skipped=True))
+                    continue
+                try:
+                    said = self._merge.said(transaction)
+                except Misfit as misfit:
+                    carried.append(_Carried(transaction=transaction, said=None, reason=str(misfit)))
+                    continue
+                answer = None
+                if said.statements:
+                    answer = self._clone.execute("SELECT lastgood.apply(%s)", [list(said.statements)])
+                carried.append(_Carried(transaction=transaction, said=said, answer=answer))
+        return carried
+
+    def _skip(self, transaction: Transaction) -> None:
+        """The migration's own writing is the damage; but what it made of a value is remembered."""
+        self._merge.migrated = True
+        rows = list(self._merge.rewritings(transaction))
+        self._merge.rewritten |= {(table, number) for table, _, number, *_ in rows}
+        with self._clone.cursor() as writing:
+            writing.executemany(
+                "INSERT INTO lastgood.rewritten VALUES (%s, %s, %s, %s, %s) "
+                "ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made",
+                [(table, key, number, _text(was), _text(made)) for table, key, number, was, made in rows],
+            )
+
+    def _newly_broken(self) -> str:
+        """Say which invariant breaks that did not, empty for none."""
+        for name, statement in self._invariants.items():
+            if new := set(keys_that_break(self._clone, statement)) - self._broken[name]:
+                return f"it breaks the invariant {name}: {', '.join(sorted(new)[:5])}"
+        return ""
+
+    def _write_down(self, carried: Sequence[_Carried]) -> None:
+        rows: Counter[str] = Counter()
+        last = carried[-1].transaction.commit
+        changed = [one for one in carried if one.transaction.changes]
+        for one in changed:
+            transaction, said, reason = one.transaction, one.said, one.why_not()
+            if reason:
+                self._clone.execute(
+                    "INSERT INTO lastgood.quarantine VALUES (%s, %s, %s, %s, %s)",
+                    [
+                        transaction.commit,
+                        transaction.xid,
+                        transaction.committed_at,
+                        reason,
+                        Jsonb(_readable(transaction)),
+                    ],
+                )
+            elif said is not None:
+                rows.update(dict(said.rows))
+                for table, key, values in said.left_out:
+                    self._clone.execute(
+                        "INSERT INTO lastgood.left_out VALUES (%s, %s, %s, %s, %s)",
+                        [
+                            transaction.commit,
+                            transaction.committed_at,
+                            table,
+                            Jsonb(_shown(key)),
+                            Jsonb(_shown(values)),
+                        ],
+                    )
+        with self._clone.cursor() as writing:
+            writing.executemany(
+                "INSERT INTO lastgood.carried VALUES (%s, %s) "
+                "ON CONFLICT (name) DO UPDATE SET rows = lastgood.carried.rows + excluded.rows",
+                list(rows.items()),
+            )
+        skipped = sum(one.skipped for one in changed)
+        self._progress = Progress(
+            commit=last,
+            migrated=self._merge.migrated,
+            total=self._progress.total + len(changed),
+            skipped=self._progress.skipped + skipped,
+        )
+        self._clone.execute(
+            "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s)",
+            [last, self._progress.migrated, self._progress.total, self._progress.skipped],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Carried:
+    transaction: Transaction
+    said: Said | None
+    skipped: bool = False
+    reason: str = ""
+    answer: psycopg.Cursor[tuple[Any, ...]] | None = None
+
+    def why_not(self) -> str:
+        """Why it was not replayed; empty when it was."""
+        if self.reason or self.answer is None:
+            return self.reason
+        row = self.answer.fetchone()
+        return str(row[0]) if row and row[0] else ""
+
+
+def is_begun(clone: Connection) -> bool:
+    """Whether a replay into this database began and is not finished."""
+    return clone.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone() != (None,)
+
+
+def _position(source: Connection) -> str:
+    """Return the end of the log: every transaction that is committed now is before it."""
+    row = source.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+    return str(row[0]) if row else ""
+
+
+def lsn(number: int) -> str:
+    """Write a position as Postgres does."""
+    return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"
+
+
+def _begin(clone: Connection, slot: str) -> None:
+    """Rows come with what triggers made of them: the clone's own would do it twice."""
+    with clone.transaction():
+        clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
+        clone.execute(_TABLES)
+        clone.execute(_REFUSE)
+        clone.execute(_APPLY)
+        clone.execute("INSERT INTO lastgood.progress VALUES (%s, 0, false, 0, 0)", [slot])
+        clone.execute(
+            "INSERT INTO lastgood.triggers SELECT tgrelid, tgname, tgenabled FROM pg_trigger "
+            "WHERE NOT tgisinternal AND tgenabled <> 'D'"
+        )
+        for (table,) in clone.execute("SELECT DISTINCT relation::text FROM lastgood.triggers").fetchall():
+            clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(sql.SQL(table)))
+
+
+def _progress(clone: Connection) -> Progress:
+    row = clone.execute("SELECT commit, migrated, total, skipped FROM lastgood.progress").fetchone()
+    if row is None:
+        raise Refused(f"the replay in {clone.info.dbname} has lost its place", hint="lastgood restore-points")
+    commit, migrated, total, skipped = row
+    return Progress(commit=commit, migrated=migrated, total=total, skipped=skipped)
+
+
+def is_untouched(source: Connection, kept: shelf.KeptPoint) -> bool:
+    """Whether nothing was replayed yet: the slot reads from where it began."""
+    row = source.execute(
+        "SELECT confirmed_flush_lsn <= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s",
+        [kept.position, kept.slot],
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: Path) -> Replayed:
+    """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to repeat."""
+    shelf.folder(into)
+    progress, lost, left = _progress(clone), Counter[str](), Counter[str]()
+    quarantined = 0
+
+    def waiting() -> Iterator[object]:
+        nonlocal quarantined
+        for commit, xid, at, reason, changes in clone.execute("SELECT * FROM lastgood.quarantine ORDER BY commit"):
+            quarantined += 1
+            lost.update(change["table"] for change in changes)
+            yield {
+                "id": f"{xid}-{lsn(commit)}",
+                "xid": xid,
+                "commit_lsn": lsn(commit),
+                "committed_at": at.isoformat(),
+                "reason": reason,
+                "changes": changes,
+            }
+
+    def without_place() -> Iterator[object]:
+        for commit, at, table, key, row in clone.execute("SELECT * FROM lastgood.left_out ORDER BY commit"):
+            left[table] += 1
+            told = {"commit_lsn": lsn(commit), "committed_at": at.isoformat(), "table": table}
+            yield {**told, "key": key, "values": row}
+
+    shelf.write_lines(into / QUARANTINE, waiting())
+    shelf.write_lines(into / LEFT_OUT, without_place())
+    return Replayed(
+        units="transactions",
+        total=progress.total,
+        quarantined=quarantined,
+        skipped=progress.skipped,
+        carried=tuple(clone.execute("SELECT name, rows FROM lastgood.carried ORDER BY name")),
+        losses=tuple(Loss(table=t, rows=n, file=str(into / QUARANTINE)) for t, n in lost.most_common()),
+        left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
+        notes=tuple(_unseen(source, kept)),
+    )
+
+
+def _unseen(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
+    """Tables whose rows no capture could show."""
+    then = {table.oid for table in kept.tables}
+    for table in catalog.tables(source):
+        row = source.execute(sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(table.identifier)).fetchone()
+        if table.oid not in then and row and row[0]:
+            yield f"{table.label} is a table of the migration's: its rows are in the database that is kept"
+
+
+def _readable(transaction: Transaction) -> list[dict[str, object]]:
+    """Its changes as a person reads them: names as they were when it wrote."""
+    told: list[dict[str, object]] = []
+    for change in transaction.changes:
+        if isinstance(change, Truncation):
+            told += [{"table": _label(r.schema, r.name), "kind": "emptied"} for r in change.relations]
+            continue
+        relation = change.relation
+        kind = "deleted" if change.new is None else "inserted" if change.old is None else "updated"
+        rows = {
+            when: _shown(dict(zip(relation.columns, row, strict=True)))
+            for when, row in (("old", change.old), ("new", change.new))
+            if row is not None
+        }
+        told.append({"table": _label(relation.schema, relation.name), "kind": kind, **rows})
+    return told
+
+
+def _label(schema: str, name: str) -> str:
+    return name if schema == "public" else f"{schema}.{name}"
+
+
+def _shown(row: Mapping[str, Value]) -> dict[str, str | None]:
+    return {name: _text(value) for name, value in row.items()}
+
+
+def _text(value: Value) -> str | None:
+    return "(unchanged)" if isinstance(value, Unsent) else value
+
+
+def clear(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> None:
+    """Take everything of the replay out of the clone, which is then swapped in. Safe to repeat. Raises Refused while
+    only the clone knows how far the replay got: then the slot would tell the same transactions again."""
+    if not is_begun(clone):
+        return
+    commit = _progress(clone).commit
+    if commit:
+        row = source.execute(
+            "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = %s", [kept.slot]
+        ).fetchone()
+        if row and int(row[0]) < commit:
+            raise Refused(f"slot {kept.slot} is not as far as {kept.point.clone}", hint="lastgood rollback")
+    with clone.transaction():
+        for table, name, enabled in clone.execute(
+            "SELECT relation::text, name, enabled FROM lastgood.triggers"
+        ).fetchall():
+            how = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}.get(enabled, "ENABLE")
+            clone.execute(
+                sql.SQL("ALTER TABLE {} {} TRIGGER {}").format(sql.SQL(table), sql.SQL(how), sql.Identifier(name))
+            )
+        clone.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))
