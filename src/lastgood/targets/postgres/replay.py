@@ -43,12 +43,11 @@ CREATE TABLE lastgood.quarantine (commit bigint PRIMARY KEY, xid bigint NOT NULL
 CREATE TABLE lastgood.left_out (commit bigint NOT NULL, at timestamptz NOT NULL, name text NOT NULL,
     key jsonb NOT NULL, row jsonb NOT NULL);
 CREATE TABLE lastgood.rewritten (relation oid, key text, number int, was text, made text,
-    PRIMARY KEY (relation, key, number));
-CREATE TABLE lastgood.triggers (relation regclass NOT NULL, name text NOT NULL, enabled text NOT NULL)
+    PRIMARY KEY (relation, key, number))
 """
 # The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
 # What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
-_APPLY: Final[LiteralString] = """
+APPLY: Final[LiteralString] = """
 CREATE FUNCTION lastgood.apply(statements text[]) RETURNS text LANGUAGE plpgsql AS $apply$
 DECLARE statement text; hit bigint; number int := 0;
 BEGIN
@@ -74,7 +73,7 @@ EXCEPTION
         RETURN 'change ' || number || ': ' || SQLERRM || ' (' || SQLSTATE || ')';
 END $apply$
 """
-_REFUSE: Final[LiteralString] = """
+REFUSE: Final[LiteralString] = """
 CREATE FUNCTION lastgood.refuse(number int) RETURNS text LANGUAGE plpgsql AS $refuse$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'LG001', MESSAGE = 'not as found';
@@ -271,6 +270,10 @@ def is_begun(clone: Connection) -> bool:
     return clone.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone() != (None,)
 
 
+def _by_transactions(clone: Connection) -> bool:
+    return clone.execute("SELECT to_regclass('lastgood.progress')").fetchone() != (None,)
+
+
 def _position(source: Connection) -> str:
     """Return the end of the log: every transaction that is committed now is before it."""
     row = source.execute("SELECT pg_current_wal_lsn()::text").fetchone()
@@ -283,19 +286,26 @@ def lsn(number: int) -> str:
 
 
 def _begin(clone: Connection, slot: str) -> None:
-    """Rows come with what triggers made of them: the clone's own would do it twice."""
     with clone.transaction():
         clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
         clone.execute(_TABLES)
-        clone.execute(_REFUSE)
-        clone.execute(_APPLY)
+        clone.execute(REFUSE)
+        clone.execute(APPLY)
         clone.execute("INSERT INTO lastgood.progress VALUES (%s, 0, false, 0, 0)", [slot])
-        clone.execute(
-            "INSERT INTO lastgood.triggers SELECT tgrelid, tgname, tgenabled FROM pg_trigger "
-            "WHERE NOT tgisinternal AND tgenabled <> 'D'"
-        )
-        for (table,) in clone.execute("SELECT DISTINCT relation::text FROM lastgood.triggers").fetchall():
-            clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(sql.SQL(table)))
+        disable_triggers(clone)
+
+
+def disable_triggers(clone: Connection) -> None:
+    """Rows come with what triggers made of them: the clone's own would do it twice. `clear` enables them again."""
+    clone.execute(
+        "CREATE TABLE lastgood.triggers (relation regclass NOT NULL, name text NOT NULL, enabled text NOT NULL)"
+    )
+    clone.execute(
+        "INSERT INTO lastgood.triggers SELECT tgrelid, tgname, tgenabled FROM pg_trigger "
+        "WHERE NOT tgisinternal AND tgenabled <> 'D'"
+    )
+    for (table,) in clone.execute("SELECT DISTINCT relation::text FROM lastgood.triggers").fetchall():
+        clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(sql.SQL(table)))
 
 
 def _progress(clone: Connection) -> Progress:
@@ -351,11 +361,11 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
         carried=tuple(clone.execute("SELECT name, rows FROM lastgood.carried ORDER BY name")),
         losses=tuple(Loss(table=t, rows=n, file=str(into / QUARANTINE)) for t, n in lost.most_common()),
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
-        notes=tuple(_unseen(source, kept)),
+        notes=tuple(tables_of_the_migration(source, kept)),
     )
 
 
-def _unseen(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
+def tables_of_the_migration(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
     """Tables whose rows no capture could show."""
     then = {table.oid for table in kept.tables}
     for table in catalog.tables(source):
@@ -399,8 +409,7 @@ def clear(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> None:
     only the clone knows how far the replay got: then the slot would tell the same transactions again."""
     if not is_begun(clone):
         return
-    commit = _progress(clone).commit
-    if commit:
+    if commit := _progress(clone).commit if kept.slot and _by_transactions(clone) else 0:
         row = source.execute(
             "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = %s", [kept.slot]
         ).fetchone()

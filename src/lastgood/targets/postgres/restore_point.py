@@ -119,6 +119,12 @@ def captures(folder: Path, live: str) -> dict[str, dict[int, str]]:
     return {k.slot: k.identities for k in points if k.slot and k.point.database == live}
 
 
+def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
+    """Return the restore point of the live database that was taken last; None when there is none."""
+    ours = [kept for kept in shelf.kept(folder, shelf.KEPT_POINT) if kept.point.database == live]
+    return max(ours, key=lambda kept: kept.point.taken_at, default=None)
+
+
 def captured(folder: Path, live: str, slots: frozenset[str]) -> frozenset[str]:
     """Return the restore points of the live database whose capture is among these slots."""
     points = shelf.kept(folder, shelf.KEPT_POINT)

@@ -67,6 +67,8 @@ class KeptExport:
 KEPT_POINT: Final = TypeAdapter(KeptPoint)
 KEPT_DUMP: Final = TypeAdapter(KeptDump)
 KEPT_EXPORT: Final = TypeAdapter(KeptExport)
+KEPT_REWRITTEN: Final = TypeAdapter(dict[int, tuple[int, ...]])
+"""Columns by table that a migration rewrote."""
 KEPT_REPLAY: Final = TypeAdapter(Replayed)
 
 

@@ -43,7 +43,7 @@ from lastgood.core.ports import Clock
 from lastgood.core.release import Release, RestorePoint, Shipped
 from lastgood.core.report import Check, Replayed
 from lastgood.targets import child
-from lastgood.targets.postgres import capture, catalog, evidence, replay, shelf, swap, writes
+from lastgood.targets.postgres import capture, catalog, evidence, replay, row_replay, shelf, swap, writes
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
@@ -79,6 +79,7 @@ class PostgresTarget:
         self._clock, self._workdir, self._invariants = clock, workdir, invariants
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
+        self._migrated = state / "migrated"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
 
     def observe(self) -> DatabaseFacts:
@@ -179,6 +180,19 @@ class PostgresTarget:
             raise OutcomeUnknown(
                 f"the migration command ended {ended.code}: {password.hidden_in(said) if password else said}"
             )
+        self._note_rewritten()
+
+    def _note_rewritten(self) -> None:
+        """Keep which columns the migration rewrote, while that shows: a replay by rows must know."""
+        if (kept := points.newest(self._points, self._server.live)) is None:
+            return
+        with self._server.connect() as live, self._server.connect(kept.point.clone) as clone:
+            rewritten = row_replay.rewritten_columns(live, clone, kept)
+        shelf.write(shelf.folder(self._migrated) / f"{kept.point.id}.json", shelf.KEPT_REWRITTEN, rewritten)
+
+    def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
+        path = self._migrated / f"{kept.point.id}.json"
+        return shelf.read(path, shelf.KEPT_REWRITTEN, what=path.stem, hint=_HINT) if path.exists() else {}
 
     def _url(self) -> str:
         """The address in libpq's form, which Prisma and others read."""
@@ -205,7 +219,6 @@ class PostgresTarget:
     def _export(self, action: ExportWrites, *, deadline_s: float) -> None:
         """Compare the fenced database with the clone, and write down what differs."""
         server, kept = self._server, points.read(self._points, action.restore_point)
-        until = self._clock.now() + timedelta(seconds=deadline_s)
         with server.maintenance() as maintenance:
             known = databases(maintenance)
             for needed in (action.kept_as, kept.point.clone):
@@ -217,15 +230,26 @@ class PostgresTarget:
         folder = self._exports / shelf.checked(action.export)
         shutil.rmtree(folder, ignore_errors=True)
         shelf.folder(folder)
+        with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, _, go_on):
+            exported = writes.export(comparison, kept, catalog.tables(replaced), folder, go_on=go_on)
+        shelf.write(self._exports / f"{action.export}.json", shelf.KEPT_EXPORT, exported)
+
+    @contextmanager
+    def _compared(
+        self, kept: shelf.KeptPoint, replaced_as: str, *, deadline_s: float
+    ) -> Generator[tuple[writes.Comparison, Connection, Connection, Callable[[], None]]]:
+        """Lend a comparison of the replaced database with the clone, both connections, and what ends it in time."""
+        until = self._clock.now() + timedelta(seconds=deadline_s)
         with (
-            server.connect(action.kept_as, statement_s=deadline_s) as replaced,
-            server.connect(kept.point.clone, statement_s=deadline_s) as clone,
+            self._server.connect(replaced_as, statement_s=deadline_s) as replaced,
+            self._server.connect(kept.point.clone, statement_s=deadline_s) as clone,
         ):
 
             def go_on() -> None:
                 left_s = (until - self._clock.now()).total_seconds()
                 if left_s <= 0:
-                    raise Retryable(f"the export did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
+                    said = f"the rows were not compared within {deadline_s:.0f} s"
+                    raise Retryable(said, delay_s=_AGAIN_S, hint=_HINT)
                 limit_statements(replaced, left_s)
                 limit_statements(clone, left_s)
 
@@ -235,8 +259,7 @@ class PostgresTarget:
                 since=kept.point.snapshot,
                 migration=writes.migration_xids(replaced, kept.point.snapshot),
             )
-            exported = writes.export(comparison, kept, catalog.tables(replaced), folder, go_on=go_on)
-        shelf.write(self._exports / f"{action.export}.json", shelf.KEPT_EXPORT, exported)
+            yield comparison, replaced, clone, go_on
 
     def _catch_up(self, action: CatchUp, *, deadline_s: float) -> None:
         """Replay until a round is short: what is left then is what a round takes."""
@@ -256,10 +279,30 @@ class PostgresTarget:
             if self._server.live in databases(maintenance):
                 raise Refused(f"{self._server.live} is in its place: behind no fence nothing is the last write")
             admit(maintenance, action.kept_as)
-        with self._replaying(action.restore_point, action.kept_as, deadline_s=deadline_s) as (replaying, go_on):
-            replaying.go_on(go_on=go_on)
-            replayed = replaying.finish(folder)
+        if action.by_rows:
+            replayed = self._carry_rows(action, folder, deadline_s=deadline_s)
+        else:
+            with self._replaying(action.restore_point, action.kept_as, deadline_s=deadline_s) as (replaying, go_on):
+                replaying.go_on(go_on=go_on)
+                replayed = replaying.finish(folder)
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
+
+    def _carry_rows(self, action: ReplayWrites, folder: Path, *, deadline_s: float) -> Replayed:
+        kept = points.read(self._points, action.restore_point)
+        with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
+            if (before := row_replay.carried(clone)) is not None:
+                return before
+            points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
+            return row_replay.carry(
+                comparison,
+                replaced,
+                clone,
+                kept,
+                folder,
+                invariants=self._invariants,
+                rewritten=self._rewritten_by_migration(kept),
+                go_on=go_on,
+            )
 
     @contextmanager
     def _replaying(

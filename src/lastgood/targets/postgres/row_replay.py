@@ -1,0 +1,373 @@
+"""Puts the rows written since a restore point into its clone, in their last state: where no transaction was captured.
+
+What can be told from rows alone is told, and no more: which rows differ, not in which order and by which transactions
+they came to. A row that only the migration wrote stays as it was. Where the application wrote to a row too, a column
+that the migration rewrote elsewhere in that table may hold its work or the application's: such a value waits in
+quarantine, and the rest of the row is carried.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from lastgood.core.errors import Refused
+from lastgood.core.report import Loss, Replayed
+from lastgood.targets.postgres import catalog, shelf
+from lastgood.targets.postgres.broken import keys_that_break
+from lastgood.targets.postgres.catalog import Table
+from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.replay import (
+    APPLY,
+    LEFT_OUT,
+    QUARANTINE,
+    REFUSE,
+    SCHEMA,
+    disable_triggers,
+    tables_of_the_migration,
+)
+from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison, migration_xids
+
+AT_ONCE: Final = 500
+SAMPLE: Final = 200
+"""Rows of a table that are compared to see what the migration made of its columns."""
+ROUNDS: Final = 10
+"""How often rows that break an invariant are taken out, and the rest is carried anew."""
+_WAITS_FOR_ANOTHER: Final = ("(23503)", "(23505)")
+"""A row that it refers to, or that has its key, may still come or go."""
+_MARK: Final = "CREATE TABLE lastgood.carried_rows (replayed json NOT NULL)"
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Written:
+    """A row that is not as it was. values: what is carried, by the old schema's names; key: where it is found."""
+
+    then: Table
+    kind: str
+    key: Row
+    values: Row
+    old: Row | None
+    reason: str = ""
+
+    def told(self) -> Row:
+        shown = {"old": self.old, "new": None if self.kind == DELETED else self.values}
+        change = {"table": self.then.label, "kind": self.kind, "key": self.key, **shown}
+        return {
+            "id": f"{self.then.label}:{'-'.join(str(v) for v in self.key.values()) or 'row'}",
+            "xid": None,
+            "commit_lsn": None,
+            "committed_at": None,
+            "reason": self.reason,
+            "changes": [change],
+        }
+
+
+@dataclass(slots=True)
+class _Found:
+    """All that was written. doubtful: values of which nobody can tell whose they are; left_out: those for which the old
+    schema has no place."""
+
+    rows: list[_Written] = field(default_factory=list["_Written"])
+    doubtful: list[_Written] = field(default_factory=list["_Written"])
+    left_out: list[Row] = field(default_factory=list[Row])
+
+
+def rewritten_columns(live: Connection, clone: Connection, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
+    """Return the columns by table that the migration gave other values, as far as SAMPLE rows of each table show it.
+
+    Asked right after the migration: once the application has written to all of its rows, nothing shows it any more.
+    """
+    migration = list(migration_xids(live, kept.point.snapshot))
+    now = {table.oid: table for table in catalog.tables(live)}
+    found: dict[int, tuple[int, ...]] = {}
+    for was in kept.tables:
+        if (table := now.get(was.oid)) is None or not was.key or not all(n in table.columns for n in was.key):
+            continue
+        rows = live.execute(
+            sql.SQL("SELECT row_to_json(t.*)::text FROM ONLY {} t WHERE t.xmin::text = ANY(%s) LIMIT %s").format(
+                table.identifier
+            ),
+            [migration, SAMPLE],
+        )
+        numbers = {name: number for number, name in was.columns.items()}
+        different: set[int] = set()
+        for row in (json_row(text) for (text,) in rows.fetchall()):
+            key = {was.columns[n]: row[table.columns[n]] for n in was.key}
+            query = sql.SQL("SELECT row_to_json(t.*)::text FROM ONLY {} t WHERE {}").format(
+                was.identifier, _at(was, key)
+            )
+            if (before := clone.execute(query).fetchone()) is not None:
+                different |= {numbers[name] for name in differing(table, was, row, json_row(before[0]))}
+        if different:
+            found[was.oid] = tuple(sorted(different))
+    return found
+
+
+def carried(clone: Connection) -> Replayed | None:
+    """Return what became of the rows that were carried into this clone; None when none were."""
+    if clone.execute("SELECT to_regclass('lastgood.carried_rows')").fetchone() == (None,):
+        return None
+    row = clone.execute("SELECT replayed::text FROM lastgood.carried_rows").fetchone()
+    return shelf.KEPT_REPLAY.validate_json(row[0]) if row else None
+
+
+def carry(
+    comparison: Comparison,
+    source: Connection,
+    clone: Connection,
+    kept: shelf.KeptPoint,
+    into: Path,
+    *,
+    invariants: Mapping[str, str],
+    rewritten: Mapping[int, Collection[int]],
+    go_on: Callable[[], None],
+) -> Replayed:
+    """Carry what `comparison` finds into the clone, all in one transaction of it. Both databases must be quiet.
+
+    rewritten: columns by table that the migration is known to have rewritten. Files in `into` hold what does not fit,
+    written before that transaction ends. go_on: raises when there is no time
+    left. Raises Refused when the rows break an invariant and nobody can tell which of them does.
+    """
+    found = _find(comparison, source, kept, rewritten=rewritten, go_on=go_on)
+    taken_out: list[_Written] = []
+    with clone.transaction():
+        _prepare(clone)
+        before = {name: frozenset(keys_that_break(clone, text)) for name, text in invariants.items()}
+        for _ in range(ROUNDS):
+            go_on()
+            with clone.transaction() as attempt:
+                refused = _put(clone, found.rows, go_on=go_on)
+                breaking = list(_breaking(clone, found.rows, invariants, before))
+                if breaking:
+                    raise psycopg.Rollback(attempt)
+            if not breaking:
+                break
+            taken_out += breaking
+            found.rows = [row for row in found.rows if row not in breaking]
+        else:
+            raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
+        replayed = _write_down(found, [*taken_out, *refused], source, kept, into)
+        clone.execute(
+            sql.SQL("INSERT INTO lastgood.carried_rows VALUES ({})").format(
+                sql.Literal(shelf.KEPT_REPLAY.dump_json(replayed).decode())
+            )
+        )
+    return replayed
+
+
+def _prepare(clone: Connection) -> None:
+    clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
+    clone.execute(_MARK)
+    clone.execute(REFUSE)
+    clone.execute(APPLY)
+    disable_triggers(clone)
+
+
+# --- what was written ------------------------------------------------------------------------------------------------
+
+
+def _find(
+    comparison: Comparison,
+    source: Connection,
+    kept: shelf.KeptPoint,
+    *,
+    rewritten: Mapping[int, Collection[int]],
+    go_on: Callable[[], None],
+) -> _Found:
+    found, then = _Found(), {table.oid: table for table in kept.tables}
+    rows_then = dict(kept.point.rows)
+    for now in catalog.tables(source):
+        go_on()
+        was = then.get(now.oid)
+        if was is None:
+            continue
+        ours: list[_Written] = []
+        doubtful = {was.columns[number] for number in rewritten.get(was.oid, ()) if number in was.columns}
+        written = 0
+        for change in comparison.changes(now, was, rows_then=rows_then.get(was.label, 0)):
+            if change.kind == REWRITTEN:
+                doubtful |= differing(now, was, json_row(change.row), json_row(change.before))
+                continue
+            written += change.kind == WRITTEN
+            ours.append(_of(now, was, change, found))
+        if written:
+            _judge_keyless(ours, source, was, now, rows_then=rows_then.get(was.label, 0))
+        for row in ours:
+            _set_doubtful_apart(row, doubtful, found)
+        found.rows += [row for row in ours if row.values or row.kind == DELETED]
+    return found
+
+
+def _of(now: Table, was: Table, change: Change, found: _Found) -> _Written:
+    """The row in the old schema's names. What it has no place for is left out, and noted."""
+    row = json_row(change.row)
+    if change.kind == DELETED:
+        return _Written(then=was, kind=DELETED, key={n: row[n] for n in was.named(was.key)}, values={}, old=row)
+    values = {name: row[now.columns[number]] for number, name in was.columns.items() if number in now.columns}
+    before = json_row(change.before) if change.before else None
+    if before is not None:
+        values = {name: value for name, value in values.items() if not _same(value, before.get(name))}
+    key = {was.columns[n]: row[now.columns[n]] for n in was.key if n in now.columns}
+    new = {name: row[name] for n, name in now.columns.items() if n not in was.columns and row[name] is not None}
+    if new:
+        found.left_out.append({"commit_lsn": None, "committed_at": None, "table": was.label, "key": key, "values": new})
+    return _Written(then=was, kind=change.kind, key=key, values=values, old=before)
+
+
+def json_row(text: str | None) -> Row:
+    """Read a row as the server writes it, numbers to their last digit."""
+    row: Row = json.loads(text, parse_float=Decimal) if text else {}
+    return row
+
+
+def differing(now: Table, was: Table, row: Row, before: Row) -> set[str]:
+    """Return the columns, by their old names, whose value is not the one before."""
+    return {
+        name
+        for number, name in was.columns.items()
+        if number in now.columns and not _same(row[now.columns[number]], before.get(name))
+    }
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal, also where the migration gave the column a type that is written another way."""
+    if one == other or str(one) == str(other):
+        return True
+    with suppress(InvalidOperation, TypeError):
+        return one is not None and other is not None and Decimal(str(one)) == Decimal(str(other))
+    return False
+
+
+def _judge_keyless(ours: Sequence[_Written], source: Connection, was: Table, now: Table, *, rows_then: int) -> None:
+    """Without a key a row that was written is a new one only where there are as many more rows as were written."""
+    ((_, rows_now),) = catalog.count_rows(source, (now,))
+    if rows_now - rows_then != len(ours):
+        for row in ours:
+            row.reason = f"{was.label} has no key: whether this row is new or was changed cannot be told"
+
+
+def _set_doubtful_apart(row: _Written, rewritten: set[str], found: _Found) -> None:
+    doubtful = {name: row.values[name] for name in rewritten & row.values.keys()} if row.old is not None else {}
+    if doubtful:
+        names = ", ".join(sorted(doubtful))
+        why = f"the migration rewrote {names} in {row.then.label}: whose value this is cannot be told"
+        found.doubtful.append(
+            _Written(then=row.then, kind=row.kind, key=row.key, values=doubtful, old=row.old, reason=why)
+        )
+        row.values = {name: value for name, value in row.values.items() if name not in doubtful}
+
+
+# --- into the clone --------------------------------------------------------------------------------------------------
+
+
+def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], None]) -> list[_Written]:
+    """Put the rows into the clone; return those that do not fit, with the reason. What waits for another row is tried
+    again as long as any comes through."""
+    refused = [row for row in rows if row.reason]
+    left = [row for row in rows if not row.reason]
+    while left:
+        waiting: list[_Written] = []
+        for at in range(0, len(left), AT_ONCE):
+            go_on()
+            for row, answer in _answers(clone, left[at : at + AT_ONCE]):
+                if answer.endswith(_WAITS_FOR_ANOTHER):
+                    waiting.append(row)
+                elif answer:
+                    refused.append(row)
+                row.reason = answer
+        if len(waiting) == len(left):
+            return [*refused, *waiting]
+        for row in waiting:
+            row.reason = ""
+        left = waiting
+    return refused
+
+
+def _answers(clone: Connection, rows: Sequence[_Written]) -> Iterator[tuple[_Written, str]]:
+    with clone.pipeline():
+        asked = [
+            (row, clone.execute("SELECT lastgood.apply(%s)", [[_statement(row).as_string(clone)]])) for row in rows
+        ]
+    for row, answer in asked:
+        said = answer.fetchone()
+        yield row, str(said[0]) if said and said[0] else ""
+
+
+def _statement(row: _Written) -> sql.Composed:
+    table, columns = row.then.identifier, sql.SQL(", ").join(map(sql.Identifier, row.values))
+    key = _at(row.then, row.key)
+    if row.kind == DELETED:
+        return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, key)
+    values = sql.SQL("SELECT {} FROM {}").format(columns, _record(row.then, row.values))
+    if row.kind in (INSERTED, WRITTEN):
+        return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {}").format(table, columns, values)
+    return sql.SQL("UPDATE ONLY {} SET ({}) = ({}) WHERE {}").format(table, columns, values, key)
+
+
+def _at(then: Table, key: Row) -> sql.Composed:
+    names = sql.SQL(", ").join(map(sql.Identifier, key))
+    return sql.SQL("({}) = (SELECT {} FROM {})").format(names, names, _record(then, key))
+
+
+def _record(then: Table, values: Row) -> sql.Composed:
+    return sql.SQL("json_populate_record(NULL::{}, {}::json)").format(
+        then.identifier, sql.Literal(json.dumps(values, default=str, ensure_ascii=False))
+    )
+
+
+def _breaking(
+    clone: Connection, rows: Iterable[_Written], invariants: Mapping[str, str], before: Mapping[str, frozenset[str]]
+) -> Iterator[_Written]:
+    """Yield the rows that break what held before. Raises Refused when the key that a broken invariant names is none
+    of a row that was carried."""
+    by_key: defaultdict[str, list[_Written]] = defaultdict(list)
+    for row in rows:
+        if not row.reason:
+            for value in row.key.values():
+                by_key[str(value)].append(row)
+    seen: set[int] = set()
+    for name, statement in invariants.items():
+        for key in set(keys_that_break(clone, statement)) - before[name]:
+            if not by_key[key]:
+                raise Refused(f"{name} breaks for {key}, which no row written since has as its key")
+            for row in by_key[key]:
+                if id(row) not in seen:
+                    seen.add(id(row))
+                    row.reason = f"it breaks the invariant {name}: {key}"
+                    yield row
+
+
+def _write_down(
+    found: _Found, refused: Sequence[_Written], source: Connection, kept: shelf.KeptPoint, into: Path
+) -> Replayed:
+    shelf.folder(into)
+    waiting = [*refused, *found.doubtful]
+    shelf.write_lines(into / QUARANTINE, (row.told() for row in waiting))
+    shelf.write_lines(into / LEFT_OUT, found.left_out)
+    carried_rows = Counter(row.then.label for row in found.rows if not row.reason)
+    lost = Counter(row.then.label for row in waiting)
+    left = Counter(line["table"] for line in found.left_out)
+    return Replayed(
+        units="rows",
+        total=carried_rows.total() + len(waiting),
+        quarantined=len(waiting),
+        skipped=0,
+        carried=tuple(sorted(carried_rows.items())),
+        losses=tuple(Loss(table=t, rows=n, file=str(into / QUARANTINE)) for t, n in lost.most_common()),
+        left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
+        notes=(
+            "only the last state of each row was carried: no capture kept the transactions",
+            *tables_of_the_migration(source, kept),
+        ),
+    )
