@@ -45,10 +45,12 @@ class Setting:
 
 
 def variants(text: str) -> tuple[str, str]:
-    """Return the example for each of the two engines: as it stands, and with `process` in place of `containers`."""
+    """Return the example for each of the two engines: as it stands, and with `process` in place of `containers`, and
+    `access_log` in place of `metrics`."""
     taken = re.sub(r"^containers:.*\n(?:[ #].*\n)*", "", text, flags=re.MULTILINE)
-    block = re.compile(r"^#process:.*\n(?:#.*\n)*", flags=re.MULTILINE)
-    return text, block.sub(lambda found: re.sub(r"^#", "", found[0], flags=re.MULTILINE), taken)
+    taken = re.sub(r"^    metrics:.*\n", "\n", taken, flags=re.MULTILINE)
+    block = re.compile(r"^( *)#(?:process|access_log):.*\n(?:\1#.*\n)*", flags=re.MULTILINE)
+    return text, block.sub(lambda found: re.sub(r"^( *)#", r"\1", found[0], flags=re.MULTILINE), taken)
 
 
 def settings(text: str) -> Iterator[Setting]:

@@ -17,6 +17,7 @@ from lastgood.core.config import (
     DataTrigger,
     FeatureTrigger,
     LatencyTrigger,
+    TrafficConfig,
     parse_config,
 )
 from lastgood.core.errors import ConfigError, Refused
@@ -25,6 +26,7 @@ from lastgood.core.verdict import INSTANCES_SOURCE, TRAFFIC_SOURCE
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.notify.slack import SlackNotifier
 from lastgood.runbook.rooms import Memory, Rooms, Story
+from lastgood.signals.access_log import AccessLog
 from lastgood.signals.discovery import health_address, metrics_address
 from lastgood.signals.health import HealthAddresses
 from lastgood.signals.instances import InstanceStates
@@ -133,7 +135,7 @@ def build(path: Path, story: Story) -> Rooms:
         containers=containers,
         database=database,
         frontend=_frontend(config, clock),
-        sources=_sources(config, containers, invariants),
+        sources=_sources(config, containers, invariants, root),
         checkers=_checkers(config, root),
         notifiers=_notifiers(config),
         root=root,
@@ -160,21 +162,14 @@ def _frontend(config: Config, clock: Clock) -> Frontend | None:
 
 
 def _sources(
-    config: Config, containers: Containers, invariants: Mapping[str, Mapping[str, str]]
+    config: Config, containers: Containers, invariants: Mapping[str, Mapping[str, str]], root: Path
 ) -> tuple[SignalSource, ...]:
     """One source for the traffic, one for the instances, and one for each feature and data trigger."""
     watch = config.watch
     sources: list[SignalSource] = []
     if watch.traffic:
         latency = next((t for t in watch.triggers.values() if isinstance(t, LatencyTrigger)), None)
-        sources.append(
-            MetricsPage(
-                TRAFFIC_SOURCE,
-                pages=watch.traffic.pages,
-                exclude=watch.traffic.exclude,
-                latency_limit_s=latency.limit if latency else None,
-            )
-        )
+        sources.append(_traffic(watch.traffic, root, latency.limit if latency else None))
     for name, trigger in watch.triggers.items():
         match trigger:
             case FeatureTrigger(probe=probe):
@@ -190,6 +185,12 @@ def _sources(
             case _:
                 pass
     return tuple(sources)
+
+
+def _traffic(traffic: TrafficConfig, root: Path, latency_limit_s: float | None) -> SignalSource:
+    if log := traffic.access_log:
+        return AccessLog(TRAFFIC_SOURCE, root / log.path, log.format, traffic.exclude, latency_limit_s)
+    return MetricsPage(TRAFFIC_SOURCE, traffic.pages, traffic.exclude, latency_limit_s)
 
 
 def _database_connection(trigger: str, database: DatabaseConfig | None) -> Callable[[], connect.Connection]:

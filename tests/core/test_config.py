@@ -363,6 +363,22 @@ FAULTS = {
         "watch:\n  triggers: {errors: {kind: error_rate}}\n",
         "7:3: watch: trigger errors counts requests: expected watch.traffic",
     ),
+    "traffic-from-nowhere": (
+        "watch: {traffic: {exclude: []}}\n",
+        "6:18: watch.traffic: expected exactly one of metrics and access_log",
+    ),
+    "traffic-from-two-places": (
+        "watch: {traffic: {metrics: http://a, access_log: {path: a.log, format: haproxy}}}\n",
+        "6:18: watch.traffic: expected exactly one of metrics and access_log",
+    ),
+    "log-of-no-known-format": (
+        "watch: {traffic: {access_log: {path: a.log, format: common}}}\n",
+        "6:53: watch.traffic.access_log.format: expected 'combined', 'combined-timed' or 'haproxy'",
+    ),
+    "latency-from-a-log-without-durations": (
+        ("watch:\n  traffic: {access_log: {path: a.log, format: combined}}\n  triggers: {slow: {kind: latency}}\n"),
+        "7:3: watch: trigger slow counts slow requests: expected a format of watch.traffic.access_log with durations",
+    ),
     "two-limits-for-one-count": (
         (
             "watch:\n  traffic: {metrics: http://a}\n  triggers:\n    p95: {kind: latency, limit: 1s}\n"

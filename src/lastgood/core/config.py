@@ -158,20 +158,52 @@ class Mode(StrEnum):
     AUTOMATIC = "automatic"
 
 
-class TrafficConfig(_Section):
-    """Where finished requests are counted. metrics: a Prometheus text page of the service. exclude: handlers of
-    health checks."""
+class LogFormat(StrEnum):
+    """What a line of an access log looks like: combined of nginx and Apache, the same with nginx's $request_time behind
+    it, or `option httplog` of HAProxy."""
 
-    metrics: Annotated[
-        Annotated[HttpUrl, Tag("one")] | Annotated[tuple[HttpUrl, ...], Tag("several")],
-        Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
-    ]
+    COMBINED = "combined"
+    COMBINED_TIMED = "combined-timed"
+    HAPROXY = "haproxy"
+
+    @property
+    def timed(self) -> bool:
+        """Whether a line says how long its request took."""
+        return self is not LogFormat.COMBINED
+
+
+class AccessLogConfig(_Section):
+    """The request log of a reverse proxy, one line for each finished request. path: relative to lastgood.yaml."""
+
+    path: str
+    format: LogFormat
+
+
+class TrafficConfig(_Section):
+    """Where finished requests are counted. metrics: a Prometheus text page of the service. access_log: the log of the
+    reverse proxy before it. exclude: handlers of health checks."""
+
+    metrics: (
+        Annotated[
+            Annotated[HttpUrl, Tag("one")] | Annotated[tuple[HttpUrl, ...], Tag("several")],
+            Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
+        ]
+        | None
+    ) = None
+    access_log: AccessLogConfig | None = None
     exclude: tuple[str, ...] = ("/health", "/metrics")
 
     @property
     def pages(self) -> tuple[str, ...]:
         """The addresses to read, one per replica."""
-        return (self.metrics,) if isinstance(self.metrics, str) else self.metrics
+        return (self.metrics,) if isinstance(self.metrics, str) else self.metrics or ()
+
+    @model_validator(mode="after")
+    def _one_place(self) -> TrafficConfig:
+        if (self.metrics is None) == (self.access_log is None):
+            message = "expected exactly one of metrics and access_log"
+            raise ValueError(message)
+        return self
 
 
 class ProbeConfig(_Section):
@@ -255,6 +287,12 @@ class WatchConfig(_Section):
         for name, trigger in self.triggers.items():
             if isinstance(trigger, ErrorRateTrigger | LatencyTrigger) and self.traffic is None:
                 message = f"trigger {name} counts requests: expected watch.traffic"
+                raise ValueError(message)
+            log = self.traffic.access_log if self.traffic else None
+            if isinstance(trigger, LatencyTrigger) and log and not log.format.timed:
+                message = (
+                    f"trigger {name} counts slow requests: expected a format of watch.traffic.access_log with durations"
+                )
                 raise ValueError(message)
         limits = {trigger.limit for trigger in self.triggers.values() if isinstance(trigger, LatencyTrigger)}
         if len(limits) > 1:
