@@ -619,7 +619,10 @@ def _save_story(rooms: Rooms, name: str, cause: Cause, folder: Path, *, linked_t
 def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
     """Put a restore point that was just proved into the journal, once."""
     if rooms.database and restore_point not in rooms.memory.history().restore_points:
-        rooms.memory.note(RestorePointKept(restore_point=rooms.database.restore_point(restore_point)))
+        kept = rooms.database.restore_point(restore_point)
+        rooms.memory.note(RestorePointKept(restore_point=kept))
+        for why in kept.lossy_because:
+            rooms.story(f"  {restore_point} could bring back only the last state of rows written since: {why}")
 
 
 def take_up(rooms: Rooms) -> Report | None:

@@ -18,6 +18,7 @@ from tests.contract.rigs.postgres_world import PostgresWorld, opened
 IMAGE = "hypercode/postgres:15"
 IMAGES = Path(__file__).parents[3] / "examples" / "hypercode" / "images" / "base-images.sh"
 BOOT_S = 60
+SETTINGS = ("-c", "log_line_prefix=%m [%p] %e %a %d ", "-c", "wal_level=logical")
 
 
 def docker(*words: str) -> str:
@@ -35,7 +36,7 @@ def rig(folder: Path) -> Iterator[PostgresWorld]:
         for pair in ("POSTGRES_USER=shop", "POSTGRES_DB=shop", "POSTGRES_PASSWORD=pass word")
         for word in ("-e", pair)
     ]
-    docker("run", "--detach", "--name", name, *env, IMAGE, "postgres", "-c", "log_line_prefix=%m [%p] %e %a %d ")
+    docker("run", "--detach", "--name", name, *env, IMAGE, "postgres", *SETTINGS)
     config = PostgresConfig(name="shop", user="shop", password=Secret("pass word"), container=name)
     try:
         _wait(config)

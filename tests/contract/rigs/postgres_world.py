@@ -12,21 +12,26 @@ from typing import Any
 from lastgood.core.config import DatabaseConfig, PostgresConfig
 from lastgood.core.plan import (
     Action,
+    CatchUp,
+    EndCapture,
     ExportWrites,
     Fence,
     LiftFence,
     Migrate,
+    ReplayWrites,
     SaveDump,
     Serve,
     Step,
     SwapDatabase,
     TakeRestorePoint,
 )
-from lastgood.targets.postgres import PostgresTarget
+from lastgood.core.report import Loss, Replayed
+from lastgood.targets.postgres import PostgresTarget, shelf
 from lastgood.targets.postgres.connect import Connection, connect
 from tests.contract.rigs.clock import CLOCK
 
 MIGRATE = Path(__file__).parents[3] / "examples" / "hypercode" / "prisma" / "migrate.py"
+REPLAY = "replay-r1"
 FIRST = "20250101000000_shop"
 SECOND = "20250201000000_rename"
 SHOP = """
@@ -68,6 +73,8 @@ class PostgresWorld:
             self.ship(release, migrations)
         self.kept_as = f"{config.name}_bad_r1"
         self.invariants: Mapping[str, str] = {"totals-are-positive": INVARIANT}
+        self.by_rows = False
+        """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
 
     def ship(self, release: str, migrations: Mapping[str, str]) -> None:
         """Write the files of a release."""
@@ -125,20 +132,25 @@ class PostgresWorld:
             step("take", TakeRestorePoint(restore_point=self.restore_point)),
             self.step_to_migrate(),
             *self.way_back,
+            self.end_capture,
         )
 
     @property
     def way_back(self) -> Sequence[Step]:
         """What a rollback of the database does."""
-        return (
-            step("save-dump", SaveDump(name=f"{self.config.name}-r1")),
-            step("fence", Fence(kept_as=self.kept_as)),
-            step("export", ExportWrites(export="export-r1", restore_point=self.restore_point, kept_as=self.kept_as)),
-            step(
-                "swap",
-                SwapDatabase(swap="swap-r1", restore_point=self.restore_point, clone=self.clone, kept_as=self.kept_as),
-            ),
-        )
+        point, kept_as = self.restore_point, self.kept_as
+        dump = step("save-dump", SaveDump(name=f"{self.config.name}-r1"))
+        catch_up = step("catch-up", CatchUp(replay=REPLAY, restore_point=point))
+        fence = step("fence", Fence(kept_as=kept_as))
+        export = step("export", ExportWrites(export="export-r1", restore_point=point, kept_as=kept_as))
+        replay = ReplayWrites(replay=REPLAY, restore_point=point, kept_as=kept_as, by_rows=self.by_rows)
+        swap = SwapDatabase(swap="swap-r1", restore_point=point, clone=self.clone, kept_as=kept_as, replay=REPLAY)
+        first = (dump, fence, export) if self.by_rows else (dump, catch_up, fence)
+        return (*first, step("replay", replay), step("swap", swap))
+
+    @property
+    def end_capture(self) -> Step:
+        return step("end-capture", EndCapture())
 
     def take(self) -> None:
         """Take the restore point."""
@@ -157,6 +169,20 @@ class PostgresWorld:
         """What an export says of a table, oldest first."""
         path = self.folder / "state" / "exports" / "export-r1" / f"{table}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def lost(self) -> tuple[Loss, ...]:
+        """What the export says left the database, rows by table."""
+        path = self.folder / "state" / "exports" / "export-r1.json"
+        return shelf.read(path, shelf.KEPT_EXPORT, what="export", hint="").losses
+
+    def replayed(self) -> Replayed:
+        """What became of what was written since."""
+        return self.target.replayed(REPLAY)
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """What waits for a person, oldest first."""
+        path = self.folder / "state" / "replays" / REPLAY / "quarantine.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
     def one(self, text: str, *, database: str | None = None) -> object:
         """The first value of an answer."""

@@ -7,7 +7,7 @@ the server can, it is the snapshot of a slot, from which every later transaction
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from lastgood.core.errors import Bug, Refused
+from lastgood.core.errors import Bug, Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.core.release import RestorePoint
 from lastgood.targets.postgres import capture, catalog, shelf, writes
@@ -40,8 +40,18 @@ class _Snapshot:
     rows: tuple[tuple[str, int], ...]
 
 
-def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadline_s: float, clock: Clock) -> None:
-    """Take and prove a restore point; older ones than the newest `keep` are removed.
+def take(
+    server: Server,
+    folder: Path,
+    restore_point: str,
+    *,
+    keep: int,
+    lossless: bool,
+    deadline_s: float,
+    clock: Clock,
+) -> None:
+    """Take and prove a restore point; older ones than the newest `keep` are removed. lossless: take none without a
+    capture; else what keeps one from beginning is written down with the restore point.
 
     What an earlier attempt left is removed first, and earlier captures end: the server keeps its log for one at a
     time. Raises Refused when the copy is not what was dumped: then neither dump nor clone nor capture is left.
@@ -58,14 +68,19 @@ def take(server: Server, folder: Path, restore_point: str, *, keep: int, deadlin
         _clean_up(server, maintenance, clone, dump)
         slot = capture.slot_of(restore_point)
         capture.end(server, {**captures(folder, server.live), slot: {}})
-        lossy = capture.obstacles(server)
-        begun = None
+        begun, lossy = None, capture.obstacles(server)
         try:
-            if lossy:
-                snapshot = _dump(server, dump, left_s=left_s)
-            else:
-                with capture.opened(server, slot, deadline_s=left_s()) as begun:
-                    snapshot = _dump(server, dump, left_s=left_s, exported=begun.snapshot)
+            with ExitStack() as open_capture:
+                try:
+                    if not lossy:
+                        begun = open_capture.enter_context(capture.opened(server, slot, deadline_s=left_s()))
+                except Retryable as error:
+                    lossy = (error.message,)
+                if lossy and lossless:
+                    raise Refused(
+                        f"not every transaction could be replayed: {'; '.join(lossy)}", hint="lastgood doctor"
+                    )
+                snapshot = _dump(server, dump, left_s=left_s, exported=begun.snapshot if begun else "")
             create_beside(maintenance, server, clone)
             server.tools.restore(dump, clone, session=SESSION, deadline_s=left_s())
             if begun is not None:

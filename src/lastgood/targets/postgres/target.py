@@ -129,6 +129,7 @@ class PostgresTarget:
                         self._points,
                         action.restore_point,
                         keep=self._config.restore_points.keep,
+                        lossless=self._config.restore_points.require_lossless,
                         deadline_s=step.deadline_s,
                         clock=self._clock,
                     )
