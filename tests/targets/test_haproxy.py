@@ -162,7 +162,9 @@ def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) ->
         with socket.create_connection(("127.0.0.1", edge.port), timeout=10) as line:
             line.sendall(b"POST / HTTP/1.0\r\ncontent-length: 0\r\n\r\n")
             time.sleep(0.1)
-    time.sleep(0.5)
+    seen_to_leave = time.monotonic() + 10
+    while edge.runtime.sessions()["web", "BACKEND"] and time.monotonic() < seen_to_leave:
+        time.sleep(0.1)
     before = len(edge.asked)
     edge.runtime.release("web", to=["s1"])
     assert edge.answer() == "two"
