@@ -28,7 +28,7 @@ check: setup
 test: setup
 	@$(ENGINE)
 	@scripts/check.sh --static
-	@$(PYTEST) -n 2 --dist loadscope -m 'not system and not full'
+	@$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder --durations=25 -m 'not system and not full'
 
 ## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row, and a kill at every point of every step
 system: setup

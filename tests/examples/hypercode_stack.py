@@ -65,22 +65,26 @@ class RunningStack:
 
 
 @contextmanager
-def running_stack(tree: Path, database_url: str, log: Path) -> Generator[RunningStack]:
-    """The release at `tree`, answering on /health when this yields. Raises DidNotStart."""
+def running_stack(
+    tree: Path, database_url: str, log: Path, *, environment: Mapping[str, str] | None = None
+) -> Generator[RunningStack]:
+    """The release at `tree`, answering on /health when this yields. environment: beside, and before, what is usual.
+    Raises DidNotStart."""
     ports = dict(zip(("coder_agent", "orchestrator", "hypercode_core"), free_ports(3), strict=True))
     addresses = {service: f"http://127.0.0.1:{port}" for service, port in ports.items()}
-    environment = os.environ | {
+    given = os.environ | {
         "DATABASE_URL": database_url,
         "TOKEN_SECRET": "a secret of these tests",
         "ORCHESTRATOR_URL": addresses["orchestrator"],
         "CODER_AGENT_URL": addresses["coder_agent"],
+        **(environment or {}),
     }
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         with log.open("wb") as stderr:
             for service, port in ports.items():
                 command = [sys.executable, "-m", service]
-                with_port = environment | {"PORT": str(port)}
+                with_port = given | {"PORT": str(port)}
                 processes[service] = subprocess.Popen(command, cwd=tree / "services", env=with_port, stderr=stderr)
         for service, process in processes.items():
             _wait_until_healthy(process, f"{addresses[service]}/health", log)

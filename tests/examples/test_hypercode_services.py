@@ -47,6 +47,24 @@ def test_every_answer_names_its_release(stack: RunningStack) -> None:
         assert httpx.get(f"{url}/nowhere").headers["X-Release"] == "v2.0.3"
 
 
+def test_an_answer_names_every_release_that_had_a_part_in_it(
+    stack: RunningStack, database_url: str, tree_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with stack.session() as client:
+        assert client.post("/chat", json={"message": "hello"}).headers["X-Releases"] == "v2.0.3"
+    # its own core and orchestrator, and somebody else's agent, which answers 503
+    with (
+        running_stack(tree_of("v2.0.8"), database_url, tmp_path / "other") as other,
+        running_stack(
+            HYPERCODE, database_url, tmp_path / "crossed", environment={"CODER_AGENT_URL": other.coder_agent}
+        ) as crossed,
+        crossed.session() as client,
+    ):
+        answers = [client.post("/chat", json={"message": "hello"}) for _ in range(2)]
+        assert [(a.status_code, a.headers["X-Releases"]) for a in answers] == [(502, "v2.0.3, v2.0.8")] * 2
+        assert client.get("/missions").headers["X-Releases"] == "v2.0.3"
+
+
 def test_feature_probes_do_real_work_and_leave_no_rows(stack: RunningStack, database_url: str) -> None:
     plan = httpx.post(f"{stack.orchestrator}/plan", json={"goal": "ping"}).json()
     assert [step["title"] for step in plan["steps"]] == ["Clarify: ping", "Write: ping", "Check: ping"]

@@ -29,8 +29,8 @@ PATIENCE_S: Final = 30.0
 class EdgeWorld(ComposeWorld):
     """web (published) asks api (a sibling by name); a worker that answers nobody; a database."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, *, address: str = "127.0.0.1") -> None:
+        super().__init__(folder, address=address)
         self.services["api"] = self.service("api", expose=["8080"])
         self.write()
         self.version("0")
@@ -70,13 +70,14 @@ class EdgeWorld(ComposeWorld):
 
 
 @contextmanager
-def traffic(world: EdgeWorld) -> Iterator[Counter[str]]:
-    """Ask all the time. What was answered, counted; what failed is told by its name."""
+def traffic(world: EdgeWorld, *, pause_s: float = 0.01) -> Iterator[Counter[str]]:
+    """Ask all the time, three users with this pause after each answer. What was answered, counted; what failed is told
+    by its name."""
     answers: Counter[str] = Counter()
     over = threading.Event()
 
     def ask() -> None:
-        while not over.wait(0.01):
+        while not over.wait(pause_s):
             try:
                 answers[world.answer()] += 1
             except OSError as error:

@@ -55,7 +55,7 @@ class Shop:
                 "boot": "20s",
                 "stop": "1s",
             },
-            "verify": {"health": [f"http://127.0.0.1:{stack.port}/"]},
+            "verify": {"health": [f"http://{stack.address}:{stack.port}/"]},
             "notify": {"slack": {"channel": "#dev-ops", "token": DEFAULT_TOKEN, "url": slack.api_url}, "owner": "ada"},
         }
 

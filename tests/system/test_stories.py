@@ -16,7 +16,7 @@ import pytest
 from lastgood.cli.demo import RIGHT_END
 from lastgood.core.report import TerminalState
 
-# What CI runs on Compose; the others there only in `make system`.
+# What CI runs on Compose; the others there, and all behind the edge, only in `make system`.
 SHORT_ON_COMPOSE = frozenset({"errors", "never-boots", "bad-migration"})
 TRIGGER = {
     "errors": "error-rate",
@@ -30,6 +30,7 @@ TRIGGER = {
 }
 SENTENCE = "🚨 Deployment failed. Rollback to v2.0.3 completed. System operating normally. Investigation started."
 SMOKE = ("login", "create mission", "chat with agent")
+EDGE_STEPS = ("pass-gate", "switch-traffic", "settle")
 STORY_S = 600
 FIGURES = Path(os.environ["LASTGOOD_FIGURES"]) if os.environ.get("LASTGOOD_FIGURES") else None
 """Where each story leaves its figures, for the table in docs/figures.md."""
@@ -63,12 +64,12 @@ def play(fault: str, engine: str, folder: Path) -> Story:
 
 def stories() -> list[Any]:
     found = []
-    for engine in ("process", "compose"):
+    for engine in ("process", "compose", "edge"):
         for fault in RIGHT_END:
             marks = [pytest.mark.system]
-            if engine == "compose":
+            if engine != "process":
                 marks.append(pytest.mark.needs_docker)
-                if fault not in SHORT_ON_COMPOSE:
+                if engine == "edge" or fault not in SHORT_ON_COMPOSE:
                     marks.append(pytest.mark.full)
             found.append(pytest.param(fault, engine, id=f"{fault}-{engine}", marks=marks))
     return found
@@ -87,6 +88,8 @@ def test_story(fault: str, engine: str, tmp_path: Path) -> None:
     assert list(tmp_path.glob("demo-*")) == [], "something was left behind"
     check_missions(fault, figures)
     assert figures["database_kept"], "the database's container or server was replaced"
+    if engine == "edge":
+        check_edge(fault, figures)
     if right is TerminalState.HEALTHY_KEPT:
         assert [text for text in figures["notified"] if "Deployment failed" in text] == []
         assert figures["requests"]["failed_during_switch"] == 0
@@ -103,6 +106,18 @@ def check_missions(fault: str, figures: dict[str, Any]) -> None:
         assert missions["missing"] > 0, "the rows written since the restore point were not counted"
     else:
         assert missions["missing"] == 0
+
+
+def check_edge(fault: str, figures: dict[str, Any]) -> None:
+    """By the traffic's own ledger: a release talks to itself, and moving the requests fails none of them."""
+    assert figures["requests"]["crossed"] == 0
+    names = [step["name"] for step in figures["steps"]]
+    if figures["terminal_state"] == TerminalState.HEALTHY_KEPT or fault == "never-boots":
+        assert "switch-traffic" not in names
+    else:
+        assert tuple(n for n in names if n in EDGE_STEPS) == EDGE_STEPS
+    if fault != "bad-migration":  # whose database is fenced and swapped under the requests
+        assert figures["requests"]["failed_during_switch"] == 0
 
 
 def check_rollback(fault: str, figures: dict[str, Any]) -> None:

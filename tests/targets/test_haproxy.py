@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -86,10 +87,33 @@ def answering(text: str, asked: list[bytes]) -> Generator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-class Running:
-    """An HAProxy of this machine with one service in two slots, at addresses instead of names."""
+@contextmanager
+def naming() -> Generator[socket.socket]:
+    """A name server that says of every name that it is loopback, as the engine's own does for its containers. Closing
+    it is what happens when the engine is killed."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
 
-    def __init__(self, folder: Path, one: int, two: int, asked: list[bytes]) -> None:
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    asked, client = server.recvfrom(4096)
+                    # the question ends with its type and class; RFC 1035, 4.1
+                    question = asked[12 : asked.index(b"\0", 12) + 5]
+                    a_record = question[-4:-2] == b"\0\1"
+                    found = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\x7f\0\0\1" if a_record else b""
+                    counts = b"\0\1\0\1\0\0\0\0" if a_record else b"\0\1\0\0\0\0\0\0"
+                    server.sendto(asked[:2] + b"\x81\x80" + counts + question + found, client)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server
+
+
+class Running:
+    """An HAProxy of this machine with one service in two slots, at addresses instead of names. names: the port of a
+    server that is asked for names instead."""
+
+    def __init__(self, folder: Path, one: int, two: int, asked: list[bytes], *, names: int = 0) -> None:
         self.folder, self.asked = folder, asked
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -99,8 +123,9 @@ class Running:
             ("    uid 99\n    gid 99\n", ""),
             ("bind :20000", f"bind 127.0.0.1:{self.port}"),
             ("bind :8080", "bind unix@" + str(folder / "inside.sock")),
-            ("one:8080", f"127.0.0.1:{one}"),
-            ("two:8080", f"127.0.0.1:{two}"),
+            ("127.0.0.11:53", f"127.0.0.1:{names or 53}"),
+            ("one:8080", f"one:{one}" if names else f"127.0.0.1:{one}"),
+            ("two:8080", f"two:{two}" if names else f"127.0.0.1:{two}"),
             ("retries 3", "retries 40"),
         ):
             assert old in text
@@ -162,7 +187,9 @@ def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) ->
         with socket.create_connection(("127.0.0.1", edge.port), timeout=10) as line:
             line.sendall(b"POST / HTTP/1.0\r\ncontent-length: 0\r\n\r\n")
             time.sleep(0.1)
-    time.sleep(0.5)
+    seen_to_leave = time.monotonic() + 10
+    while edge.runtime.sessions()["web", "BACKEND"] and time.monotonic() < seen_to_leave:
+        time.sleep(0.1)
     before = len(edge.asked)
     edge.runtime.release("web", to=["s1"])
     assert edge.answer() == "two"
@@ -174,6 +201,24 @@ def test_a_slot_gets_a_name_and_no_traffic(edge: Running) -> None:
     slot = next(slot for slot in edge.runtime.slots() if slot.name == "s5")
     assert (slot.service, slot.container, slot.ready) == ("web", "shop-web-v2", False)
     assert {edge.answer() for _ in range(6)} == {"one", "two"}
+
+
+@pytest.mark.full
+def test_who_served_serves_on_while_the_engine_is_away_and_nobody_knows_names(tmp_path: Path) -> None:
+    with answering("one", []) as one, answering("two", []) as two, naming() as names:
+        edge = Running(tmp_path, one, two, [], names=names.getsockname()[1])
+        try:
+            while not all(slot.address for slot in edge.runtime.slots() if slot.ready):
+                time.sleep(0.1)
+            names.close()
+            # longer than HAProxy goes on by itself
+            away_until = time.monotonic() + 35
+            while time.monotonic() < away_until:
+                assert edge.answer() in {"one", "two"}
+                time.sleep(0.5)
+        finally:
+            edge.process.terminate()
+            edge.process.wait()
 
 
 def test_what_it_answers_is_counted(edge: Running) -> None:

@@ -55,6 +55,7 @@ def _handler(double: HyperCodeDouble) -> type[BaseHTTPRequestHandler]:
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("X-Release", RELEASE)
+            self.send_header("X-Releases", f"{RELEASE}, v2.0.6")
             self.send_header("Content-Length", str(len(data) + announced_extra_bytes))
             self.end_headers()
             self.wfile.write(data)

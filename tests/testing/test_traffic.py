@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def test_each_mission_that_was_promised_stands_in_the_ledger(start: Start, ledge
     assert sorted(request.n for request in requests) == list(range(100))
     assert {request.kind for request in requests} == set(Kind)
     assert {request.release for request in requests} == {RELEASE}
+    assert {request.releases for request in requests} == {(RELEASE, "v2.0.6")}
+    assert summary(requests, None, None, None).crossed == 100
     assert sorted(acknowledged_missions(requests)) == sorted(hypercode.missions)
 
 
@@ -132,7 +135,7 @@ def request(second: float, *, status: int | Lost = 500, took_ms: float = 100, re
 
 
 def test_an_unfinished_last_line_is_left_out(ledger: Path) -> None:
-    whole = request(0, release="v2.0.6")
+    whole = replace(request(0, release="v2.0.6"), releases=("v2.0.3", "v2.0.6"))
     ledger.write_text(whole.to_line() + "\n" + whole.to_line()[:20])
     assert read_ledger(ledger) == (whole,)
 

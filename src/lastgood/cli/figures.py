@@ -13,8 +13,9 @@ from lastgood.core.plan import Role
 from lastgood.core.report import Report, StepOutcome
 from lastgood.testing.traffic import Counts, Request, acknowledged_missions, summary
 
-# The steps that users can notice. A database that is swapped ends requests too.
-_SWITCHING: Final = ("serve-", "fence", "export-", "swap-")
+# The steps that users can notice, and the end of what served before, which may still answer. A database that is swapped
+# ends requests too.
+_SWITCHING: Final = ("serve-", "switch-", "settle", "fence", "export-", "swap-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,8 @@ class Request:
     """One finished request.
 
     n: its place in the order of sending, from 0. sent_at: aware UTC. elapsed_ms: from sending to the end of the body.
-    release: the X-Release header of the answer. mission: the id of a mission whose 201 was read whole, as text.
+    release: the X-Release header of the answer. releases: its X-Releases header, whoever had a part in the answer.
+    mission: the id of a mission whose 201 was read whole, as text.
     """
 
     n: int
@@ -76,6 +77,7 @@ class Request:
     elapsed_ms: float
     status: int | Lost
     release: str | None = None
+    releases: tuple[str, ...] = ()
     mission: str | None = None
 
     @property
@@ -87,6 +89,11 @@ class Request:
         """True for an answer of 500 or more and for no answer. A 4xx is an answer."""
         return isinstance(self.status, Lost) or self.status >= 500
 
+    @property
+    def crossed(self) -> bool:
+        """Whether services of more than one release worked on it."""
+        return len(self.releases) > 1
+
     def to_line(self) -> str:
         return json.dumps(
             {
@@ -96,6 +103,7 @@ class Request:
                 "elapsed_ms": self.elapsed_ms,
                 "status": self.status,
                 "release": self.release,
+                "releases": self.releases,
                 "mission": self.mission,
             }
         )
@@ -112,18 +120,21 @@ class Request:
             elapsed_ms=float(entry["elapsed_ms"]),
             status=status if isinstance(status, int) else Lost(status),
             release=entry["release"],
+            releases=tuple(entry["releases"]),
             mission=entry["mission"],
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """The figures of one ledger. What failed neither before the decision nor in the switch failed between or after."""
+    """The figures of one ledger. What failed neither before the decision nor in the switch failed between or after.
+    crossed: requests on which services of more than one release worked."""
 
     sent: int
     failed: int
     failed_before_decision: int
     failed_during_switch: int
+    crossed: int
 
 
 def read_ledger(path: Path) -> tuple[Request, ...]:
@@ -173,6 +184,7 @@ def summary(
         failed=len(failed),
         failed_before_decision=len(before),
         failed_during_switch=len(during),
+        crossed=sum(request.crossed for request in requests),
     )
 
 
@@ -291,9 +303,16 @@ class Traffic:
             status = Lost.RESET
         elapsed_ms = round((time.perf_counter() - begin) * 1000, 1)
         mission = self._learn(kind, answer)
-        release = answer.headers.get("X-Release") if answer is not None else None
+        headers = answer.headers if answer is not None else httpx.Headers()
         finished = Request(
-            n=n, kind=kind, sent_at=sent_at, elapsed_ms=elapsed_ms, status=status, release=release, mission=mission
+            n=n,
+            kind=kind,
+            sent_at=sent_at,
+            elapsed_ms=elapsed_ms,
+            status=status,
+            release=headers.get("X-Release"),
+            releases=tuple(filter(None, headers.get("X-Releases", "").split(", "))),
+            mission=mission,
         )
         self.ledger.write(finished.to_line() + "\n")
         self.ledger.flush()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,9 +61,11 @@ def edge_image(client: docker.DockerClient) -> str:
 
 
 class ComposeWorld:
-    """One project: its files, its images, and what it leaves on the engine until `clear`."""
+    """One project: its files, its images, and what it leaves on the engine until `clear`. address: of this host, where
+    its ports are published."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, address: str = "127.0.0.1") -> None:
+        self.address = address
         self.project = f"lgc{secrets.token_hex(4)}"
         self.root = folder / "stack"
         self.root.mkdir(parents=True)
@@ -75,7 +78,7 @@ class ComposeWorld:
         # More instructions of a Dockerfile for the images of a service.
         self.changes: dict[str, list[str]] = {}
         self.services: dict[str, Any] = {
-            "web": self.service("web", ports=[f"127.0.0.1:{self.port}:8080"]),
+            "web": self.service("web", ports=[f"{address}:{self.port}:8080"]),
             "worker": self.service("worker"),
             "db": {**self.service("db"), "volumes": ["data:/var/lib/postgresql/data"]},
         }
@@ -162,7 +165,7 @@ class ComposeWorld:
 
     def page(self, path: str = "/", *, patience_s: float = 5.0) -> str:
         """What users see."""
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=patience_s)) as connection:
+        with contextlib.closing(socket.create_connection((self.address, self.port), timeout=patience_s)) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(4096), b""))
         return answer.decode().rsplit("\r\n\r\n", 1)[-1]
@@ -272,7 +275,7 @@ class EffectCounter:
         self._world = world
         self._client = docker.from_env(timeout=600)
         self._stream = self._client.events(decode=True, filters={"event": list(self.ACTIONS)})
-        self._count = 0
+        self._effects: Counter[tuple[str, str]] = Counter()
         self._marks: set[str] = set()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -288,20 +291,25 @@ class EffectCounter:
                         self._marks.add(name)
                         self._changed.notify_all()
                     elif self._is_mine(attributes):
-                        self._count += 1
+                        self._effects[event["Action"], name] += 1
 
     def _is_mine(self, attributes: dict[str, str]) -> bool:
         mine = attributes.get("com.docker.compose.project", "").startswith(self._world.project)
         return mine or attributes.get("lastgood.candidate", "").startswith(f"{self._world.project}:")
 
     def count(self) -> int:
-        """Count up to now: a mark of our own in the stream says that everything before it was heard."""
+        """Count up to now."""
+        return self.effects().total()
+
+    def effects(self) -> Counter[tuple[str, str]]:
+        """Count by (what happened, name of container or image), up to now: a mark of our own in the stream says that
+        everything before it was heard."""
         mark = f"{self._world.project}/mark:{secrets.token_hex(4)}"
         self._world.client.images.get(f"{self._world.project}/db:latest").tag(mark)
         with self._changed:
             heard = self._changed.wait_for(lambda: mark in self._marks, timeout=30)
             assert heard, "the engine's events do not arrive"
-            return self._count
+            return Counter(self._effects)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,12 +43,15 @@ class SaysNo:
 
 class EngineGateway:
     """Forwards to the engine at `engine` what arrives at `path`. fault: what goes wrong; a death happens once.
-    struck: how often one did."""
+    struck: how often one did. gone, back: what else happens at a death, and before it listens again: the engine of a
+    test's own is killed, and started."""
 
     def __init__(self, path: Path, engine: Path) -> None:
         self.path, self._engine = path, engine
         self.fault: Dies | SaysNo | None = None
         self.struck = 0
+        self.gone: Callable[[], None] = lambda: None
+        self.back: Callable[[], None] = lambda: None
         self._back_after_s: float | None = None
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
@@ -72,6 +75,19 @@ class EngineGateway:
 
     def die(self, *, back_after_s: float | None = None) -> None:
         """Go away in the middle of whatever is under way."""
+        self._go()
+        self.gone()
+        if back_after_s is not None:
+            timer = threading.Timer(back_after_s, self._return)
+            timer.daemon = True
+            self._timers.append(timer)
+            timer.start()
+
+    def _return(self) -> None:
+        self.back()
+        self.listen()
+
+    def _go(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(OSError):
@@ -83,18 +99,13 @@ class EngineGateway:
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-        if back_after_s is not None:
-            timer = threading.Timer(back_after_s, self.listen)
-            timer.daemon = True
-            self._timers.append(timer)
-            timer.start()
 
     def close(self) -> None:
         """End for good."""
         for timer in self._timers:
             timer.cancel()
             timer.join()
-        self.die()
+        self._go()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

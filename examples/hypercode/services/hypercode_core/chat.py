@@ -6,6 +6,8 @@ from typing import Self, cast
 import httpx
 from starlette.exceptions import HTTPException
 
+from hypercode_http import note_path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -21,7 +23,10 @@ class Orchestrator:
     def __init__(self, url: str, *, deadline_s: float) -> None:
         # Idle connections are dropped after 2 s, well before the other side would close them under a request.
         limits = httpx.Limits(max_connections=50, max_keepalive_connections=8, keepalive_expiry=2.0)
-        self._client = httpx.AsyncClient(base_url=url, timeout=deadline_s, limits=limits, trust_env=False)
+        hooks = {"response": [note_path]}
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=deadline_s, limits=limits, trust_env=False, event_hooks=hooks
+        )
 
     async def __aenter__(self) -> Self:
         return self

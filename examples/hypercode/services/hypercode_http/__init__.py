@@ -5,6 +5,7 @@ A service hands its routes to `service_app` and the result to `serve`. Nothing h
 
 from hypercode_http.app import ObserveRequest, service_app
 from hypercode_http.body import integer_field, json_object, optional_field, text_field
+from hypercode_http.path import note_path
 from hypercode_http.release import RELEASE, TREE
 from hypercode_http.serve import serve
 
@@ -14,6 +15,7 @@ __all__ = [
     "ObserveRequest",
     "integer_field",
     "json_object",
+    "note_path",
     "optional_field",
     "serve",
     "service_app",

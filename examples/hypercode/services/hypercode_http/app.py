@@ -1,8 +1,8 @@
 """Build a service's ASGI application and put the boundary around it.
 
-The boundary sees every request once: it adds `X-Release` to the answer, measures it, and writes one JSON line to stderr
-for every answer of 500 or above, with the SQLSTATE when a database error was the cause. It never lets an exception out:
-a request that failed is a 500 that was counted, not a hole in the metrics.
+The boundary sees every request once: it adds `X-Release` and `X-Releases` to the answer, measures it, and writes one
+JSON line to stderr for every answer of 500 or above, with the SQLSTATE when a database error was the cause. It never
+lets an exception out: a request that failed is a 500 that was counted, not a hole in the metrics.
 """
 
 import json
@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hypercode_http.path import HEADER, begin_path
 from hypercode_http.release import RELEASE
 
 _FAILURE_KEY: Final = "hypercode.failure"
@@ -85,12 +86,15 @@ class _Boundary:
             return
         status = 500
         started = perf_counter()
+        path = begin_path()
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Release"] = RELEASE
+                headers = MutableHeaders(scope=message)
+                headers["X-Release"] = RELEASE
+                headers[HEADER] = ", ".join(sorted(path))
             await send(message)
 
         failure: BaseException | None = None

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from hypercode_http import json_object, service_app, text_field
+from hypercode_http import json_object, note_path, service_app, text_field
 from orchestrator.coder import CoderAgent
 from orchestrator.planning import PlanStep, plan_steps
 
@@ -21,7 +21,10 @@ def orchestrator_app(*, coder_agent_url: str, execute_deadline_s: float) -> ASGI
     """`execute_deadline_s`: how long one task may take the coder agent, seconds."""
     # Idle connections are dropped after 2 s, well before the other side would close them under a request.
     limits = httpx.Limits(max_connections=50, max_keepalive_connections=8, keepalive_expiry=2.0)
-    client = httpx.AsyncClient(base_url=coder_agent_url, timeout=execute_deadline_s, limits=limits, trust_env=False)
+    hooks = {"response": [note_path]}
+    client = httpx.AsyncClient(
+        base_url=coder_agent_url, timeout=execute_deadline_s, limits=limits, trust_env=False, event_hooks=hooks
+    )
     planner = _Planner(CoderAgent(client))
 
     @asynccontextmanager

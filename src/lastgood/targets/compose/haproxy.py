@@ -4,7 +4,8 @@ Every service has a backend of slots; a slot names one container, and the engine
 traffic is one line of commands on the socket and takes no reload: a request that is being answered is answered, the
 next one goes where the line says. The configuration on disk says the same, for a HAProxy that is started again.
 
-Tried with 2.6 (Debian 12). Words and columns: docs.haproxy.org/2.6/management.html, sections 9.1 and 9.3.
+Tried with 2.6 (Debian 12). Words and columns: docs.haproxy.org/2.6/management.html, sections 9.1 and 9.3; of the
+configuration: docs.haproxy.org/2.6/configuration.html (`hold`: 5.3.2; its default is 30 s, and then nobody serves).
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ defaults
 resolvers engine
     nameserver dns 127.0.0.11:53
     hold valid 1s
+    # an engine that is away answers no question, and then nothing moves: who served serves on
+    hold refused 24h
+    hold timeout 24h
+    hold other 24h
 """
 
 

@@ -1,0 +1,91 @@
+"""Killed at every step of every rung: the command, then the engine. The next command goes on, the release before serves
+once, nothing is left over, and behind an edge no user notices that a command died."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from tests.integration.edge_shop import (
+    GOOD,
+    HELD,
+    RECREATED,
+    STANDBY,
+    START_FIRST,
+    WARM,
+    EdgeShop,
+    Rung,
+    counted,
+    edge_shop,
+)
+from tests.integration.edge_world import traffic
+from tests.integration.shop import KILLED
+
+pytestmark = [pytest.mark.needs_docker, pytest.mark.full, pytest.mark.timeout(300)]
+
+MOMENTS = ("before-intent", "after-intent", "after-act", "after-seen")
+# What happens to a container once, whoever dies meanwhile.
+ONCE = ("create", "start", "stop", "destroy", "rename")
+PAUSE_S = 0.1
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every moment of every step of the class's rung."""
+    if "point" in metafunc.fixturenames:
+        named = [f"{moment}:{step}" for step in metafunc.cls.rung.steps for moment in MOMENTS]
+        metafunc.parametrize("point", ["after-plan:rollback", *named, "before-end:rollback"])
+
+
+@pytest.fixture(scope="class")
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeShop]:
+    rung: Rung = request.cls.rung
+    with edge_shop(tmp_path_factory.mktemp(rung.name), rung) as made:
+        yield made
+
+
+class KilledCommand:
+    """One stack on one rung, on which incident follows incident."""
+
+    rung: ClassVar[Rung]
+
+    def test_a_rollback_that_dies_goes_on(self, shop: EdgeShop, point: str) -> None:
+        bad = shop.bad_release()
+        told = shop.told_of_success
+        assert self.rung.name in shop.json("plan")["rung"]
+        with traffic(shop.world, pause_s=PAUSE_S) as answers, counted(shop.world) as happened:
+            shop.roll_back(code=KILLED, die_at=point)
+            assert shop.history.open_run is not None
+            shop.roll_back()
+        shop.check_it_went_back_whole()
+        assert shop.told_of_success - told == 1
+        assert {what: times for what, times in happened.items() if what[0] in ONCE and times > 1} == {}
+        if self.rung is not RECREATED:
+            assert set(answers) <= self.answers(bad), answers
+
+    def answers(self, bad: str) -> set[str]:
+        """What users may see: one release or the other, and where web cannot stand twice also one that asks the
+        other's."""
+        both = {f"{bad}-{bad}", f"{GOOD}-{GOOD}"}
+        return both | {f"{bad}-{GOOD}"} if self.rung.alone else both
+
+
+class TestKilledOnL0(KilledCommand):
+    rung = WARM
+
+
+class TestKilledOnL1(KilledCommand):
+    rung = STANDBY
+
+
+class TestKilledOnL2(KilledCommand):
+    rung = START_FIRST
+
+
+class TestKilledOnL3(KilledCommand):
+    rung = HELD
+
+
+class TestKilledOnL4(KilledCommand):
+    rung = RECREATED
