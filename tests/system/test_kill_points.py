@@ -27,7 +27,8 @@ from lastgood.testing.slack import read_messages
 MOMENTS = ("before-intent", "after-intent", "after-act", "after-seen")
 SERVES = ("serve-coder-agent", "serve-orchestrator", "serve-hypercode-core", "clear-candidates")
 DEPLOY_STEPS = ("take-restore-point", "pass-gate", "migrate", *SERVES)
-ROLLBACK_STEPS = ("save-dump", "fence", "export-writes", "swap-database", "pass-gate", *SERVES, "return-frontend")
+DATABASE_STEPS = ("save-dump", "catch-up", "fence", "replay-writes", "swap-database")
+ROLLBACK_STEPS = (*DATABASE_STEPS, "pass-gate", *SERVES, "return-frontend")
 # What CI runs: one kill in each step, at the moment at which nobody can know whether it happened.
 SHORT = frozenset({"after-intent:migrate", "after-act:fence", "after-act:swap-database", "after-act:return-frontend"})
 BAD = "bad-migration"

@@ -694,7 +694,7 @@ def audit_verify(config: ConfigOption = Path(CONFIG_FILE)) -> None:
 def demo(
     fault: Annotated[
         str, typer.Option("--fault", help="How the new release fails; `good` for one that does not.")
-    ] = "errors",
+    ] = "bad-migration",
     engine: Annotated[
         str,
         typer.Option(
@@ -710,7 +710,7 @@ def demo(
 
     Writes ./demo-XXXX, and removes it at the end unless --keep.
 
-    Example: lastgood demo --fault bad-migration
+    Example: lastgood demo --fault errors
     """
     from lastgood.cli.demo import clean, run_demo  # noqa: PLC0415 # an install without the demo extra has not what it needs
 

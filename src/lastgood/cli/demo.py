@@ -330,7 +330,7 @@ def _tell(figures: Figures) -> None:
     )
     print(
         f"missions  {missions.acknowledged:,} acknowledged, {missions.missing:,} missing"
-        + (f", {missions.announced_lost:,} announced and exported" if missions.announced_lost else "")
+        + (f", {missions.announced_lost:,} announced and in quarantine" if missions.announced_lost else "")
     )
     for line in figures.wrong:
         print(f"WRONG     {line}")

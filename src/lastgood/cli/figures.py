@@ -32,7 +32,7 @@ class StepFigures:
 class Missions:
     """By the traffic's ledger: acknowledged to a user; missing: of those, not in the live database afterwards.
 
-    announced_lost: rows that the report says left the live data.
+    announced_lost: rows that the report says wait in quarantine.
     """
 
     acknowledged: int
