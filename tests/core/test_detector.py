@@ -82,6 +82,7 @@ def test_a_trigger_quotes_a_window_that_is_over_the_limit(buckets: list[Counts],
     assert quoted.until_s == detector.seen_until_s
 
 
+@pytest.mark.slow
 @given(buckets=st.lists(counts, max_size=40), limit=limits)
 def test_enough_evidence_is_never_without_a_window_to_quote(buckets: list[Counts], limit: float) -> None:
     policy = replace(EAGER, alpha=0.9)
@@ -356,12 +357,14 @@ def test_a_feature_that_stops_answering_is_found_after_five_probes_or_seven_late
     assert detector.bad == failures_needed
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_now_and_then_never_fires() -> None:
     for seed in range(40):
         rng = dice(seed)
         assert not watch(begin(LATENCY, PROBE), ((1, int(rng.random() < 0.03)) for _ in range(720))).fired
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_second", [0.2, 20, 2_000])
 def test_an_hour_at_the_limit_is_rolled_back_at_most_once_in_a_thousand_times(per_second: float) -> None:
     # 60 watches at each rate. Were the true chance 1 in 1,000, one false alarm would turn up in 6% of runs with other

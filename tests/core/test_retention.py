@@ -118,6 +118,7 @@ def test_the_bake_after_a_rollback_keeps_the_release_that_was_left() -> None:
     assert {"e", "d", "c"} <= needed(told(story))
 
 
+@pytest.mark.slow
 @given(
     kinds=st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.booleans()), max_size=12),
     retain=st.integers(min_value=1, max_value=4),

@@ -115,6 +115,7 @@ def test_every_crash_point_ends_the_same_with_each_effect_once(shape: str) -> No
         assert simulation.lives == 2, f"crash at {at} did not happen"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_pair_of_crash_points_ends_the_same_with_each_effect_once(shape: str) -> None:
     plan = SHAPES[shape]()

@@ -152,6 +152,7 @@ def test_the_watch_names_an_older_way_back_that_was_cleaned_away_and_says_what_t
     assert "Next: docker pull core" in said[0]
 
 
+@pytest.mark.slow
 def test_the_watch_looks_through_the_ways_back_once_an_hour(tmp_path: Path) -> None:
     team = Team.with_a_good_release(tmp_path, parts=CONTAINERS, window="3h")
     kept_well(team, "v2")

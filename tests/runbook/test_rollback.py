@@ -884,12 +884,14 @@ def killed_everywhere(folder: Path) -> Iterator[Team]:
         yield team
 
 
+@pytest.mark.slow
 def test_a_rollback_that_is_killed_anywhere_and_taken_up_ends_the_same_with_each_effect_once(tmp_path: Path) -> None:
     whole, *killed = killed_everywhere(tmp_path)
     for at, team in enumerate(killed, start=1):
         assert ending(team) == ending(whole), f"killed at {at}"
 
 
+@pytest.mark.slow
 def test_a_team_is_told_the_same_however_often_the_rollback_was_killed(tmp_path: Path) -> None:
     for at, team in enumerate(killed_everywhere(tmp_path)):
         sentences = {event for event, text in team.channel.messages if text.startswith("🚨")}
@@ -953,6 +955,7 @@ def lived_through(folder: Path, incident: str, *crash_at: int) -> Team:
     raise AssertionError("the incident never ends")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("incident", INCIDENTS)
 def test_an_incident_whose_watch_dies_anywhere_ends_the_same_with_each_effect_once(
     tmp_path: Path, incident: str

@@ -236,14 +236,16 @@ class Merge:
         """As the server wrote it; by way of the type that it had where that was another number or time."""
         if value is None or not self._narrows(row, number):
             return sql.Literal(value)
-        return sql.SQL("{}::{}::{}").format(sql.Literal(value), _type(row.types[number]), _type(row.then.types[number]))
+        return sql.SQL("{}::{}::{}").format(
+            sql.Literal(value), written(row.types[number]), written(row.then.types[number])
+        )
 
     def _keeps_all(self, row: _Row, number: int) -> Iterator[sql.Composable]:
         """That a value of a wider type has a place in the old one, and is not rounded."""
         value = row.new[number]
         if value is not None and self._narrows(row, number):
-            wide = sql.SQL("{}::{}").format(sql.Literal(value), _type(row.types[number]))
-            yield sql.SQL("{} = {}::{}").format(wide, self._value(row, number, value), _type(row.types[number]))
+            wide = sql.SQL("{}::{}").format(sql.Literal(value), written(row.types[number]))
+            yield sql.SQL("{} = {}::{}").format(wide, self._value(row, number, value), written(row.types[number]))
 
     def _narrows(self, row: _Row, number: int) -> bool:
         was, now = row.then.types[number], row.types[number]
@@ -286,8 +288,9 @@ def _key_text(row: _Row) -> str:
     return json.dumps([row.old.get(number) for number in row.then.key], default=str)
 
 
-def _type(name: str) -> sql.SQL:
-    return sql.SQL(name)  # format_type's own words
+def written(words: str) -> sql.SQL:
+    """Take words that the server wrote for a statement, quoted by itself: of format_type, or of regclass."""
+    return sql.SQL(words)  # pyright: ignore[reportArgumentType] # not literal, and quoted by the server
 
 
 class _Types:

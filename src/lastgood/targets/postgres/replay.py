@@ -22,7 +22,7 @@ from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf, writes
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import Merge, Misfit, Said
+from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
 from lastgood.targets.postgres.pgoutput import Decoder, Transaction, Truncation, Unsent, Value
 
 SCHEMA: Final = "lastgood"
@@ -32,7 +32,7 @@ BATCH: Final = 20_000
 """Changes that the server decodes at once; a transaction is never cut."""
 AT_ONCE: Final = 500
 """Transactions between two commits of the clone, and between two looks at the invariants."""
-_AGAIN_S: Final = 1.0
+_ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
 
 _TABLES: Final[LiteralString] = """
 CREATE TABLE lastgood.progress (slot text NOT NULL, commit bigint NOT NULL, migrated boolean NOT NULL,
@@ -305,7 +305,7 @@ def disable_triggers(clone: Connection) -> None:
         "WHERE NOT tgisinternal AND tgenabled <> 'D'"
     )
     for (table,) in clone.execute("SELECT DISTINCT relation::text FROM lastgood.triggers").fetchall():
-        clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(sql.SQL(table)))
+        clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(written(table)))
 
 
 def _progress(clone: Connection) -> Progress:
@@ -379,7 +379,8 @@ def _readable(transaction: Transaction) -> list[dict[str, object]]:
     told: list[dict[str, object]] = []
     for change in transaction.changes:
         if isinstance(change, Truncation):
-            told += [{"table": _label(r.schema, r.name), "kind": "emptied"} for r in change.relations]
+            for emptied in change.relations:
+                told.append({"table": _label(emptied.schema, emptied.name), "kind": "emptied"})  # noqa: PERF401 # as the rest
             continue
         relation = change.relation
         kind = "deleted" if change.new is None else "inserted" if change.old is None else "updated"
@@ -419,8 +420,6 @@ def clear(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> None:
         for table, name, enabled in clone.execute(
             "SELECT relation::text, name, enabled FROM lastgood.triggers"
         ).fetchall():
-            how = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}.get(enabled, "ENABLE")
-            clone.execute(
-                sql.SQL("ALTER TABLE {} {} TRIGGER {}").format(sql.SQL(table), sql.SQL(how), sql.Identifier(name))
-            )
+            how = _ENABLE.get(enabled, sql.SQL("ENABLE"))
+            clone.execute(sql.SQL("ALTER TABLE {} {} TRIGGER {}").format(written(table), how, sql.Identifier(name)))
         clone.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))
