@@ -58,10 +58,10 @@ MOMENTS: Final[dict[str, dict[str, Dies]]] = {
         "the candidate is started": Dies(at=START),
         **SWITCH_AND_SETTLE,
     },
-    HELD.name: {
+    HELD.name: {  # its requests wait in the last three
         "the candidate is started": Dies(at=START),
         "what served is stopped": Dies(at=STOP),
-        "what served is removed": Dies(at=REMOVE, later=2),
+        "what served is removed": Dies(at=REMOVE, later=1),
         "the replacement is renamed": Dies(at=RENAME),
     },
     RECREATED.name: {},
