@@ -78,8 +78,8 @@ def page(found: dict[str, dict[str, list[Story]]]) -> Iterator[str]:
     yield "- *noticed after*: from the moment at which the release serves to the decision. `never-boots` never serves."
     yield "- *back after*: from the decision to the end, with verification, smoke tests and the message to the team."
     yield "- *in it*: requests that the switch itself made fail. On Compose each changed service is recreated in place"
-    yield "  (rung L4), so requests fail while it restarts; on the process engine the new one serves first, and behind the"
-    yield "  edge the requests move to one that serves already."
+    yield "  (rung L4), so requests fail while it restarts; on the process engine the new one serves first, and behind"
+    yield "  the edge the requests move to one that serves already."
     yield "- *missing*: missions that a user was promised and the live database does not have, by the traffic's own"
     yield "  ledger; *announced*: rows that the report says left the live data, and that lie in the export."
 
