@@ -182,6 +182,24 @@ def test_a_switch_with_nobody_to_switch_to_is_refused_before_anything_moves(
 
 
 @pytest.mark.full
+def test_what_passed_the_gate_and_was_stopped_by_a_restart_of_the_engine_is_started_before_the_switch(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    gate, switch, *_ = steps_to(target, r1, standby="r0")
+    target.apply(gate)
+    passed = [c for c in world.candidates() if c.labels["lastgood.release"] == "r1"]
+    for candidate in passed:
+        candidate.kill()
+    target.apply(switch)
+    assert seen(switch, target.observe()) is Seen.DONE
+    assert world.answer() == "1-1"
+    assert {c.id for c in passed} <= {c.id for c in world.candidates()}
+
+
+@pytest.mark.full
 def test_an_edge_without_its_socket_is_said_and_nothing_is_touched(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)

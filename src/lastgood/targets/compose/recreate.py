@@ -5,10 +5,11 @@ The outage is its stop, its start and its boot; behind an edge (L3) requests wai
 
 from __future__ import annotations
 
-from datetime import timedelta
+import contextlib
+from datetime import datetime, timedelta
 from typing import Final
 
-from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
 from lastgood.targets.compose.edge import Edge
@@ -35,11 +36,20 @@ def recreate_behind(
     try:
         edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=edge.config.drain))
         recreate(stack, engine, kept, action, deadline_s=deadline_s, published=False)
-    finally:
-        own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
-        if own:
-            slots = edge.admit(action.service, own, ends_at=ends_at)
-            edge.move(stack.shelf.project(kept), {action.service: dict(zip(slots, own, strict=True))})
+    except BaseException:
+        # why it failed is what counts, also where an engine that is away cannot say who is there
+        with contextlib.suppress(LastgoodError):
+            _go_on(stack, engine, edge, kept, action, ends_at=ends_at)
+        raise
+    _go_on(stack, engine, edge, kept, action, ends_at=ends_at)
+
+
+def _go_on(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Serve, *, ends_at: datetime) -> None:
+    """Let the requests of a service that wait go to the containers that it has now, if it has any."""
+    own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
+    if own:
+        slots = edge.admit(action.service, own, ends_at=ends_at)
+        edge.move(stack.shelf.project(kept), {action.service: dict(zip(slots, own, strict=True))})
 
 
 def recreate(

@@ -51,14 +51,15 @@ def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) ->
             Standby.STOPPED: Chosen(rung=ContainerRung.STANDBY, why="what serves now stays beside, stopped"),
             Standby.NONE: Chosen(rung=ContainerRung.START_FIRST, why="containers.edge.standby is none"),
         }[edge.config.standby]
-    if any(_stands(c, service, release) and c.facts().serves for c in (*seen.beside, *seen.serving)):
+    if any(stands(c, service, release) and c.facts().serves for c in (*seen.beside, *seen.serving)):
         return Chosen(rung=ContainerRung.WARM, why=f"{release} runs beside")
-    if any(_stands(c, service, release) for c in (*seen.stopped, *seen.beside)):
+    if any(stands(c, service, release) for c in (*seen.stopped, *seen.beside)):
         return Chosen(rung=ContainerRung.STANDBY, why=f"{release} stands beside and does not run")
     return Chosen(rung=ContainerRung.START_FIRST, why=f"{release} no longer stands beside")
 
 
-def _stands(container: Container, service: str, release: str) -> bool:
+def stands(container: Container, service: str, release: str) -> bool:
+    """Whether it was made to serve `service` of `release`, running or not."""
     return is_twin(container) and container.service == service and container.labels.get(LABEL_RELEASE) == release
 
 

@@ -10,12 +10,14 @@ from datetime import datetime, timedelta
 
 from lastgood.core.config import Standby
 from lastgood.core.errors import Refused
-from lastgood.core.plan import Settle, Switch
+from lastgood.core.plan import PassGate, Settle, Switch
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.kept import KeptRelease
-from lastgood.targets.compose.look import is_twin, look
+from lastgood.targets.compose.look import Look, is_twin, look
 from lastgood.targets.compose.project import LABEL_RELEASE, LABEL_RESTART
+from lastgood.targets.compose.rung import stands
 from lastgood.targets.compose.stack import Stack
 
 
@@ -24,20 +26,32 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
     before anything moved; OutcomeUnknown when the edge did not say that it did."""
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     seen = look(stack, engine, edge)
+    ready = _ready(seen, kept.name, action)
+    if down := [service for service, found in ready.items() if not found]:
+        there = {c.service for c in (*seen.beside, *seen.stopped, *seen.serving) if stands(c, c.service, kept.name)}
+        if gone := [service for service in down if service not in there]:
+            raise Refused(f"no healthy {gone[0]} of {kept.name} stands beside", hint="lastgood rollback")
+        # The engine was started again since they passed the gate, and starts by itself only what serves already.
+        gate = PassGate(release=action.release, artifacts=action.artifacts)
+        pass_gate(stack, engine, edge, kept, gate, deadline_s=deadline_s)
+        ready = _ready(look(stack, engine, edge), kept.name, action)
     to: dict[str, dict[str, Container]] = {}
-    for service, artifact in action.artifacts:
-        ready = [
-            c
-            for c in (*seen.beside, *seen.serving)
-            if is_twin(c) and c.service == service and c.labels.get(LABEL_RELEASE) == kept.name
-            if c.image == artifact and c.facts().serves
-        ]
-        if not ready:
+    for service, found in ready.items():
+        if not found:
             raise Refused(f"no healthy {service} of {kept.name} stands beside", hint="lastgood rollback")
-        to[service] = dict(zip(edge.admit(service, ready, ends_at=ends_at), ready, strict=True))
+        to[service] = dict(zip(edge.admit(service, found, ends_at=ends_at), found, strict=True))
     for container in (c for slots in to.values() for c in slots.values()):
         engine.start_again(container.id, container.labels.get(LABEL_RESTART, "no"))
     edge.move(stack.shelf.project(kept), to)
+
+
+def _ready(seen: Look, release: str, action: Switch) -> dict[str, list[Container]]:
+    """The instances of the release that can take each service's requests now."""
+    there = (*seen.beside, *seen.serving)
+    return {
+        service: [c for c in there if stands(c, service, release) and c.image == artifact and c.facts().serves]
+        for service, artifact in action.artifacts
+    }
 
 
 def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline_s: float) -> None:
