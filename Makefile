@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTEST := .venv/bin/python -m pytest
 # No engine and no right to install one (exit 3): go on, and the tests that need it are reported as not run.
 ENGINE := scripts/engine.sh || { code=$$?; [ $$code = 3 ] && [ -z "$$LASTGOOD_REQUIRE_ENGINE" ]; }
-# Which part of the system suite, how often in a row, and how many stories side by side: they wait more than they work.
+# Which part of the system suite, how often in a row, and how many tests side by side: they wait more than they work.
 SYSTEM ?= system
 ROUNDS ?= 3
 JOBS ?= 3
@@ -28,17 +28,17 @@ check: setup
 test: setup
 	@$(ENGINE)
 	@scripts/check.sh --static
-	@$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder --durations=25 -m 'not system and not full'
+	@$(PYTEST) -n $(JOBS) --dist loadscope --no-loadscope-reorder --durations=25 -m 'not system and not full'
 
 ## every failing release of HyperCode, on both engines, ROUNDS=3 times in a row, and a kill at every point of every step
 system: setup
 	@$(ENGINE)
 	@rm -rf $(FIGURES)
 	@set -e; export LASTGOOD_FIGURES=$(CURDIR)/$(FIGURES); for round in $$(seq $(ROUNDS)); do \
-	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) --dist worksteal -m '$(SYSTEM) and not edge' tests/system/test_stories.py; done
+	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) --dist load --maxschedchunk 1 -m '$(SYSTEM) and not edge' tests/system/test_stories.py; done
 	@scripts/figures.py $(FIGURES)
 	@$(PYTEST) -n $(JOBS) --dist worksteal -m '$(SYSTEM)' tests/system/test_kill_points.py
-	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist worksteal -m edge tests/system/test_stories.py; $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration tests/targets; fi
+	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist worksteal -m edge tests/system/test_stories.py; $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration tests/targets tests/examples; fi
 
 ## write the generated parts of the docs anew
 docs: setup

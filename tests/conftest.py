@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("system") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SYSTEM_TIMEOUT_S))
-    # The longest modules first: one that begins last leaves the other processes without work.
-    items.sort(key=lambda item: item.get_closest_marker("needs_docker") is None)
+    # What takes longest first: one that begins last leaves the other processes without work.
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "needs_docker")])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -43,6 +43,7 @@ def environment() -> Generator[Mapping[str, str]]:
     )
 
 
+@pytest.mark.full  # the stories on Compose bring it up as well
 def test_the_stack_comes_up_from_nothing_and_passes_its_smoke_tests(environment: Mapping[str, str]) -> None:
     assert "made" in (made := _run(environment, "images/base-images.sh")) or made.count("is up to date") == 3
     _run(environment, "docker", "compose", "build")

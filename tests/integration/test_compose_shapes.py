@@ -43,6 +43,7 @@ def test_init_takes_files_profiles_and_project_from_what_runs(stack: ComposeWorl
     assert {s.name: s.ports for s in found.services}["web"] == (stack.port,)
 
 
+@pytest.mark.full
 def test_such_a_stack_is_recorded_as_it_runs_and_goes_back(stack: ComposeWorld) -> None:
     files = ["docker-compose.yml", "docker-compose.prod.yml"]
     target = stack.target(compose={"project": stack.project, "files": files, "profiles": ["jobs"]})

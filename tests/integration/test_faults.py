@@ -484,6 +484,7 @@ def test_a_foreign_deploy_before_the_first_service_went_back_is_left_alone(shop:
     shop.check_nothing_was_touched(before)
 
 
+@pytest.mark.full
 def test_a_foreign_deploy_in_the_middle_of_a_rollback_stops_it_with_exact_commands(shop: Shop) -> None:
     shop.good("v1")
     shop.bad("v2")

@@ -18,6 +18,8 @@ from lastgood.core.report import TerminalState
 
 # What CI runs on Compose; the others there, and all behind the edge, only in `make system`.
 SHORT_ON_COMPOSE = frozenset({"errors", "never-boots", "bad-migration"})
+LONG = frozenset({"good", "blip", "late"})
+"""What is watched for its whole window, or turns bad late."""
 TRIGGER = {
     "errors": "error-rate",
     "latency": "latency",
@@ -66,7 +68,7 @@ def stories() -> list[Any]:
     found = []
     for engine in ("process", "compose", "edge"):
         for fault in RIGHT_END:
-            marks = [pytest.mark.system]
+            marks = [pytest.mark.system, *([pytest.mark.slow] if fault in LONG else [])]
             if engine != "process":
                 marks.append(pytest.mark.needs_docker)
                 if engine == "edge":
