@@ -284,8 +284,9 @@ def until_refused(world: PostgresWorld) -> Refused:
 KILLED_AT = (
     "restore_point._dump", "server.create_beside", "tools.Tools.restore", "restore_point._prove", "shelf.write",
     "server.shut", "server.rename", "server.admit", "restore_point.clone_as_proved", "swap._carry_sequences_on",
-    "server.open_ledger", "capture._publish", "capture._create_slot", "capture.uncover", "replay._begin",
-    "replay.Replay._carry", "replay.Replay._read", "replay.finish", "replay.clear",
+    "server.open_ledger", "capture.Captures._publish", "capture._create_slot", "capture.Captures.uncover",
+    "capture.Captures.end", "replay._begin", "replay.Replay._carry", "replay.Replay._read", "replay.finish",
+    "replay.clear",
 )  # fmt: skip
 KILLED_AT_BY_ROWS = ("writes.export", "row_replay._put", "row_replay._write_down", "row_replay.carry", "replay.clear")
 

@@ -172,3 +172,16 @@ def test_the_outside_ledger_and_the_live_data_agree_row_by_row(
     assert len(found) == len(set(found))
     assert set(found) == differing
     assert lost(embedded)["orders"] == len(differing)
+
+
+def test_a_generated_column_is_made_again_and_not_carried(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE sized (id int PRIMARY KEY, what text, size int GENERATED ALWAYS AS (length(what)) STORED)"
+    )
+    embedded.sql("INSERT INTO sized VALUES (1, 'a'), (2, 'a')")
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    embedded.sql("UPDATE sized SET what = 'longer' WHERE id = 1")
+    embedded.sql("INSERT INTO sized VALUES (3, 'new')")
+    embedded.go_back()
+    assert embedded.quarantine() == []
+    assert embedded.sql("SELECT id, size FROM sized ORDER BY id") == [(1, 6), (2, 1), (3, 3)]

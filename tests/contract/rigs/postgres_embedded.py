@@ -97,5 +97,11 @@ def database(folder: Path, config: PostgresConfig) -> Generator[PostgresWorld]:
         raise NotImplementedError("others use this server")
         yield
 
-    with opened(folder, config, pause) as world:
-        yield world
+    try:
+        with opened(folder, config, pause) as world:
+            yield world
+    finally:
+        with connect(config, database="postgres", autocommit=True) as connection:
+            made = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [config.name])
+            for (name,) in made.fetchall():  # and with each of them its slots, of which a server has only ten
+                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())

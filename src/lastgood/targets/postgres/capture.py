@@ -2,24 +2,25 @@
 
 A logical slot, made together with the snapshot that is dumped: the dump and the first transaction of the slot meet
 exactly. The tables' replica identity is FULL meanwhile, because a change can only be merged where the row it was made
-from is known. Only tables that are there are published: one that the migration makes later would refuse updates as
-long as it had no key (55000), and the old schema has no place for its rows anyway.
+from is known. Tables are published by name: one that appears in a publication of all tables refuses updates as long as
+it has no key and its identity is not FULL (55000), and it takes a superuser.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Timer
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from lastgood.core.errors import Refused, Retryable
-from lastgood.targets.postgres import catalog
+from lastgood.core.errors import LastgoodError, Refused, Retryable
+from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.connect import Connection, connect
 from lastgood.targets.postgres.server import Server
 
@@ -29,18 +30,16 @@ PLUGIN: Final = "pgoutput"
 _AGAIN_S: Final = 5.0
 _MOST_NAMED: Final = 5
 _LOST: Final = "lost"
+_FULL: Final = "FULL"
+_GENERATED_PUBLISHED: Final = 18_00_00
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A capture that has begun. snapshot: exported, as long as the block lasts. position: from where the slot reads.
-
-    identities: what each table's replica identity was, as it is written in ALTER TABLE, by the table's oid.
-    """
+    """A capture that has begun. snapshot: exported, as long as the block lasts. position: from where the slot reads."""
 
     snapshot: str
     position: str
-    identities: Mapping[int, str]
 
 
 def slot_of(restore_point: str) -> str:
@@ -55,7 +54,8 @@ def obstacles(server: Server) -> tuple[str, ...]:
         row = live.execute(
             "SELECT current_setting('wal_level'), r.rolsuper OR r.rolreplication, "
             "current_setting('max_replication_slots')::int - "
-            "(SELECT count(*) FROM pg_replication_slots WHERE NOT starts_with(slot_name, %s)), "
+            "(SELECT count(*) FROM pg_replication_slots "
+            "WHERE NOT (starts_with(slot_name, %s) AND database IS NOT DISTINCT FROM current_database())), "
             "current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication), "
             "EXISTS (SELECT FROM pg_largeobject_metadata) "
             "FROM pg_roles r WHERE r.rolname = current_user",
@@ -71,43 +71,117 @@ def obstacles(server: Server) -> tuple[str, ...]:
             found.append("no replication slot is free: raise max_replication_slots and max_wal_senders")
         if large:
             found.append("there are large objects, whose changes no slot shows")
-        for oid, name, persistence, owned in _told(live):
-            if persistence == "u":
-                found.append(f"table {name} is unlogged: its changes are in no log")
+        tables = {table.oid: table.label for table in catalog.tables(live)}
+        for oid, unlogged, owned, virtual in live.execute(
+            "SELECT oid::int8, relpersistence = 'u', pg_has_role(relowner, 'USAGE'), "
+            "EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v') "
+            "FROM pg_class c WHERE oid = ANY(%s) ORDER BY relname",
+            [list(tables)],
+        ):
+            if unlogged:
+                found.append(f"table {tables[oid]} is unlogged: its changes are in no log")
+            elif virtual:
+                found.append(
+                    f"table {tables[oid]} has a virtual column: with its old rows told it could not be updated"
+                )
             elif not owned:
-                found.append(f"{user} does not own table {name}, and so cannot publish it")
-            del oid
+                found.append(f"{user} does not own table {tables[oid]}, and so cannot publish it")
         return tuple(found)
 
 
-def _told(live: Connection) -> list[tuple[int, str, str, bool]]:
-    known = {table.oid: table.label for table in catalog.tables(live)}
-    rows = live.execute(
-        "SELECT oid, relpersistence, pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = ANY(%s) ORDER BY relname",
-        [list(known)],
-    )
-    return [(int(oid), known[int(oid)], persistence, owned) for oid, persistence, owned in rows]
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """Those of one live database. folder: there it is written what the replica identity of each table was, before it is
+    changed."""
 
+    server: Server
+    folder: Path
 
-@contextmanager
-def opened(server: Server, slot: str, *, deadline_s: float) -> Generator[Opened]:
-    """Begin a capture. A block that fails leaves nothing of it.
+    @contextmanager
+    def opened(self, slot: str, *, deadline_s: float) -> Generator[Opened]:
+        """Begin a capture. A block that fails leaves nothing of it.
 
-    Raises Retryable, naming who is in the way, when a table is locked or a transaction that writes stays open: a slot
-    begins behind all of them.
-    """
-    with server.connect(statement_s=deadline_s) as live:
-        tables = catalog.tables(live)
-        identities = _identities(live, tables)
-    try:
-        _publish(server, slot, tables, deadline_s=deadline_s)
-        with _replicating(server) as replicating:
-            snapshot, position = _create_slot(server, replicating, slot, deadline_s=deadline_s)
-            yield Opened(snapshot=snapshot, position=position, identities=identities)
-    except BaseException:
-        with suppress(psycopg.Error, Retryable):  # what went wrong first is what is told; the next one ends it as well
-            end(server, {slot: identities})
-        raise
+        Raises Retryable, naming who is in the way, when a table is locked or a transaction that writes stays open: a
+        slot begins behind all of them.
+        """
+        try:
+            with self.server.connect(statement_s=deadline_s) as live:
+                self._publish(live, slot)
+            with _replicating(self.server) as replicating:
+                snapshot, position = _create_slot(self.server, replicating, slot, deadline_s=deadline_s)
+                yield Opened(snapshot=snapshot, position=position)
+        except BaseException:
+            with suppress(psycopg.Error, LastgoodError):  # what went wrong first is what is told; the next one ends it
+                self.end()
+            raise
+
+    def extend(self) -> None:
+        """Capture what is written to tables that were made since a capture began as well. Asked when the migration is
+        over and nothing of the new release serves yet."""
+        with self.server.connect() as live:
+            for slot in self._known() & alive(live):
+                self._publish(live, slot)
+
+    def _publish(self, live: Connection, slot: str) -> None:
+        """One table at a time: a transaction that waited for many locks would hold those that it has."""
+        known = self._identities(slot)
+        published = {oid for (oid,) in live.execute(
+            "SELECT r.prrelid::int8 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
+            "WHERE p.pubname = %s", [slot]
+        )}  # fmt: skip
+        fresh = [table for table in catalog.tables(live) if table.oid not in published]
+        was = _replica_identities(live, [table.oid for table in fresh])
+        shelf.write(shelf.folder(self.folder) / f"{slot}.json", shelf.KEPT_IDENTITIES, {**was, **known})
+        name = sql.Identifier(slot)
+        if not known:
+            live.execute(sql.SQL("CREATE PUBLICATION {} {}").format(name, _with_generated(live)))
+        for table in fresh:
+            try:
+                live.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY FULL").format(table.identifier))
+                live.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}").format(name, table.identifier))
+            except psycopg.errors.LockNotAvailable as error:
+                told = f"table {table.label} is locked; still writing: {_writing(live) or 'nobody'}"
+                raise Retryable(told, delay_s=_AGAIN_S) from error
+
+    def uncover(self, connection: Connection, slot: str, tables: tuple[catalog.Table, ...]) -> None:
+        """Take what a capture did to the schema back: in the database itself, or in a copy of it.
+
+        tables: with the oids of the database, and the names of the connection's.
+        """
+        connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(slot)))
+        identities = self._identities(slot)
+        for table in tables:
+            if identities.get(table.oid, _FULL) != _FULL:
+                words = sql.SQL(identities[table.oid])  # pyright: ignore[reportArgumentType] # quoted by the server
+                connection.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}").format(table.identifier, words))
+
+    def end(self) -> None:
+        """End them all, wherever the database is by now. Safe to repeat.
+
+        Raises psycopg's errors where a table is locked or the slot is being read.
+        """
+        with self.server.maintenance() as maintenance:
+            rows = maintenance.execute(
+                "SELECT slot_name, database FROM pg_replication_slots WHERE slot_name = ANY(%s) "
+                "OR starts_with(slot_name, %s) AND database = %s",
+                [list(self._known()), PREFIX, self.server.live],
+            ).fetchall()
+        homes: dict[str, str] = dict(rows)
+        for slot in self._known() | homes.keys():
+            with self.server.connect(homes.get(slot, self.server.live)) as home:
+                if home.execute("SELECT FROM pg_publication WHERE pubname = %s", [slot]).fetchone() is not None:
+                    self.uncover(home, slot, catalog.tables(home))
+                home.execute(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [slot]
+                )
+            (self.folder / f"{slot}.json").unlink(missing_ok=True)
+
+    def _known(self) -> frozenset[str]:
+        return shelf.names(self.folder)
+
+    def _identities(self, slot: str) -> dict[int, str]:
+        path = self.folder / f"{slot}.json"
+        return shelf.read(path, shelf.KEPT_IDENTITIES, what=slot, hint="lastgood doctor") if path.exists() else {}
 
 
 @contextmanager
@@ -159,67 +233,22 @@ def _writing(maintenance: Connection) -> str:
     return ", ".join(f"{pid} {name} ({database}, {state})" for pid, name, database, state in rows)
 
 
-def _identities(live: Connection, tables: tuple[catalog.Table, ...]) -> dict[int, str]:
+def _with_generated(live: Connection) -> sql.SQL:
+    """From PostgreSQL 18 on a table refuses updates while its old rows are told and a column of them is not published
+    ("Replica identity must not contain unpublished generated columns")."""
+    known = live.info.server_version >= _GENERATED_PUBLISHED
+    return sql.SQL("WITH (publish_generated_columns = stored)" if known else "")
+
+
+def _replica_identities(live: Connection, oids: list[int]) -> dict[int, str]:
     rows = live.execute(
         "SELECT c.oid, c.relreplident::text, (SELECT quote_ident(i.relname) FROM pg_index x "
         "JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = c.oid AND x.indisreplident) "
         "FROM pg_class c WHERE c.oid = ANY(%s)",
-        [[table.oid for table in tables]],
+        [oids],
     )
-    words = {"d": "DEFAULT", "n": "NOTHING", "f": "FULL"}
+    words = {"d": "DEFAULT", "n": "NOTHING", "f": _FULL}
     return {int(oid): words.get(kind, f"USING INDEX {index}") for oid, kind, index in rows}
-
-
-def _publish(server: Server, slot: str, tables: tuple[catalog.Table, ...], *, deadline_s: float) -> None:
-    """One table at a time: a transaction that waited for many locks would hold those that it has."""
-    with server.connect(statement_s=deadline_s) as live:
-        for table in tables:
-            try:
-                live.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY FULL").format(table.identifier))
-            except psycopg.errors.LockNotAvailable as error:
-                raise Retryable(
-                    f"table {table.label} is locked: still writing: {_writing(live) or 'nobody'}", delay_s=_AGAIN_S
-                ) from error
-        named = sql.SQL(", ").join(sql.SQL("ONLY ") + table.identifier for table in tables)
-        live.execute(
-            sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(sql.Identifier(slot), named)
-            if tables
-            else sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(slot))
-        )
-
-
-def uncover(
-    connection: Connection, slot: str, identities: Mapping[int, str], tables: tuple[catalog.Table, ...]
-) -> None:
-    """Take what a capture did to the schema back: in the database itself, or in a copy of it.
-
-    identities: by the oid that a table had in `tables`, where it is named as it is called here.
-    """
-    connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(slot)))
-    for table in tables:
-        if (identity := identities.get(table.oid, "FULL")) != "FULL":
-            words = sql.SQL(identity)  # pyright: ignore[reportArgumentType] # the catalog's, quoted by the server
-            connection.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}").format(table.identifier, words))
-
-
-def end(server: Server, captures: Mapping[str, Mapping[int, str]]) -> None:
-    """End captures, wherever their database is by now. Safe to repeat; a slot that is gone leaves nothing to end.
-
-    captures: identities by slot. Raises psycopg's errors where a table is locked or the slot is being read.
-    """
-    with server.maintenance() as maintenance:
-        rows = maintenance.execute(
-            "SELECT slot_name, database FROM pg_replication_slots WHERE slot_name = ANY(%s)", [list(captures)]
-        ).fetchall()
-        homes: dict[str, str] = dict(rows)
-    for slot, identities in captures.items():
-        with server.connect(homes.get(slot, server.live)) as home:
-            here = home.execute("SELECT FROM pg_publication WHERE pubname = %s", [slot]).fetchone() is not None
-            if here:
-                uncover(home, slot, identities, catalog.tables(home))
-            home.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [slot]
-            )
 
 
 def alive(maintenance: Connection) -> frozenset[str]:

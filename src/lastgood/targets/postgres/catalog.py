@@ -261,6 +261,15 @@ def tables(connection: Connection) -> tuple[Table, ...]:
     return tuple(found)
 
 
+def generated(connection: Connection) -> set[tuple[str, str, str]]:
+    """Return (schema, table, column) of every column whose value the server makes itself."""
+    rows = connection.execute(
+        "SELECT n.nspname, r.relname, a.attname FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace "
+        "JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND a.attgenerated <> '' AND NOT a.attisdropped"
+    )
+    return {(schema, table, column) for schema, table, column in rows}
+
+
 def sequences(connection: Connection) -> tuple[Sequence, ...]:
     """Return the sequences and how far they got."""
     return tuple(

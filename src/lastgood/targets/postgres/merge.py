@@ -9,16 +9,18 @@ bring back, through rows that many write to, what was kept out (measured: 1,560 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, LiteralString
+from typing import Final, LiteralString, TypeVar
 
 from psycopg import sql
 
+from lastgood.targets.postgres import catalog
 from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.pgoutput import Relation, RowChange, Transaction, Truncation, Unsent, Value
 
+T = TypeVar("T")
 _NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
 _NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
@@ -32,10 +34,6 @@ JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
 WHERE EXISTS (SELECT FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND a.attnum = ANY(x.indkey::int2[]))
 OR EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = r.oid AND c.contype = 'f' AND a.attnum = ANY(c.conkey))
 OR EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = r.oid AND c.contype = 'f' AND a.attnum = ANY(c.confkey))
-"""
-_GENERATED: Final[LiteralString] = """
-SELECT n.nspname, r.relname, a.attname FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
-JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND a.attgenerated <> '' AND NOT a.attisdropped
 """
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
 _CASCADING: Final[LiteralString] = """
@@ -51,7 +49,7 @@ class Misfit(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
     """A transaction in the words of the old schema. rows: by table. left_out: (table, key, values by column) for which
-    the old schema has no place."""
+    the old schema has no place; of a table that it does not have, the whole row before in place of the key."""
 
     statements: tuple[str, ...]
     rows: tuple[tuple[str, int], ...]
@@ -80,8 +78,7 @@ class Merge:
     ) -> None:
         self._then, self._now = {t.oid: t for t in then}, {t.oid: t for t in now}
         self._telling = set(clone.execute(_TELLING).fetchall())
-        self._generated_then = set(clone.execute(_GENERATED).fetchall())
-        self._generated_now = set(source.execute(_GENERATED).fetchall())
+        self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = set(clone.execute(_CASCADING).fetchall())
         self._clone = clone
         self._type_of = _Types(source)
@@ -98,7 +95,10 @@ class Merge:
         left_out: list[tuple[str, Mapping[str, Value], Mapping[str, Value]]] = []
         for change in transaction.changes:
             if isinstance(change, Truncation):
-                raise Misfit(f"it empties {', '.join(r.name for r in change.relations)}, and no row of it is told")
+                raise Misfit(f"it empties {', '.join(r.name for r in change.relations)}, and no row of that is told")
+            if change.relation.oid not in self._then:
+                left_out.append(_of_new_table(change))
+                continue
             row = self._row(change)
             left_out += self._without_place(change, row)
             statement = self._statement(row)
@@ -115,6 +115,8 @@ class Merge:
         for change in transaction.changes:
             if isinstance(change, Truncation) or change.old is None or change.new is None:
                 continue
+            if change.relation.oid not in self._then:
+                continue
             try:
                 row = self._row(change)
             except Misfit:
@@ -127,31 +129,29 @@ class Merge:
 
     def _row(self, change: RowChange) -> _Row:
         relation = change.relation
-        then = self._then.get(relation.oid)
-        if then is None:
-            raise Misfit(f"the old schema has no table {relation.name}")
+        then = self._then[relation.oid]
         if change.old is not None and not relation.whole:
             raise Misfit(f"of {relation.name} the server told only the key of a row, not what it was")
         numbers = self._numbers(relation, then)
-        types = {n: self._type_of(*type_) for n, type_ in zip(numbers, relation.types, strict=True)}
-        return _Row(
-            then=then,
-            types=types,
-            old=dict(zip(numbers, change.old, strict=True)) if change.old is not None else {},
-            new=dict(zip(numbers, change.new, strict=True)) if change.new is not None else {},
-        )
+        names = dict(zip(numbers, relation.columns, strict=True))
+        made = {n for n, name in then.columns.items() if (then.schema, then.name, name) in self._generated_then}
+
+        def told(values: Iterable[T] | None) -> dict[int, T]:
+            """By number, without what the old schema makes itself."""
+            return {n: value for n, value in zip(names, values or (), strict=False) if n not in made}
+
+        types = {n: self._type_of(*type_) for n, type_ in told(relation.types).items()}
+        return _Row(then=then, types=types, old=told(change.old), new=told(change.new))
 
     def _numbers(self, relation: Relation, then: Table) -> tuple[int, ...]:
         now = self._now.get(relation.oid)
         known = [(then, self._generated_then), *([(now, self._generated_now)] if now else [])]
         for table, generated in reversed(known) if self.migrated else known:
-            sent = {
-                number: name
-                for number, name in sorted(table.columns.items())
-                if (table.schema, table.name, name) not in generated
-            }
-            if tuple(sent.values()) == relation.columns:
-                return tuple(sent)
+            whole = dict(sorted(table.columns.items()))
+            made_by_hand = {n: name for n, name in whole.items() if (table.schema, table.name, name) not in generated}
+            for sent in (whole, made_by_hand):  # whether generated columns are sent is the server's version
+                if tuple(sent.values()) == relation.columns:
+                    return tuple(sent)
         raise Misfit(f"its columns of {relation.name} are neither those of the old schema nor those of today")
 
     # --- statements ----------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Merge:
     def _without_place(
         self, change: RowChange, row: _Row
     ) -> Iterator[tuple[str, Mapping[str, Value], Mapping[str, Value]]]:
-        names = dict(zip(row.types, change.relation.columns, strict=True))
+        names = dict(zip(self._numbers(change.relation, row.then), change.relation.columns, strict=True))
         values = {
             names[n]: value
             for n, value in row.new.items()
@@ -277,6 +277,15 @@ class Merge:
         }
         if values:
             yield row.then.label, key_of(row.then, row.new), values
+
+
+def _of_new_table(change: RowChange) -> tuple[str, Mapping[str, Value], Mapping[str, Value]]:
+    names, old, new = change.relation.columns, change.old, change.new
+    return (
+        change.relation.name,
+        dict(zip(names, old, strict=True)) if old is not None else {},
+        dict(zip(names, new, strict=True)) if new is not None else {},
+    )
 
 
 def key_of(then: Table, values: Mapping[int, Value]) -> dict[str, Value]:

@@ -6,7 +6,7 @@ the server can, it is the snapshot of a slot, from which every later transaction
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,12 +20,15 @@ from lastgood.core.errors import Bug, Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.core.release import RestorePoint
 from lastgood.targets.postgres import capture, catalog, shelf, writes
+from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 from lastgood.targets.postgres.properties import properties
 from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, end_tool, open_ledger
 
 HINT: Final = "lastgood restore-points"
 SESSION: Final = f"{APPLICATION} restore point"
+CAPTURES: Final = "captures"
+"""Folder beside the restore points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +70,14 @@ def take(
     with server.maintenance(statement_s=deadline_s) as maintenance:
         _clean_up(server, maintenance, clone, dump)
         slot = capture.slot_of(restore_point)
-        capture.end(server, {**captures(folder, server.live), slot: {}})
+        captures = Captures(server, folder / CAPTURES)
+        captures.end()
         begun, lossy = None, capture.obstacles(server)
         try:
             with ExitStack() as open_capture:
                 try:
                     if not lossy:
-                        begun = open_capture.enter_context(capture.opened(server, slot, deadline_s=left_s()))
+                        begun = open_capture.enter_context(captures.opened(slot, deadline_s=left_s()))
                 except Retryable as error:
                     lossy = (error.message,)
                 if lossy and lossless:
@@ -84,13 +88,14 @@ def take(
             create_beside(maintenance, server, clone)
             server.tools.restore(dump, clone, session=SESSION, deadline_s=left_s())
             if begun is not None:
-                _uncover(server, clone, slot, begun.identities, snapshot.tables)
+                with server.connect(clone) as copy:  # the dump shows what the capture did to the schema
+                    captures.uncover(copy, slot, snapshot.tables)
             proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
         except BaseException:
             with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt cleans up as well
                 _clean_up(server, maintenance, clone, dump)
                 if begun is not None:
-                    capture.end(server, {slot: begun.identities})
+                    captures.end()
             raise
         point = RestorePoint(
             id=restore_point,
@@ -114,7 +119,6 @@ def take(
             sequences=snapshot.sequences,
             clone_snapshot=proved,
             slot=slot if begun is not None else "",
-            identities=dict(begun.identities) if begun is not None else {},
             position=begun.position if begun is not None else "",
         )
         shelf.write(folder / f"{restore_point}.json", shelf.KEPT_POINT, kept)
@@ -128,12 +132,6 @@ def _clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -
     dump.unlink(missing_ok=True)
 
 
-def captures(folder: Path, live: str) -> dict[str, dict[int, str]]:
-    """Return the captures of the live database that restore points began with: identities by slot."""
-    points = shelf.kept(folder, shelf.KEPT_POINT)
-    return {k.slot: k.identities for k in points if k.slot and k.point.database == live}
-
-
 def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
     """Return the restore point of the live database that was taken last; None when there is none."""
     ours = [kept for kept in shelf.kept(folder, shelf.KEPT_POINT) if kept.point.database == live]
@@ -144,14 +142,6 @@ def captured(folder: Path, live: str, slots: frozenset[str]) -> frozenset[str]:
     """Return the restore points of the live database whose capture is among these slots."""
     points = shelf.kept(folder, shelf.KEPT_POINT)
     return frozenset(k.point.id for k in points if k.slot in slots and k.point.database == live)
-
-
-def _uncover(
-    server: Server, clone: str, slot: str, identities: Mapping[int, str], tables: tuple[catalog.Table, ...]
-) -> None:
-    """The dump shows what the capture did to the schema; the clone has it as it was before."""
-    with server.connect(clone) as connection:
-        capture.uncover(connection, slot, identities, tables)
 
 
 def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: str = "") -> _Snapshot:

@@ -141,6 +141,9 @@ def carry(
     """
     found = _find(comparison, source, kept, rewritten=rewritten, go_on=go_on)
     taken_out: list[_Written] = []
+    made = catalog.generated(clone)
+    for row in found.rows:
+        row.values = {n: value for n, value in row.values.items() if (row.then.schema, row.then.name, n) not in made}
     with clone.transaction():
         _prepare(clone)
         before = {name: frozenset(keys_that_break(clone, text)) for name, text in invariants.items()}

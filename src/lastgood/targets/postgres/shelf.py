@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,8 +30,7 @@ class KeptPoint:
     """A proved restore point. schema: its objects by name; tables, sequences: their identities at that moment.
 
     clone_snapshot: Postgres' snapshot text of when the clone was proved: later transactions are none of ours.
-    slot: of the capture that began with it, empty without one; identities: replica identity of each table before that.
-    position: from where the slot reads.
+    slot: of the capture that began with it, empty without one; position: from where it reads.
     """
 
     point: RestorePoint
@@ -40,7 +39,6 @@ class KeptPoint:
     sequences: tuple[Sequence, ...]
     clone_snapshot: str
     slot: str = ""
-    identities: dict[int, str] = field(default_factory=dict[int, str])
     position: str = ""
 
 
@@ -67,6 +65,8 @@ class KeptExport:
 KEPT_POINT: Final = TypeAdapter(KeptPoint)
 KEPT_DUMP: Final = TypeAdapter(KeptDump)
 KEPT_EXPORT: Final = TypeAdapter(KeptExport)
+KEPT_IDENTITIES: Final = TypeAdapter(dict[int, str])
+"""Replica identity of each table before a capture, as it is written in ALTER TABLE, by the table's oid."""
 KEPT_REWRITTEN: Final = TypeAdapter(dict[int, tuple[int, ...]])
 """Columns by table that a migration rewrote."""
 KEPT_REPLAY: Final = TypeAdapter(Replayed)

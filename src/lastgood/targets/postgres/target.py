@@ -45,6 +45,7 @@ from lastgood.core.report import Check, Replayed
 from lastgood.targets import child
 from lastgood.targets.postgres import capture, catalog, evidence, replay, row_replay, shelf, swap, writes
 from lastgood.targets.postgres import restore_point as points
+from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.server import Server, admit, databases, end_tool, swaps
@@ -79,6 +80,7 @@ class PostgresTarget:
         self._clock, self._workdir, self._invariants = clock, workdir, invariants
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
+        self._captures = Captures(self._server, self._points / points.CAPTURES)
         self._migrated = state / "migrated"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
 
@@ -148,7 +150,7 @@ class PostgresTarget:
                 case ReplayWrites():
                     self._replay(action, deadline_s=step.deadline_s)
                 case EndCapture():
-                    capture.end(self._server, points.captures(self._points, self._server.live))
+                    self._captures.end()
                 case SwapDatabase():
                     kept = points.read(self._points, action.restore_point)
                     swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
@@ -181,6 +183,7 @@ class PostgresTarget:
             raise OutcomeUnknown(
                 f"the migration command ended {ended.code}: {password.hidden_in(said) if password else said}"
             )
+        self._captures.extend()
         self._note_rewritten()
 
     def _note_rewritten(self) -> None:
