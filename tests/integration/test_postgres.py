@@ -286,7 +286,7 @@ KILLED_AT = (
     "restore_point._dump", "server.create_beside", "tools.Tools.restore", "restore_point._prove", "shelf.write",
     "server.shut", "server.rename", "server.admit", "restore_point.clone_as_proved", "swap._carry_sequences_on",
     "server.open_ledger", "capture.Captures._publish", "capture._create_slot", "capture.Captures.uncover",
-    "capture.Captures.end", "replay._begin", "replay.Replay._carry", "replay.Replay._read", "replay.finish",
+    "capture.Captures.end", "replay._begin", "replay.Replay._carry", "replay.Replay._round", "replay.finish",
     "replay.clear",
 )  # fmt: skip
 SHORT = frozenset({

@@ -109,21 +109,18 @@ class Merge:
             (last if takes_along else statements).append(statement.as_string(self._clone))
         return Said(statements=(*statements, *reversed(last)), rows=tuple(rows.items()), left_out=tuple(left_out))
 
-    def rewritings(self, transaction: Transaction) -> Iterator[tuple[int, str, int, Value, Value]]:
-        """Yield what a transaction of the migration made of values that the old schema knows: table, key, column,
-        what it was, what it made of it."""
-        for change in transaction.changes:
-            if isinstance(change, Truncation) or change.old is None or change.new is None:
-                continue
-            if change.relation.oid not in self._then:
-                continue
-            try:
-                row = self._row(change)
-            except Misfit:
-                continue
-            for number in self._changed(row):
-                if number in row.then.columns:
-                    yield row.then.oid, _key_text(row), number, row.old[number], row.new[number]
+    def rewritings(self, change: RowChange) -> Iterator[tuple[int, str, int, Value, Value]]:
+        """Yield what a change of the migration's made of values that the old schema knows: table, key, column, what it
+        was, what it made of it."""
+        if change.old is None or change.new is None or change.relation.oid not in self._then:
+            return
+        try:
+            row = self._row(change)
+        except Misfit:
+            return
+        for number in self._changed(row):
+            if number in row.then.columns:
+                yield row.then.oid, _key_text(row), number, row.old[number], row.new[number]
 
     # --- which columns these are ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ version a transaction arrives whole, after its commit. pgoutput is part of every
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -65,13 +65,15 @@ Change: TypeAlias = RowChange | Truncation
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
     """One that was committed. xid: 32 bits, as xmin shows it. end: position behind it, from which the next one is read;
-    commit: of its commit record, the same number whenever it is read."""
+    commit: of its commit record, the same number whenever it is read. aside: how many changes are not in `changes`,
+    because whoever reads took them as they came."""
 
     xid: int
     commit: int
     end: int
     committed_at: datetime
     changes: tuple[Change, ...]
+    aside: int = 0
 
 
 @dataclass(slots=True)
@@ -120,13 +122,19 @@ class _Open:
     commit: int
     committed_at: datetime
     changes: list[Change] = field(default_factory=list[Change])
+    aside: int = 0
 
 
 class Decoder:
-    """Of one reading of a slot: a table is described once, before its first change."""
+    """Of one reading of a slot: a table is described once, before its first change.
 
-    def __init__(self) -> None:
+    take: is shown each change as it comes, with the transaction's number, and says whether it took it. A migration may
+    rewrite more rows in one transaction than fit into memory.
+    """
+
+    def __init__(self, take: Callable[[int, Change], bool] = lambda _xid, _change: False) -> None:
         self._relations: dict[int, Relation] = {}
+        self._take = take
 
     def transactions(self, messages: Iterable[bytes]) -> Iterator[Transaction]:
         """Yield each transaction once its commit was read. One that is cut off is not yielded.
@@ -150,9 +158,14 @@ class Decoder:
                     end=end,
                     committed_at=open_.committed_at,
                     changes=tuple(open_.changes),
+                    aside=open_.aside,
                 )
                 open_ = None
-            elif (change := self._change(kind, reader)) is not None:
+            elif (change := self._change(kind, reader)) is None:
+                continue
+            elif self._take(open_.xid, change):
+                open_.aside += 1
+            else:
                 open_.changes.append(change)
 
     def _change(self, kind: str, reader: _Reader) -> Change | None:

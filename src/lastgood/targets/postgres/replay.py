@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -23,15 +24,19 @@ from lastgood.targets.postgres import catalog, shelf, writes
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
-from lastgood.targets.postgres.pgoutput import Decoder, Transaction, Truncation, Unsent, Value
+from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
 
 SCHEMA: Final = "lastgood"
 QUARANTINE: Final = "quarantine.jsonl"
 LEFT_OUT: Final = "left-out.jsonl"
 BATCH: Final = 20_000
 """Changes that the server decodes at once; a transaction is never cut."""
+FETCHED: Final = 2_000
 AT_ONCE: Final = 500
-"""Transactions between two commits of the clone, and between two looks at the invariants."""
+"""Transactions between two commits of the clone, and between two looks at the invariants, to begin with."""
+MOST_AT_ONCE: Final = 8_000
+MOST_REMEMBERED: Final = 1_000_000
+"""Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
 
 _TABLES: Final[LiteralString] = """
@@ -103,7 +108,9 @@ class Replay:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
         if not is_begun(clone):
             _begin(clone, kept.slot)
-        self._progress = _progress(clone)
+        self._progress, self._at_once = _progress(clone), AT_ONCE
+        self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
+        source.execute("SET idle_in_transaction_session_timeout = 0")
         self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
@@ -119,41 +126,80 @@ class Replay:
         upto = _position(self._source)
         while True:
             go_on(self._progress.total)
-            found = self._read(upto)
-            fresh = [t for t in found if t.commit > self._progress.commit]
-            for at in range(0, len(fresh), AT_ONCE):
-                self._carry(fresh[at : at + AT_ONCE])
-                go_on(self._progress.total)
-            if not found:
+            end = self._round(upto, go_on)
+            if end is None:
                 return self._progress
             # only what the clone holds for good is let go of
-            self._source.execute(
-                "SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", [self._kept.slot, lsn(found[-1].end)]
-            )
+            self._source.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", [self._kept.slot, lsn(end)])
 
     def finish(self, into: Path) -> Replayed:
         """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
         repeat."""
         return finish(self._source, self._clone, self._kept, into)
 
-    def _read(self, upto: str) -> list[Transaction]:
-        rows = self._source.execute(
-            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, %s::pg_lsn, %s, "
-            "'proto_version', '1', 'publication_names', %s)",
-            [self._kept.slot, upto, BATCH, f'"{self._kept.slot}"'],
-        )
-        return list(Decoder().transactions(bytes(data) for (data,) in rows))
+    def _round(self, upto: str, go_on: Callable[[int], None]) -> int | None:
+        """Replay what the server decodes at once. Return the position behind it, None when there was nothing."""
+        end: int | None = None
+        batch: list[Transaction] = []
+        with self._source.transaction(), self._source.cursor("lastgood_changes") as changes:
+            changes.itersize = FETCHED
+            changes.execute(
+                "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, %s::pg_lsn, %s, "
+                "'proto_version', '1', 'publication_names', %s)",
+                [self._kept.slot, upto, BATCH, f'"{self._kept.slot}"'],
+            )
+            for transaction in Decoder(self._take).transactions(bytes(data) for (data,) in changes):
+                end = transaction.end
+                if transaction.commit <= self._progress.commit:
+                    continue
+                batch.append(transaction)
+                if len(batch) >= self._at_once:
+                    self._remember()
+                    self._carry(batch)
+                    batch = []
+                    go_on(self._progress.total)
+            if batch:
+                self._remember()
+                self._carry(batch)
+        return end
+
+    def _take(self, xid: int, change: Change) -> bool:
+        """The migration's own writing is the damage, and is not replayed; but what it made of a value is remembered."""
+        if xid not in self._migration:
+            return False
+        if isinstance(change, RowChange) and self._remembered < MOST_REMEMBERED:
+            self._to_remember += self._merge.rewritings(change)
+            if len(self._to_remember) >= FETCHED:
+                self._remember()
+        return True
+
+    def _remember(self) -> None:
+        """Write down what the migration made of values, before anything is replayed that came after it."""
+        rows, self._to_remember = self._to_remember, []
+        self._remembered += len(rows)
+        self._merge.rewritten |= {(table, number) for table, _, number, *_ in rows}
+        with self._clone.transaction(), self._clone.cursor() as writing:
+            writing.executemany(
+                "INSERT INTO lastgood.rewritten VALUES (%s, %s, %s, %s, %s) "
+                "ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made",
+                [(table, key, number, _text(was), _text(made)) for table, key, number, was, made in rows],
+            )
 
     def _carry(self, batch: Sequence[Transaction]) -> None:
         """Replay a batch in one transaction of the clone. One that breaks an invariant is halved until it is known
         which transaction does, and that one is put into quarantine."""
+        migrated, began = self._merge.migrated, monotonic()
         with self._clone.transaction() as whole:
             carried = self._replayed(batch)
+            replayed = monotonic()
             broke = self._newly_broken()
             if broke:
                 raise psycopg.Rollback(whole)
             self._write_down(carried)
+            if monotonic() - replayed > replayed - began:  # looking takes longer than replaying: look less often
+                self._at_once = min(self._at_once * 2, MOST_AT_ONCE)
             return
+        self._merge.migrated = migrated
         if len(batch) > 1:
             self._carry(batch[: len(batch) // 2])
             self._carry(batch[len(batch) // 2 :])
@@ -167,7 +213,7 @@ class Replay:
         with self._clone.pipeline():
             for transaction in batch:
                 if transaction.xid in self._migration:
-                    self._skip(transaction)
+                    self._merge.migrated = True
                     carried.append(_Carried(transaction=transaction, said=None, skipped=True))
                     continue
                 try:
@@ -181,18 +227,6 @@ class Replay:
                 carried.append(_Carried(transaction=transaction, said=said, answer=answer))
         return carried
 
-    def _skip(self, transaction: Transaction) -> None:
-        """The migration's own writing is the damage; but what it made of a value is remembered."""
-        self._merge.migrated = True
-        rows = list(self._merge.rewritings(transaction))
-        self._merge.rewritten |= {(table, number) for table, _, number, *_ in rows}
-        with self._clone.cursor() as writing:
-            writing.executemany(
-                "INSERT INTO lastgood.rewritten VALUES (%s, %s, %s, %s, %s) "
-                "ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made",
-                [(table, key, number, _text(was), _text(made)) for table, key, number, was, made in rows],
-            )
-
     def _newly_broken(self) -> str:
         """Say which invariant breaks that did not, empty for none."""
         for name, statement in self._invariants.items():
@@ -203,7 +237,7 @@ class Replay:
     def _write_down(self, carried: Sequence[_Carried]) -> None:
         rows: Counter[str] = Counter()
         last = carried[-1].transaction.commit
-        changed = [one for one in carried if one.transaction.changes]
+        changed = [one for one in carried if one.transaction.changes or one.transaction.aside]
         for one in changed:
             transaction, said, reason = one.transaction, one.said, one.why_not()
             if reason:
