@@ -437,6 +437,15 @@ def test_a_table_that_the_migration_made_may_be_updated_without_a_key(embedded: 
     assert [json.loads(line)["values"] for line in lines] == [{"what": "a"}, {"what": "b"}]
 
 
+def test_a_database_without_a_table_is_captured_from_its_first_migration_on(embedded: PostgresWorld) -> None:
+    embedded.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    embedded.take()
+    embedded.target.apply(embedded.step_to_migrate("v1", "20250101000000_shop"))
+    assert {name for (name,) in embedded.sql("SELECT tablename FROM pg_publication_tables")} == {
+        "audit", "customers", "orders"
+    }  # fmt: skip
+
+
 def test_where_a_transaction_stays_open_the_restore_point_says_that_it_has_no_capture(embedded: PostgresWorld) -> None:
     with embedded.connect() as open_since_before:
         open_since_before.execute("BEGIN; SELECT pg_current_xact_id()")

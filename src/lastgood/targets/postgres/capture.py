@@ -133,7 +133,7 @@ class Captures:
         was = _replica_identities(live, [table.oid for table in fresh])
         shelf.write(shelf.folder(self.folder) / f"{slot}.json", shelf.KEPT_IDENTITIES, {**was, **known})
         name = sql.Identifier(slot)
-        if not known:
+        if live.execute("SELECT FROM pg_publication WHERE pubname = %s", [slot]).fetchone() is None:
             live.execute(sql.SQL("CREATE PUBLICATION {} {}").format(name, _with_generated(live)))
         for table in fresh:
             try:
