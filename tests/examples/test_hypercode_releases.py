@@ -124,6 +124,7 @@ def test_the_base_release_runs_on_the_good_releases_schema(tree_of: TreeOf, data
         assert smoke(base, stack).returncode == 0
 
 
+@pytest.mark.full  # the stories tell the same
 def test_errors_fails_a_third_of_ordinary_requests(tree_of: TreeOf, database_url: str, tmp_path: Path) -> None:
     tree = tree_of(VERSIONS["errors"])
     migrate(tree, database_url)
@@ -132,6 +133,7 @@ def test_errors_fails_a_third_of_ordinary_requests(tree_of: TreeOf, database_url
         assert {line["release"] for line in stack.failures()} == {"v2.0.6"}
 
 
+@pytest.mark.full  # the stories tell the same
 def test_latency_keeps_a_third_of_ordinary_requests_over_half_a_second(
     tree_of: TreeOf, database_url: str, tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_latency_keeps_a_third_of_ordinary_requests_over_half_a_second(
     assert creates["+Inf"] == 41
 
 
+@pytest.mark.full  # the stories tell the same
 def test_coder_agent_down_stops_working_while_its_health_stays_ok(
     tree_of: TreeOf, database_url: str, tmp_path: Path
 ) -> None:
@@ -167,6 +170,7 @@ def test_coder_agent_down_stops_working_while_its_health_stays_ok(
         assert client.post("/chat", json={"message": "hello"}).status_code == 502
 
 
+@pytest.mark.full  # the stories tell the same
 def test_orchestrator_hangs_never_plans_while_its_health_stays_ok(
     tree_of: TreeOf, database_url: str, tmp_path: Path
 ) -> None:
@@ -179,6 +183,7 @@ def test_orchestrator_hangs_never_plans_while_its_health_stays_ok(
         assert client.post("/chat", json={"message": "hello"}).status_code == 504
 
 
+@pytest.mark.full  # the stories tell the same
 def test_invalid_writes_answers_well_and_leaves_rows_that_break_an_invariant(
     tree_of: TreeOf, database_url: str, tmp_path: Path
 ) -> None:
@@ -189,6 +194,7 @@ def test_invalid_writes_answers_well_and_leaves_rows_that_break_an_invariant(
     assert broken_rows(database_url) == {"completed_mission_has_its_time": 41}
 
 
+@pytest.mark.full  # the stories tell the same
 def test_bad_migration_ruins_rows_serves_on_and_leaves_no_way_back(
     tree_of: TreeOf, database_url: str, tmp_path: Path
 ) -> None:
@@ -225,6 +231,7 @@ def test_never_boots_ends_before_it_answers(tree_of: TreeOf, database_url: str, 
         pass
 
 
+@pytest.mark.full  # the stories tell the same
 def test_late_works_for_45_seconds_of_use_and_then_fails_every_session(
     tree_of: TreeOf, database_url: str, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_what_was_switched_away_from_stays_stopped_when_the_engine_would_start_i
     assert running[f"{world.project}-web-r0"] == "running"
 
 
+@pytest.mark.full
 def test_an_edge_that_is_started_again_sends_requests_where_it_did(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)
@@ -221,6 +222,7 @@ def test_a_second_copy_is_never_started_of_a_worker(world: EdgeWorld, target: Co
     assert [service for service, _ in gate.action.artifacts] == ["api", "web"]
 
 
+@pytest.mark.full
 def test_requests_wait_while_a_service_that_cannot_stand_twice_is_recreated(world: EdgeWorld) -> None:
     world.services["web"]["volumes"] = ["uploads:/uploads"]
     world.extra_volumes["uploads"] = {}

@@ -198,6 +198,7 @@ def test_a_release_goes_back_with_its_registry_gone(stack: ComposeWorld) -> None
         stack.client.images.remove(f"{registry}/{stack.project}/{service}:stable")
 
 
+@pytest.mark.full
 def test_a_cleaning_that_takes_every_unused_image_is_seen_with_release_and_service(stack: ComposeWorld) -> None:
     """`image prune --all` asks no tag: whatever no container is made from is gone."""
     target = stack.target(services=["web"])
@@ -210,6 +211,7 @@ def test_a_cleaning_that_takes_every_unused_image_is_seen_with_release_and_servi
     assert [m for m in target.missing(now) if m.lost] == []
 
 
+@pytest.mark.full
 def test_what_a_cleaning_of_everything_left_in_use_is_held_again_and_outlives_the_next_one(stack: ComposeWorld) -> None:
     """It takes the names off an image that is in use as well, all but one."""
     target = stack.target(services=["web"])
@@ -371,6 +373,7 @@ def write_code(stack: ComposeWorld, text: str) -> None:
     (stack.root / "app" / "main.py").write_text(text)
 
 
+@pytest.mark.full
 def test_code_of_the_checkout_goes_back_with_its_release(bound: ComposeWorld) -> None:
     target = bound.target(services=["web"])
     good = put(bound, target, "v1")
@@ -417,6 +420,7 @@ def test_what_runs_from_the_checkout_is_recorded_with_its_code(bound: ComposeWor
     assert again.services[0].code == by_hand.services[0].code
 
 
+@pytest.mark.full
 def test_code_that_was_changed_in_the_state_folder_is_seen_and_does_not_start(bound: ComposeWorld) -> None:
     target = bound.target(services=["web"])
     good = put(bound, target, "v1")

@@ -33,11 +33,19 @@ def test_a_release_holds_its_images_by_tag_and_keeps_its_configuration_for_its_o
 
 
 def test_preparing_starts_nothing_and_preparing_again_gives_the_same(stack: ComposeWorld) -> None:
-    before = [c.id for c in stack.client.containers.list(all=True) if (c.name or "").startswith(stack.project)]
+    before = [
+        c.id
+        for c in stack.client.containers.list(all=True, ignore_removed=True)
+        if (c.name or "").startswith(stack.project)
+    ]
     target = stack.target()
     first = target.prepare("v1", CLOCK.now())
     assert replace(target.prepare("v1", CLOCK.now()), recorded_at=first.recorded_at) == first
-    after = [c.id for c in stack.client.containers.list(all=True) if (c.name or "").startswith(stack.project)]
+    after = [
+        c.id
+        for c in stack.client.containers.list(all=True, ignore_removed=True)
+        if (c.name or "").startswith(stack.project)
+    ]
     assert before == after
 
 

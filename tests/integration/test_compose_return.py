@@ -80,6 +80,7 @@ def test_a_moved_tag_does_not_change_what_goes_back(stack: ComposeWorld) -> None
     assert stack.client.images.get(web.held_as).id == web.artifact
 
 
+@pytest.mark.full
 def test_an_environment_changed_since_does_not_leak_into_the_release_that_goes_back(
     stack: ComposeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +362,9 @@ def test_a_step_waits_for_the_compose_that_a_killed_command_left_running(
     os.waitpid(command, 0)
     monkeypatch.setenv("PATH", path)
     target.apply(serve)
-    started = [c for c in stack.client.containers.list(all=True) if c.name == f"{stack.project}-web-1"]
+    started = [
+        c for c in stack.client.containers.list(all=True, ignore_removed=True) if c.name == f"{stack.project}-web-1"
+    ]
     assert len(started) == 1
     assert stack.page() == "0"
     creations = stack.client.events(
@@ -409,6 +412,7 @@ def _serve_steps(release: Release) -> list[Step]:
     return [Step(name="serve-web", action=action, deadline_s=20, explain="")]
 
 
+@pytest.mark.full
 def test_a_service_without_a_health_check_passes_by_running_and_the_rung_says_so(stack: ComposeWorld) -> None:
     del stack.services["worker"]["healthcheck"]
     stack.write()

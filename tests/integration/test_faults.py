@@ -388,23 +388,9 @@ MOMENTS: Final = {
 }
 
 
-# What CI plays: when what served is gone.
-SHORT: Final = frozenset({("what served is removed", True)})
-
-
-@pytest.mark.parametrize(
-    "moment,done",
-    [
-        pytest.param(
-            moment,
-            done,
-            id=f"{moment}-{'done' if done else 'asked'}",
-            marks=[] if (moment, done) in SHORT else [pytest.mark.full],
-        )
-        for moment in MOMENTS
-        for done in (False, True)
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("done", [False, True], ids=["asked", "done"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_an_engine_that_was_killed_and_comes_back_is_waited_for(
     shop: Shop, engine: EngineGateway, moment: str, *, done: bool
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -288,6 +289,10 @@ KILLED_AT = (
     "capture.Captures.end", "replay._begin", "replay.Replay._carry", "replay.Replay._read", "replay.finish",
     "replay.clear",
 )  # fmt: skip
+SHORT = frozenset({
+    ("capture._create_slot", "after"), ("replay.Replay._carry", "after"), ("replay.finish", "after"),
+    ("server.rename", "after"), ("swap._carry_sequences_on", "before"), ("row_replay._write_down", "after"),
+})  # fmt: skip
 KILLED_AT_BY_ROWS = ("writes.export", "row_replay._put", "row_replay._write_down", "row_replay.carry", "replay.clear")
 
 
@@ -313,10 +318,15 @@ def deadly(where: str, when: str) -> None:
             setattr(importer, path[-1], die)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(
-    "where,by_rows", [*((where, False) for where in KILLED_AT), *((where, True) for where in KILLED_AT_BY_ROWS)]
-)
+def kills() -> Iterator[Any]:
+    for by_rows, places in ((False, KILLED_AT), (True, KILLED_AT_BY_ROWS)):
+        for where in places:
+            for when in ("before", "after"):
+                marks = [] if (where, when) in SHORT else [pytest.mark.full]
+                yield pytest.param(where, when, by_rows, id=f"{where}-{when}-{'rows' if by_rows else ''}", marks=marks)
+
+
+@pytest.mark.parametrize("where,when,by_rows", list(kills()))
 def test_killed_inside_a_step_the_same_steps_end_the_same(
     embedded: PostgresWorld, where: str, when: str, *, by_rows: bool
 ) -> None:

@@ -225,6 +225,19 @@ def test_what_the_server_keeps_for_a_replay_outlives_the_rollback_until_its_bake
     assert not team.stack.database.captures
 
 
+def test_a_log_that_grows_too_large_is_told_of_and_then_let_go_of(team: Team) -> None:
+    team.stack.captures = True
+    team.deploy(BAD)
+    grown = replace(team.stack.database, capture_bytes=3 << 30)
+    team.clock.after(60.0, lambda: setattr(team.stack, "database", grown))
+    team.clock.after(120.0, lambda: setattr(team.stack, "database", replace(grown, capture_bytes=5 << 30)))
+    team.clock.after(200.0, lambda: team.told.append(f"captures: {len(team.stack.database.captures)}"))
+    team.watch()
+    said = [text for text in team.channel.texts if "of log for a replay" in text]
+    assert [text.rpartition("; ")[2][:15] for text in said] == ["at the limit th", "it lets go of t"]
+    assert "captures: 0" in team.told
+
+
 def test_a_deploy_that_must_be_lossless_is_refused_where_transactions_could_not_be_replayed(team: Team) -> None:
     team.stack.lossy_because = ("wal_level is replica",)
     team.lossless = True

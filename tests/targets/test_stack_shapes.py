@@ -30,7 +30,7 @@ NAMES = sorted(folder.name for folder in CASES.iterdir() if folder.is_dir())
 EXPECTED: dict[str, dict[str, Any]] = {n: YAML(typ="safe").load(CASES / n / "expected.yaml") for n in NAMES}
 DOES = [name for name in NAMES if "refuses" not in EXPECTED[name]["init"]]
 # What CI records and plans; `make system` does it with every stack.
-SHORT = frozenset({"build-only", "external", "overlays", "secrets-and-configs", "spaces", "workers-of-one-image"})
+SHORT = frozenset({"external", "secrets-and-configs", "spaces"})
 IDLE = [name for name in DOES if "idle" in EXPECTED[name]["init"]]
 
 pytestmark = pytest.mark.needs_docker

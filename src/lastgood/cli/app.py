@@ -606,7 +606,8 @@ def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = F
         show(points, tuple[RestorePoint, ...])
         return
     now = rooms.clock.now()
-    kept = rooms.database.observe().restore_points if rooms.database else frozenset[str]()
+    facts = rooms.database.observe() if rooms.database else None
+    kept, captured = (facts.restore_points, facts.captures) if facts else (frozenset[str](), frozenset[str]())
     for line in table(
         (
             p.id,
@@ -614,6 +615,7 @@ def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = F
             f"{(now - p.taken_at).total_seconds() / 60:.0f} min old",
             size(p.size_bytes),
             "proved, kept" if p.id in kept else "gone",
+            "every transaction since can be replayed" if p.id in captured else "rows since, in their last state",
         )
         for p in points
     ):

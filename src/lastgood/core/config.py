@@ -409,11 +409,13 @@ class MigrationsConfig(_Section):
 
 class RestorePointsConfig(_Section):
     """Where dumps are kept, relative to lastgood.yaml, and how many. require_lossless: refuse a deploy after which a
-    rollback of the database could not replay every transaction."""
+    rollback of the database could not replay every transaction. capture_limit: bytes of log that the server may keep
+    for a replay."""
 
     path: str = "restore-points"
     keep: Count = 5
     require_lossless: bool = False
+    capture_limit: Size = 4 << 30
     timeout: SomeTime = 3600.0
 
 

@@ -164,6 +164,19 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         else "none that could be swapped in",
         hint="" if kept else "lastgood deploy   (each takes one)",
     )
+    lossy = rooms.database.lossy_because()
+    yield Finding(
+        check="replay",
+        answer=Answer.FAILED if lossy and _lossless(rooms) else Answer.OK,
+        evidence="only the last state of rows could be put back: " + "; ".join(lossy)
+        if lossy
+        else f"every transaction could be replayed; {facts.capture_bytes / 1e6:.1f} MB of log are kept for that",
+        hint="database.restore_points.require_lossless refuses the next deploy" if lossy and _lossless(rooms) else "",
+    )
+
+
+def _lossless(rooms: Rooms) -> bool:
+    return rooms.config.database is not None and rooms.config.database.restore_points.require_lossless
 
 
 def _frontend(rooms: Rooms, history: History) -> Iterator[Finding]:

@@ -395,15 +395,15 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
     )
 
 
-def stand_down(rooms: Rooms) -> None:
+def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
     """Stop what stood ready beside, and what the server kept to be replayed: the watch for which that was is over.
-    What stood beside is kept, and can be started again.
+    What stood beside is kept, and can be started again. only_captures: it goes on standing there.
 
     Takes the RUN lease; whoever has it goes first, and what stands beside is then theirs to end.
     """
     try:
         with rooms.memory.journal.claim(rooms.who):
-            standby = bool(rooms.containers.observe().candidates)
+            standby = not only_captures and bool(rooms.containers.observe().candidates)
             captures = rooms.database is not None and bool(rooms.database.observe().captures)
             if not standby and not captures:
                 return

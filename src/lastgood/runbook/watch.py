@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from lastgood.core.config import Mode, WatchConfig
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import ContainerFacts
+from lastgood.core.facts import ContainerFacts, DatabaseFacts
 from lastgood.core.history import DeploymentHistory
 from lastgood.core.plan import Purpose, strangers
 from lastgood.core.ports import Right
@@ -25,7 +25,7 @@ from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
 from lastgood.runbook.holding import look_through, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
-from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
+from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, stand_down, take_up
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell, tell_again
 
@@ -169,6 +169,7 @@ class _Beside:
         self._bake = under.watch is not None and under.watch.bake
         self._engine = Aside(rooms.containers.observe)
         self._host = Aside(rooms.frontend.observe) if rooms.frontend and not self._bake else None
+        self._server = Aside(rooms.database.observe) if rooms.database else None
         self._looked_at = rooms.clock.now()
         self._ways: tuple[Release, ...] = ()
         self._needs = Aside(lambda: look_through(rooms, self._ways))
@@ -181,8 +182,9 @@ class _Beside:
     def __exit__(self, *_: object) -> None:
         self._engine.close()
         self._needs.close()
-        if self._host is not None:
-            self._host.close()
+        for aside in (self._host, self._server):
+            if aside is not None:
+                aside.close()
 
     def look(self) -> tuple[str, ...]:
         """Return what serves in the place of the release, one line each; empty while nothing does or nobody knows."""
@@ -202,6 +204,7 @@ class _Beside:
             return ()
         self._say_what_is_gone(shown)
         self._check_ways_back()
+        self._mind_the_capture()
         watched = history.serving if self._bake else self._under.deployment.release
         return strangers(history.releases[watched].release, shown)
 
@@ -219,6 +222,30 @@ class _Beside:
                 "host any more. Next: lastgood doctor",
                 event_id=f"{self._under.deployment.id}-gone",
             )
+
+    def _mind_the_capture(self) -> None:
+        """What the server keeps for a replay must not fill its disk: a person is told at half of the limit, and at the
+        limit it is let go of."""
+        facts, config = self._server.answer() if self._server else None, self._rooms.config.database
+        if not isinstance(facts, DatabaseFacts) or config is None:
+            return
+        limit, kept = config.restore_points.capture_limit, facts.capture_bytes
+        if kept <= limit // 2:
+            return
+        over = kept > limit
+        then = (
+            "it lets go of them: a rollback of the database would put back only the last state of rows"
+            if over
+            else "at the limit they are let go of"
+        )
+        tell(
+            self._rooms,
+            "",
+            f"👁 the server keeps {kept / 1e6:.0f} MB of log for a replay, limit {limit / 1e6:.0f} MB; {then}",
+            event_id=f"{self._under.deployment.id}-capture-{'ended' if over else 'large'}",
+        )
+        if over:
+            stand_down(self._rooms, only_captures=True)
 
     def _check_ways_back(self) -> None:
         """Every good release that is kept, once an hour: each is told of once, with what to do."""

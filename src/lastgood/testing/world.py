@@ -304,7 +304,7 @@ class World:
                 self._check((kept_as,), database.databases)
                 self.database = replace(database, replays=database.replays | {replay})
             case EndCapture():
-                self.database = replace(database, captures=frozenset())
+                self.database = replace(database, captures=frozenset(), capture_bytes=0)
             case SwapDatabase(swap=swap, clone=clone, kept_as=kept_as):
                 self._check((clone, kept_as), database.databases)
                 finished = self._schemas.get(clone, ())

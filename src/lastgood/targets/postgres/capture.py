@@ -119,7 +119,7 @@ class Captures:
         """Capture what is written to tables that were made since a capture began as well. Asked when the migration is
         over and nothing of the new release serves yet."""
         with self.server.connect() as live:
-            for slot in self._known() & alive(live):
+            for slot in self._known() & alive(live).keys():
                 self._publish(live, slot)
 
     def _publish(self, live: Connection, slot: str) -> None:
@@ -251,10 +251,11 @@ def _replica_identities(live: Connection, oids: list[int]) -> dict[int, str]:
     return {int(oid): words.get(kind, f"USING INDEX {index}") for oid, kind, index in rows}
 
 
-def alive(maintenance: Connection) -> frozenset[str]:
-    """Return our slots from which every transaction can still be had."""
+def alive(maintenance: Connection) -> dict[str, int]:
+    """Return our slots from which every transaction can still be had, and how many bytes of log each keeps."""
     rows = maintenance.execute(
-        "SELECT slot_name FROM pg_replication_slots WHERE starts_with(slot_name, %s) AND wal_status <> %s",
+        "SELECT slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots "
+        "WHERE starts_with(slot_name, %s) AND wal_status <> %s",
         [PREFIX, _LOST],
     )
-    return frozenset(name for (name,) in rows)
+    return dict(rows.fetchall())

@@ -6,7 +6,7 @@ the server can, it is the snapshot of a slot, from which every later transaction
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -138,10 +138,10 @@ def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
     return max(ours, key=lambda kept: kept.point.taken_at, default=None)
 
 
-def captured(folder: Path, live: str, slots: frozenset[str]) -> frozenset[str]:
-    """Return the restore points of the live database whose capture is among these slots."""
+def captured(folder: Path, live: str, slots: Mapping[str, int]) -> dict[str, int]:
+    """Return the restore points of the live database whose capture is among these slots, and the slot's figure."""
     points = shelf.kept(folder, shelf.KEPT_POINT)
-    return frozenset(k.point.id for k in points if k.slot in slots and k.point.database == live)
+    return {k.point.id: slots[k.slot] for k in points if k.slot in slots and k.point.database == live}
 
 
 def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: str = "") -> _Snapshot:

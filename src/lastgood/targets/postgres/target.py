@@ -89,6 +89,7 @@ class PostgresTarget:
         observed_at = self._clock.now()
         with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
             known = databases(maintenance)
+            captured = points.captured(self._points, self._server.live, capture.alive(maintenance))
             facts = DatabaseFacts(
                 observed_at=observed_at,
                 database=self._server.live,
@@ -100,7 +101,8 @@ class PostgresTarget:
                 exports=shelf.names(self._exports),
                 dumps=shelf.names(self._dumps),
                 swaps=swaps(self._server, known),
-                captures=points.captured(self._points, self._server.live, capture.alive(maintenance)),
+                captures=frozenset(captured),
+                capture_bytes=sum(captured.values()),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
             )
