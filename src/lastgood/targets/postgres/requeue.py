@@ -229,7 +229,7 @@ class _Told:
         """A transaction's values are as the server writes them, a row's as it writes them in JSON."""
         if value is None or not self.by_row:
             return sql.Literal(value)
-        told = json.dumps({name: value}, default=str, ensure_ascii=False)
+        told = shelf.json_text({name: value})
         record = sql.SQL("json_populate_record(NULL::{}, {}::json)").format(self.table.identifier, sql.Literal(told))
         return sql.SQL("({}).{}").format(record, sql.Identifier(name))
 
@@ -258,7 +258,7 @@ def _apply(live: Connection, change: _Change) -> None:
         )
 
 
-def _checked(live: Connection, place: str, statement: sql.Composable) -> int:
+def _checked(live: Connection, place: str, statement: sql.SQL | sql.Composed) -> int:
     try:
         return live.execute(statement).rowcount
     except (psycopg.IntegrityError, psycopg.DataError, psycopg.ProgrammingError) as error:

@@ -49,6 +49,7 @@ from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
+from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import Server, admit, databases, end_tool, swaps
 
 _AGAIN_S: Final = 2.0
@@ -386,14 +387,14 @@ class PostgresTarget:
             with self._server.connect() as live:
                 return requeue.requeue(live, entry, names, invariants=self._invariants, about_to_commit=about_to_commit)
 
-    def _names(self, restore_point: str, kept_as: str) -> requeue.Names:
+    def _names(self, restore_point: str, kept_as: str) -> Names:
         """What the migration renamed, as far as restore point and replaced database are still there."""
         kept = next((k for k in shelf.kept(self._points, shelf.KEPT_POINT) if k.point.id == restore_point), None)
         with self._server.maintenance() as maintenance:
             if kept is None or not databases(maintenance).get(kept_as, False):
-                return requeue.Names()
+                return Names()
         with self._server.connect(kept_as) as replaced:
-            return requeue.Names(then=kept.tables, now=catalog.tables(replaced))
+            return Names(then=kept.tables, now=catalog.tables(replaced))
 
     def is_committed(self, xid: int) -> bool | None:
         with _answers(self._server, sent=False), self._server.connect() as live:
