@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import psycopg
 import pytest
+from psycopg import sql
 
 from lastgood.core.errors import Refused
 from lastgood.core.quarantine import QuarantineEntry
@@ -152,19 +152,21 @@ def test_a_name_that_means_something_else_since_is_not_guessed(embedded: Postgre
         put(embedded, entry)
 
 
-def test_without_the_replaced_database_names_are_taken_as_they_are(embedded: PostgresWorld) -> None:
-    (entry,) = went_back(embedded, RELAXED, FREE)
+def test_without_the_replaced_database_nothing_is_taken_for_a_column_that_has_no_place(embedded: PostgresWorld) -> None:
+    noted, bare = went_back(embedded, RELAXED, FREE, "INSERT INTO orders (id, customer, total) VALUES (901, 1, 0)")
     embedded.sql(LET_IN)
-    with embedded.connect(database="postgres") as by_hand:
-        by_hand.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
-            [embedded.kept_as],
-        )
-        by_hand.execute(
-            psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(embedded.kept_as))
-        )
-    put(embedded, entry)
-    assert total(embedded, 900) == 0
+    drop(embedded, embedded.kept_as)
+    put(embedded, bare)
+    assert total(embedded, 901) == 0
+    with pytest.raises(Refused, match="orders has no note, and the replaced database is gone"):
+        put(embedded, noted)
+
+
+def drop(world: PostgresWorld, database: str) -> None:
+    slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s"
+    with world.connect(database="postgres") as by_hand:
+        by_hand.execute(slots, [database])
+        by_hand.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
 
 
 # --- rows, of which only the last state could be told ----------------------------------------------------------------

@@ -421,7 +421,7 @@ class MemoryDatabase(Hand):
         entry: QuarantineEntry,
         *,
         restore_point: str,  # noqa: ARG002 # nothing is renamed here
-        kept_as: str,  # noqa: ARG002
+        kept_as: str,  # noqa: ARG002 # nothing is renamed here
         about_to_commit: Callable[[int], None],
     ) -> tuple[str, ...]:
         self._answer()

@@ -162,6 +162,11 @@ class _Live:
             by_row=by_row,
             telling=frozenset(c for s, t, c in self._telling if (s, t) == (table.schema, table.name)),
         )
+        if left_out and not by_row and not names.now:
+            raise Refused(
+                f"change {number}: {label} has no {', '.join(sorted(left_out))}, and the replaced database is gone: "
+                "whether that was renamed cannot be told"
+            )
         said = (f"{label}: no place for {', '.join(sorted(left_out))}",) if left_out else ()
         return _Change(number=number, table=table, statement=told.statement(), left_out=said)
 
