@@ -25,6 +25,8 @@ from lastgood.cli.rendering import (
     findings_lines,
     history_rows,
     plan_lines,
+    quarantine_lines,
+    quarantine_rows,
     release_rows,
     report_lines,
     run_lines,
@@ -37,6 +39,7 @@ from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown
 from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
+from lastgood.core.quarantine import EntryState
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven
 from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
@@ -44,6 +47,7 @@ from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
 from lastgood.runbook import by_hand
 from lastgood.runbook import deploy as deploying
+from lastgood.runbook import quarantine as deciding
 from lastgood.runbook import record as recording
 from lastgood.runbook import rollback as returning
 from lastgood.runbook import watch as watching
@@ -70,12 +74,15 @@ app = typer.Typer(
 )
 audit = typer.Typer(help="Check the journal.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
+quarantine = typer.Typer(help="Decide about what did not fit the old schema.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="lastgood.yaml of the stack.", envvar="LASTGOOD_CONFIG")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting. Never approves a database step.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+EntryArgument = Annotated[str, typer.Argument(metavar="ID", help="An entry, as `quarantine list` names it.")]
 Why = Annotated[str, typer.Option("-m", "--message", help="Why, for the journal.")]
 
 
@@ -673,6 +680,63 @@ def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), a
         return
     for line in run_lines(found):
         out(line)
+
+
+@quarantine.command("list")
+def quarantine_list(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
+    """List what did not fit the old schema, and what became of it.
+
+    Changes nothing.
+
+    Example: lastgood quarantine list
+    """
+    known = deciding.look(opened(config))
+    if as_json:
+        show(known, tuple[deciding.Decided, ...])
+        return
+    for line in table(quarantine_rows(known)):
+        out(line)
+    waiting = sum(one.decision.state in (EntryState.WAITING, EntryState.UNKNOWN) for one in known)
+    out(f"{waiting} of {len(known)} wait for a person" if known else "the quarantine is empty")
+
+
+@quarantine.command("show")
+def quarantine_show(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
+    """Show an entry: why it waits, and each row of it.
+
+    Changes nothing.
+
+    Example: lastgood quarantine show 1832-0/27E5A58
+    """
+    found = deciding.find(opened(config), entry)
+    if as_json:
+        show(found, deciding.Decided)
+        return
+    for line in quarantine_lines(found):
+        out(line)
+
+
+@quarantine.command("requeue")
+def quarantine_requeue(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE)) -> None:
+    """Put an entry into the live database, whole or not at all.
+
+    Changes the live database in one transaction: only what the entry changed, where that is still as it found it.
+
+    Example: lastgood quarantine requeue 1832-0/27E5A58
+    """
+    for line in deciding.requeue(opened(config), entry):
+        out(clean(line))
+
+
+@quarantine.command("discard")
+def quarantine_discard(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
+    """Note that an entry stays out, and why.
+
+    Writes the journal; the entry itself is kept.
+
+    Example: lastgood quarantine discard 1832-0/27E5A58 -m 'a test order'
+    """
+    out(clean(deciding.discard(opened(config), entry, why)))
 
 
 @audit.command("verify")

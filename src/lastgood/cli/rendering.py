@@ -14,6 +14,7 @@ from lastgood.core.plan import Plan, Purpose
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
+from lastgood.runbook.quarantine import Decided
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -197,3 +198,31 @@ def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
                 yield clean(f" {title:18}  {service.name} ({service.why_not})")
     yield from (clean(f" good to know        {line}") for line in found.warnings)
     yield from (clean(f" not found           {line}") for line in not_found)
+
+
+def quarantine_rows(known: Iterable[Decided]) -> Iterator[tuple[str, ...]]:
+    """A line for each entry; its whole name, which is the only one that is never of two."""
+    for one in known:
+        yield one.entry.name, one.decision.state.value, ", ".join(one.entry.tables), one.entry.reason
+
+
+def quarantine_lines(one: Decided) -> Iterator[str]:
+    """An entry: what was decided, why it waits, and each row before and after."""
+    entry, decision = one.entry, one.decision
+    by = f" by {decision.by}" if decision.by else ""
+    yield clean(f"{entry.name}  {decision.state.value}{by}{f': {decision.why}' if decision.why else ''}")
+    yield clean(f"because  {entry.reason}")
+    if entry.committed_at:
+        yield clean(f"written  {entry.committed_at} by transaction {entry.xid}")
+    for number, change in enumerate(entry.changes, 1):
+        yield clean(f"change {number}  {change.table}: {change.kind}")
+        old, new = change.old or {}, change.new or {}
+        for name in dict.fromkeys([*(change.key or {}), *old, *new]):
+            was, now = (old.get(name), new.get(name, old.get(name)))
+            if change.new is None:
+                said = f"{old.get(name, (change.key or {}).get(name))}"
+            elif change.old is None:
+                said = f"{new.get(name, (change.key or {}).get(name))}"
+            else:
+                said = f"{was}" if was == now or name not in new else f"{was} -> {now}"
+            yield clean(f"    {name}  {said}").replace("\n", " ")

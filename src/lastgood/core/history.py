@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import assert_never
 
 from lastgood.core.plan import Plan, Purpose, Role
+from lastgood.core.quarantine import QuarantineDecision
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     AbortAsked,
@@ -20,6 +21,7 @@ from lastgood.core.record import (
     DeploymentStarted,
     Event,
     Frozen,
+    QuarantineDecided,
     Record,
     ReleaseCompleted,
     ReleaseJudged,
@@ -107,7 +109,7 @@ class History:
     """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record.
 
     journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived;
-    untold: those that did not.
+    untold: those that did not. quarantine: the newest decision about an entry, by `replay/id`.
     """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
@@ -120,6 +122,7 @@ class History:
     told: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     untold: dict[tuple[str, str], Untold] = field(default_factory=dict[tuple[str, str], Untold])
     journal: str = ""
+    quarantine: dict[str, QuarantineDecision] = field(default_factory=dict[str, QuarantineDecision])
 
     @property
     def open_run(self) -> RunHistory | None:
@@ -196,6 +199,8 @@ def _take(history: History, event: Event, record: Record) -> None:
             history.frozen = event
         case Unfrozen():
             history.frozen = None
+        case QuarantineDecided(entry=entry, decision=decision):
+            history.quarantine[entry] = decision
         case _:
             assert_never(event)
 

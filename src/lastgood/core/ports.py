@@ -6,7 +6,7 @@ below is tested there. Adapters raise the errors of `core.errors` and nothing el
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from typing import Protocol
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import Role, Step
+from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Missing, Release, RestorePoint, Shipped
@@ -158,6 +159,26 @@ class Database(Target, Protocol):
 
     def replayed(self, replay: str) -> Replayed:
         """Return what became of the writes in a finished replay. Raises Refused when there is no such replay."""
+        ...
+
+    def quarantine(self) -> tuple[QuarantineEntry, ...]:
+        """Return what waits, or waited, in the quarantine of every replay, oldest first within each. Raises Refused
+        when a file of it cannot be read."""
+        ...
+
+    def requeue(
+        self, entry: QuarantineEntry, *, restore_point: str, kept_as: str, about_to_commit: Callable[[int], None]
+    ) -> tuple[str, ...]:
+        """Put an entry into the live database, all of it in one transaction; return what has no place there, one line
+        each. restore_point, kept_as: of its replay; they tell what was renamed.
+
+        about_to_commit: is given the id of that transaction before it is committed, to be noted durably. Raises Refused
+        when something does not fit, nothing changed; OutcomeUnknown when the answer was lost: ask `is_committed`.
+        """
+        ...
+
+    def is_committed(self, xid: int) -> bool | None:
+        """Whether that transaction is in the data; None when it cannot be told."""
         ...
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from lastgood.core.plan import Plan, Seen
+from lastgood.core.quarantine import QuarantineDecision
 from lastgood.core.reading import Bucket
 from lastgood.core.release import Deployment, Release, RestorePoint
 from lastgood.core.report import Report, TerminalState
@@ -243,6 +244,15 @@ class Unfrozen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineDecided:
+    """What a person decided about an entry of the quarantine, or what looking showed. entry: `replay/id`."""
+
+    entry: str
+    decision: QuarantineDecision
+    kind: Literal["quarantine_decided"] = "quarantine_decided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
     """A message was sent, or could not be. A failure never stops a rollback; it stands in the report.
 
@@ -280,6 +290,7 @@ Event = (
     | RunEnded
     | Frozen
     | Unfrozen
+    | QuarantineDecided
     | Told
 )
 

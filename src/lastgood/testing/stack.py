@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
 from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, WritesSince
 from lastgood.core.plan import (
@@ -32,6 +32,7 @@ from lastgood.core.plan import (
     Switch,
     TakeRestorePoint,
 )
+from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import (
     Instances,
     InstanceState,
@@ -95,6 +96,7 @@ class Stack(World):
     by table. unfit: those of them that the old schema has no place for. broken: invalid rows, and whether the migration
     wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point.
+    quarantine: its entries; requeued: which of them are in the data, by transaction; loses_answers: a requeue's.
     """
 
     def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
@@ -115,6 +117,9 @@ class Stack(World):
         self.unfit: Counter[str] = Counter()
         self.replayed: dict[str, Replayed] = {}
         self.lossy_because: tuple[str, ...] = ()
+        self.quarantine: list[QuarantineEntry] = []
+        self.requeued: dict[int, str] = {}
+        self.loses_answers = False
         self.broken_at: dict[str, dict[str, bool]] = {}
         self._served_since: dict[str, datetime] = {}
         self.frontend: FrontendFacts = replace(self.frontend, production="", deployments=(), domains=((DOMAIN, ""),))
@@ -407,6 +412,31 @@ class MemoryDatabase(Hand):
         if replay not in self._stack.replayed:
             raise Refused(f"replay {replay} is not there", hint="lastgood explain")
         return self._stack.replayed[replay]
+
+    def quarantine(self) -> tuple[QuarantineEntry, ...]:
+        return tuple(self._stack.quarantine)
+
+    def requeue(
+        self,
+        entry: QuarantineEntry,
+        *,
+        restore_point: str,  # noqa: ARG002 # nothing is renamed here
+        kept_as: str,  # noqa: ARG002 # nothing is renamed here
+        about_to_commit: Callable[[int], None],
+    ) -> tuple[str, ...]:
+        self._answer()
+        if set(entry.tables) & self._stack.unfit.keys():
+            raise Refused(f"change 1 ({entry.tables[0]}): it does not fit")
+        xid = len(self._stack.requeued) + 1
+        about_to_commit(xid)
+        self._stack.requeued[xid] = entry.name
+        if self._stack.loses_answers:
+            raise OutcomeUnknown("database: the connection was lost")
+        return ()
+
+    def is_committed(self, xid: int) -> bool | None:
+        self._answer()
+        return xid in self._stack.requeued
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:
         facts = self.observe()

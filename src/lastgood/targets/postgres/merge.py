@@ -21,14 +21,14 @@ from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.pgoutput import Relation, RowChange, Transaction, Truncation, Unsent, Value
 
 T = TypeVar("T")
-_NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
+NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
-_NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
-_WITHOUT_EQUALITY: Final = frozenset({"json", "xml", "point", "polygon"})
+NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
+WITHOUT_EQUALITY: Final = frozenset({"json", "xml", "point", "polygon"})
 """Types that cannot be compared, and are by their text."""
 
 # What tells rows apart or ties them together is no quantity, though it be a number.
-_TELLING: Final[LiteralString] = """
+TELLING: Final[LiteralString] = """
 SELECT n.nspname, r.relname, a.attname FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
 JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
 WHERE EXISTS (SELECT FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND a.attnum = ANY(x.indkey::int2[]))
@@ -77,7 +77,7 @@ class Merge:
         self, source: Connection, clone: Connection, *, then: tuple[Table, ...], now: tuple[Table, ...]
     ) -> None:
         self._then, self._now = {t.oid: t for t in then}, {t.oid: t for t in now}
-        self._telling = set(clone.execute(_TELLING).fetchall())
+        self._telling = set(clone.execute(TELLING).fetchall())
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = set(clone.execute(_CASCADING).fetchall())
         self._clone = clone
@@ -225,7 +225,7 @@ class Merge:
         name = sql.Identifier(row.then.columns[number])
         if value is None:
             return sql.SQL("{} IS NULL").format(name)
-        if row.then.types[number] in _WITHOUT_EQUALITY:
+        if row.then.types[number] in WITHOUT_EQUALITY:
             return sql.SQL("{}::text = {}").format(name, sql.Literal(value))
         return sql.SQL("{} = {}").format(name, self._value(row, number, value))
 
@@ -247,20 +247,19 @@ class Merge:
     def _narrows(self, row: _Row, number: int) -> bool:
         was, now = row.then.types[number], row.types[number]
         return was != now and (
-            (was.startswith(_NUMBERS) and now.startswith(_NUMBERS))
-            or (was.startswith(_TIMES) and now.startswith(_TIMES))
+            (was.startswith(NUMBERS) and now.startswith(NUMBERS)) or (was.startswith(_TIMES) and now.startswith(_TIMES))
         )
 
     def _is_quantity(self, row: _Row, number: int) -> bool:
         then, old, new = row.then, row.old[number], row.new[number]
         return (
-            then.types[number].startswith(_NUMBERS)
+            then.types[number].startswith(NUMBERS)
             and row.types[number] == then.types[number]
             and not then.types[number].endswith("]")
             and (then.schema, then.name, then.columns[number]) not in self._telling
             and isinstance(old, str)
             and isinstance(new, str)
-            and not {old, new} & _NO_NUMBER
+            and not {old, new} & NO_NUMBER
         )
 
     def _without_place(

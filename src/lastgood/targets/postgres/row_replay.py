@@ -325,7 +325,7 @@ def _at(then: Table, key: Row) -> sql.Composed:
 
 def _record(then: Table, values: Row) -> sql.Composed:
     return sql.SQL("json_populate_record(NULL::{}, {}::json)").format(
-        then.identifier, sql.Literal(json.dumps(values, default=str, ensure_ascii=False))
+        then.identifier, sql.Literal(shelf.json_text(values))
     )
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -104,7 +105,23 @@ def write(path: Path, adapter: TypeAdapter[Manifest], manifest: Manifest) -> Non
 
 def write_lines(path: Path, lines: Iterable[object]) -> None:
     """Put objects on disk, one JSON line each, whole."""
-    _write(path, (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+    _write(path, (json_text(line).encode() + b"\n" for line in lines))
+
+
+def json_text(value: object) -> str:
+    """Write JSON as the server would: a Decimal is a number, to its last digit, and not a text."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:  # somewhere in it is what json does not know
+        match value:
+            case Decimal():
+                return str(value)
+            case dict():
+                return "{" + ", ".join(f"{json.dumps(k)}: {json_text(v)}" for k, v in value.items()) + "}"
+            case list() | tuple():
+                return "[" + ", ".join(map(json_text, value)) + "]"
+            case _:
+                raise
 
 
 def _write(path: Path, parts: Iterable[bytes]) -> None:

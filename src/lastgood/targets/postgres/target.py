@@ -40,14 +40,16 @@ from lastgood.core.plan import (
     seen,
 )
 from lastgood.core.ports import Clock
+from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Release, RestorePoint, Shipped
 from lastgood.core.report import Check, Replayed
 from lastgood.targets import child
-from lastgood.targets.postgres import capture, catalog, evidence, replay, row_replay, shelf, swap, writes
+from lastgood.targets.postgres import capture, catalog, evidence, replay, requeue, row_replay, shelf, swap, writes
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
+from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import Server, admit, databases, end_tool, swaps
 
 _AGAIN_S: Final = 2.0
@@ -373,6 +375,30 @@ class PostgresTarget:
     def replayed(self, replay: str) -> Replayed:
         path = self._replays / f"{shelf.checked(replay)}.json"
         return shelf.read(path, shelf.KEPT_REPLAY, what=f"replay {replay}", hint="lastgood explain")
+
+    def quarantine(self) -> tuple[QuarantineEntry, ...]:
+        return tuple(requeue.entries(self._replays))
+
+    def requeue(
+        self, entry: QuarantineEntry, *, restore_point: str, kept_as: str, about_to_commit: Callable[[int], None]
+    ) -> tuple[str, ...]:
+        with _answers(self._server, sent=True):
+            names = self._names(restore_point, kept_as)
+            with self._server.connect() as live:
+                return requeue.requeue(live, entry, names, invariants=self._invariants, about_to_commit=about_to_commit)
+
+    def _names(self, restore_point: str, kept_as: str) -> Names:
+        """What the migration renamed, as far as restore point and replaced database are still there."""
+        kept = next((k for k in shelf.kept(self._points, shelf.KEPT_POINT) if k.point.id == restore_point), None)
+        with self._server.maintenance() as maintenance:
+            if kept is None or not databases(maintenance).get(kept_as, False):
+                return Names()
+        with self._server.connect(kept_as) as replaced:
+            return Names(then=kept.tables, now=catalog.tables(replaced))
+
+    def is_committed(self, xid: int) -> bool | None:
+        with _answers(self._server, sent=False), self._server.connect() as live:
+            return requeue.is_committed(live, xid)
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:
         try:
