@@ -39,7 +39,10 @@ class Seen:
 
 class Shop:
     """The project of a ComposeWorld with a lastgood.yaml beside its compose file. host: which engine its commands
-    reach, empty for the machine's. sections: of lastgood.yaml, as they are written at the next command."""
+    reach, empty for the machine's. sections: of lastgood.yaml, as they are written at the next command. command: the
+    newest one."""
+
+    command: subprocess.Popen[str]
 
     def __init__(self, stack: ComposeWorld, slack: SlackStandIn) -> None:
         self.stack, self.slack = stack, slack
@@ -70,7 +73,7 @@ class Shop:
         """Run one command beside the compose file. Returns all that it said."""
         (self.stack.root / "lastgood.yaml").write_text(json.dumps(self.sections))
         given = {**os.environ, **({"DOCKER_HOST": self.host} if self.host else {}), **(env or {})}
-        done = subprocess.run(
+        self.command = subprocess.Popen(
             [sys.executable, "-m", "lastgood", *words],
             cwd=self.stack.root,
             env=given | ({"LASTGOOD_DIE_AT": die_at} if die_at else {}),
@@ -78,11 +81,19 @@ class Shop:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=COMMAND_S,
-            check=False,
         )
-        assert done.returncode == code, f"{' '.join(words)} ended {done.returncode}, expected {code}:\n{done.stdout}"
-        return done.stdout
+        try:
+            said, _ = self.command.communicate(timeout=COMMAND_S)
+        finally:
+            self.command.kill()
+        assert self.command.returncode == code, (
+            f"{' '.join(words)} ended {self.command.returncode}, expected {code}:\n{said}"
+        )
+        return said
+
+    def kill_the_command(self) -> None:
+        """As kill -9 does, the newest one. What it had started goes on."""
+        self.command.kill()
 
     def deploy(self, release: str, *words: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:
         """Deploy what the files and tags say now."""

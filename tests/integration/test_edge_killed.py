@@ -4,10 +4,12 @@ once, nothing is left over, and behind an edge no user notices that a command di
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from tests.contract.rigs.gateway import ENGINE, Kills, gateway
 from tests.integration.edge_shop import (
     GOOD,
     HELD,
@@ -31,11 +33,33 @@ ONCE = ("create", "start", "stop", "destroy", "rename")
 PAUSE_S = 0.1
 
 
+# In the middle of a step, where no kill point is: at this request to the engine.
+IN_THE_MIDDLE = {
+    "L0": {
+        "what will serve gets its restart policy": Kills(at=r"POST /containers/[^/]+/update"),
+        "the bad one is stopped": Kills(at=r"POST /containers/[^/]+/stop", later=1),
+    },
+    "L1": {"the standby is started": Kills(at=r"POST /containers/[^/]+/start")},
+    "L2": {
+        "the mold is made": Kills(at=r"POST /containers/create"),
+        "the candidate is made": Kills(at=r"POST /containers/create", later=1),
+        "the candidate is started": Kills(at=r"POST /containers/[^/]+/start"),
+    },
+    "L3": {
+        "what served is stopped": Kills(at=r"POST /containers/[^/]+/stop"),
+        "what served is removed": Kills(at=r"DELETE /containers/", later=1),
+        "the replacement is started": Kills(at=r"POST /containers/[^/]+/start", later=1),
+    },
+    "L4": {"what served is removed": Kills(at=r"DELETE /containers/", later=2)},
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every moment of every step of the class's rung."""
-    if "point" in metafunc.fixturenames:
-        cls: type[KilledCommand] | None = metafunc.cls
-        assert cls is not None
+    cls: type[KilledCommand] | None = metafunc.cls
+    if cls is not None and "moment" in metafunc.fixturenames:
+        metafunc.parametrize("moment", IN_THE_MIDDLE[cls.rung.name])
+    if cls is not None and "point" in metafunc.fixturenames:
         named = [f"{moment}:{step}" for step in cls.rung.steps for moment in MOMENTS]
         metafunc.parametrize("point", ["after-plan:rollback", *named, "before-end:rollback"])
 
@@ -63,6 +87,25 @@ class KilledCommand:
         shop.check_it_went_back_whole()
         assert shop.told_of_success - told == 1
         assert {what: times for what, times in happened.items() if what[0] in ONCE and times > 1} == {}
+        if self.rung is not RECREATED:
+            assert set(answers) <= self.answers(bad), answers
+
+    def test_a_rollback_that_dies_in_the_middle_of_a_step_goes_on(
+        self, shop: EdgeShop, moment: str, tmp_path: Path
+    ) -> None:
+        bad = shop.bad_release()
+        told = shop.told_of_success
+        with traffic(shop.world, pause_s=PAUSE_S) as answers, gateway(tmp_path / "e.sock", ENGINE) as gate:
+            gate.fault = IN_THE_MIDDLE[self.rung.name][moment]
+            gate.gone = shop.kill_the_command
+            shop.host = gate.url
+            try:
+                shop.roll_back(code=KILLED)
+                shop.roll_back()
+            finally:
+                shop.host = ""
+        shop.check_it_went_back_whole()
+        assert shop.told_of_success - told == 1
         if self.rung is not RECREATED:
             assert set(answers) <= self.answers(bad), answers
 

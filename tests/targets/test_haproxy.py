@@ -61,6 +61,10 @@ def test_nobody_but_the_owner_may_use_the_socket() -> None:
     assert f"stats socket {INSIDE}/{SOCKET_FILE} mode 600 uid 1000 level admin" in lines([WEB], {})
 
 
+def test_addresses_are_kept_however_long_nobody_answers_for_names() -> None:
+    assert {"hold refused 24h", "hold timeout 24h", "hold other 24h"} <= set(lines([WEB], {}))
+
+
 # --- a real one ------------------------------------------------------------------------------------------------------
 
 

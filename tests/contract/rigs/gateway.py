@@ -41,14 +41,23 @@ class SaysNo:
     status: int = 500
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kills:
+    """At the first request that matches `at`, whoever sent it dies (`gone` does that): the engine carries it out, and
+    nobody hears the answer. later: how many such requests pass first."""
+
+    at: str
+    later: int = 0
+
+
 class EngineGateway:
     """Forwards to the engine at `engine` what arrives at `path`. fault: what goes wrong; a death happens once.
     struck: how often one did. gone, back: what else happens at a death, and before it listens again: the engine of a
-    test's own is killed, and started."""
+    test's own is killed, and started; or a command is killed."""
 
     def __init__(self, path: Path, engine: Path) -> None:
         self.path, self._engine = path, engine
-        self.fault: Dies | SaysNo | None = None
+        self.fault: Dies | Kills | SaysNo | None = None
         self.struck = 0
         self.gone: Callable[[], None] = lambda: None
         self.back: Callable[[], None] = lambda: None
@@ -147,22 +156,25 @@ class EngineGateway:
                 self._back_after_s = fault.back_after_s
                 unanswered.set()
                 engine.sendall(request)
+            case Kills():
+                self.gone()
+                engine.sendall(request)
             case None:
                 engine.sendall(request)
         return True
 
-    def _due(self, request: bytes) -> Dies | SaysNo | None:
+    def _due(self, request: bytes) -> Dies | Kills | SaysNo | None:
         # `POST /v1.41/containers/create?name=x HTTP/1.1`: the version of the API is nobody's business here.
         line = re.sub(r" /v[0-9.]+/", " /", request.split(b"\r\n", 1)[0].decode())
         with self._lock:
             fault = self.fault
             if fault is None or not re.match(fault.at, line):
                 return None
-            if isinstance(fault, Dies) and fault.later:
+            if isinstance(fault, Dies | Kills) and fault.later:
                 self.fault = replace(fault, later=fault.later - 1)
                 return None
             self.struck += 1
-            if isinstance(fault, Dies):
+            if isinstance(fault, Dies | Kills):
                 self.fault = None
             return fault
 
