@@ -216,13 +216,12 @@ def quarantine_lines(one: Decided) -> Iterator[str]:
         yield clean(f"written  {entry.committed_at} by transaction {entry.xid}")
     for number, change in enumerate(entry.changes, 1):
         yield clean(f"change {number}  {change.table}: {change.kind}")
-        old, new = change.old or {}, change.new or {}
-        for name in dict.fromkeys([*(change.key or {}), *old, *new]):
-            was, now = (old.get(name), new.get(name, old.get(name)))
-            if change.new is None:
-                said = f"{old.get(name, (change.key or {}).get(name))}"
-            elif change.old is None:
-                said = f"{new.get(name, (change.key or {}).get(name))}"
+        key = dict(change.key or {})
+        old, new = key | dict(change.old or {}), key | dict(change.new or {})
+        for name in old | new:
+            was, now = str(old.get(name, "")), str(new.get(name, old.get(name, "")))
+            if change.new is None or change.old is None:
+                said = now if change.old is None else was
             else:
-                said = f"{was}" if was == now or name not in new else f"{was} -> {now}"
+                said = was if was == now else f"{was} -> {now}"
             yield clean(f"    {name}  {said}").replace("\n", " ")

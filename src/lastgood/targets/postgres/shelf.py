@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -117,9 +117,10 @@ def json_text(value: object) -> str:
             case Decimal():
                 return str(value)
             case dict():
-                return "{" + ", ".join(f"{json.dumps(k)}: {json_text(v)}" for k, v in value.items()) + "}"
+                pairs = cast("dict[str, object]", value).items()
+                return "{" + ", ".join(f"{json.dumps(name)}: {json_text(below)}" for name, below in pairs) + "}"
             case list() | tuple():
-                return "[" + ", ".join(map(json_text, value)) + "]"
+                return "[" + ", ".join(map(json_text, cast("list[object]", value))) + "]"
             case _:
                 raise
 
