@@ -9,9 +9,9 @@ bring back, through rows that many write to, what was kept out (measured: 1,560 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, LiteralString, TypeVar
+from typing import Final, LiteralString
 
 from psycopg import sql
 
@@ -20,13 +20,13 @@ from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.pgoutput import Relation, RowChange, Transaction, Truncation, Unsent, Value
 
-T = TypeVar("T")
 NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
 NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
 WITHOUT_EQUALITY: Final = frozenset({"json", "xml", "point", "polygon"})
 """Types that cannot be compared, and are by their text."""
 
+# ruff: noqa: S608 # every name and value in a statement is quoted by `_name` and `_literal`
 # What tells rows apart or ties them together is no quantity, though it be a number.
 TELLING: Final[LiteralString] = """
 SELECT n.nspname, r.relname, a.attname FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
@@ -57,13 +57,35 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Of a table as the server describes it: (place in a row, number) of what the old schema does not make itself, and
+    the types by which values are sent. table, names: as they are written in a statement. later: columns that the old
+    schema does not have, by number."""
+
+    then: Table
+    migrated: bool
+    table: str
+    names: Mapping[int, str]
+    numbers: tuple[tuple[int, int], ...]
+    types: Mapping[int, str]
+    later: Mapping[int, str]
+
+    def told(self, values: tuple[Value, ...] | None) -> dict[int, Value]:
+        """By number."""
+        return {number: values[place] for place, number in self.numbers} if values is not None else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     """A change, by the numbers of the columns."""
 
-    then: Table
-    types: Mapping[int, str]
+    columns: _Columns
     old: Mapping[int, Value]
     new: Mapping[int, Value]
+
+    @property
+    def then(self) -> Table:
+        return self.columns.then
 
 
 class Merge:
@@ -80,8 +102,10 @@ class Merge:
         self._telling = set(clone.execute(TELLING).fetchall())
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = set(clone.execute(_CASCADING).fetchall())
-        self._clone = clone
         self._type_of = _Types(source)
+        self._known: dict[int, tuple[Relation, _Columns]] = {}
+        # a backslash in a value is one, and not the beginning of something else
+        clone.execute("SET standard_conforming_strings = on")
         self.migrated = False
         """Whether a transaction of the migration was seen: then the columns are those of today, if they are of both."""
         self.rewritten: set[tuple[int, int]] = set()
@@ -100,13 +124,13 @@ class Merge:
                 left_out.append(_of_new_table(change))
                 continue
             row = self._row(change)
-            left_out += self._without_place(change, row)
+            left_out += self._without_place(row)
             statement = self._statement(row)
             if statement is None:
                 continue
             rows[row.then.label] = rows.get(row.then.label, 0) + 1
             takes_along = not row.new and (row.then.schema, row.then.name) in self._cascading
-            (last if takes_along else statements).append(statement.as_string(self._clone))
+            (last if takes_along else statements).append(statement)
         return Said(statements=(*statements, *reversed(last)), rows=tuple(rows.items()), left_out=tuple(left_out))
 
     def rewritings(self, change: RowChange) -> Iterator[tuple[int, str, int, Value, Value]]:
@@ -126,19 +150,30 @@ class Merge:
 
     def _row(self, change: RowChange) -> _Row:
         relation = change.relation
-        then = self._then[relation.oid]
         if change.old is not None and not relation.whole:
             raise Misfit(f"of {relation.name} the server told only the key of a row, not what it was")
+        columns = self._columns(relation)
+        return _Row(columns=columns, old=columns.told(change.old), new=columns.told(change.new))
+
+    def _columns(self, relation: Relation) -> _Columns:
+        """Worked out once for each description of a table that the server sends."""
+        known, columns = self._known.get(id(relation), (None, None))
+        if known is relation and columns is not None and columns.migrated == self.migrated:
+            return columns
+        then = self._then[relation.oid]
         numbers = self._numbers(relation, then)
-        names = dict(zip(numbers, relation.columns, strict=True))
         made = {n for n, name in then.columns.items() if (then.schema, then.name, name) in self._generated_then}
-
-        def told(values: Iterable[T] | None) -> dict[int, T]:
-            """By number, without what the old schema makes itself."""
-            return {n: value for n, value in zip(names, values or (), strict=False) if n not in made}
-
-        types = {n: self._type_of(*type_) for n, type_ in told(relation.types).items()}
-        return _Row(then=then, types=types, old=told(change.old), new=told(change.new))
+        columns = _Columns(
+            then=then,
+            migrated=self.migrated,
+            table=_name(then.schema) + "." + _name(then.name),
+            names={number: _name(name) for number, name in then.columns.items()},
+            numbers=tuple((place, number) for place, number in enumerate(numbers) if number not in made),
+            types={n: self._type_of(*sent) for n, sent in zip(numbers, relation.types, strict=True) if n not in made},
+            later={n: name for n, name in zip(numbers, relation.columns, strict=True) if n not in then.columns},
+        )
+        self._known[id(relation)] = (relation, columns)
+        return columns
 
     def _numbers(self, relation: Relation, then: Table) -> tuple[int, ...]:
         now = self._now.get(relation.oid)
@@ -151,101 +186,84 @@ class Merge:
                     return tuple(sent)
         raise Misfit(f"its columns of {relation.name} are neither those of the old schema nor those of today")
 
-    # --- statements ----------------------------------------------------------------------------------------------
+    # --- statements, as text: so many are made that putting them together by objects took most of the time -----------
 
-    def _statement(self, row: _Row) -> sql.Composed | None:
+    def _statement(self, row: _Row) -> str | None:
         """None for a change that the old schema does not notice."""
         if not row.old:
             return self._insert(row)
         if not row.new:
-            return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(row.then.identifier, self._found(row))
+            return f"DELETE FROM ONLY {row.columns.table} WHERE {self._found(row)}"
         changed = [number for number in self._changed(row) if number in row.then.columns]
         if not changed:
             return None
-        sets: list[sql.Composable] = []
-        conditions: list[sql.Composable] = [self._found(row)]
+        sets: list[str] = []
+        conditions = [self._found(row)]
         for number in changed:
-            name = sql.Identifier(row.then.columns[number])
+            name, old, new = row.columns.names[number], row.old[number], row.new[number]
             if self._is_quantity(row, number):
-                sets.append(
-                    sql.SQL("{} = {} + ({}::numeric - {}::numeric)").format(
-                        name, name, sql.Literal(row.new[number]), sql.Literal(row.old[number])
-                    )
-                )
-                conditions.append(sql.SQL("{} IS NOT NULL").format(name))
+                sets.append(f"{name} = {name} + ({_literal(new)}::numeric - {_literal(old)}::numeric)")
+                conditions.append(f"{name} IS NOT NULL")
             else:
-                sets.append(sql.SQL("{} = {}").format(name, self._value(row, number, row.new[number])))
+                sets.append(f"{name} = {self._value(row, number, new)}")
                 conditions += [self._as_found(row, number), *self._keeps_all(row, number)]
-        return sql.SQL("UPDATE ONLY {} SET {} WHERE {}").format(
-            row.then.identifier, sql.SQL(", ").join(sets), sql.SQL(" AND ").join(conditions)
-        )
+        return f"UPDATE ONLY {row.columns.table} SET {', '.join(sets)} WHERE {' AND '.join(conditions)}"
 
-    def _insert(self, row: _Row) -> sql.Composed:
+    def _insert(self, row: _Row) -> str:
         numbers = [number for number in row.new if number in row.then.columns]
         guards = [guard for number in numbers for guard in self._keeps_all(row, number)]
-        return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} {}").format(
-            row.then.identifier,
-            sql.SQL(", ").join(sql.Identifier(row.then.columns[number]) for number in numbers),
-            sql.SQL(", ").join(self._value(row, number, row.new[number]) for number in numbers),
-            sql.SQL("WHERE {}").format(sql.SQL(" AND ").join(guards)) if guards else sql.SQL(""),
-        )
+        names = ", ".join(row.columns.names[number] for number in numbers)
+        values = ", ".join(self._value(row, number, row.new[number]) for number in numbers)
+        where = f" WHERE {' AND '.join(guards)}" if guards else ""
+        return f"INSERT INTO {row.columns.table} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{where}"
 
     @staticmethod
     def _changed(row: _Row) -> list[int]:
         return [n for n, new in row.new.items() if new is not Unsent.UNCHANGED and new != row.old[n]]
 
-    def _found(self, row: _Row) -> sql.Composable:
+    def _found(self, row: _Row) -> str:
         """The row that the transaction found: by its key, else one that is as it was."""
         if row.then.key and all(number in row.old for number in row.then.key):
-            return sql.SQL(" AND ").join(self._is(row, number, row.old[number]) for number in row.then.key)
+            return " AND ".join(self._is(row, number, row.old[number]) for number in row.then.key)
         shared = [number for number in row.old if number in row.then.columns]
-        as_it_was = sql.SQL(" AND ").join(self._is(row, number, row.old[number]) for number in shared)
-        return sql.SQL("ctid = (SELECT ctid FROM ONLY {} WHERE {} LIMIT 1)").format(
-            row.then.identifier, as_it_was if shared else sql.SQL("true")
-        )
+        as_it_was = " AND ".join(self._is(row, number, row.old[number]) for number in shared) or "true"
+        return f"ctid = (SELECT ctid FROM ONLY {row.columns.table} WHERE {as_it_was} LIMIT 1)"
 
-    def _as_found(self, row: _Row, number: int) -> sql.Composable:
+    def _as_found(self, row: _Row, number: int) -> str:
         """The value is what the transaction found; or what it was before the migration made that of it."""
         same = self._is(row, number, row.old[number])
         if (row.then.oid, number) not in self.rewritten:
             return same
-        return sql.SQL(
-            "({} OR EXISTS (SELECT FROM lastgood.rewritten r WHERE (r.relation, r.key, r.number) = ({}, {}, {}) "
-            "AND r.was IS NOT DISTINCT FROM {}::text AND r.made IS NOT DISTINCT FROM {}))"
-        ).format(
-            same,
-            sql.Literal(row.then.oid),
-            sql.Literal(_key_text(row)),
-            sql.Literal(number),
-            sql.Identifier(row.then.columns[number]),
-            sql.Literal(row.old[number]),
+        return (
+            f"({same} OR EXISTS (SELECT FROM lastgood.rewritten r WHERE (r.relation, r.key, r.number) = "
+            f"({row.then.oid}, {_literal(_key_text(row))}, {number}) "
+            f"AND r.was IS NOT DISTINCT FROM {row.columns.names[number]}::text "
+            f"AND r.made IS NOT DISTINCT FROM {_literal(row.old[number])}))"
         )
 
-    def _is(self, row: _Row, number: int, value: Value) -> sql.Composable:
-        name = sql.Identifier(row.then.columns[number])
+    def _is(self, row: _Row, number: int, value: Value) -> str:
+        name = row.columns.names[number]
         if value is None:
-            return sql.SQL("{} IS NULL").format(name)
+            return f"{name} IS NULL"
         if row.then.types[number] in WITHOUT_EQUALITY:
-            return sql.SQL("{}::text = {}").format(name, sql.Literal(value))
-        return sql.SQL("{} = {}").format(name, self._value(row, number, value))
+            return f"{name}::text = {_literal(value)}"
+        return f"{name} = {self._value(row, number, value)}"
 
-    def _value(self, row: _Row, number: int, value: Value) -> sql.Composable:
+    def _value(self, row: _Row, number: int, value: Value) -> str:
         """As the server wrote it; by way of the type that it had where that was another number or time."""
         if value is None or not self._narrows(row, number):
-            return sql.Literal(value)
-        return sql.SQL("{}::{}::{}").format(
-            sql.Literal(value), written(row.types[number]), written(row.then.types[number])
-        )
+            return _literal(value)
+        return f"{_literal(value)}::{row.columns.types[number]}::{row.then.types[number]}"
 
-    def _keeps_all(self, row: _Row, number: int) -> Iterator[sql.Composable]:
+    def _keeps_all(self, row: _Row, number: int) -> Iterator[str]:
         """That a value of a wider type has a place in the old one, and is not rounded."""
         value = row.new[number]
         if value is not None and self._narrows(row, number):
-            wide = sql.SQL("{}::{}").format(sql.Literal(value), written(row.types[number]))
-            yield sql.SQL("{} = {}::{}").format(wide, self._value(row, number, value), written(row.types[number]))
+            wide = row.columns.types[number]
+            yield f"{_literal(value)}::{wide} = {self._value(row, number, value)}::{wide}"
 
     def _narrows(self, row: _Row, number: int) -> bool:
-        was, now = row.then.types[number], row.types[number]
+        was, now = row.then.types[number], row.columns.types[number]
         return was != now and (
             (was.startswith(NUMBERS) and now.startswith(NUMBERS)) or (was.startswith(_TIMES) and now.startswith(_TIMES))
         )
@@ -254,7 +272,7 @@ class Merge:
         then, old, new = row.then, row.old[number], row.new[number]
         return (
             then.types[number].startswith(NUMBERS)
-            and row.types[number] == then.types[number]
+            and row.columns.types[number] == then.types[number]
             and not then.types[number].endswith("]")
             and (then.schema, then.name, then.columns[number]) not in self._telling
             and isinstance(old, str)
@@ -262,14 +280,12 @@ class Merge:
             and not {old, new} & NO_NUMBER
         )
 
-    def _without_place(
-        self, change: RowChange, row: _Row
-    ) -> Iterator[tuple[str, Mapping[str, Value], Mapping[str, Value]]]:
-        names = dict(zip(self._numbers(change.relation, row.then), change.relation.columns, strict=True))
+    @staticmethod
+    def _without_place(row: _Row) -> Iterator[tuple[str, Mapping[str, Value], Mapping[str, Value]]]:
         values = {
-            names[n]: value
-            for n, value in row.new.items()
-            if n not in row.then.columns and value is not None and value != row.old.get(n)
+            name: row.new[n]
+            for n, name in row.columns.later.items()
+            if row.new.get(n) is not None and row.new[n] != row.old.get(n)
         }
         if values:
             yield row.then.label, key_of(row.then, row.new), values
@@ -294,8 +310,17 @@ def _key_text(row: _Row) -> str:
 
 
 def written(words: str) -> sql.SQL:
-    """Take words that the server wrote for a statement, quoted by itself: of format_type, or of regclass."""
+    """Take words that the server wrote for a statement, quoted by itself: of regclass, for one."""
     return sql.SQL(words)  # pyright: ignore[reportArgumentType] # not literal, and quoted by the server
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(value: Value) -> str:
+    """Needs standard_conforming_strings."""
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else "NULL"
 
 
 class _Types:
