@@ -3,7 +3,11 @@ said what does not fit."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -11,7 +15,12 @@ from psycopg import sql
 
 from lastgood.core.errors import Refused
 from lastgood.core.quarantine import QuarantineEntry
+from lastgood.core.record import RunEnded, RunStarted
+from lastgood.core.report import TerminalState
+from lastgood.journal.sqlite import SqliteJournal
+from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.postgres_world import SECOND, PostgresWorld
+from tests.core.examples import rollback_plan
 
 RELAXED: Final = "ALTER TABLE orders DROP CONSTRAINT orders_total_check, ADD COLUMN note text"
 RENAMED: Final = f"{RELAXED}; ALTER TABLE customers RENAME COLUMN name TO full_name"
@@ -231,3 +240,62 @@ def test_a_row_with_a_fraction_waits_as_any_other_and_so_do_values_that_are_left
     embedded.sql("ALTER TABLE prices DROP CONSTRAINT prices_price_check")
     put(embedded, entry)
     assert str(embedded.one("SELECT price FROM prices")) == "-1.50"
+
+
+# --- as a person types it --------------------------------------------------------------------------------------------
+
+
+def team_of(world: PostgresWorld) -> Callable[..., str]:
+    """A lastgood.yaml beside the world's state, and a journal that knows its rollback; return what runs a command."""
+    journal = SqliteJournal(world.folder / "state", clock=CLOCK)
+    plan = replace(rollback_plan(None), id="r1", steps=tuple(world.way_back))
+    journal.append(RunStarted(run="r1", plan=plan, trigger="person", sentence="", by="ada"))
+    journal.append(RunEnded(run="r1", terminal=TerminalState.ROLLED_BACK_VERIFIED, serving="v1"))
+    postgres = world.config.model_dump(mode="json", exclude_none=True, exclude={"password"})
+    assert world.config.password is not None
+    postgres["password"] = world.config.password.reveal()
+    config = {
+        "version": 1,
+        "stack": "shop",
+        "state": "state",
+        "watch": {"window": "1m"},
+        "process": {"services": {"web": {"command": ["true"], "port": 8080}}},
+        "database": {"postgres": postgres, "restore_points": {"path": "restore-points"}},
+    }
+    (world.folder / "lastgood.yaml").write_text(json.dumps(config))
+
+    def lastgood(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "lastgood", *words, "--config", str(world.folder / "lastgood.yaml")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    return lastgood
+
+
+def test_a_person_lists_shows_requeues_and_discards(embedded: PostgresWorld) -> None:
+    first, second = went_back(embedded, RELAXED, FREE, "UPDATE orders SET total = 0 WHERE id = 5")
+    lastgood = team_of(embedded)
+    assert lastgood("quarantine", "list").splitlines()[-1] == "2 of 2 wait for a person"
+    assert "    note  free" in lastgood("quarantine", "show", first.id)
+    assert "    total  6 -> 0" in lastgood("quarantine", "show", second.name)
+    assert "orders_total_check" in lastgood("quarantine", "requeue", first.id, code=3)
+    embedded.sql(LET_IN)
+    assert "is in the live database\nleft out  orders: no place for note" in lastgood("quarantine", "requeue", first.id)
+    assert "already" in lastgood("quarantine", "requeue", first.id)
+    lastgood("quarantine", "discard", second.id, code=3)
+    lastgood("quarantine", "discard", second.id, "-m", "a test order")
+    told = json.loads(lastgood("quarantine", "list", "--json"))
+    assert [(one["entry"]["id"], one["decision"]["state"]) for one in told] == [
+        (first.id, "requeued"),
+        (second.id, "discarded"),
+    ]
+    assert lastgood("quarantine", "list").splitlines()[-1] == "0 of 2 wait for a person"
+    assert (total(embedded, 900), total(embedded, 5)) == (0, 6)
