@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from lastgood.core.errors import Refused
-from lastgood.core.quarantine import QuarantineEntry
+from lastgood.core.quarantine import EntryChange, QuarantineEntry
 from lastgood.core.record import RunEnded, RunStarted
 from lastgood.core.report import TerminalState
 from lastgood.journal.sqlite import SqliteJournal
@@ -146,6 +146,22 @@ def test_a_table_that_was_emptied_is_left_to_a_person(embedded: PostgresWorld) -
     (entry,) = went_back(embedded, RELAXED, "TRUNCATE audit")
     with pytest.raises(Refused, match="it empties audit"):
         put(embedded, entry)
+
+
+def test_rows_of_a_table_that_the_migration_made_are_left_out_and_named(embedded: PostgresWorld) -> None:
+    made = f"{RELAXED}; CREATE TABLE coupons (code text PRIMARY KEY)"
+    (entry,) = went_back(embedded, made, f"BEGIN; {FREE}; INSERT INTO coupons VALUES ('half'); COMMIT")
+    embedded.sql(LET_IN)
+    assert put(embedded, entry) == ("orders: no place for note", "coupons: no such table")
+    assert total(embedded, 900) == 0
+
+
+def test_an_entry_of_which_nothing_has_a_place_is_refused(embedded: PostgresWorld) -> None:
+    (entry,) = went_back(embedded, RELAXED, FREE)
+    noted = EntryChange(table="orders", kind="updated", old={"id": "5"}, new={"id": "5", "note": "x"})
+    only = replace(entry, changes=(noted,))
+    with pytest.raises(Refused, match="no place for any of it"):
+        put(embedded, only)
 
 
 def test_a_name_that_means_something_else_since_is_not_guessed(embedded: PostgresWorld) -> None:
