@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Plan, Purpose
+from lastgood.core.quarantine import EntryChange
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
@@ -216,13 +217,13 @@ def quarantine_lines(one: Decided) -> Iterator[str]:
         yield clean(f"written  {entry.committed_at} by transaction {entry.xid}")
     for number, change in enumerate(entry.changes, 1):
         yield clean(f"change {number}  {change.table}: {change.kind}")
-        old, new = change.old or {}, change.new or {}
-        for name in dict.fromkeys([*(change.key or {}), *old, *new]):
-            was, now = (old.get(name), new.get(name, old.get(name)))
-            if change.new is None:
-                said = f"{old.get(name, (change.key or {}).get(name))}"
-            elif change.old is None:
-                said = f"{new.get(name, (change.key or {}).get(name))}"
-            else:
-                said = f"{was}" if was == now or name not in new else f"{was} -> {now}"
-            yield clean(f"    {name}  {said}").replace("\n", " ")
+        yield from (clean(f"    {line}").replace("\n", " ") for line in _change_lines(change))
+
+
+def _change_lines(change: EntryChange) -> Iterator[str]:
+    """Each column: its value, or where that changed the one before as well."""
+    before: dict[str, Any] = {**(change.key or {}), **(change.old or {})}
+    after = before | dict(change.new or {})
+    for name, value in after.items():
+        changed = change.old is not None and change.new is not None and value != before.get(name)
+        yield f"{name}  {before.get(name)} -> {value}" if changed else f"{name}  {value}"

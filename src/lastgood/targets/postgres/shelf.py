@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -113,15 +113,14 @@ def json_text(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError:  # somewhere in it is what json does not know
-        match value:
-            case Decimal():
-                return str(value)
-            case dict():
-                return "{" + ", ".join(f"{json.dumps(k)}: {json_text(v)}" for k, v in value.items()) + "}"
-            case list() | tuple():
-                return "[" + ", ".join(map(json_text, value)) + "]"
-            case _:
-                raise
+        if isinstance(value, Decimal):
+            return str(value)
+        if isinstance(value, dict):
+            members = cast("dict[str, object]", value).items()
+            return "{" + ", ".join(f"{json.dumps(name)}: {json_text(of)}" for name, of in members) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(json_text, cast("list[object]", value))) + "]"
+        raise
 
 
 def _write(path: Path, parts: Iterable[bytes]) -> None:
