@@ -94,6 +94,18 @@ def test_a_value_that_somebody_changed_since_is_not_written_over(embedded: Postg
     assert total(embedded, 5) == 6, "an entry goes in whole or not at all"
 
 
+def test_a_row_that_was_written_to_since_is_not_deleted(embedded: PostgresWorld) -> None:
+    both = "BEGIN; DELETE FROM orders WHERE id = 7; UPDATE orders SET total = 0 WHERE id = 5; COMMIT"
+    (entry,) = went_back(embedded, RELAXED, both)
+    embedded.sql(LET_IN)
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 7")
+    with pytest.raises(Refused, match=r"change 1 \(orders\): its row is not as it was found"):
+        put(embedded, entry)
+    embedded.sql("UPDATE orders SET state = 'new' WHERE id = 7")
+    put(embedded, entry)
+    assert embedded.one("SELECT count(*) FROM orders WHERE id = 7") == 0
+
+
 def test_one_that_depends_on_another_goes_in_after_it(embedded: PostgresWorld) -> None:
     first, second = went_back(embedded, RELAXED, FREE, "UPDATE orders SET state = 'paid' WHERE id = 900")
     embedded.sql(LET_IN)

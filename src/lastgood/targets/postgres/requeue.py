@@ -194,7 +194,9 @@ class _Told:
         """None where nothing is left that the live schema knows."""
         table = self.table.identifier
         if self.new is None:
-            return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, self._found())
+            whole = (self._is(name, value) for name, value in (self.old or {}).items())
+            unchanged = sql.SQL(" AND ").join([self._found(), *whole])
+            return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, unchanged)
         if self.old is None:
             return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})").format(
                 table,
