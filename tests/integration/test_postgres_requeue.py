@@ -3,15 +3,24 @@ said what does not fit."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import pytest
 from psycopg import sql
 
 from lastgood.core.errors import Refused
-from lastgood.core.quarantine import QuarantineEntry
+from lastgood.core.quarantine import EntryChange, QuarantineEntry
+from lastgood.core.record import RunEnded, RunStarted
+from lastgood.core.report import TerminalState
+from lastgood.journal.sqlite import SqliteJournal
+from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.postgres_world import SECOND, PostgresWorld
+from tests.core.examples import rollback_plan
 
 RELAXED: Final = "ALTER TABLE orders DROP CONSTRAINT orders_total_check, ADD COLUMN note text"
 RENAMED: Final = f"{RELAXED}; ALTER TABLE customers RENAME COLUMN name TO full_name"
@@ -85,6 +94,18 @@ def test_a_value_that_somebody_changed_since_is_not_written_over(embedded: Postg
     assert total(embedded, 5) == 6, "an entry goes in whole or not at all"
 
 
+def test_a_row_that_was_written_to_since_is_not_deleted(embedded: PostgresWorld) -> None:
+    both = "BEGIN; DELETE FROM orders WHERE id = 7; UPDATE orders SET total = 0 WHERE id = 5; COMMIT"
+    (entry,) = went_back(embedded, RELAXED, both)
+    embedded.sql(LET_IN)
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 7")
+    with pytest.raises(Refused, match=r"change 1 \(orders\): its row is not as it was found"):
+        put(embedded, entry)
+    embedded.sql("UPDATE orders SET state = 'new' WHERE id = 7")
+    put(embedded, entry)
+    assert embedded.one("SELECT count(*) FROM orders WHERE id = 7") == 0
+
+
 def test_one_that_depends_on_another_goes_in_after_it(embedded: PostgresWorld) -> None:
     first, second = went_back(embedded, RELAXED, FREE, "UPDATE orders SET state = 'paid' WHERE id = 900")
     embedded.sql(LET_IN)
@@ -137,6 +158,22 @@ def test_a_table_that_was_emptied_is_left_to_a_person(embedded: PostgresWorld) -
     (entry,) = went_back(embedded, RELAXED, "TRUNCATE audit")
     with pytest.raises(Refused, match="it empties audit"):
         put(embedded, entry)
+
+
+def test_rows_of_a_table_that_the_migration_made_are_left_out_and_named(embedded: PostgresWorld) -> None:
+    made = f"{RELAXED}; CREATE TABLE coupons (code text PRIMARY KEY)"
+    (entry,) = went_back(embedded, made, f"BEGIN; {FREE}; INSERT INTO coupons VALUES ('half'); COMMIT")
+    embedded.sql(LET_IN)
+    assert put(embedded, entry) == ("orders: no place for note", "coupons: no such table")
+    assert total(embedded, 900) == 0
+
+
+def test_an_entry_of_which_nothing_has_a_place_is_refused(embedded: PostgresWorld) -> None:
+    (entry,) = went_back(embedded, RELAXED, FREE)
+    noted = EntryChange(table="orders", kind="updated", old={"id": "5"}, new={"id": "5", "note": "x"})
+    only = replace(entry, changes=(noted,))
+    with pytest.raises(Refused, match="no place for any of it"):
+        put(embedded, only)
 
 
 def test_a_name_that_means_something_else_since_is_not_guessed(embedded: PostgresWorld) -> None:
@@ -231,3 +268,62 @@ def test_a_row_with_a_fraction_waits_as_any_other_and_so_do_values_that_are_left
     embedded.sql("ALTER TABLE prices DROP CONSTRAINT prices_price_check")
     put(embedded, entry)
     assert str(embedded.one("SELECT price FROM prices")) == "-1.50"
+
+
+# --- as a person types it --------------------------------------------------------------------------------------------
+
+
+def team_of(world: PostgresWorld) -> Callable[..., str]:
+    """A lastgood.yaml beside the world's state, and a journal that knows its rollback; return what runs a command."""
+    journal = SqliteJournal(world.folder / "state", clock=CLOCK)
+    plan = replace(rollback_plan(None), id="r1", steps=tuple(world.way_back))
+    journal.append(RunStarted(run="r1", plan=plan, trigger="person", sentence="", by="ada"))
+    journal.append(RunEnded(run="r1", terminal=TerminalState.ROLLED_BACK_VERIFIED, serving="v1"))
+    postgres = world.config.model_dump(mode="json", exclude_none=True, exclude={"password"})
+    assert world.config.password is not None
+    postgres["password"] = world.config.password.reveal()
+    config = {
+        "version": 1,
+        "stack": "shop",
+        "state": "state",
+        "watch": {"window": "1m"},
+        "process": {"services": {"web": {"command": ["true"], "port": 8080}}},
+        "database": {"postgres": postgres, "restore_points": {"path": "restore-points"}},
+    }
+    (world.folder / "lastgood.yaml").write_text(json.dumps(config))
+
+    def lastgood(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "lastgood", *words, "--config", str(world.folder / "lastgood.yaml")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    return lastgood
+
+
+def test_a_person_lists_shows_requeues_and_discards(embedded: PostgresWorld) -> None:
+    first, second = went_back(embedded, RELAXED, FREE, "UPDATE orders SET total = 0 WHERE id = 5")
+    lastgood = team_of(embedded)
+    assert lastgood("quarantine", "list").splitlines()[-1] == "2 of 2 wait for a person"
+    assert "    note  free" in lastgood("quarantine", "show", first.id)
+    assert "    total  6 -> 0" in lastgood("quarantine", "show", second.name)
+    assert "orders_total_check" in lastgood("quarantine", "requeue", first.id, code=3)
+    embedded.sql(LET_IN)
+    assert "is in the live database\nleft out  orders: no place for note" in lastgood("quarantine", "requeue", first.id)
+    assert "already" in lastgood("quarantine", "requeue", first.id)
+    lastgood("quarantine", "discard", second.id, code=3)
+    lastgood("quarantine", "discard", second.id, "-m", "a test order")
+    told = json.loads(lastgood("quarantine", "list", "--json"))
+    assert [(one["entry"]["id"], one["decision"]["state"]) for one in told] == [
+        (first.id, "requeued"),
+        (second.id, "discarded"),
+    ]
+    assert lastgood("quarantine", "list").splitlines()[-1] == "0 of 2 wait for a person"
+    assert (total(embedded, 900), total(embedded, 5)) == (0, 6)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Plan, Purpose
+from lastgood.core.quarantine import EntryChange
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
@@ -216,12 +217,13 @@ def quarantine_lines(one: Decided) -> Iterator[str]:
         yield clean(f"written  {entry.committed_at} by transaction {entry.xid}")
     for number, change in enumerate(entry.changes, 1):
         yield clean(f"change {number}  {change.table}: {change.kind}")
-        key = dict(change.key or {})
-        old, new = key | dict(change.old or {}), key | dict(change.new or {})
-        for name in old | new:
-            was, now = str(old.get(name, "")), str(new.get(name, old.get(name, "")))
-            if change.new is None or change.old is None:
-                said = now if change.old is None else was
-            else:
-                said = was if was == now else f"{was} -> {now}"
-            yield clean(f"    {name}  {said}").replace("\n", " ")
+        yield from (clean(f"    {line}").replace("\n", " ") for line in _change_lines(change))
+
+
+def _change_lines(change: EntryChange) -> Iterator[str]:
+    """Each column: its value, or where that changed the one before as well."""
+    before: dict[str, Any] = {**(change.key or {}), **(change.old or {})}
+    after = before | dict(change.new or {})
+    for name, value in after.items():
+        changed = change.old is not None and change.new is not None and value != before.get(name)
+        yield f"{name}  {before.get(name)} -> {value}" if changed else f"{name}  {value}"

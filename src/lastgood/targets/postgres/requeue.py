@@ -57,6 +57,10 @@ class Names:
     then: tuple[Table, ...] = ()
     now: tuple[Table, ...] = ()
 
+    def came_since(self, table: str) -> bool:
+        """Whether it is a table of the migration's, for whose rows the old schema has no place."""
+        return any(t.label == table and all(t.oid != then.oid for then in self.then) for t in self.now)
+
     def old(self, change: EntryChange, *, by_row: bool) -> tuple[str, Mapping[str, str]]:
         """Return what the change's table was called, and its columns by the names that it uses. Raises Refused where
         its names mean one thing before the migration and another after it."""
@@ -99,7 +103,9 @@ def requeue(
         changes = [
             target.change(number, change, names, by_row=by_row) for number, change in enumerate(entry.changes, 1)
         ]
-        with _triggers_off(live, {change.table.oid for change in changes}):
+        if all(change.statement is None for change in changes):
+            raise Refused("the live database has no place for any of it")
+        with _triggers_off(live, {change.table.oid for change in changes if change.table}):
             for change in changes:
                 _apply(live, change)
                 left_out += change.left_out
@@ -122,13 +128,13 @@ def is_committed(live: Connection, xid: int) -> bool | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
     number: int
-    table: Table
+    table: Table | None
     statement: sql.Composed | None
     left_out: tuple[str, ...]
 
     @property
     def place(self) -> str:
-        return f"change {self.number} ({self.table.label})"
+        return f"change {self.number} ({self.table.label if self.table else ''})"
 
 
 class _Live:
@@ -142,6 +148,8 @@ class _Live:
     def change(self, number: int, change: EntryChange, names: Names, *, by_row: bool) -> _Change:
         label, columns = names.old(change, by_row=by_row)
         table = self._tables.get(label) or self._tables.get(change.table)
+        if table is None and names.came_since(change.table) and not by_row:
+            return _Change(number=number, table=None, statement=None, left_out=(f"{change.table}: no such table",))
         if table is None:
             raise Refused(f"change {number}: the live database has no table {label}")
         if change.kind == "emptied":
@@ -186,7 +194,9 @@ class _Told:
         """None where nothing is left that the live schema knows."""
         table = self.table.identifier
         if self.new is None:
-            return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, self._found())
+            whole = (self._is(name, value) for name, value in (self.old or {}).items())
+            unchanged = sql.SQL(" AND ").join([self._found(), *whole])
+            return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, unchanged)
         if self.old is None:
             return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})").format(
                 table,

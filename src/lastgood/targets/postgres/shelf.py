@@ -113,16 +113,14 @@ def json_text(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError:  # somewhere in it is what json does not know
-        match value:
-            case Decimal():
-                return str(value)
-            case dict():
-                pairs = cast("dict[str, object]", value).items()
-                return "{" + ", ".join(f"{json.dumps(name)}: {json_text(below)}" for name, below in pairs) + "}"
-            case list() | tuple():
-                return "[" + ", ".join(map(json_text, cast("list[object]", value))) + "]"
-            case _:
-                raise
+        if isinstance(value, Decimal):
+            return str(value)
+        if isinstance(value, dict):
+            members = cast("dict[str, object]", value).items()
+            return "{" + ", ".join(f"{json.dumps(name)}: {json_text(of)}" for name, of in members) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(json_text, cast("list[object]", value))) + "]"
+        raise
 
 
 def _write(path: Path, parts: Iterable[bytes]) -> None:
