@@ -289,6 +289,18 @@ def test_a_deletion_that_takes_others_along_is_replayed_with_them(embedded: Post
     assert embedded.one("SELECT count(*) FROM orders WHERE customer = 5") == 0
 
 
+def test_a_row_whose_move_waits_is_not_taken_along_by_the_deletion_of_its_first_parent(embedded: PostgresWorld) -> None:
+    went_back(
+        embedded,
+        "ALTER TABLE orders DROP CONSTRAINT orders_total_check, ADD COLUMN note text",
+        "DELETE FROM orders WHERE customer = 5 AND id <> 4",
+        "UPDATE orders SET customer = 6, total = -1 WHERE id = 4",  # does not fit, and waits
+        "DELETE FROM customers WHERE id = 5",
+    )
+    assert embedded.one("SELECT customer FROM orders WHERE id = 4") == 5
+    assert len(embedded.quarantine()) == 2
+
+
 def test_a_value_that_the_old_type_cannot_hold_is_not_rounded(embedded: PostgresWorld) -> None:
     embedded.sql("CREATE TABLE stock (id int PRIMARY KEY, amount int NOT NULL)")
     embedded.sql("INSERT INTO stock VALUES (1, 5), (2, 5)")
@@ -402,6 +414,22 @@ def test_after_a_lifted_fence_the_next_replay_goes_on_where_the_first_was(embedd
         embedded.target.apply(step(action.kind, action))
     assert sorted(str(what) for (what,) in embedded.sql("SELECT what FROM audit")) == ["first", "second"]
     assert embedded.target.replayed("replay-r2").total == 3
+
+
+def test_rows_that_another_replay_carried_are_not_taken_for_these(embedded: PostgresWorld) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('first')")
+    for each in embedded.way_back[:-1]:
+        embedded.target.apply(each)
+    embedded.target.apply(embedded.lift)
+    embedded.sql("INSERT INTO audit (what) VALUES ('second')")
+    point, kept_as = embedded.restore_point, f"{embedded.config.name}_bad_r2"
+    embedded.target.apply(step("fence", Fence(kept_as=kept_as)))
+    again = ReplayWrites(replay="replay-r2", restore_point=point, kept_as=kept_as, by_rows=True)
+    with pytest.raises(Refused, match="replay-r1 carried"):
+        embedded.target.apply(step("replay", again))
 
 
 # --- the capture itself ----------------------------------------------------------------------------------------------

@@ -430,7 +430,7 @@ def plan(
     release: Annotated[str | None, typer.Argument(help="Good release to go back to; default: the one before.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a rollback would do and lose, if it began now.
+    """What a rollback would do, if it began now.
 
     Changes nothing; old statements are tried on a copy of the schema, which is gone afterwards.
 

@@ -59,7 +59,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
             str(number),
             step.role.value,
             step.explain,
-            "loses nothing" if not step.loses else f"loses: {step.loses}",
+            "loses nothing" if not step.loses else f"sets aside: {step.loses}",
             "asks a person" if step.needs_approval else "",
         )
         for number, step in enumerate(plan.steps, start=1)
@@ -98,9 +98,17 @@ def report_lines(report: Report) -> Iterator[str]:
         yield from table(("  ok" if c.passed else "  FAILED", c.name, c.detail) for c in report.checks)
     if report.replayed:
         kept = report.replayed
-        yield f"replayed   {kept.total - kept.quarantined - kept.skipped} of {kept.total} {kept.units} written since"
+        ours = kept.total - kept.skipped
+        yield (
+            f"replayed   {ours - kept.quarantined} of {ours} {kept.units} written since"
+            + (f"; {kept.quarantined} in quarantine: lastgood quarantine list" if kept.quarantined else "")
+            + (f" ({kept.skipped} of the migration not counted)" if kept.skipped else "")
+        )
         yield from table((f"  {name}", f"{rows} rows") for name, rows in kept.carried)
         yield from (f"  {clean(line)}" for line in kept.notes)
+        if kept.left_out:
+            yield "values for which the old schema has no place"
+            yield from table((f"  {left.table}", f"{left.rows} rows", left.file) for left in kept.left_out)
     if report.losses:
         yield "in quarantine"
         yield from table((f"  {loss.table}", f"{loss.rows} rows", loss.file) for loss in report.losses)

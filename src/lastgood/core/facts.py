@@ -72,8 +72,8 @@ class DatabaseFacts:
     restore_points: ids whose dump is present and whose trial restore was proved. clones: databases kept for a swap.
     exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
     dumps: names of finished safety dumps. databases: every database of the server.
-    captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that.
-    caught_up, replays: names of replays
+    captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
+    capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays
     that have caught up, and of those that are finished.
     """
 
@@ -91,6 +91,7 @@ class DatabaseFacts:
     swaps: frozenset[str] = frozenset()
     captures: frozenset[str] = frozenset()
     capture_bytes: int = 0
+    capture_left: bool = False
     caught_up: frozenset[str] = frozenset()
     replays: frozenset[str] = frozenset()
 

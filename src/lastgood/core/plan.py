@@ -257,8 +257,12 @@ class Step:
                 return Role.CONTAINERS
             case ReturnFrontend():
                 return Role.FRONTEND
-            case _:
+            case TakeRestorePoint() | Migrate() | SaveDump() | CatchUp() | Fence() | LiftFence():
                 return Role.DATABASE
+            case ExportWrites() | ReplayWrites() | SwapDatabase() | EndCapture():
+                return Role.DATABASE
+            case _:
+                assert_never(self.action)
 
     @property
     def serves(self) -> tuple[tuple[str, str], ...]:
@@ -312,7 +316,7 @@ def seen(step: Step, facts: Facts) -> Seen:
         case SwapDatabase() as action, DatabaseFacts():
             return _when(action.swap in facts.swaps and facts.exists)
         case EndCapture(), DatabaseFacts():
-            return _when(not facts.captures)
+            return _when(not facts.captures and not facts.capture_left)
         case ReturnFrontend() as action, FrontendFacts():
             if facts.production != action.deployment:
                 return Seen.UNKNOWN if facts.busy else Seen.NOT_DONE

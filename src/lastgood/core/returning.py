@@ -358,7 +358,8 @@ def _swap(
             if captured
             else f"put {rows} into {point.clone}, in their last state"
         ),
-        loses="what does not fit the old schema, which goes to quarantine",
+        loses="what does not fit the old schema, in quarantine"
+        + ("" if captured else "; all but the last state of a row"),
         needs_approval=True,
     )
     swap = Step(

@@ -165,13 +165,17 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         hint="" if kept else "lastgood deploy   (each takes one)",
     )
     lossy = rooms.database.lossy_because()
+    now = (
+        f"since {newest.id} every transaction can be replayed ({facts.capture_bytes / 1e6:.1f} MB of log are kept)"
+        if newest is not None and newest.id in facts.captures
+        else "what was written since the last restore point could be put back in its last state only"
+    )
+    then = f"; from the next deploy on the last state only: {'; '.join(lossy)}" if lossy else ""
     yield Finding(
         check="replay",
         answer=Answer.FAILED if lossy and _lossless(rooms) else Answer.OK,
-        evidence="only the last state of rows could be put back: " + "; ".join(lossy)
-        if lossy
-        else f"every transaction could be replayed; {facts.capture_bytes / 1e6:.1f} MB of log are kept for that",
-        hint="database.restore_points.require_lossless refuses the next deploy" if lossy and _lossless(rooms) else "",
+        evidence=now + then,
+        hint="mend that before the next lastgood deploy: require_lossless" if lossy and _lossless(rooms) else "",
     )
 
 

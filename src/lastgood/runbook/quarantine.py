@@ -6,6 +6,7 @@ asked what became of that transaction, so that nothing is ever put in twice.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lastgood.core.errors import Refused
@@ -27,7 +28,13 @@ class Decided:
 def look(rooms: Rooms) -> tuple[Decided, ...]:
     """Return every entry of every replay. Raises Refused when a file of it cannot be read."""
     decisions = rooms.memory.history().quarantine
-    return tuple(Decided(entry=e, decision=decisions.get(e.name, WAITS)) for e in _database(rooms).quarantine())
+    # a transaction waits once, also where a fence was lifted and another replay told of it again
+    whole = {name.rpartition("/")[2]: decision for name, decision in decisions.items()}
+    known = {(e.id if e.xid else e.name): e for e in reversed(_database(rooms).quarantine())}
+    return tuple(
+        Decided(entry=e, decision=decisions.get(e.name) or (whole.get(e.id, WAITS) if e.xid else WAITS))
+        for e in reversed(known.values())
+    )
 
 
 def find(rooms: Rooms, name: str) -> Decided:
@@ -47,6 +54,9 @@ def requeue(rooms: Rooms, name: str) -> tuple[str, ...]:
     with rooms.memory.journal.claim(rooms.who):
         if (run := rooms.memory.history().open_run) is not None:
             raise Refused(f"run {run.started.run} is not over", hint="lastgood status")
+        if (under := rooms.memory.history().open_deployment) is not None:
+            # turning triggers off looks like a migration to a rollback that goes back past it
+            raise Refused(f"{under.deployment.release} is watched: not before that is over", hint="lastgood status")
         found = _settled(rooms, find(rooms, name))
         entry, decision = found.entry, found.decision
         if decision.state is EntryState.REQUEUED:
@@ -71,7 +81,9 @@ def discard(rooms: Rooms, name: str, why: str) -> str:
     if not why.strip():
         raise Refused("leaving an entry out needs a reason", hint="lastgood quarantine discard ID -m 'why'")
     with rooms.memory.journal.claim(rooms.who):
-        found = _settled(rooms, find(rooms, name))
+        found = find(rooms, name)
+        with suppress(Refused):  # what cannot be told is left to the person, who says why
+            found = _settled(rooms, found)
         entry = found.entry
         if found.decision.state is EntryState.REQUEUED:
             raise Refused(f"{entry.name} is in the live database", hint=f"lastgood quarantine show {entry.name}")
@@ -89,7 +101,7 @@ def _settled(rooms: Rooms, found: Decided) -> Decided:
     if committed is None:
         raise Refused(
             f"whether transaction {decision.xid}, which requeued {found.entry.name}, was committed cannot be told",
-            hint=f"lastgood quarantine show {found.entry.name}",
+            hint=f"lastgood quarantine discard {found.entry.name} -m 'looked: ...'",
         )
     settled = replace(decision, state=EntryState.REQUEUED if committed else EntryState.WAITING)
     rooms.memory.note(QuarantineDecided(entry=found.entry.name, decision=settled))
@@ -107,5 +119,5 @@ def _replay_of(rooms: Rooms, entry: QuarantineEntry) -> tuple[str, str]:
 
 def _database(rooms: Rooms) -> Database:
     if rooms.database is None:
-        raise Refused("no database is configured, so nothing is in quarantine", hint="lastgood.yaml")
+        raise Refused("no database is configured, so nothing is in quarantine", hint="lastgood doctor")
     return rooms.database

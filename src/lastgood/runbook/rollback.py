@@ -401,10 +401,12 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
 
     Takes the RUN lease; whoever has it goes first, and what stands beside is then theirs to end.
     """
+    what = "the server's log" if only_captures else "the release before, or the server's log"
     try:
         with rooms.memory.journal.claim(rooms.who):
             standby = not only_captures and bool(rooms.containers.observe().candidates)
-            captures = rooms.database is not None and bool(rooms.database.observe().captures)
+            facts = rooms.database.observe() if rooms.database else None
+            captures = facts is not None and (bool(facts.captures) or facts.capture_left)
             if not standby and not captures:
                 return
             history = rooms.memory.history()
@@ -422,9 +424,9 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
                 RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=sentence, by=BY_LASTGOOD)
             )
             if (stopped := _finish_compensation(rooms, made)) is not None:
-                rooms.story(f"  what was kept ready for the watch is still there: {stopped.reason}")
+                rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped.reason}")
     except (Refused, Retryable) as error:
-        rooms.story(f"  what was kept ready for the watch is still there: {error.message}")
+        rooms.story(f"  what was kept ready for the watch is still there ({what}): {error.message}")
 
 
 def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:

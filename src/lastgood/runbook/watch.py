@@ -233,15 +233,13 @@ class _Beside:
         if kept <= limit // 2:
             return
         over = kept > limit
-        then = (
-            "it lets go of them: a rollback of the database would put back only the last state of rows"
-            if over
-            else "at the limit they are let go of"
-        )
+        ends = "the capture ends" if over else "at the limit the capture ends"
         tell(
             self._rooms,
             "",
-            f"👁 the server keeps {kept / 1e6:.0f} MB of log for a replay, limit {limit / 1e6:.0f} MB; {then}",
+            f"👁 the server keeps {kept >> 20} MiB of log for a replay, limit {limit >> 20} MiB; {ends}, and a rollback "
+            "of the database puts back only the last state of rows. "
+            "Next: lastgood rollback, or lastgood record --good, or raise database.restore_points.capture_limit",
             event_id=f"{self._under.deployment.id}-capture-{'ended' if over else 'large'}",
         )
         if over:

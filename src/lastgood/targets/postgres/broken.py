@@ -18,6 +18,8 @@ MOST_KEYS: Final = 20
 # Also by this name the server's log tells our statements from the application's, see `server_log`.
 _CURSOR: Final = sql.Identifier("lastgood_broken")
 _CHUNK: Final = 5_000
+_NO_ANSWER: Final = ("40", "53", "55", "57", "58", "XX")
+"""SQLSTATE classes: what the server lacks, or was stopped at (PostgreSQL docs, appendix A)."""
 
 
 def broken(
@@ -69,8 +71,9 @@ class _Keys:
                 fetch = sql.SQL("FETCH {} FROM {}").format(sql.Literal(_CHUNK), _CURSOR)
                 while keys := self._fetched(self._connection.execute(fetch)):
                     yield from keys
-        except psycopg.Error:
-            if self._connection.broken:
+        except psycopg.Error as error:
+            # an answer that did not come says nothing of the rows
+            if self._connection.broken or (error.sqlstate or "").startswith(_NO_ANSWER):
                 raise
 
     def _fetched(self, cursor: psycopg.Cursor[tuple[object, ...]]) -> list[str]:

@@ -22,7 +22,7 @@ from psycopg import sql
 from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.connect import Connection, connect
-from lastgood.targets.postgres.server import Server
+from lastgood.targets.postgres.server import Server, databases
 
 PREFIX: Final = "lastgood_"
 """Of slots and publications that are ours."""
@@ -144,37 +144,56 @@ class Captures:
                 raise Retryable(told, delay_s=_AGAIN_S) from error
 
     def uncover(self, connection: Connection, slot: str, tables: tuple[catalog.Table, ...]) -> None:
-        """Take what a capture did to the schema back: in the database itself, or in a copy of it.
+        """Take what a capture did to the schema back: in the database itself, or in a copy of it. Safe to repeat.
 
         tables: with the oids of the database, and the names of the connection's.
         """
-        connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(slot)))
         identities = self._identities(slot)
         for table in tables:
-            if identities.get(table.oid, _FULL) != _FULL:
-                words = sql.SQL(identities[table.oid])  # pyright: ignore[reportArgumentType] # quoted by the server
-                connection.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}").format(table.identifier, words))
+            if identities.get(table.oid, _FULL) == _FULL:
+                continue
+            words = sql.SQL(identities[table.oid])  # pyright: ignore[reportArgumentType] # quoted by the server
+            statement = sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}")
+            try:
+                connection.execute(statement.format(table.identifier, words))
+            except (psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType):  # its index is gone since
+                connection.execute(statement.format(table.identifier, sql.SQL("DEFAULT")))
+        connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(slot)))
 
     def end(self) -> None:
-        """End them all, wherever the database is by now. Safe to repeat.
+        """End them all, wherever the database is by now. Safe to repeat. The slots first: a table that is locked must
+        not have the server keep its log.
 
         Raises psycopg's errors where a table is locked or the slot is being read.
         """
         with self.server.maintenance() as maintenance:
-            rows = maintenance.execute(
-                "SELECT slot_name, database FROM pg_replication_slots WHERE slot_name = ANY(%s) "
-                "OR starts_with(slot_name, %s) AND database = %s",
-                [list(self._known()), PREFIX, self.server.live],
-            ).fetchall()
-        homes: dict[str, str] = dict(rows)
+            homes = self._slots(maintenance)
+            maintenance.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY(%s)",
+                [list(homes)],
+            )
+            known = databases(maintenance)
         for slot in self._known() | homes.keys():
-            with self.server.connect(homes.get(slot, self.server.live)) as home:
-                if home.execute("SELECT FROM pg_publication WHERE pubname = %s", [slot]).fetchone() is not None:
-                    self.uncover(home, slot, catalog.tables(home))
-                home.execute(
-                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [slot]
-                )
+            for name in dict.fromkeys((homes.get(slot, self.server.live), self.server.live)):
+                if not known.get(name, False):
+                    continue
+                with self.server.connect(name) as home:
+                    if home.execute("SELECT FROM pg_publication WHERE pubname = %s", [slot]).fetchone() is not None:
+                        self.uncover(home, slot, catalog.tables(home))
             (self.folder / f"{slot}.json").unlink(missing_ok=True)
+
+    def left(self, maintenance: Connection) -> frozenset[str]:
+        """Return the captures of which anything is left: a slot, also one that the server gave up, or a note."""
+        return self._known() | self._slots(maintenance).keys()
+
+    def _slots(self, maintenance: Connection) -> dict[str, str]:
+        """Our slots and the databases that they are of, whatever those are called by now."""
+        rows = maintenance.execute(
+            "SELECT slot_name, database FROM pg_replication_slots WHERE slot_name = ANY(%s) "
+            "OR starts_with(slot_name, %s) AND database = %s",
+            [list(self._known()), PREFIX, self.server.live],
+        )
+        return dict(rows.fetchall())
 
     def _known(self) -> frozenset[str]:
         return shelf.names(self.folder)

@@ -63,7 +63,8 @@ def connect(
             tcp_user_timeout=10_000,
             # values read the same whatever the database or the role has set
             options=f"-c statement_timeout={statement_s * 1000:.0f} -c lock_timeout={LOCK_S * 1000:.0f} "
-            "-c DateStyle=ISO -c TimeZone=UTC",
+            # and what is committed is on disk: a slot tells no transaction before it is
+            "-c DateStyle=ISO -c TimeZone=UTC -c extra_float_digits=1 -c synchronous_commit=on",
             autocommit=autocommit,
         )
     except psycopg.OperationalError as error:

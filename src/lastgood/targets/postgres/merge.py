@@ -22,6 +22,8 @@ from lastgood.targets.postgres.pgoutput import Relation, RowChange, Transaction,
 
 NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
+QUANTITIES: Final = ("smallint", "integer", "bigint", "numeric")
+"""Exact numbers: the difference of two floating ones is not what was added."""
 NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
 WITHOUT_EQUALITY: Final = frozenset({"json", "xml", "point", "polygon"})
 """Types that cannot be compared, and are by their text."""
@@ -37,8 +39,13 @@ OR EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = r.oid AND c.contype =
 """
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
 _CASCADING: Final[LiteralString] = """
-SELECT DISTINCT n.nspname, r.relname FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid
-JOIN pg_namespace n ON n.oid = r.relnamespace WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd')
+SELECT n.nspname, r.relname, quote_ident(m.nspname) || '.' || quote_ident(s.relname),
+    ARRAY(SELECT ARRAY[p.attname::text, quote_ident(k.attname)] FROM unnest(c.conkey, c.confkey) key (ours, theirs)
+          JOIN pg_attribute k ON (k.attrelid, k.attnum) = (c.conrelid, key.ours)
+          JOIN pg_attribute p ON (p.attrelid, p.attnum) = (c.confrelid, key.theirs))
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamespace
+WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
 """
 
 
@@ -101,7 +108,9 @@ class Merge:
         self._then, self._now = {t.oid: t for t in then}, {t.oid: t for t in now}
         self._telling = set(clone.execute(TELLING).fetchall())
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
-        self._cascading = set(clone.execute(_CASCADING).fetchall())
+        self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
+        for schema, table, child, columns in clone.execute(_CASCADING):
+            self._cascading.setdefault((schema, table), []).append((child, columns))
         self._type_of = _Types(source)
         self._known: dict[int, tuple[Relation, _Columns]] = {}
         # a backslash in a value is one, and not the beginning of something else
@@ -178,13 +187,22 @@ class Merge:
     def _numbers(self, relation: Relation, then: Table) -> tuple[int, ...]:
         now = self._now.get(relation.oid)
         known = [(then, self._generated_then), *([(now, self._generated_now)] if now else [])]
-        for table, generated in reversed(known) if self.migrated else known:
+        types = [self._type_of(*sent) for sent in relation.types]
+        found: dict[tuple[int, ...], bool] = {}
+        for table, generated in known:
             whole = dict(sorted(table.columns.items()))
             made_by_hand = {n: name for n, name in whole.items() if (table.schema, table.name, name) not in generated}
             for sent in (whole, made_by_hand):  # whether generated columns are sent is the server's version
                 if tuple(sent.values()) == relation.columns:
-                    return tuple(sent)
-        raise Misfit(f"its columns of {relation.name} are neither those of the old schema nor those of today")
+                    found.setdefault(tuple(sent), types == [table.types[number] for number in sent])
+        certain = [numbers for numbers, same_types in found.items() if same_types] or list(found)
+        if not certain:
+            raise Misfit(f"its columns of {relation.name} are neither those of the old schema nor those of today")
+        if len(certain) > 1 and not self.migrated:
+            raise Misfit(
+                f"a column of {relation.name} was dropped and made again: which of the two this is cannot be told"
+            )
+        return certain[-1]
 
     # --- statements, as text: so many are made that putting them together by objects took most of the time -----------
 
@@ -193,7 +211,7 @@ class Merge:
         if not row.old:
             return self._insert(row)
         if not row.new:
-            return f"DELETE FROM ONLY {row.columns.table} WHERE {self._found(row)}"
+            return f"DELETE FROM ONLY {row.columns.table} WHERE {self._found(row)}{self._takes_none_along(row)}"
         changed = [number for number in self._changed(row) if number in row.then.columns]
         if not changed:
             return None
@@ -208,6 +226,17 @@ class Merge:
                 sets.append(f"{name} = {self._value(row, number, new)}")
                 conditions += [self._as_found(row, number), *self._keeps_all(row, number)]
         return f"UPDATE ONLY {row.columns.table} SET {', '.join(sets)} WHERE {' AND '.join(conditions)}"
+
+    def _takes_none_along(self, row: _Row) -> str:
+        """The transaction spoke of every row that its deletion took along; one that is still there is another's, whose
+        move to another parent waits in quarantine."""
+        old = {row.then.columns[number]: value for number, value in row.old.items() if number in row.then.columns}
+        return "".join(
+            f" AND NOT EXISTS (SELECT FROM {child} c WHERE "
+            + " AND ".join(f"c.{own} = {_literal(old.get(theirs))}" for theirs, own in columns)
+            + ")"
+            for child, columns in self._cascading.get((row.then.schema, row.then.name), ())
+        )
 
     def _insert(self, row: _Row) -> str:
         numbers = [number for number in row.new if number in row.then.columns]
@@ -271,7 +300,7 @@ class Merge:
     def _is_quantity(self, row: _Row, number: int) -> bool:
         then, old, new = row.then, row.old[number], row.new[number]
         return (
-            then.types[number].startswith(NUMBERS)
+            then.types[number].startswith(QUANTITIES)
             and row.columns.types[number] == then.types[number]
             and not then.types[number].endswith("]")
             and (then.schema, then.name, then.columns[number]) not in self._telling

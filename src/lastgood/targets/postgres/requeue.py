@@ -24,7 +24,7 @@ from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import NO_NUMBER, NUMBERS, TELLING, WITHOUT_EQUALITY
+from lastgood.targets.postgres.merge import NO_NUMBER, QUANTITIES, TELLING, WITHOUT_EQUALITY
 from lastgood.targets.postgres.replay import QUARANTINE
 
 _UNCHANGED: Final = "(unchanged)"
@@ -252,7 +252,7 @@ class _Told:
         values = ((self.old or {}).get(name), (self.new or {}).get(name))
         return (
             not self.by_row
-            and self._type(name).startswith(NUMBERS)
+            and self._type(name).startswith(QUANTITIES)
             and not self._type(name).endswith("]")
             and name not in self.telling
             and all(isinstance(value, str) and value not in NO_NUMBER for value in values)

@@ -92,10 +92,9 @@ def take(
                     captures.uncover(copy, slot, snapshot.tables)
             proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
         except BaseException:
-            with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt cleans up as well
-                _clean_up(server, maintenance, clone, dump)
-                if begun is not None:
-                    captures.end()
+            for put_back in (captures.end, lambda: _clean_up(server, maintenance, clone, dump)):
+                with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
+                    put_back()
             raise
         point = RestorePoint(
             id=restore_point,

@@ -44,7 +44,7 @@ ROUNDS: Final = 10
 """How often rows that break an invariant are taken out, and the rest is carried anew."""
 _WAITS_FOR_ANOTHER: Final = ("(23503)", "(23505)")
 """A row that it refers to, or that has its key, may still come or go."""
-_MARK: Final = "CREATE TABLE lastgood.carried_rows (replayed json NOT NULL)"
+_MARK: Final = "CREATE TABLE lastgood.carried_rows (replay text NOT NULL, replayed json NOT NULL)"
 
 Row = dict[str, Any]
 
@@ -114,12 +114,22 @@ def rewritten_columns(live: Connection, clone: Connection, kept: shelf.KeptPoint
     return found
 
 
-def carried(clone: Connection) -> Replayed | None:
-    """Return what became of the rows that were carried into this clone; None when none were."""
+def carried(clone: Connection, replay: str) -> Replayed | None:
+    """Return what became of the rows that this replay carried into the clone; None when none were carried.
+
+    Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
+    """
     if clone.execute("SELECT to_regclass('lastgood.carried_rows')").fetchone() == (None,):
         return None
-    row = clone.execute("SELECT replayed::text FROM lastgood.carried_rows").fetchone()
-    return shelf.KEPT_REPLAY.validate_json(row[0]) if row else None
+    row = clone.execute("SELECT replay, replayed::text FROM lastgood.carried_rows").fetchone()
+    if row is None:
+        return None
+    if row[0] != replay:
+        raise Refused(
+            f"{clone.info.dbname} holds the rows that {row[0]} carried, and is no restore point any more",
+            hint="lastgood restore-points",
+        )
+    return shelf.KEPT_REPLAY.validate_json(row[1])
 
 
 def carry(
@@ -129,6 +139,7 @@ def carry(
     kept: shelf.KeptPoint,
     into: Path,
     *,
+    replay: str,
     invariants: Mapping[str, str],
     rewritten: Mapping[int, Collection[int]],
     go_on: Callable[[], None],
@@ -162,8 +173,8 @@ def carry(
             raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
         replayed = _write_down(found, [*taken_out, *refused], source, kept, into)
         clone.execute(
-            sql.SQL("INSERT INTO lastgood.carried_rows VALUES ({})").format(
-                sql.Literal(shelf.KEPT_REPLAY.dump_json(replayed).decode())
+            sql.SQL("INSERT INTO lastgood.carried_rows VALUES ({}, {})").format(
+                sql.Literal(replay), sql.Literal(shelf.KEPT_REPLAY.dump_json(replayed).decode())
             )
         )
     return replayed

@@ -104,6 +104,7 @@ class PostgresTarget:
                 swaps=swaps(self._server, known),
                 captures=frozenset(captured),
                 capture_bytes=sum(captured.values()),
+                capture_left=bool(self._captures.left(maintenance)),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
             )
@@ -298,7 +299,7 @@ class PostgresTarget:
     def _carry_rows(self, action: ReplayWrites, folder: Path, *, deadline_s: float) -> Replayed:
         kept = points.read(self._points, action.restore_point)
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
-            if (before := row_replay.carried(clone)) is not None:
+            if (before := row_replay.carried(clone, action.replay)) is not None:
                 return before
             points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
             return row_replay.carry(
@@ -307,6 +308,7 @@ class PostgresTarget:
                 clone,
                 kept,
                 folder,
+                replay=action.replay,
                 invariants=self._invariants,
                 rewritten=self._rewritten_by_migration(kept),
                 go_on=go_on,
