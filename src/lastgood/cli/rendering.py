@@ -72,6 +72,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.database:
         yield f"database  {plan.database.rung.value}"
         yield from (f"because   {reason}" for reason in plan.database.reasons)
+        if gone := plan.database.loses:  # a plan made before rows were replayed
+            yield f"leaves    {gone.total} rows written since {plan.database.restore_point}"
         if plan.database.carries:
             tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.carries.tables if rows)
             total, since = plan.database.carries.total, plan.database.restore_point

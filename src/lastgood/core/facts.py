@@ -73,8 +73,8 @@ class DatabaseFacts:
     exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
     dumps: names of finished safety dumps. databases: every database of the server.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
-    capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays
-    that have caught up, and of those that are finished.
+    capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
+    caught up, and of those that are finished.
     """
 
     observed_at: datetime

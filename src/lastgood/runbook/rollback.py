@@ -567,6 +567,8 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
             f"restore point  {decision.restore_point}{age}",
         ]
         lines += [f"because        {reason}" for reason in decision.reasons]
+        if decision.loses:  # a plan made before rows were replayed
+            lines.append(f"leaves         {decision.loses.total} rows; exported first, the replaced database is kept")
         if decision.carries:
             tables = ", ".join(f"{table} {rows}" for table, rows in decision.carries.tables if rows)
             lines.append(
