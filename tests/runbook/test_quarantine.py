@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,19 @@ def test_an_entry_is_shown_without_what_would_reach_into_the_terminal(team: Team
     lines = list(quarantine_lines(find(team.rooms(), "7-0/1")))
     assert "    id  1" in lines
     assert "    title  a -> �[2Jb" in lines
+
+
+def test_a_transaction_that_two_replays_told_of_waits_once_and_is_put_in_once(team: Team) -> None:
+    first = team.stack.quarantine[0]
+    team.stack.quarantine.append(replace(first, replay="replay-of-a-lifted-fence"))
+    assert [one.entry.id for one in look(team.rooms())] == [first.id]
+    requeue(team.rooms(), first.id)
+    team.stack.quarantine.reverse()
+    assert "already" in requeue(team.rooms(), first.id)[0]
+    assert len(team.stack.requeued) == 1
+
+
+def test_nothing_is_put_in_while_a_deployment_is_watched(tmp_path: Path) -> None:
+    team = with_a_database_step(tmp_path)
+    with pytest.raises(Refused, match="is watched"):
+        requeue(team.rooms(), "7-0/1")

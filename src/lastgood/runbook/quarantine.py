@@ -29,7 +29,7 @@ def look(rooms: Rooms) -> tuple[Decided, ...]:
     """Return every entry of every replay. Raises Refused when a file of it cannot be read."""
     decisions = rooms.memory.history().quarantine
     # a transaction waits once, also where a fence was lifted and another replay told of it again
-    whole = {name.rpartition("/")[2]: decision for name, decision in decisions.items()}
+    whole = {name.partition("/")[2]: decision for name, decision in decisions.items()}
     known = {(e.id if e.xid else e.name): e for e in reversed(_database(rooms).quarantine())}
     return tuple(
         Decided(entry=e, decision=decisions.get(e.name) or (whole.get(e.id, WAITS) if e.xid else WAITS))
