@@ -175,17 +175,17 @@ def test_an_environment_file_is_read_well_enough_to_mask_it() -> None:
     assert dotenv_values("# x=1\nexport A='b c'\nD=\"e=f\"\nnot a line\n") == {"A": "b c", "D": "e=f"}
 
 
-@pytest.mark.parametrize(
-    "service, tag",
-    [("web", "lastgood/web:v1"), ("coder-agent", "lastgood/coder-agent:v1")],
-)
-def test_an_image_is_held_by_service_and_release(service: str, tag: str) -> None:
-    assert held_as(service, "v1") == tag
-    assert held_as(service, "v1", within="shop") == tag.replace("lastgood/", "lastgood/shop/")
+def test_an_image_is_held_by_project_service_and_release() -> None:
+    assert held_as("coder-agent", "v1", project="shop") == "lastgood/shop/coder-agent:v1"
 
 
 def test_services_that_differ_in_case_are_held_by_different_tags() -> None:
-    assert held_as("Web", "v1") != held_as("web", "v1")
+    assert held_as("Web", "v1", project="shop") != held_as("web", "v1", project="shop")
+
+
+def test_a_project_whose_name_is_no_repository_is_held_all_the_same() -> None:
+    """Compose takes `shop_`; a repository does not end so."""
+    assert held_as("web", "v1", project="shop_").startswith("lastgood/shop-")
 
 
 @pytest.mark.parametrize("name", ["../x", "-f", "a/b", "", "a" * 64])

@@ -40,7 +40,7 @@ class ServiceRecord:
     """One service of a release, as it must be found again on the day of a rollback.
 
     artifact: what runs: the image ID (`sha256:...`), or on the process engine the tree hash of the code.
-    held_as: what keeps the artifact from being cleaned away: a tag `lastgood/<service>:<release>`, or a directory.
+    held_as: what keeps the artifact from cleaning up: a tag `lastgood/<project>/<service>:<release>`, or a folder.
     config_hash: of the resolved configuration without secret values; env_hash: keyed hash of the environment values.
     probe: what says that an instance is healthy, without its arguments, which may hold secrets; empty: nothing does.
     ports: published on this host, `127.0.0.1:8000->8080/tcp`.

@@ -162,20 +162,13 @@ def _image_id(engine: Engine, service: str, reference: str, *, project: str, bui
 
 
 def _record(stack: Stack, engine: Engine, release: str, found: ServiceRecord, project: Project) -> ServiceRecord:
-    """Complete a record with what the image and the model say, and with a tag that is free, or its own already."""
+    """Complete a record with what the image and the model say, and with the tag that will hold it."""
     image = engine.image(found.artifact)
     if image is None:
         raise Refused(f"the image of {found.name} ({found.artifact[:19]}) is gone from this host", hint="docker images")
-    tag = held_as(found.name, release)
-    kept = stack.shelf.find(release)
-    own = kept.service(found.name) if kept else None
-    if engine.image(tag) is not None and (own is None or own.held_as != tag):
-        # Another stack of this host has a release of that name. Its image must not lose its tag to ours, and a tag that
-        # both hold by would be gone for both when one lets go.
-        tag = held_as(found.name, release, within=stack.name)
     return replace(
         found,
-        held_as=tag,
+        held_as=held_as(found.name, release, project=stack.name),
         digest=_digest(image, found.reference),
         probe=project.probe(found.name, cast("Json", image.get("Config", {}).get("Healthcheck") or {})),
         ports=project.published(found.name),

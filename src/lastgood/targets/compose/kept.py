@@ -63,15 +63,19 @@ class KeptRelease:
 _KEPT: Final[TypeAdapter[KeptRelease]] = TypeAdapter(KeptRelease)
 
 
-def held_as(service: str, release: str, *, within: str = "") -> str:
-    """The tag that keeps the image of a service of a release. within: project, where the short tag is another's."""
-    folder = f"lastgood/{within}" if within else "lastgood"
-    # Repositories are lower case and know fewer marks than service names.
-    plain = service.lower()
-    if plain != service or not _REPOSITORY.fullmatch(plain):
-        short = hashlib.sha256(service.encode()).hexdigest()[:8]
-        plain = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") + f"-{short}"
-    return f"{folder}/{plain}:{release}"
+def held_as(service: str, release: str, *, project: str) -> str:
+    """The tag that keeps the image of a service of a release. The project is in it: another stack of this host may have
+    a release of that name, at this very moment, and a tag names one image."""
+    return f"lastgood/{_in_a_tag(project)}/{_in_a_tag(service)}:{release}"
+
+
+def _in_a_tag(name: str) -> str:
+    # Repositories are lower case and know fewer marks than names of services and projects.
+    plain = name.lower()
+    if plain == name and _REPOSITORY.fullmatch(plain):
+        return plain
+    short = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") + f"-{short}"
 
 
 class Shelf:
