@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import hypothesis
@@ -42,12 +43,20 @@ def engine_gap() -> str:
     return "; ".join(line.removeprefix("engine: ").strip() for line in looked.stderr.splitlines())
 
 
+@pytest.hookimpl(trylast=True)  # of what is really played
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("system") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SYSTEM_TIMEOUT_S))
     # What takes longest first: one that begins last leaves the other processes without work.
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "needs_docker")])
+    # A story on Compose keeps the machine busy by itself, and what is slow there is the story: every second one is not.
+    stories = [item for item in items if item.get_closest_marker("system")]
+    by_engine = [
+        [s for s in stories if bool(s.get_closest_marker("needs_docker")) is docker] for docker in (True, False)
+    ]
+    alternating = [story for both in zip_longest(*by_engine) for story in both if story]
+    items[:] = [*alternating, *(item for item in items if item not in set(stories))]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

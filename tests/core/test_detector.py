@@ -489,3 +489,12 @@ def test_too_little_or_even_failures_give_a_burst_factor_of_one(baseline: list[C
 )
 def test_a_baseline_is_red_only_when_it_is_proved_to_break_the_limit(baseline: list[Counts], red: bool) -> None:
     assert already_red(baseline, ERRORS) is red
+
+
+@pytest.mark.parametrize(
+    "slow, red", [((41, 0, 0, 5, 43, 2), False), ((40, 44, 35, 41, 52, 38), True), ((12, 9, 11, 14, 8, 12), True)]
+)
+def test_what_a_deploy_slows_down_for_some_seconds_is_no_baseline_that_breaks_the_limit(
+    slow: tuple[int, ...], red: bool
+) -> None:
+    assert already_red([(100, bad) for bad in slow], LATENCY) is red

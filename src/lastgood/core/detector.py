@@ -366,13 +366,14 @@ def already_red(buckets: Sequence[tuple[int, int]], objective: Objective) -> boo
     """True if the baseline is proved to break the limit: putting the release back would not help.
 
     buckets: (total, bad) each, before the deploy. Proved: the lower 95% bound is over the limit, with as many failures
-    as a trigger needs. A baseline that is only literally over it (1 error in 20 requests) leaves the trigger armed,
-    because an unarmed one is blind for the whole watch.
+    as a trigger needs. A baseline that is only literally over it (1 error in 20 requests), or in a burst (the deploy
+    itself keeps the host busy), leaves the trigger armed, because an unarmed one is blind for the whole watch.
     """
     total, bad = sum(total for total, _ in buckets), sum(bad for _, bad in buckets)
     if bad < _MIN_BAD or not objective.broken_by(total=total, bad=bad):
         return False
-    return _excludes(objective.limit_ratio, total=total, bad=bad)
+    clumped = burst_factor(buckets)  # failures that come together count as so many fewer
+    return _excludes(objective.limit_ratio, total=total / clumped, bad=bad / clumped)
 
 
 def _clearest(buckets: Sequence[CountedWindow], objective: Objective) -> CountedWindow | None:
@@ -396,7 +397,7 @@ def _divergence(limit: float, *, total: int, bad: int) -> float:
     return (bad * log(bad / total / limit) if bad else 0.0) + (good * log(good / total / (1 - limit)) if good else 0.0)
 
 
-def _excludes(ratio: float, *, total: int, bad: int) -> bool:
+def _excludes(ratio: float, *, total: float, bad: float) -> bool:
     """True if `ratio` lies outside the 95% confidence sequence: the Beta(1/2, 1/2) mixture against it reached 20."""
     good = total - bad
     mixture = lgamma(bad + 0.5) + lgamma(good + 0.5) - lgamma(total + 1) - 2 * lgamma(0.5)
