@@ -17,7 +17,8 @@ import pytest
 
 from lastgood.core.errors import Refused
 from lastgood.core.plan import CatchUp, Fence, ReplayWrites, SwapDatabase
-from lastgood.targets.postgres import replay
+from lastgood.targets.postgres import replay, target
+from lastgood.targets.postgres.broken import keys_that_break
 from tests.contract.rigs.postgres_world import REPLAY, SECOND, PostgresWorld, step
 
 HOT: Final = range(1, 6)
@@ -281,6 +282,68 @@ def test_a_transaction_that_breaks_an_invariant_is_found_among_many(embedded: Po
     )
     assert [entry["reason"] for entry in embedded.quarantine()] == ["it breaks the invariant no-negative-names: 5"]
     assert embedded.one("SELECT count(*) FROM filler") == 40
+
+
+def test_behind_the_fence_no_invariant_is_looked_at_over_a_whole_table_that_takes_long(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "SLOW_LOOK_S", -1.0)
+    asked: list[bool] = []
+    true = keys_that_break
+
+    def noted(*args: Any, among: Any = None) -> Iterator[str]:  # noqa: ANN401 # as they come
+        asked.append(among is not None)
+        return true(*args, among=among)
+
+    monkeypatch.setattr(replay, "keys_that_break", noted)
+    embedded.invariants = {
+        "no-negative-names": "SELECT id FROM customers WHERE name = 'minus'",
+        "no-paid-orders-of-ten": "SELECT c.id FROM customers c JOIN orders o ON o.customer = c.id "
+        "WHERE c.id = 10 AND o.state = 'paid'",
+    }
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders ADD COLUMN note text"})
+    embedded.migrate()
+    save_dump, catch_up, *behind = embedded.way_back
+    for each in (save_dump, catch_up):
+        embedded.target.apply(each)
+    asked.clear()
+    embedded.sql("UPDATE customers SET name = 'minus' WHERE id = 5")
+    embedded.sql("UPDATE customers SET name = 'plus' WHERE id = 6")
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE customer = 10")
+    for each in behind:
+        embedded.target.apply(each)
+    assert asked
+    assert all(asked)
+    assert [entry["reason"] for entry in embedded.quarantine()] == [
+        "it breaks the invariant no-negative-names: 5",
+        "it breaks the invariant no-paid-orders-of-ten: 10",
+    ]
+    assert embedded.one("SELECT name FROM customers WHERE id = 6") == "plus"
+
+
+@pytest.mark.parametrize(
+    "invariant, among, found",
+    [
+        ("SELECT id FROM customers WHERE id < 4", ["2", "7", "no number", "99999999999999999999"], {"2"}),
+        ("SELECT id::bigint FROM customers WHERE id < 4 ORDER BY name DESC; ", ["3"], {"3"}),
+        ("WITH few AS (SELECT * FROM customers WHERE id < 4) SELECT id, name, name FROM few -- all", ["1"], {"1"}),
+        ("SELECT name FROM customers WHERE id < 4", ["customer 1", "1"], {"customer 1"}),
+        ("SELECT 'x{}%s' FROM customers", ["x{}%s"], {"x{}%s"}),
+        (
+            "SELECT md5(id::text)::uuid FROM customers WHERE id = 1",
+            ["c4ca4238-a0b9-2382-0dcc-509a6f75849b", "1"],
+            {"c4ca4238-a0b9-2382-0dcc-509a6f75849b"},
+        ),
+        ("SELECT date '2026-01-01' + id FROM customers WHERE id < 3", ["5"], {"2026-01-02", "2026-01-03"}),
+        ("SELECT nothing FROM customers", ["5"], set[str]()),
+    ],
+)
+def test_an_invariant_is_asked_of_some_keys_only(
+    embedded: PostgresWorld, invariant: str, among: list[str], found: set[str]
+) -> None:
+    with embedded.connect() as connection:
+        assert set(keys_that_break(connection, invariant, among=among)) == found
 
 
 def test_a_deletion_that_takes_others_along_is_replayed_with_them(embedded: PostgresWorld) -> None:

@@ -8,7 +8,7 @@ was. That schema is gone before the clone is swapped in.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -35,6 +35,8 @@ FETCHED: Final = 2_000
 AT_ONCE: Final = 500
 """Transactions between two commits of the clone, and between two looks at the invariants, to begin with."""
 MOST_AT_ONCE: Final = 8_000
+LONGEST_KEY: Final = 200
+"""Characters. What is longer is no key that anybody looks a row up by."""
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
@@ -99,11 +101,19 @@ class Progress:
 class Replay:
     """Of one capture into one clone.
 
-    source: connection to the database that the slot belongs to, under whichever name. invariants: SQL by name.
+    source: connection to the database that the slot belongs to, under whichever name. invariants: SQL by name. narrow:
+    of each invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with
+    the database; what a row breaks through two tables is not seen then. look_s: how long a look at all of them takes.
     """
 
     def __init__(
-        self, source: Connection, clone: Connection, kept: shelf.KeptPoint, *, invariants: Mapping[str, str]
+        self,
+        source: Connection,
+        clone: Connection,
+        kept: shelf.KeptPoint,
+        *,
+        invariants: Mapping[str, str],
+        narrow: bool = False,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
         if not is_begun(clone):
@@ -115,7 +125,10 @@ class Replay:
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
-        self._broken = {name: frozenset(keys_that_break(clone, text)) for name, text in invariants.items()}
+        self.narrow, self.look_s = narrow, 0.0
+        began = monotonic()
+        self._broken = {} if narrow else self._breaking(None)
+        self.look_s = monotonic() - began
 
     def go_on(self, *, go_on: Callable[[int], None]) -> Progress:
         """Replay what is committed by now. go_on: called between batches with the number of transactions so far, raises
@@ -188,11 +201,14 @@ class Replay:
     def _carry(self, batch: Sequence[Transaction]) -> None:
         """Replay a batch in one transaction of the clone. One that breaks an invariant is halved until it is known
         which transaction does, and that one is put into quarantine."""
-        migrated, began = self._merge.migrated, monotonic()
+        migrated = self._merge.migrated
+        among = _values(batch) if self.narrow else None
         with self._clone.transaction() as whole:
+            before = self._broken if among is None else self._breaking(among)
+            began = monotonic()
             carried = self._replayed(batch)
             replayed = monotonic()
-            broke = self._newly_broken()
+            broke = _newly(before, self._breaking(among))
             if broke:
                 raise psycopg.Rollback(whole)
             self._write_down(carried)
@@ -227,12 +243,12 @@ class Replay:
                 carried.append(_Carried(transaction=transaction, said=said, answer=answer))
         return carried
 
-    def _newly_broken(self) -> str:
-        """Say which invariant breaks that did not, empty for none."""
-        for name, statement in self._invariants.items():
-            if new := set(keys_that_break(self._clone, statement)) - self._broken[name]:
-                return f"it breaks the invariant {name}: {', '.join(sorted(new)[:5])}"
-        return ""
+    def _breaking(self, among: Collection[str] | None) -> dict[str, frozenset[str]]:
+        """The keys that break each invariant now. among: only these are asked for."""
+        return {
+            name: frozenset(keys_that_break(self._clone, statement, among=among))
+            for name, statement in self._invariants.items()
+        }
 
     def _write_down(self, carried: Sequence[_Carried]) -> None:
         rows: Counter[str] = Counter()
@@ -281,6 +297,28 @@ class Replay:
             "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s)",
             [last, self._progress.migrated, self._progress.total, self._progress.skipped],
         )
+
+
+def _newly(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> str:
+    """Say which invariant breaks that did not, empty for none."""
+    for name, keys in after.items():
+        if new := keys - before[name]:
+            return f"it breaks the invariant {name}: {', '.join(sorted(new)[:5])}"
+    return ""
+
+
+def _values(batch: Sequence[Transaction]) -> frozenset[str]:
+    """Every value in the rows that these transactions changed, before and after: keys of theirs, and of rows that they
+    refer to."""
+    rows = (
+        row
+        for transaction in batch
+        for change in transaction.changes
+        if isinstance(change, RowChange)
+        for row in (change.old, change.new)
+        if row is not None
+    )
+    return frozenset(value for row in rows for value in row if isinstance(value, str) and len(value) <= LONGEST_KEY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

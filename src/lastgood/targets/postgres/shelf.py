@@ -63,9 +63,19 @@ class KeptExport:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaughtUp:
+    """A replay that has caught up. took_s: its last round. narrow: whether invariants are looked at no more than the
+    rows of a batch ask for."""
+
+    took_s: float
+    narrow: bool = False
+
+
 KEPT_POINT: Final = TypeAdapter(KeptPoint)
 KEPT_DUMP: Final = TypeAdapter(KeptDump)
 KEPT_EXPORT: Final = TypeAdapter(KeptExport)
+CAUGHT_UP: Final = TypeAdapter(CaughtUp)
 KEPT_IDENTITIES: Final = TypeAdapter(dict[int, str])
 """Replica identity of each table before a capture, as it is written in ALTER TABLE, by the table's oid."""
 KEPT_REWRITTEN: Final = TypeAdapter(dict[int, tuple[int, ...]])

@@ -55,6 +55,9 @@ from lastgood.targets.postgres.server import Server, admit, databases, end_tool,
 _AGAIN_S: Final = 2.0
 QUICK_S: Final = 0.3
 """A round of the catch-up that is shorter is the last: about so long does the rest take behind the fence."""
+SLOW_LOOK_S: Final = 0.1
+"""A look at all invariants that takes longer is not taken behind the fence; there, the keys are looked at that the last
+transactions touched."""
 _LAST_CHARACTERS: Final = 800
 _HINT: Final = "lastgood doctor"
 SAVING: Final = f"{APPLICATION} safety dump"
@@ -274,12 +277,16 @@ class PostgresTarget:
         """Replay until a round is short: what is left then is what a round takes."""
         took_s = QUICK_S
         with self._replaying(action.restore_point, self._server.live, deadline_s=deadline_s) as (replaying, go_on):
+            replaying.go_on(go_on=go_on)
+            # a look that is slow now would be the pause behind the fence
+            replaying.narrow = replaying.look_s > SLOW_LOOK_S
             while took_s >= QUICK_S:
                 began = monotonic()
                 replaying.go_on(go_on=go_on)
                 took_s = monotonic() - began
         shelf.folder(shelf.folder(self._replays) / self._caught_up.name)
-        shelf.write_lines(self._caught_up / f"{shelf.checked(action.replay)}.json", [{"took_s": took_s}])
+        caught_up = shelf.CaughtUp(took_s=took_s, narrow=replaying.narrow)
+        shelf.write(self._caught_up / f"{shelf.checked(action.replay)}.json", shelf.CAUGHT_UP, caught_up)
 
     def _replay(self, action: ReplayWrites, *, deadline_s: float) -> None:
         """Behind the fence: put the rest into the clone, and keep what became of everything."""
@@ -291,7 +298,12 @@ class PostgresTarget:
         if action.by_rows:
             replayed = self._carry_rows(action, folder, deadline_s=deadline_s)
         else:
-            with self._replaying(action.restore_point, action.kept_as, deadline_s=deadline_s) as (replaying, go_on):
+            path = self._caught_up / f"{shelf.checked(action.replay)}.json"
+            narrow = path.exists() and shelf.read(path, shelf.CAUGHT_UP, what=path.stem, hint=_HINT).narrow
+            with self._replaying(action.restore_point, action.kept_as, deadline_s=deadline_s, narrow=narrow) as (
+                replaying,
+                go_on,
+            ):
                 replaying.go_on(go_on=go_on)
                 replayed = replaying.finish(folder)
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
@@ -316,7 +328,7 @@ class PostgresTarget:
 
     @contextmanager
     def _replaying(
-        self, restore_point: str, database: str, *, deadline_s: float
+        self, restore_point: str, database: str, *, deadline_s: float, narrow: bool = False
     ) -> Generator[tuple[replay.Replay, Callable[[int], None]]]:
         """Lend a replay of what was written to `database` since, and what ends it in time."""
         server, kept = self._server, points.read(self._points, restore_point)
@@ -332,7 +344,7 @@ class PostgresTarget:
 
             if not replay.is_begun(clone) and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
-            yield replay.Replay(source, clone, kept, invariants=self._invariants), go_on
+            yield replay.Replay(source, clone, kept, invariants=self._invariants, narrow=narrow), go_on
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
