@@ -717,14 +717,19 @@ def quarantine_show(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FIL
 
 
 @quarantine.command("requeue")
-def quarantine_requeue(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE)) -> None:
+def quarantine_requeue(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE), yes: Yes = False) -> None:
     """Put an entry into the live database, whole or not at all.
 
     Changes the live database in one transaction: only what the entry changed, where that is still as it found it.
 
     Example: lastgood quarantine requeue 1832-0/27E5A58
     """
-    for line in deciding.requeue(opened(config), entry):
+    rooms = opened(config)
+    for line in quarantine_lines(deciding.find(rooms, entry)):
+        say(line)
+    if not confirmed("Put it into the live database?", yes=yes):
+        raise Refused("nobody said yes, and nothing changed", hint=f"lastgood quarantine requeue {entry} --yes")
+    for line in deciding.requeue(rooms, entry):
         out(clean(line))
 
 
