@@ -60,6 +60,7 @@ EVIDENCE = DatabaseEvidence(
     old_release=FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title"),
     writes=WritesSince(tables=(("missions", 12),), rate_per_s=2.0),
 )
+FITS = replace(EVIDENCE, old_release=FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran"))
 UNCHANGED = replace(EVIDENCE, changes=(), broken=(), old_release=FitsSchema(fit=Fit.YES, tried=0, reason="same schema"))
 
 
@@ -76,9 +77,10 @@ def facts(name: str) -> ContainerFacts:
 
 
 def behind_an_edge(containers: ContainerFacts, release: str) -> ContainerFacts:
-    """The same world with an edge before two of its services, whose instances are bound to a release."""
+    """The same world with an edge before two of its services, whose instances are bound to a release and whose requests
+    can wait."""
     serving = tuple(replace(i, release=release) if i.service in SWITCHED else i for i in containers.serving)
-    return replace(containers, serving=serving, switchable=SWITCHED)
+    return replace(containers, serving=serving, switchable=SWITCHED, can_hold=True)
 
 
 def database_facts(*, captured: bool = False) -> DatabaseFacts:
@@ -149,11 +151,11 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "containers-frontend": lambda: rollback_plan(UNCHANGED),
     "database-first": lambda: rollback_plan(EVIDENCE),
     "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),
+    "database-first-behind-an-edge": lambda: rollback_plan(EVIDENCE, edge=True, captured=True),
     "watch-over": lambda: make_stand_down_plan(
         "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=False, captures=True
     ),
-    "database-after": lambda: rollback_plan(
-        replace(EVIDENCE, old_release=FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran"))
-    ),
+    "database-after": lambda: rollback_plan(FITS),
+    "database-after-behind-an-edge": lambda: rollback_plan(FITS, edge=True),
 }
 """Every shape of plan that the core makes."""

@@ -33,6 +33,7 @@ containers = st.builds(
     serving=st.lists(instances, max_size=4).map(tuple),
     candidates=st.lists(instances, max_size=2).map(tuple),
     stateful=st.lists(instances, max_size=1).map(tuple),
+    can_hold=st.booleans(),
 )
 databases = st.builds(
     DatabaseFacts,

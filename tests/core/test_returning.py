@@ -21,8 +21,10 @@ from lastgood.core.plan import (
     ClearCandidates,
     ExportWrites,
     Fence,
+    HoldRequests,
     LiftFence,
     PassGate,
+    PassRequests,
     Plan,
     ReplayWrites,
     Role,
@@ -33,7 +35,7 @@ from lastgood.core.plan import (
     runs,
     world_agrees,
 )
-from lastgood.core.returning import World, make_clear_plan, make_lift_plan
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_pass_plan
 from lastgood.testing.world import START
 from tests.core.examples import DEADLINES, EVIDENCE, database_facts, rollback_plan
 from tests.core.plan_case import case, names, planned, refusal
@@ -173,6 +175,13 @@ def test_behind_an_edge_the_bad_release_leaves_the_traffic_at_once_and_nothing_o
     assert plan.step("settle").action == Settle(standby="")
 
 
+def test_whoever_waits_when_a_plan_stops_is_passed_on_without_asking_anybody() -> None:
+    plan = make_pass_plan(rollback_plan(EVIDENCE, edge=True), plan_id="r2", now=START, deadlines=DEADLINES)
+    assert [step.action for step in plan.steps] == [PassRequests()]
+    assert not plan.needs_approval
+    assert (plan.from_release, plan.to_release) == ("bad", "bad")
+
+
 # --- what may never be, whatever the world looks like ----------------------------------------------------------------
 
 
@@ -200,6 +209,22 @@ def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan)
     by_rows = [SaveDump, Fence, ExportWrites, ReplayWrites, SwapDatabase]
     rung = plan.database.rung if plan.database else Rung.D0
     assert order == {Rung.D3: by_transactions, Rung.D3B: by_rows}.get(rung, [])
+
+
+@given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)
+@settings(max_examples=30)
+def test_requests_wait_from_before_the_fence_until_what_serves_fits_the_schema(
+    world: World, only: frozenset[Role]
+) -> None:
+    plan = plan_or_refusal(world, only)
+    kinds = [] if isinstance(plan, Refused) else [type(step.action) for step in plan.steps]
+    can = Fence in kinds and world.containers.can_hold
+    assert kinds.count(HoldRequests) == kinds.count(PassRequests) == can
+    if can:
+        assert kinds.index(Fence) - kinds.index(HoldRequests) == 1
+        before_serving = kinds.index(Serve) > kinds.index(HoldRequests) if Serve in kinds else False
+        last = max(i for i, kind in enumerate(kinds) if kind is SwapDatabase or (kind is Serve and before_serving))
+        assert kinds.index(PassRequests) == last + 1
 
 
 @given(plan=plans())

@@ -613,6 +613,27 @@ def test_a_fence_without_a_swap_is_lifted_again(team: Team, step: str) -> None:
     assert "the fence was lifted again" in report.notes
 
 
+@pytest.mark.parametrize("step", ["fence", "replay-writes", "serve-core"])
+def test_requests_that_wait_when_a_rollback_stops_are_passed_on(team: Team, step: str) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.containers = replace(team.stack.containers, can_hold=True)
+    team.when_asked(team.approve)
+    team.fails(step, Refused("no", hint="look"))
+    report = team.roll_back()
+    assert not team.stack.containers.holding
+    assert "the requests that waited were passed on" in report.notes
+
+
+def test_requests_that_may_still_wait_are_named_with_how_long(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.containers = replace(team.stack.containers, can_hold=True)
+    team.when_asked(team.approve)
+    team.fails("fence", Refused("no", hint="look"))
+    team.fails("pass-requests", Refused("the edge is gone", hint="docker ps"))
+    report = team.roll_back()
+    assert "requests still wait: pass-requests: the edge is gone" in report.notes
+
+
 def test_a_fence_that_cannot_be_lifted_says_how_a_person_lifts_it(team: Team) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
     team.when_asked(team.approve)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lastgood.core.errors import OutcomeUnknown, Retryable
+from lastgood.core.plan import HELD_AT_MOST_S
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     INSIDE,
@@ -54,7 +55,11 @@ def test_services_on_one_port_are_told_apart_by_the_name_that_was_asked() -> Non
 
 def test_a_request_waits_as_long_as_its_service_may_be_away() -> None:
     said = lines([WEB, UPLOADS], {})
-    assert [line for line in said if line.startswith("retries")] == ["retries 3", "retries 280"]
+    assert [line for line in said if line.startswith("retries") and line != "retries 240"] == [
+        "retries 3",
+        "retries 280",
+    ]
+    assert said.count("retries 240") == 2  # where everybody waits: a minute, four times a second
 
 
 def test_nobody_but_the_owner_may_use_the_socket() -> None:
@@ -115,9 +120,11 @@ def naming() -> Generator[socket.socket]:
 
 class Running:
     """An HAProxy of this machine with one service in two slots, at addresses instead of names. names: the port of a
-    server that is asked for names instead."""
+    server that is asked for names instead. at_most_s: how long everybody's requests wait."""
 
-    def __init__(self, folder: Path, one: int, two: int, asked: list[bytes], *, names: int = 0) -> None:
+    def __init__(
+        self, folder: Path, one: int, two: int, asked: list[bytes], *, names: int = 0, at_most_s: float = HELD_AT_MOST_S
+    ) -> None:
         self.folder, self.asked = folder, asked
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -127,6 +134,8 @@ class Running:
             ("    uid 99\n    gid 99\n", ""),
             ("bind :20000", f"bind 127.0.0.1:{self.port}"),
             ("bind :8080", "bind unix@" + str(folder / "inside.sock")),
+            ("abns@lastgood-", f"abns@{self.port}-"),
+            (f"expire {HELD_AT_MOST_S:.0f}s", f"expire {at_most_s:.0f}s"),
             ("127.0.0.11:53", f"127.0.0.1:{names or 53}"),
             ("one:8080", f"one:{one}" if names else f"127.0.0.1:{one}"),
             ("two:8080", f"two:{two}" if names else f"127.0.0.1:{two}"),
@@ -144,11 +153,22 @@ class Running:
 
     def answer(self) -> str:
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as line:
-            line.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            return b"".join(iter(lambda: line.recv(4096), b"")).decode().rsplit("\r\n\r\n", 1)[-1]
+            return self._answer_on(line)
+
+    def answer_inside(self) -> str:
+        """As a service that asks another one."""
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(10)
+            line.connect(str(self.folder / "inside.sock"))
+            return self._answer_on(line)
+
+    @staticmethod
+    def _answer_on(line: socket.socket) -> str:
+        line.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return b"".join(iter(lambda: line.recv(4096), b"")).decode().rsplit("\r\n\r\n", 1)[-1]
 
     def ready(self) -> list[str]:
-        return [slot.name for slot in self.runtime.slots() if slot.ready]
+        return [slot.name for slot in self.runtime.slots() if slot.ready and slot.service == "web"]
 
 
 @pytest.fixture
@@ -183,6 +203,69 @@ def test_held_requests_wait_and_are_answered_by_who_comes(edge: Running) -> None
         thread.join()
     assert answers == ["two"] * 5
     assert edge.ready() == ["s1"]
+
+
+def test_everybody_outside_waits_and_is_answered_by_who_serves_then(edge: Running) -> None:
+    edge.runtime.hold_everybody(["web"])
+    assert edge.runtime.holds_everybody() is True
+    answers: list[str] = []
+    asking = [threading.Thread(target=lambda: answers.append(edge.answer())) for _ in range(5)]
+    for thread in asking:
+        thread.start()
+    # what is being answered can go on, and end
+    assert edge.answer_inside() in {"one", "two"}
+    time.sleep(0.6)
+    assert answers == []
+    edge.runtime.move(to=[("web", "s1")], away=[("web", "s0")])
+    edge.runtime.pass_everybody(["web"])
+    for thread in asking:
+        thread.join()
+    assert answers == ["two"] * 5
+    assert edge.runtime.holds_everybody() is False
+    assert edge.answer() == "two"
+
+
+def test_who_waited_is_known_to_the_service_by_its_own_address(edge: Running) -> None:
+    edge.answer()
+    edge.runtime.hold_everybody(["web"])
+    waiting = threading.Thread(target=edge.answer)
+    waiting.start()
+    time.sleep(0.3)
+    edge.runtime.pass_everybody(["web"])
+    waiting.join()
+    told = [[line for line in said.split(b"\r\n") if line.startswith(b"x-forwarded-for")] for said in edge.asked]
+    assert told == [[b"x-forwarded-for: 127.0.0.1"]] * 2
+
+
+def test_nobody_waits_for_a_program_that_died(tmp_path: Path) -> None:
+    with answering("one", []) as one, answering("two", []) as two:
+        edge = Running(tmp_path, one, two, [], at_most_s=1)
+        try:
+            edge.runtime.hold_everybody(["web"])
+            until = time.monotonic() + 10
+            while edge.runtime.holds_everybody() and time.monotonic() < until:
+                time.sleep(0.1)
+            assert edge.answer() in {"one", "two"}
+        finally:
+            edge.process.terminate()
+            edge.process.wait()
+
+
+def test_an_edge_that_was_started_before_this_was_known_does_not_hold(edge: Running, tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    old = (tmp_path / CONFIG_FILE).read_text().replace(str(tmp_path), str(before)).replace("everybody:", "somebody:")
+    old = old.replace("abns@", "abns@old").replace(f"127.0.0.1:{edge.port}", f"unix@{before}/published.sock")
+    (before / CONFIG_FILE).write_text(old)
+    process = subprocess.Popen([shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(before / CONFIG_FILE)])
+    try:
+        while not (before / SOCKET_FILE).exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        assert Runtime(before).holds_everybody() is None
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) -> None:

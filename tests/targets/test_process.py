@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -16,11 +17,12 @@ from typing import Self
 import pytest
 
 from lastgood.core.errors import ConfigError, Refused
-from lastgood.core.plan import PassGate, Seen, Step, seen
+from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Seen, Step, seen
 from lastgood.core.ports import Containers
 from lastgood.core.release import Release
 from lastgood.targets import tree
 from lastgood.targets.process import holder
+from lastgood.targets.process.proxy import Hold
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.process import ProcessWorld, world
 
@@ -112,6 +114,50 @@ def test_a_request_that_is_being_answered_ends_where_it_began(stack: ProcessWorl
     slow.join()
     assert answers == ["1"]
     assert ask(stack.ports["web"]) == "2"
+
+
+def step(action: HoldRequests | PassRequests) -> Step:
+    return Step(name=action.kind, action=action, deadline_s=10.0, explain=action.kind)
+
+
+def test_requests_from_outside_wait_and_what_the_services_ask_each_other_is_passed_on(stack: ProcessWorld) -> None:
+    stack.put("1", "v1")
+    target = stack.target()
+    target.apply(step(HoldRequests()))
+    assert target.observe().holding
+    answers: list[str] = []
+    waiting = threading.Thread(target=lambda: answers.append(ask(stack.ports["web"], "/ask-worker")))
+    waiting.start()
+    CLOCK.sleep(0.5)
+    assert answers == []
+    assert target.observe().holding
+    target.apply(step(PassRequests()))
+    waiting.join()
+    assert answers == ["1"]
+    assert not target.observe().holding
+
+
+def test_what_is_being_answered_ends_before_a_hold_is_complete(stack: ProcessWorld) -> None:
+    """It needs the other service for that."""
+    stack.put("1", "v1")
+    target, answers = stack.target(), list[str]()
+    asking = threading.Thread(target=lambda: answers.append(ask(stack.ports["web"], "/slow-ask-worker")))
+    asking.start()
+    wait_for(lambda: any(line.startswith("slow") for line in stack.lines()))
+    target.apply(step(HoldRequests()))
+    asking.join(timeout=0.5)
+    assert answers == ["1"]
+
+
+def test_a_hold_is_over_by_itself() -> None:
+    async def waited() -> float:
+        hold = Hold(lambda _port: False)
+        hold.begin(0.2)
+        began = CLOCK.now()
+        await hold.passed(1)
+        return (CLOCK.now() - began).total_seconds()
+
+    assert asyncio.run(waited()) >= 0.2
 
 
 def test_services_outlive_the_holder_and_the_next_one_takes_them_up(stack: ProcessWorld) -> None:

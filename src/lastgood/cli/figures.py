@@ -15,7 +15,7 @@ from lastgood.testing.traffic import Counts, Request, acknowledged_missions, sum
 
 # The steps that users can notice, and the end of what served before, which may still answer. A database that is swapped
 # ends requests too.
-_SWITCHING: Final = ("serve-", "switch-", "settle", "fence", "export-", "replay-", "swap-")
+_SWITCHING: Final = ("serve-", "switch-", "settle", "hold-", "fence", "export-", "replay-", "swap-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

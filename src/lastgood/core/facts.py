@@ -48,7 +48,8 @@ class ContainerFacts:
 
     held: artifacts that can be started right now without asking a registry. switchable: services whose traffic an edge
     moves from one release to another, all at once; of those an instance counts only for its own release. ungated: those
-    of which no second instance may run, since it would do its work twice.
+    of which no second instance may run, since it would do its work twice. can_hold: whether something in front of the
+    services can let requests wait; holding: whether it does.
     """
 
     observed_at: datetime
@@ -58,6 +59,8 @@ class ContainerFacts:
     held: frozenset[str] = frozenset()
     switchable: frozenset[str] = frozenset()
     ungated: frozenset[str] = frozenset()
+    can_hold: bool = False
+    holding: bool = False
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:
         """Return the serving instances of a service, empty when there is none."""

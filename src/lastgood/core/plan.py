@@ -21,6 +21,10 @@ from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFa
 from lastgood.core.migration import Rung, WritesSince
 from lastgood.core.release import Release, ServiceRecord
 
+HELD_AT_MOST_S: Final = 60.0
+"""How long requests wait for a database that is exchanged. Whatever becomes of the run, they are passed on after it."""
+ANSWERED_WITHIN_S: Final = 5.0
+"""How long those that are being answered then may take to end."""
 LATER: Final = Field(exclude_if=not_)
 """Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
 middle of a run does not ask again."""
@@ -98,6 +102,21 @@ class Settle:
 
     standby: str
     kind: Literal["settle"] = "settle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldRequests:
+    """Let new requests from outside wait, HELD_AT_MOST_S at most, and those that are being answered end. What the
+    services ask each other for that is passed on."""
+
+    kind: Literal["hold_requests"] = "hold_requests"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRequests:
+    """Pass on the requests that wait, to whoever serves now. Also the compensation of HoldRequests."""
+
+    kind: Literal["pass_requests"] = "pass_requests"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +235,7 @@ class ReturnFrontend:
     kind: Literal["return_frontend"] = "return_frontend"
 
 
-ContainerAction = PassGate | Serve | Switch | ClearCandidates | Settle
+ContainerAction = PassGate | Serve | Switch | ClearCandidates | Settle | HoldRequests | PassRequests
 DatabaseAction = (
     TakeRestorePoint
     | Migrate
@@ -253,7 +272,7 @@ class Step:
     def role(self) -> Role:
         """The hand that carries this step out."""
         match self.action:
-            case PassGate() | Serve() | Switch() | ClearCandidates() | Settle():
+            case PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests():
                 return Role.CONTAINERS
             case ReturnFrontend():
                 return Role.FRONTEND
@@ -293,7 +312,9 @@ def seen(step: Step, facts: Facts) -> Seen:
     """Say whether `facts` show that the step is done. UNKNOWN when these facts cannot tell: then nothing is
     repeated."""
     match step.action, facts:
-        case (PassGate() | Serve() | Switch() | ClearCandidates() | Settle()) as action, ContainerFacts():
+        case (
+            PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests()
+        ) as action, ContainerFacts():
             return _when(_shows(action, facts))
         case TakeRestorePoint() as action, DatabaseFacts():
             return _when(action.restore_point in facts.restore_points)
@@ -342,6 +363,10 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
             return not facts.candidates
         case Settle(standby=standby):
             return all(standby and i.release == standby for i in facts.candidates)
+        case HoldRequests():
+            return facts.holding
+        case PassRequests():
+            return not facts.holding
         case _:
             assert_never(action)
 

@@ -16,12 +16,15 @@ from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
 from lastgood.core.plan import (
+    HELD_AT_MOST_S,
     CatchUp,
     DatabaseDecision,
     EndCapture,
     ExportWrites,
     Fence,
+    HoldRequests,
     LiftFence,
+    PassRequests,
     Plan,
     Purpose,
     ReplayWrites,
@@ -99,6 +102,9 @@ def make_plan(
     draft = _Draft()
     _decide_database(draft, target, world, plan_id=plan_id, deadlines=deadlines, only=only)
     gate, serve = _containers(draft, target, world, only=only, deadlines=deadlines)
+    if any(isinstance(step.action, HoldRequests) for step in draft.before):
+        # the release that is left cannot run on the old schema: whoever waits is answered by the one that goes back
+        serve = [*serve[:-1], _pass_requests(deadlines), *serve[-1:]]
     # a candidate of a release that cannot run on today's schema would only show that, or change the schema itself
     steps = (*draft.before, *gate, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
     return Plan(
@@ -209,6 +215,8 @@ def _decide_database(
         draft.decision, draft.after = _swap(
             point, world, evidence, verdict.reasons, plan_id=plan_id, deadlines=deadlines
         )
+        if world.containers.can_hold:
+            draft.after.append(_pass_requests(deadlines))
 
 
 def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], said: str) -> None:
@@ -335,6 +343,14 @@ def _swap(
         explain=f"replay the transactions since {point.id} into {point.clone} while {name} serves",
         needs_approval=True,
     )
+    hold = Step(
+        name="hold-requests",
+        action=HoldRequests(),
+        deadline_s=quick,
+        explain=f"requests from outside wait, for at most {HELD_AT_MOST_S:.0f} s, and those under way end",
+        needs_approval=True,
+    )
+    holding = [hold] if world.containers.can_hold else []
     fence = Step(
         name="fence",
         action=Fence(kept_as=kept_as),
@@ -372,8 +388,17 @@ def _swap(
         needs_approval=True,
     )
     if captured:
-        return decision, [dump, catch_up, fence, replay_writes, swap]
-    return decision, [dump, fence, export_writes, replay_writes, swap]
+        return decision, [dump, catch_up, *holding, fence, replay_writes, swap]
+    return decision, [dump, *holding, fence, export_writes, replay_writes, swap]
+
+
+def _pass_requests(deadlines: Deadlines) -> Step:
+    return Step(
+        name="pass-requests",
+        action=PassRequests(),
+        deadline_s=deadlines.fence_s,
+        explain="the requests that wait are passed on",
+    )
 
 
 def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan | None:
@@ -401,6 +426,12 @@ def lift_by_hand(plan: Plan) -> str:
     name = fence.kept_as.removesuffix(f"_bad_{plan.id}")
     sql = f'ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true;'
     return f"psql -d postgres: {sql}"
+
+
+def make_pass_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
+    """The compensation for a plan that stopped while requests waited. Needs no approval."""
+    why = f"plan {plan.id} stopped while requests waited"
+    return _compensation(plan, _pass_requests(deadlines), plan_id=plan_id, now=now, why=why)
 
 
 def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:

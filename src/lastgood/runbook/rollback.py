@@ -22,7 +22,17 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryab
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
 from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import PassGate, Plan, Purpose, ReplayWrites, Role, Step, Switch
+from lastgood.core.plan import (
+    HELD_AT_MOST_S,
+    HoldRequests,
+    PassGate,
+    Plan,
+    Purpose,
+    ReplayWrites,
+    Role,
+    Step,
+    Switch,
+)
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
@@ -32,6 +42,7 @@ from lastgood.core.returning import (
     lift_by_hand,
     make_clear_plan,
     make_lift_plan,
+    make_pass_plan,
     make_plan,
     make_stand_down_plan,
 )
@@ -329,7 +340,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         if failed:
             terminal = TerminalState.NEEDS_HUMAN
             next_steps += filter(None, (failed.hint, lift_by_hand(plan)))
-    notes += filter(None, [clear_candidates(rooms, plan)])
+    notes += filter(None, [_pass_requests(rooms, plan), clear_candidates(rooms, plan)])
     if terminal is TerminalState.NEEDS_HUMAN:
         next_steps += [f"lastgood explain {run}", "lastgood status", f"lastgood rollback {plan.to_release}"]
     elif terminal in (TerminalState.REFUSED, TerminalState.DENIED):
@@ -372,6 +383,21 @@ def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
     run = new_run_id(rooms.memory.history())
     lift = make_lift_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
     return _compensate(rooms, lift, after=plan) if lift else None
+
+
+def _pass_requests(rooms: Rooms, plan: Plan) -> str:
+    """Pass on what a plan that stopped left waiting. Returns what a person should know, empty when nothing waits."""
+    if not any(isinstance(step.action, HoldRequests) for step in plan.steps):
+        return ""
+    try:
+        if not rooms.containers.observe().holding:
+            return ""
+    except LastgoodError as error:
+        return f"whether requests still wait is not known: {error.message}; none waits over {HELD_AT_MOST_S:.0f} s"
+    run = new_run_id(rooms.memory.history())
+    passing = make_pass_plan(plan, plan_id=run, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    failed = _compensate(rooms, passing, after=plan)
+    return f"requests still wait: {failed.reason}" if failed else "the requests that waited were passed on"
 
 
 def clear_candidates(rooms: Rooms, plan: Plan) -> str:

@@ -31,9 +31,11 @@ from lastgood.core.plan import (
     EndCapture,
     ExportWrites,
     Fence,
+    HoldRequests,
     LiftFence,
     Migrate,
     PassGate,
+    PassRequests,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -268,6 +270,10 @@ class World:
             case Settle(standby=standby):
                 kept = tuple(i for i in containers.candidates if standby and i.release == standby)
                 self.containers = replace(containers, candidates=kept)
+            case HoldRequests():
+                self.containers = replace(containers, holding=True)
+            case PassRequests():
+                self.containers = replace(containers, holding=False)
             case _:
                 pass
 

@@ -15,9 +15,11 @@ from lastgood.core.plan import (
     EndCapture,
     ExportWrites,
     Fence,
+    HoldRequests,
     LiftFence,
     Migrate,
     PassGate,
+    PassRequests,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -81,7 +83,7 @@ def containers(_folder: Path) -> Iterator[MemoryRig]:
     yield MemoryRig(
         made,
         MemoryContainers(made),
-        (PassGate(release="v2", artifacts=artifacts), *serve, ClearCandidates()),
+        (PassGate(release="v2", artifacts=artifacts), HoldRequests(), *serve, PassRequests(), ClearCandidates()),
         replace(serve[0], artifact="core-v9"),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lastgood.core.config import ProcessConfig
-from lastgood.core.plan import Fence, Plan, Serve, Step
+from lastgood.core.plan import Fence, HoldRequests, PassRequests, Plan, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.process import ProcessTarget, end_services
 from lastgood.targets.process.control import SOCKET
@@ -23,6 +23,7 @@ SERVICE = """
 import os, signal, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 
 def note(what):
     with open(os.environ["EFFECTS"], "a") as file:
@@ -34,12 +35,17 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        if self.path == "/slow":
+        if self.path.startswith("/slow"):
             note("slow")
             threading.Event().wait(0.5)
+        if self.path.endswith("ask-worker"):
+            return self.answer(urlopen(os.environ["WORKER"], timeout=10).read())
         if self.path == "/die":
             os._exit(3)
         body = os.environ["SECRET"].encode() if self.path == "/secret" else VERSION.encode()
+        self.answer(body)
+
+    def answer(self, body):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -95,7 +101,8 @@ class ProcessWorld:
 
     def config(self, **more: object) -> ProcessConfig:
         """The `process` section. more: what differs from the usual."""
-        env = {"EFFECTS": str(self.effects_file), "SECRET": "s3cr3t-word"}
+        worker = f"http://127.0.0.1:{self.ports['worker']}/"
+        env = {"EFFECTS": str(self.effects_file), "SECRET": "s3cr3t-word", "WORKER": worker}
         command = ["{python}", "service.py"]
         services = {
             name: {"command": command, "port": port, "health": "/", "env": env} for name, port in self.ports.items()
@@ -151,8 +158,10 @@ class ProcessRig:
         made.put("1", "v1")
         made.write("2")
         self.target = made.target()
-        self.steps: Sequence[Step] = made.plan(self.target, self.target.prepare("v2", CLOCK.now())).steps
-        serve = next(s for s in self.steps if isinstance(s.action, Serve))
+        deploying = made.plan(self.target, self.target.prepare("v2", CLOCK.now())).steps
+        serve = next(s for s in deploying if isinstance(s.action, Serve))
+        hold = replace(serve, name="hold-requests", action=HoldRequests())
+        self.steps: Sequence[Step] = (*deploying, hold, replace(hold, name="pass-requests", action=PassRequests()))
         assert isinstance(serve.action, Serve)
         self.refused = replace(serve, action=replace(serve.action, artifact=f"tree:{'0' * 64}"))
         self.foreign = replace(serve, action=Fence(kept_as="x"))

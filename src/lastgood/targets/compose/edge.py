@@ -120,6 +120,15 @@ class Edge:
         ready = [slot.name for slot in self.runtime.slots() if slot.ready and slot.service == service]
         self.runtime.hold(service, instead_of=[name for name in ready if name.startswith("s")])
 
+    def hold_everybody(self, *, ends_at: datetime) -> None:
+        """Let all requests from outside wait, and those that are being answered end until `ends_at`."""
+        self.runtime.hold_everybody(self.config.routes)
+        serving = {(slot.service, slot.name) for slot in self.runtime.slots() if slot.ready and slot.container}
+        while any(count for at, count in self.runtime.sessions().items() if at in serving):
+            if self.stack.clock.now() >= ends_at:
+                return
+            self.stack.clock.sleep(POLL_S)
+
     def drain(self, services: Iterable[str], *, ends_at: datetime) -> None:
         """Wait until what no longer gets requests has answered its last one; cut off what is left at the deadline."""
         wanted = set(services)

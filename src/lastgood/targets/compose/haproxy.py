@@ -4,8 +4,13 @@ Every service has a backend of slots; a slot names one container, and the engine
 traffic is one line of commands on the socket and takes no reload: a request that is being answered is answered, the
 next one goes where the line says. The configuration on disk says the same, for a HAProxy that is started again.
 
+While a database is exchanged, all requests from outside wait in backends of their own. That is an entry of a table
+which expires by itself, so that nobody waits for a program that died. What waited enters again through a door inside,
+with its client's address, and goes to whoever serves then.
+
 Tried with 2.6 (Debian 12). Words and columns: docs.haproxy.org/2.6/management.html, sections 9.1 and 9.3; of the
-configuration: docs.haproxy.org/2.6/configuration.html (`hold`: 5.3.2; its default is 30 s, and then nobody serves).
+configuration: docs.haproxy.org/2.6/configuration.html (`hold`: 5.3.2; its default is 30 s, and then nobody serves;
+`stick-table`: 4.2; `table_gpt0`: 7.3.1, which does not make an entry live longer).
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.errors import OutcomeUnknown, Retryable
+from lastgood.core.plan import HELD_AT_MOST_S
 from lastgood.targets.unix_address import short_path
 
 CONFIG_FILE: Final = "haproxy.cfg"
@@ -34,6 +40,12 @@ MOST_BYTES: Final = 4 << 20
 _TAKEN: Final = ("changed its FQDN", "no need to change")
 _NOBODY: Final = "nobody.invalid"
 _HOLD: Final = "hold"
+_EVERYBODY: Final = "everybody:"
+"""The table of who waits, and its one key. No service has a colon in its name."""
+_WAITING: Final = "waiting:"
+"""Prefix of the backend in which the requests of a service wait with everybody's; it has two servers."""
+_WAIT: Final = "wait"
+_ENTER: Final = "enter"
 # srv_admin_state: a bit each. What was said in the file or where a name came from does not keep traffic away.
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08
 
@@ -54,7 +66,6 @@ defaults
     timeout tunnel 1h
     timeout http-request 30s
     timeout http-keep-alive 60s
-    option forwardfor
     # each request looks anew who serves, also on a connection that the client keeps
     option http-server-close
     option redispatch 1
@@ -66,6 +77,9 @@ resolvers engine
     hold refused 24h
     hold timeout 24h
     hold other 24h
+
+backend {everybody}
+    stick-table type string len 16 size 1 expire {at_most:.0f}s store gpt0
 """
 
 
@@ -100,13 +114,34 @@ def publish_from(routes: Sequence[Route]) -> dict[str, int]:
 def configuration(routes: Sequence[Route], ready: Mapping[str, Sequence[str]], *, uid: int) -> str:
     """The file that HAProxy starts from. ready: service -> names of the containers that serve. uid: who may use the
     socket."""
-    parts = [_HEAD.format(inside=INSIDE, socket=SOCKET_FILE, uid=uid)]
+    head = _HEAD.format(inside=INSIDE, socket=SOCKET_FILE, uid=uid, everybody=_EVERYBODY, at_most=HELD_AT_MOST_S)
+    parts = [head]
     for service, port in publish_from(routes).items():
-        parts.append(f"frontend published-{service}\n    bind :{port}\n    default_backend {service}\n")
+        parts.append(_published(service, port))
     ports = sorted({route.port for route in routes})
     parts += [_inside(port, [route for route in routes if route.port == port]) for port in ports]
     parts += [_backend(route, ready.get(route.service, ())) for route in routes]
     return "\n".join(parts)
+
+
+def _published(service: str, port: int) -> str:
+    """Where a service is asked from outside, and where those wait who wait with everybody."""
+    door = f"abns@lastgood-{service}"
+    return f"""\
+frontend published-{service}
+    bind :{port}
+    use_backend {_WAITING}{service} if {{ str({_EVERYBODY}),table_gpt0({_EVERYBODY}) gt 0 }}
+    default_backend {service}
+
+backend {_WAITING}{service}
+    retries {round(HELD_AT_MOST_S * 4)}
+    server {_WAIT} 127.0.0.1:1
+    server {_ENTER} {door} send-proxy-v2 disabled
+
+frontend entered-{service}
+    bind {door} accept-proxy
+    default_backend {service}
+"""
 
 
 def _inside(port: int, routes: Sequence[Route]) -> str:
@@ -122,7 +157,7 @@ def _inside(port: int, routes: Sequence[Route]) -> str:
 
 def _backend(route: Route, ready: Sequence[str]) -> str:
     # not asked for at the start: one name that leads nowhere would keep all others from being served
-    lines = [f"backend {route.service}", f"    retries {max(3, round(route.patience_s * 4))}"]
+    lines = [f"backend {route.service}", "    option forwardfor", f"    retries {max(3, round(route.patience_s * 4))}"]
     for number in range(SLOTS):
         name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
         lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr none{off}")
@@ -175,6 +210,24 @@ class Runtime:
     def hold(self, service: str, *, instead_of: Iterable[str]) -> None:
         """Let new requests of a service wait instead of going to the slots `instead_of`."""
         self.move(to=[(service, _HOLD)], away=[(service, slot) for slot in instead_of])
+
+    def hold_everybody(self, services: Iterable[str]) -> None:
+        """Let requests from outside of all these services wait, HELD_AT_MOST_S at most."""
+        backends = [_WAITING + service for service in services]
+        self.move(to=[(b, _WAIT) for b in backends], away=[(b, _ENTER) for b in backends])
+        self._tell([f"set table {_EVERYBODY} key {_EVERYBODY} data.gpt0 1"])
+
+    def pass_everybody(self, services: Iterable[str]) -> None:
+        """Pass on what waits since `hold_everybody`, and what comes."""
+        backends = [_WAITING + service for service in services]
+        self._tell([f"clear table {_EVERYBODY} key {_EVERYBODY}"])
+        self.move(to=[(b, _ENTER) for b in backends], away=[(b, _WAIT) for b in backends])
+
+    def holds_everybody(self) -> bool | None:
+        """Whether requests from outside wait; None of an edge that was started before it could make them. Raises
+        Retryable when it does not answer."""
+        said = self._ask(f"show table {_EVERYBODY}")
+        return f"key={_EVERYBODY} " in said if f"table: {_EVERYBODY}," in said else None
 
     def release(self, service: str, *, to: Iterable[str]) -> None:
         """Let what waits, and what comes, go to the slots `to`."""

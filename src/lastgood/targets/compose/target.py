@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import assert_never
 
 from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health
-from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Settle, Step, Switch, runs, seen
+from lastgood.core.plan import (
+    ANSWERED_WITHIN_S,
+    ClearCandidates,
+    HoldRequests,
+    PassGate,
+    PassRequests,
+    Role,
+    Seen,
+    Serve,
+    Settle,
+    Step,
+    Switch,
+    runs,
+    seen,
+)
 from lastgood.core.ports import Clock
 from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
@@ -69,6 +83,7 @@ class ComposeTarget:
         observed_at = self._stack.clock.now()
         switchable = self._edge.switchable if self._edge else frozenset[str]()
         there = look(self._stack, engine, self._edge)
+        holds = self._edge.runtime.holds_everybody() if self._edge else None
         return ContainerFacts(
             observed_at=observed_at,
             serving=there.facts(there.serving, switchable=switchable),
@@ -77,18 +92,20 @@ class ComposeTarget:
             held=engine.image_ids(),
             switchable=switchable,
             ungated=frozenset(self._stack.config.workers),
+            can_hold=holds is not None,
+            holding=bool(holds),
         )
 
     def apply(self, step: Step) -> None:
         action = step.action
-        if not isinstance(action, PassGate | Serve | Switch | ClearCandidates | Settle):
+        if not isinstance(action, PassGate | Serve | Switch | ClearCandidates | Settle | HoldRequests | PassRequests):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for containers", hint="lastgood plan")
         with self._stack.alone(deadline_s=step.deadline_s):
             pass  # what a killed command left running has ended: now what is seen will stay so
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
-            if not isinstance(action, ClearCandidates | Settle):
+            if isinstance(action, PassGate | Serve | Switch):
                 refuse_compose_1(engine, self._stack.name)
             match action:
                 case PassGate():
@@ -104,6 +121,13 @@ class ComposeTarget:
                 case ClearCandidates():
                     seen_now = look(self._stack, engine, self._edge)
                     clear_candidates(engine, seen_now, stop_s=self._stack.config.stop)
+                case HoldRequests():
+                    answered_s = min(ANSWERED_WITHIN_S, step.deadline_s)
+                    ends_at = self._stack.clock.now() + timedelta(seconds=answered_s)
+                    self._fronted(step).hold_everybody(ends_at=ends_at)
+                case PassRequests():
+                    edge = self._fronted(step)
+                    edge.runtime.pass_everybody(edge.config.routes)
                 case _:
                     assert_never(action)
 

@@ -41,12 +41,15 @@ class Verb(StrEnum):
     START = "start"
     SWITCH = "switch"
     CLEAR = "clear"
+    HOLD = "hold"
+    RESUME = "resume"
     END = "end"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request. release, service, artifact: for START and SWITCH. stop_s: how long to wait for what is ended."""
+    """One request. release, service, artifact: for START and SWITCH. stop_s: how long to wait for what is ended, or for
+    the requests that are being answered (HOLD)."""
 
     verb: Verb
     release: str = ""
@@ -60,11 +63,13 @@ class Answer:
     """What the holder shows after it did what it was asked. refused: why it did not, and then nothing changed.
 
     candidates: those of the gate, and those that no longer serve and are not gone yet. ports: public ones it owns.
+    holding: whether requests from outside wait.
     """
 
     serving: tuple[InstanceFacts, ...] = ()
     candidates: tuple[InstanceFacts, ...] = ()
     ports: tuple[int, ...] = ()
+    holding: bool = False
     refused: str = ""
 
 

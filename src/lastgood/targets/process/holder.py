@@ -26,10 +26,11 @@ from typing import Final, assert_never
 
 from lastgood.core.errors import LastgoodError
 from lastgood.core.facts import Health, InstanceFacts
+from lastgood.core.plan import HELD_AT_MOST_S
 from lastgood.targets.process import processes
 from lastgood.targets.process.control import ANSWER, ASK, MOST_BYTES, SOCKET, Answer, Ask, Verb, passed_on
 from lastgood.targets.process.kept import Instance, KeptService, Part, Shelf
-from lastgood.targets.process.proxy import Route, serve_client
+from lastgood.targets.process.proxy import Hold, Route, serve_client
 from lastgood.targets.unix_address import short_path
 
 TICK_S: Final = 0.1
@@ -94,6 +95,7 @@ class Holder:
         self._shelf = shelf
         self._living: dict[str, Living] = {}
         self._routes: dict[str, Route] = {}
+        self._hold = Hold(self._is_ours)
         self._doors: dict[int, tuple[str, asyncio.Server]] = {}
         self._checks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
@@ -137,6 +139,10 @@ class Holder:
                         await self._switch(asked)
                     case Verb.CLEAR:
                         await self._clear(asked.stop_s)
+                    case Verb.HOLD:
+                        await self._hold_requests(asked.stop_s)
+                    case Verb.RESUME:
+                        self._hold.end()
                     case Verb.END:
                         await self._end(asked.stop_s)
                     case _:
@@ -151,7 +157,22 @@ class Holder:
             serving=tuple(one.facts() for one in living if one.instance.part is Part.SERVING),
             candidates=tuple(one.facts() for one in living if one.instance.part is not Part.SERVING),
             ports=tuple(self._doors),
+            holding=self._hold.on,
         )
+
+    def _is_ours(self, port: int) -> bool:
+        """Whether one of the services is at the other end of a connection from this port."""
+        return processes.has_connection({one.instance.pid for one in self._living.values()}, port=port)
+
+    def _busy(self) -> bool:
+        return any(route.in_flight.total() for route in self._routes.values())
+
+    async def _hold_requests(self, drain_s: float) -> None:
+        """Let requests from outside wait, and those that are being answered end, for as long as was allowed."""
+        self._hold.begin(HELD_AT_MOST_S)
+        until = time.monotonic() + drain_s
+        while self._busy() and time.monotonic() < until:  # noqa: ASYNC110 # what is waited for is that nothing happens
+            await asyncio.sleep(TICK_S / 10)
 
     async def _start(self, asked: Ask) -> None:
         """Start a candidate, unless the very one runs already; another one of its service makes room."""
@@ -240,7 +261,7 @@ class Holder:
             if owner != service.name:
                 raise CannotDoIt(f"port {service.public_port} of {service.name} is the port of {owner} as well")
             return
-        route = self._routes.setdefault(service.name, Route())
+        route = self._routes.setdefault(service.name, Route(self._hold))
         try:
             door = await asyncio.start_server(
                 lambda reader, writer: serve_client(route, reader, writer), "127.0.0.1", service.public_port

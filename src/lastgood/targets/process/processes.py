@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,28 @@ def end(pid: int, start: int, deadly: signal.Signals) -> None:
     if lives(pid, start):
         with suppress(ProcessLookupError):
             os.killpg(pid, deadly)
+
+
+def has_connection(leaders: Collection[int], *, port: int) -> bool:
+    """Whether a process of one of these sessions has a connection over IPv4 from this local port (proc(5): `net/tcp`
+    and `fd`)."""
+    sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
+    if not sockets:
+        return False
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and os.getsid(int(folder.name)) in leaders:
+                for descriptor in (folder / "fd").iterdir():
+                    if str(descriptor.readlink()) in sockets:
+                        return True
+    return False
+
+
+def _inodes(port: int) -> Iterator[str]:
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    for fields in map(str.split, lines):
+        if int(fields[1].rpartition(":")[2], 16) == port:
+            yield fields[9]
 
 
 def owned_by(state: Path) -> Iterator[tuple[int, int]]:

@@ -8,8 +8,9 @@ it is sent once.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,10 +29,43 @@ _HOP: Final = frozenset(
 Headers = list[tuple[bytes, bytes]]
 
 
+class Hold:
+    """Where requests from outside wait while they are held. insider: whether a connection from this local port is one
+    of the services' own, whose requests never wait: they are part of one that is being answered."""
+
+    def __init__(self, insider: Callable[[int], bool]) -> None:
+        self._insider = insider
+        self._over = asyncio.Event()
+        self._ends_at = 0.0
+
+    @property
+    def on(self) -> bool:
+        """Whether requests wait. Nobody has to end it: its time runs out."""
+        return not self._over.is_set() and time.monotonic() < self._ends_at
+
+    def begin(self, at_most_s: float) -> None:
+        """Hold from now on. Begun again while it is on, its time begins anew."""
+        if not self.on:
+            self._over.set()
+            self._over = asyncio.Event()
+        self._ends_at = time.monotonic() + at_most_s
+
+    def end(self) -> None:
+        """Pass on what waits, and what comes."""
+        self._over.set()
+
+    async def passed(self, port: int) -> None:
+        """Wait until a request of the connection from this port may be passed on."""
+        while self.on and not self._insider(port):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), self._ends_at - time.monotonic())
+
+
 @dataclass(slots=True)
 class Route:
     """Where a service's requests go. port: None while nothing serves. in_flight: requests by instance."""
 
+    hold: Hold
     port: int | None = None
     instance: str = ""
     in_flight: Counter[str] = field(default_factory=Counter[str])
@@ -67,6 +101,7 @@ async def _one_request(
     except _TooLarge:
         await _answer(connection, writer, 413, b"the request is larger than 16 MiB\n")
         return False
+    await route.hold.passed(writer.get_extra_info("peername")[1])
     instance = route.instance
     route.in_flight[instance] += 1
     try:

@@ -18,7 +18,19 @@ from typing import Final, assert_never
 from lastgood.core.config import ProcessConfig
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
-from lastgood.core.plan import ClearCandidates, PassGate, Role, Seen, Serve, Step, runs, seen
+from lastgood.core.plan import (
+    ANSWERED_WITHIN_S,
+    ClearCandidates,
+    HoldRequests,
+    PassGate,
+    PassRequests,
+    Role,
+    Seen,
+    Serve,
+    Step,
+    runs,
+    seen,
+)
 from lastgood.core.ports import Clock
 from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
@@ -60,6 +72,8 @@ class ProcessTarget:
             serving=shown.serving,
             candidates=shown.candidates,
             held=self._shelf.held(),
+            can_hold=True,
+            holding=shown.holding,
         )
 
     def _look(self) -> Answer:
@@ -219,7 +233,7 @@ class ProcessTarget:
 
     def apply(self, step: Step) -> None:
         action = step.action
-        if not isinstance(action, PassGate | Serve | ClearCandidates):
+        if not isinstance(action, PassGate | Serve | ClearCandidates | HoldRequests | PassRequests):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for processes", hint="lastgood plan")
         ends_at = self._clock.now() + timedelta(seconds=step.deadline_s)
         if seen(step, self.observe()) is Seen.DONE:
@@ -231,6 +245,11 @@ class ProcessTarget:
                 self._serve(action, ends_at)
             case ClearCandidates():
                 self._clear()
+            case HoldRequests():
+                request = Ask(verb=Verb.HOLD, stop_s=min(ANSWERED_WITHIN_S, step.deadline_s))
+                ask_or_start(self._shelf.state, request, deadline_s=step.deadline_s)
+            case PassRequests():
+                ask(self._shelf.state, Ask(verb=Verb.RESUME), deadline_s=step.deadline_s)
             case _:
                 assert_never(action)
 
