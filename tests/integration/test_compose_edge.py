@@ -12,7 +12,7 @@ import pytest
 
 from lastgood.core.deploying import changed_services, gate_step, serve_steps
 from lastgood.core.errors import Refused, Retryable
-from lastgood.core.plan import PassGate, Seen, Step, Switch, seen
+from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Seen, Step, Switch, seen
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget, edge_file, set_up_edge
 from tests.contract.rigs.clock import CLOCK
@@ -85,6 +85,30 @@ def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: Edge
     assert world.answer() == "1-1"
     assert world.container("db").id == database
     assert all(check.passed for check in target.checks(r1))
+
+
+def test_whoever_waits_is_answered_by_the_release_that_serves_then(world: EdgeWorld, target: ComposeTarget) -> None:
+    """As while a database is exchanged: in between nobody is answered, and nobody fails."""
+    carry(target, recorded(target, "r0"))
+    r1 = prepared(world, target, "1")
+    hold, on = (
+        Step(name=action.kind, action=action, deadline_s=20.0, explain=action.kind)
+        for action in (HoldRequests(), PassRequests())
+    )
+    assert target.observe().can_hold
+    with traffic(world) as answers:
+        while not answers["0-0"]:
+            time.sleep(0.05)
+        target.apply(hold)
+        assert seen(hold, target.observe()) is Seen.DONE
+        before = answers.copy()
+        carry(target, r1, standby="r0")
+        assert answers == before
+        target.apply(on)
+        assert seen(on, target.observe()) is Seen.DONE
+        while not answers["1-1"]:
+            time.sleep(0.05)
+    assert set(answers) == {"0-0", "1-1"}, answers
 
 
 @pytest.mark.full
