@@ -192,6 +192,27 @@ def test_users_write_until_the_fence_and_lose_nothing(embedded: PostgresWorld) -
     assert totals(embedded) - base
 
 
+def test_a_replay_is_tried_and_leaves_nothing_behind(embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, shape = totals(embedded), SHAPES["a constraint that rejects good rows"]
+    ledger = all_written(embedded, shape)
+    slots = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots"
+    before = embedded.one(slots)
+    tried = embedded.target.try_replay(embedded.restore_point)
+    assert tried.whole
+    assert tried.pause_s < 1
+    assert embedded.one(slots) == before
+    assert embedded.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'lastgood'", database=embedded.clone) == []
+    monkeypatch.setattr(target, "MOST_TRIED", 5)
+    monkeypatch.setattr(replay, "AT_ONCE", 2)
+    assert not embedded.target.try_replay(embedded.restore_point).whole
+    embedded.go_back()
+    assert (embedded.replayed().total, embedded.replayed().quarantined) == (
+        tried.replayed.total,
+        tried.replayed.quarantined,
+    )
+    check(embedded, ledger, base)
+
+
 class Died(BaseException):
     """The process is gone."""
 

@@ -16,7 +16,7 @@ from lastgood.core.migration import Fit, FitsSchema
 from lastgood.core.plan import Plan, Role, Step
 from lastgood.core.record import ApprovalGiven, Event, Record, RunEnded, StepStarted, Told
 from lastgood.core.release import Standing
-from lastgood.core.report import Report, TerminalState
+from lastgood.core.report import DryRun, Loss, Replayed, Report, TerminalState
 from lastgood.runbook import by_hand
 from lastgood.runbook import rollback as returning
 from lastgood.runbook.watch import watch_on
@@ -254,6 +254,40 @@ def test_what_would_be_lost_is_shown_before_anybody_is_asked(team: Team) -> None
     shown = "\n".join(team.told[:waiting])
     for word in ("app at", "restore point  rp-", "min old", "replays        12 rows now"):
         assert word in shown
+
+
+def shown_when_asked(team: Team) -> str:
+    team.when_asked(team.deny)
+    team.roll_back()
+    waiting = next(n for n, line in enumerate(team.told) if line.startswith("waiting at"))
+    return "\n".join(team.told[:waiting])
+
+
+def test_what_a_replay_would_leave_out_is_tried_before_anybody_is_asked(team: Team) -> None:
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    lost = (Loss(table="missions", rows=3, file="tried/quarantine.jsonl"),)
+    left = (Loss(table="totals", rows=2, file="tried/left-out.jsonl"),)
+    replayed = Replayed(units="transactions", total=40, quarantined=2, skipped=1, losses=lost, left_out=left)
+    team.stack.dry_run = DryRun(replayed=replayed, whole=False, pause_s=0.64)
+    shown = shown_when_asked(team)
+    assert "tried          37 of the first 39 transactions written since can be replayed" in shown
+    assert "would wait     2 in quarantine (missions 3); why: tried/quarantine.jsonl" in shown
+    assert "left out       2 rows of totals; tried/left-out.jsonl" in shown
+    assert "pause          about 0.6 s in which nobody can write" in shown
+
+
+def test_a_replay_that_cannot_be_tried_keeps_nobody_from_being_asked(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+
+    def busy(*_: object) -> DryRun:
+        raise Retryable("the slot is in use", delay_s=1.0)
+
+    monkeypatch.setattr("lastgood.testing.stack.MemoryDatabase.try_replay", busy)
+    assert "tried          nothing: the slot is in use" in shown_when_asked(team)
 
 
 def test_a_release_of_which_nobody_knows_whether_it_runs_asks_before_it_serves(team: Team) -> None:

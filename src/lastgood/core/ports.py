@@ -21,7 +21,7 @@ from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Missing, Release, RestorePoint, Shipped
-from lastgood.core.report import Check, Replayed
+from lastgood.core.report import Check, DryRun, Replayed
 
 
 class Clock(Protocol):
@@ -155,6 +155,11 @@ class Database(Target, Protocol):
     def lossy_because(self) -> tuple[str, ...]:
         """Return what would keep the transactions written after the next restore point from being replayed one by one,
         one line each; empty when nothing does. Changes nothing."""
+        ...
+
+    def try_replay(self, restore_point: str) -> DryRun:
+        """Replay the transactions written since a captured restore point and take all of it back. Ends within a minute,
+        with what was tried until then. Changes nothing. Raises Refused or Retryable when it cannot be tried now."""
         ...
 
     def replayed(self, replay: str) -> Replayed:

@@ -81,6 +81,18 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """A replay that was taken back: what would become of the writes since a restore point.
+
+    whole: all of them were tried, not only the first. pause_s: for how long nobody could write, about.
+    """
+
+    replayed: Replayed
+    whole: bool
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The whole story of a run, for people and for `--json`. owner: whose incident it is.
 

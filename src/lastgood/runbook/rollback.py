@@ -24,6 +24,7 @@ from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
+    CatchUp,
     HoldRequests,
     PassGate,
     Plan,
@@ -564,7 +565,7 @@ def _begin_bake(rooms: Rooms, report: Report) -> None:
 
 def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
     """Show what is asked, and tell the team once that a person is needed."""
-    for line in approval_text(rooms, run.plan):
+    for line in (*approval_text(rooms, run.plan), *dry_run(rooms, run.plan)):
         rooms.story(line)
     rooms.story(
         f"waiting at {step.name} for: lastgood approve {run.started.run}   (or: lastgood deny {run.started.run})"
@@ -606,6 +607,27 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
     lines += [f"stays          {line}" for line in plan.invalid_rows]
     lines += [f"note           {warning}" for warning in plan.warnings]
     return tuple(lines)
+
+
+def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
+    """Try the replay of a plan, take it back, and say what would become of what was written; empty for a plan without
+    one."""
+    action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp)), None)
+    if action is None or rooms.database is None:
+        return ()
+    try:
+        with rooms.if_slow(1.0, lambda: rooms.story("  trying the replay, which is taken back ...")):
+            tried = rooms.database.try_replay(action.restore_point)
+    except LastgoodError as error:
+        return (f"tried          nothing: {error.message}",)
+    of, which = tried.replayed, "" if tried.whole else "the first "
+    carried = of.total - of.skipped - of.quarantined
+    lines = [f"tried          {carried} of {which}{of.total - of.skipped} {of.units} written since can be replayed"]
+    if of.quarantined:
+        tables = ", ".join(f"{loss.table} {loss.rows}" for loss in of.losses)
+        lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
+    lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
+    return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
 
 
 def incident(rooms: Rooms, name: str) -> str:

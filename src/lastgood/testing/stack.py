@@ -46,7 +46,7 @@ from lastgood.core.reading import (
     Window,
 )
 from lastgood.core.release import Missing, Release, RestorePoint, ServiceRecord, Shipped
-from lastgood.core.report import Check, Loss, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Replayed
 from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of
 
 SERVICES: Final = ("core", "orchestrator", "agent")
@@ -116,6 +116,9 @@ class Stack(World):
         self.points: dict[str, RestorePoint] = {}
         self.unfit: Counter[str] = Counter()
         self.replayed: dict[str, Replayed] = {}
+        self.dry_run = DryRun(
+            replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
+        )
         self.lossy_because: tuple[str, ...] = ()
         self.quarantine: list[QuarantineEntry] = []
         self.requeued: dict[int, str] = {}
@@ -406,6 +409,12 @@ class MemoryDatabase(Hand):
     def lossy_because(self) -> tuple[str, ...]:
         self._answer()
         return self._stack.lossy_because
+
+    def try_replay(self, restore_point: str) -> DryRun:
+        self._answer()
+        if restore_point not in self._stack.database.captures:
+            raise Refused(f"what was written since {restore_point} is not captured", hint="lastgood doctor")
+        return self._stack.dry_run
 
     def replayed(self, replay: str) -> Replayed:
         self._answer()

@@ -98,6 +98,10 @@ class Progress:
     skipped: int
 
 
+class _Enough(Exception):
+    """As much was tried as was wanted."""
+
+
 class Replay:
     """Of one capture into one clone.
 
@@ -145,13 +149,29 @@ class Replay:
             # only what the clone holds for good is let go of
             self._source.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", [self._kept.slot, lsn(end)])
 
+    def tried(self, into: Path, *, most: int, seconds: float) -> tuple[Replayed, bool]:
+        """Replay what is committed by now, at most so many and for so long; say what became of it, and whether that is
+        all. The slot stays where it is: for a transaction of the clone that is taken back."""
+        until, whole = monotonic() + seconds, True
+
+        def enough(transactions: int) -> None:
+            if transactions >= most or monotonic() >= until:
+                raise _Enough
+
+        try:
+            self._round(_position(self._source), enough, changes_at_once=None)
+        except _Enough:
+            whole = False
+        return self.finish(into), whole
+
     def finish(self, into: Path) -> Replayed:
         """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
         repeat."""
         return finish(self._source, self._clone, self._kept, into)
 
-    def _round(self, upto: str, go_on: Callable[[int], None]) -> int | None:
-        """Replay what the server decodes at once. Return the position behind it, None when there was nothing."""
+    def _round(self, upto: str, go_on: Callable[[int], None], *, changes_at_once: int | None = BATCH) -> int | None:
+        """Replay what the server decodes at once, None for all. Return the position behind it, None when there was
+        nothing."""
         end: int | None = None
         batch: list[Transaction] = []
         with self._source.transaction(), self._source.cursor("lastgood_changes") as changes:
@@ -159,7 +179,7 @@ class Replay:
             changes.execute(
                 "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, %s::pg_lsn, %s, "
                 "'proto_version', '1', 'publication_names', %s)",
-                [self._kept.slot, upto, BATCH, f'"{self._kept.slot}"'],
+                [self._kept.slot, upto, changes_at_once, f'"{self._kept.slot}"'],
             )
             for transaction in Decoder(self._take).transactions(bytes(data) for (data,) in changes):
                 end = transaction.end

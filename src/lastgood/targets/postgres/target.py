@@ -42,7 +42,7 @@ from lastgood.core.plan import (
 from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Release, RestorePoint, Shipped
-from lastgood.core.report import Check, Replayed
+from lastgood.core.report import Check, DryRun, Replayed
 from lastgood.targets import child
 from lastgood.targets.postgres import capture, catalog, evidence, replay, requeue, row_replay, shelf, swap, writes
 from lastgood.targets.postgres import restore_point as points
@@ -55,6 +55,11 @@ from lastgood.targets.postgres.server import Server, admit, databases, end_tool,
 _AGAIN_S: Final = 2.0
 QUICK_S: Final = 0.3
 """A round of the catch-up that is shorter is the last: about so long does the rest take behind the fence."""
+FENCE_AND_SWAP_S: Final = 0.3
+"""What both take together when nobody writes for long; `python -m bench.replay` prints the whole pause."""
+TRY_S: Final = 60.0
+MOST_TRIED: Final = 20_000
+"""Transactions of a dry run. They stay open until they are taken back, and every session's looks get dearer by that."""
 SLOW_LOOK_S: Final = 0.1
 """A look at all invariants that takes longer is not taken behind the fence; there, the keys are looked at that the last
 transactions touched."""
@@ -88,6 +93,7 @@ class PostgresTarget:
         self._captures = Captures(self._server, self._points / points.CAPTURES)
         self._migrated = state / "migrated"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
+        self._tried = state / "tried"
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -385,6 +391,19 @@ class PostgresTarget:
     def lossy_because(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
             return capture.obstacles(self._server)
+
+    def try_replay(self, restore_point: str) -> DryRun:
+        server, kept = self._server, points.read(self._points, restore_point)
+        with (
+            _answers(server, sent=False),
+            server.connect(server.live, statement_s=TRY_S) as source,
+            server.connect(kept.point.clone, statement_s=TRY_S) as clone,
+            clone.transaction(force_rollback=True),
+        ):
+            replaying = replay.Replay(source, clone, kept, invariants=self._invariants)
+            replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
+            looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
+        return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
 
     def replayed(self, replay: str) -> Replayed:
         path = self._replays / f"{shelf.checked(replay)}.json"
