@@ -522,7 +522,7 @@ def approve(
     waiting = _waiting(rooms, run)
     if not waiting.plan.needs_approval:
         raise Refused(f"run {waiting.started.run} waits for nobody", hint="lastgood status")
-    for line in returning.approval_text(rooms, waiting.plan):
+    for line in (*returning.approval_text(rooms, waiting.plan), *returning.dry_run(rooms, waiting.plan)):
         say(line)
     decision = waiting.plan.database
     if decision and decision.restore_point and rooms.config.database:
