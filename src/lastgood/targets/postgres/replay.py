@@ -18,13 +18,14 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from lastgood.core.errors import Refused
+from lastgood.core.errors import Refused, Retryable
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf, writes
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
 from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
+from lastgood.targets.postgres.server import note_replayed
 
 SCHEMA: Final = "lastgood"
 QUARANTINE: Final = "quarantine.jsonl"
@@ -37,6 +38,7 @@ AT_ONCE: Final = 500
 MOST_AT_ONCE: Final = 8_000
 LONGEST_KEY: Final = 200
 """Characters. What is longer is no key that anybody looks a row up by."""
+_AGAIN_S: Final = 1.0
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
@@ -105,9 +107,10 @@ class _Enough(Exception):
 class Replay:
     """Of one capture into one clone.
 
-    source: connection to the database that the slot belongs to, under whichever name. invariants: SQL by name. narrow:
-    of each invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with
-    the database; what a row breaks through two tables is not seen then. look_s: how long a look at all of them takes.
+    source: connection to the database that the slot belongs to, under whichever name. held: up to which commit the
+    clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
+    invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
+    database; what a row breaks through two tables is not seen then. look_s: how long a look at all of them takes.
     """
 
     def __init__(
@@ -116,12 +119,13 @@ class Replay:
         clone: Connection,
         kept: shelf.KeptPoint,
         *,
+        held: int,
         invariants: Mapping[str, str],
         narrow: bool = False,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
         if not is_begun(clone):
-            _begin(clone, kept.slot)
+            _begin(clone, kept.slot, held)
         self._progress, self._at_once = _progress(clone), AT_ONCE
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         source.execute("SET idle_in_transaction_session_timeout = 0")
@@ -307,16 +311,19 @@ class Replay:
                 list(rows.items()),
             )
         skipped = sum(one.skipped for one in changed)
+        found = self._progress.commit
         self._progress = Progress(
             commit=last,
             migrated=self._merge.migrated,
             total=self._progress.total + len(changed),
             skipped=self._progress.skipped + skipped,
         )
-        self._clone.execute(
-            "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s)",
-            [last, self._progress.migrated, self._progress.total, self._progress.skipped],
+        moved = self._clone.execute(
+            "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s) WHERE commit = %s",
+            [last, self._progress.migrated, self._progress.total, self._progress.skipped, found],
         )
+        if moved.rowcount != 1:  # of a process that was killed while it waited for the answer to its last commit
+            raise Retryable(f"another replay into {self._clone.info.dbname} ended meanwhile", delay_s=_AGAIN_S)
 
 
 def _newly(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> str:
@@ -377,13 +384,13 @@ def lsn(number: int) -> str:
     return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"
 
 
-def _begin(clone: Connection, slot: str) -> None:
+def _begin(clone: Connection, slot: str, held: int) -> None:
     with clone.transaction():
         clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
         clone.execute(_TABLES)
         clone.execute(REFUSE)
         clone.execute(APPLY)
-        clone.execute("INSERT INTO lastgood.progress VALUES (%s, 0, false, 0, 0)", [slot])
+        clone.execute("INSERT INTO lastgood.progress VALUES (%s, %s, false, 0, 0)", [slot, held])
         disable_triggers(clone)
 
 
@@ -496,17 +503,13 @@ def _text(value: Value) -> str | None:
     return "(unchanged)" if isinstance(value, Unsent) else value
 
 
-def clear(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> None:
-    """Take everything of the replay out of the clone, which is then swapped in. Safe to repeat. Raises Refused while
-    only the clone knows how far the replay got: then the slot would tell the same transactions again."""
+def clear(clone: Connection, ledger: Connection) -> None:
+    """Take everything of the replay out of the clone, which is then swapped in; how far it got is noted in the ledger
+    first, for a swap that does not happen. Safe to repeat."""
     if not is_begun(clone):
         return
-    if commit := _progress(clone).commit if kept.slot and _by_transactions(clone) else 0:
-        row = source.execute(
-            "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = %s", [kept.slot]
-        ).fetchone()
-        if row and int(row[0]) < commit:
-            raise Refused(f"slot {kept.slot} is not as far as {kept.point.clone}", hint="lastgood rollback")
+    if _by_transactions(clone):
+        note_replayed(ledger, clone.info.dbname, _progress(clone).commit)
     with clone.transaction():
         for table, name, enabled in clone.execute(
             "SELECT relation::text, name, enabled FROM lastgood.triggers"

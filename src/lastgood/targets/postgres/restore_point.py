@@ -23,7 +23,15 @@ from lastgood.targets.postgres import capture, catalog, shelf, writes
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 from lastgood.targets.postgres.properties import properties
-from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, end_tool, open_ledger
+from lastgood.targets.postgres.server import (
+    Server,
+    create_beside,
+    databases,
+    drop_own,
+    end_tool,
+    forget_replayed,
+    open_ledger,
+)
 
 HINT: Final = "lastgood restore-points"
 SESSION: Final = f"{APPLICATION} restore point"
@@ -66,7 +74,8 @@ def take(
 
     shelf.folder(folder)
     dump, clone = folder / f"{shelf.checked(restore_point)}.dump", server.clone_name(restore_point)
-    open_ledger(server).close()
+    with open_ledger(server) as ledger:
+        forget_replayed(ledger, clone)
     with server.maintenance(statement_s=deadline_s) as maintenance:
         _clean_up(server, maintenance, clone, dump)
         slot = capture.slot_of(restore_point)

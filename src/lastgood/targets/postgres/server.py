@@ -24,11 +24,14 @@ LEDGER: Final = "lastgood"
 LONGEST_NAME: Final = 63  # bytes of an identifier, NAMEDATALEN - 1
 _AGAIN_S: Final = 1.0
 
-_LEDGER_TABLE: Final = """
-CREATE TABLE IF NOT EXISTS swaps (
-    database text NOT NULL, swap text NOT NULL, restore_point text NOT NULL, kept_as text NOT NULL,
-    at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (database, swap)
-)"""
+_LEDGER_TABLES: Final = (
+    """
+    CREATE TABLE IF NOT EXISTS swaps (
+        database text NOT NULL, swap text NOT NULL, restore_point text NOT NULL, kept_as text NOT NULL,
+        at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (database, swap)
+    )""",
+    "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +145,31 @@ def open_ledger(server: Server) -> Connection:
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(LEDGER)))
     ledger = server.connect(LEDGER)
-    with suppress(psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
-        ledger.execute(_LEDGER_TABLE)
+    for table in _LEDGER_TABLES:
+        with suppress(psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+            ledger.execute(table)
     return ledger
+
+
+def note_replayed(ledger: Connection, clone: str, commit: int) -> None:
+    """Note that a clone holds every transaction up to that commit: nobody else knows once nothing of the replay is left
+    in it, for a server that crashes may put its slot back to an earlier place."""
+    ledger.execute(
+        "INSERT INTO replayed VALUES (%s, %s) "
+        "ON CONFLICT (clone) DO UPDATE SET commit = greatest(replayed.commit, excluded.commit)",
+        [clone, commit],
+    )
+
+
+def forget_replayed(ledger: Connection, clone: str) -> None:
+    """Forget what a clone of that name held, since another one is made."""
+    ledger.execute("DELETE FROM replayed WHERE clone = %s", [clone])
+
+
+def replayed_upto(ledger: Connection, clone: str) -> int:
+    """Return up to which commit a clone holds every transaction; 0 when that was never noted."""
+    row = ledger.execute("SELECT commit FROM replayed WHERE clone = %s", [clone]).fetchone()
+    return int(row[0]) if row else 0
 
 
 def swaps(server: Server, known: Mapping[str, bool]) -> frozenset[str]:

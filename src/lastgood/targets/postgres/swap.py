@@ -61,13 +61,13 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
         raise Refused(f"{action.clone} is not the clone of {action.restore_point}")
     if not action.replay:
         restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
-    with server.connect(action.kept_as) as replaced, server.connect(action.clone) as clone:
-        if action.replay:
-            replay.clear(replaced, clone, kept)
-            restore_point.schema_as_proved(clone, kept)
-        _carry_sequences_on(replaced, clone, kept)
-        migration = migration_xids(replaced, kept.point.snapshot)
     with open_ledger(server) as ledger:
+        with server.connect(action.kept_as) as replaced, server.connect(action.clone) as clone:
+            if action.replay:
+                replay.clear(clone, ledger)
+                restore_point.schema_as_proved(clone, kept)
+            _carry_sequences_on(replaced, clone, kept)
+            migration = migration_xids(replaced, kept.point.snapshot)
         make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
         with shut(ledger, action.clone), ledger.transaction():
             ledger.execute(

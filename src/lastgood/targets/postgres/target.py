@@ -50,7 +50,7 @@ from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.requeue import Names
-from lastgood.targets.postgres.server import Server, admit, databases, end_tool, swaps
+from lastgood.targets.postgres.server import Server, admit, databases, end_tool, open_ledger, replayed_upto, swaps
 
 _AGAIN_S: Final = 2.0
 QUICK_S: Final = 0.3
@@ -348,9 +348,11 @@ class PostgresTarget:
                 if (until - self._clock.now()).total_seconds() <= 0:
                     raise Retryable(f"the replay did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
 
-            if not replay.is_begun(clone) and replay.is_untouched(source, kept):
+            with open_ledger(server) as ledger:
+                held = replayed_upto(ledger, kept.point.clone)
+            if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
-            yield replay.Replay(source, clone, kept, invariants=self._invariants, narrow=narrow), go_on
+            yield replay.Replay(source, clone, kept, held=held, invariants=self._invariants, narrow=narrow), go_on
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
@@ -394,13 +396,15 @@ class PostgresTarget:
 
     def try_replay(self, restore_point: str) -> DryRun:
         server, kept = self._server, points.read(self._points, restore_point)
+        with _answers(server, sent=False), open_ledger(server) as ledger:
+            held = replayed_upto(ledger, kept.point.clone)
         with (
             _answers(server, sent=False),
             server.connect(server.live, statement_s=TRY_S) as source,
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            replaying = replay.Replay(source, clone, kept, invariants=self._invariants)
+            replaying = replay.Replay(source, clone, kept, held=held, invariants=self._invariants)
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
