@@ -314,10 +314,13 @@ def test_a_person_lists_shows_requeues_and_discards(embedded: PostgresWorld) -> 
     assert lastgood("quarantine", "list").splitlines()[-1] == "2 of 2 wait for a person"
     assert "    note  free" in lastgood("quarantine", "show", first.id)
     assert "    total  6 -> 0" in lastgood("quarantine", "show", second.name)
-    assert "orders_total_check" in lastgood("quarantine", "requeue", first.id, code=3)
+    requeue = ("quarantine", "requeue", first.id)
+    assert "orders_total_check" in lastgood(*requeue, "--yes", code=3)
     embedded.sql(LET_IN)
-    assert "is in the live database\nleft out  orders: no place for note" in lastgood("quarantine", "requeue", first.id)
-    assert "already" in lastgood("quarantine", "requeue", first.id)
+    assert "    note  free" in (unasked := lastgood(*requeue, code=3))
+    assert "nobody said yes" in unasked
+    assert "is in the live database\nleft out  orders: no place for note" in lastgood(*requeue, "--yes")
+    assert "already" in lastgood(*requeue, "--yes")
     lastgood("quarantine", "discard", second.id, code=3)
     lastgood("quarantine", "discard", second.id, "-m", "a test order")
     told = json.loads(lastgood("quarantine", "list", "--json"))
