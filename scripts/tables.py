@@ -66,10 +66,10 @@ def stacks() -> Iterator[str]:
 def commands() -> Iterator[str]:
     """A table of the commands, from the three parts of each one's help."""
     yield from ("| command | what it does | what it changes | example |", "|---|---|---|---|")
-    groups = {"app": "", "audit": "audit ", "quarantine": "quarantine "}
+    groups = {"app": "", "audit": "audit ", "quarantine": "quarantine ", "restore_points": "restore-points "}
     for node in ast.parse((PACKAGE / "cli" / "app.py").read_text(encoding="utf-8")).body:
         for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
-            found = re.fullmatch(r"(app|audit|quarantine)\.command\((?:'([\w-]+)')?.*\)", ast.unparse(decorator))
+            found = re.fullmatch(rf"({'|'.join(groups)})\.command\((?:'([\w-]+)')?.*\)", ast.unparse(decorator))
             if found and isinstance(node, ast.FunctionDef):
                 what, changes, example = (" ".join(p.split()) for p in (ast.get_docstring(node) or "").split("\n\n"))
                 name = groups[found[1]] + (found[2] or node.name)

@@ -50,6 +50,7 @@ RESTORE_POINT = RestorePoint(
     snapshot="1:1:",
     clone="clone_rp-d2",
     proved_at=START,
+    manifest="m1",
 )
 
 EVIDENCE = DatabaseEvidence(
@@ -92,6 +93,7 @@ def database_facts(*, captured: bool = False) -> DatabaseFacts:
         fingerprint="f2",
         size_bytes=1000,
         databases=frozenset({"app", RESTORE_POINT.clone}),
+        manifests=((RESTORE_POINT.id, RESTORE_POINT.manifest),),
         captures=frozenset({RESTORE_POINT.id}) if captured else frozenset(),
     )
 

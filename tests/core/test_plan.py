@@ -46,6 +46,7 @@ from tests.core.examples import (
     DEADLINES,
     EVIDENCE,
     HELD,
+    RESTORE_POINT,
     SHAPES,
     database_facts,
     deploy_plan,
@@ -296,7 +297,29 @@ def test_a_clone_that_was_dropped_since_is_named() -> None:
 
 
 def test_a_clone_that_was_swapped_in_is_not_missed() -> None:
-    assert agrees(rollback_plan(EVIDENCE), facts("bad"), database(swaps=frozenset({"swap-r1"}))) == ()
+    swapped = database(swaps=frozenset({"swap-r1"}), manifests=())
+    assert agrees(rollback_plan(EVIDENCE), facts("bad"), swapped) == ()
+
+
+@pytest.mark.parametrize(
+    "manifests,said",
+    [
+        ((), "what is kept of restore point rp-d2 is gone or damaged: expected manifest m1"),
+        ((("rp-d1", "m1"), ("rp-d2", "m2")), "restore point rp-d2 is not the one that was proved: its manifest is m2"),
+    ],
+)
+def test_what_lies_in_the_place_of_the_restore_point_is_named(
+    manifests: tuple[tuple[str, str], ...], said: str
+) -> None:
+    (line,) = agrees(rollback_plan(EVIDENCE), facts("bad"), replace(database_facts(), manifests=manifests))
+    assert line.startswith(said)
+
+
+def test_a_restore_point_of_a_journal_that_is_older_than_its_hash_may_be_any() -> None:
+    known = world(EVIDENCE)
+    old = replace(known, restore_point=replace(RESTORE_POINT, manifest=""))
+    plan = make_plan(release("old"), old, plan_id="r1", now=START, serving="bad", deadlines=DEADLINES)
+    assert agrees(plan, facts("bad"), replace(database_facts(), manifests=())) == ()
 
 
 @pytest.mark.parametrize("plan", [rollback_plan(None), deploy_plan()], ids=["rollback", "deploy"])

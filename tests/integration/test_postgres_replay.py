@@ -197,14 +197,15 @@ def test_a_replay_is_tried_and_leaves_nothing_behind(embedded: PostgresWorld, mo
     ledger = all_written(embedded, shape)
     slots = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots"
     before = embedded.one(slots)
-    tried = embedded.target.try_replay(embedded.restore_point)
+    catch_up = CatchUp(replay=REPLAY, restore_point=embedded.restore_point)
+    tried = embedded.target.try_replay(catch_up)
     assert tried.whole
     assert tried.pause_s < 1
     assert embedded.one(slots) == before
     assert embedded.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'lastgood'", database=embedded.clone) == []
     monkeypatch.setattr(target, "MOST_TRIED", 5)
     monkeypatch.setattr(replay, "AT_ONCE", 2)
-    assert not embedded.target.try_replay(embedded.restore_point).whole
+    assert not embedded.target.try_replay(catch_up).whole
     embedded.go_back()
     assert (embedded.replayed().total, embedded.replayed().quarantined) == (
         tried.replayed.total,

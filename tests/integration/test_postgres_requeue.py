@@ -43,7 +43,7 @@ def went_back(world: PostgresWorld, migration: str, *statements: str) -> tuple[Q
 def put(
     world: PostgresWorld, entry: QuarantineEntry, note: Callable[[int], None] = lambda _xid: None
 ) -> tuple[str, ...]:
-    return world.target.requeue(entry, restore_point=world.restore_point, kept_as=world.kept_as, about_to_commit=note)
+    return world.target.requeue(entry, replay=world.replay, about_to_commit=note)
 
 
 def total(world: PostgresWorld, order: int) -> object:

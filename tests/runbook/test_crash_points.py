@@ -19,7 +19,7 @@ from lastgood.core.run import Finish
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.rooms import Memory, Rooms
 from lastgood.testing.world import Crash, Crashes, MemoryJournal, SteppedClock, World
-from tests.core.examples import HELD, SHAPES, behind_an_edge, serving
+from tests.core.examples import HELD, RESTORE_POINT, SHAPES, behind_an_edge, serving
 
 CONFIG = """
 version: 1
@@ -47,7 +47,11 @@ class Simulation:
         if any(isinstance(step.action, Switch) for step in plan.steps):
             self.world.containers = behind_an_edge(self.world.containers, plan.from_release)
         if plan.database:
-            self.world.database = replace(self.world.database, databases=frozenset({"app", "clone_rp-d2"}))
+            self.world.database = replace(
+                self.world.database,
+                databases=frozenset({"app", "clone_rp-d2"}),
+                manifests=((RESTORE_POINT.id, RESTORE_POINT.manifest),),
+            )
         if any(isinstance(step.action, CatchUp | EndCapture) for step in plan.steps):
             self.world.database = replace(self.world.database, captures=frozenset({"rp-d2"}))
         self.journal.append(RunStarted(run="r1", plan=plan, trigger="person", sentence="", by="t"))

@@ -53,6 +53,12 @@ def drop_clone(team: Team) -> None:
     team.stack.database = replace(team.stack.database, databases=names)
 
 
+def damage_restore_point(team: Team) -> None:
+    """What lies there of it is not what the journal has."""
+    facts = team.stack.database
+    team.stack.database = replace(facts, manifests=tuple((name, "another") for name, _ in facts.manifests))
+
+
 def cannot_return(team: Team) -> None:
     """The frontend host keeps the old deployment and does not let it serve again."""
     kept = tuple(replace(d, can_return=d.id != f"dpl_{OLD}") for d in team.stack.frontend.deployments)
@@ -91,6 +97,7 @@ FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
         lambda team: setattr(team.stack, "obstacles", ("1 GB free, 3 GB needed",)),
     ),
     "the clone is gone": ("restore point", "none that could be swapped in", drop_clone),
+    "the restore point is another": ("restore point", "is not the one that was proved", damage_restore_point),
     "the frontend cannot return": ("frontend", f"would go back to dpl_{OLD}", cannot_return),
     "the frontend host says no": (
         "frontend",

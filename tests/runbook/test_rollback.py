@@ -290,6 +290,39 @@ def test_a_replay_that_cannot_be_tried_keeps_nobody_from_being_asked(
     assert "tried          nothing: the slot is in use" in shown_when_asked(team)
 
 
+def put_another_in_its_place(team: Team) -> None:
+    """Somebody copies another restore point over the one that was proved."""
+    facts = team.stack.database
+    others = tuple((name, "of another one") for name, _ in facts.manifests)
+    team.stack.database = replace(facts, manifests=others)
+
+
+def test_a_restore_point_that_is_not_the_one_of_the_journal_is_no_way_back(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    put_another_in_its_place(team)
+    before = world(team)
+    team.when_asked(team.deny)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.DENIED
+    assert any("is not the one that was proved" in note for note in report.notes)
+    assert [step.name for step in report.steps if step.target == "database"] == []
+    assert world(team) == before
+
+
+def test_a_restore_point_that_was_exchanged_after_the_approval_stops_before_the_fence(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+
+    def approve_and_exchange() -> None:
+        put_another_in_its_place(team)
+        team.approve()
+
+    team.when_asked(approve_and_exchange)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.REFUSED
+    assert any("is not the one that was proved" in note for note in report.notes)
+    assert "fence" not in team.stack.effects
+
+
 def test_a_release_of_which_nobody_knows_whether_it_runs_asks_before_it_serves(team: Team) -> None:
     deployed(team, MIGRATING, NOBODY_KNOWS)
     serving: list[str] = []

@@ -29,11 +29,10 @@ from lastgood.cli.rendering import (
     quarantine_rows,
     release_rows,
     report_lines,
+    restore_point_rows,
     run_lines,
-    size,
     survey_lines,
     table,
-    when,
 )
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.history import ReleaseHistory, RunHistory
@@ -41,7 +40,6 @@ from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
 from lastgood.core.quarantine import EntryState
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven
-from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
@@ -49,6 +47,7 @@ from lastgood.runbook import by_hand
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import quarantine as deciding
 from lastgood.runbook import record as recording
+from lastgood.runbook import restore_points as points
 from lastgood.runbook import rollback as returning
 from lastgood.runbook import watch as watching
 from lastgood.runbook.doctor import Answer, Finding, examine
@@ -76,6 +75,8 @@ audit = typer.Typer(help="Check the journal.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 quarantine = typer.Typer(help="Decide about what did not fit the old schema.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
+restore_points = typer.Typer(help="The places that the database can return to.", no_args_is_help=True)
+app.add_typer(restore_points, name="restore-points")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="lastgood.yaml of the stack.", envvar="LASTGOOD_CONFIG")
@@ -592,36 +593,50 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
         out(line)
 
 
-@app.command("restore-points")
-def restore_points(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
+@restore_points.command("list")
+def restore_points_list(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """List the restore points with age and size.
 
-    Changes nothing.
+    Changes nothing. Each is compared with the journal, as far as a quick look tells.
 
-    Example: lastgood restore-points
+    Example: lastgood restore-points list
     """
     rooms = opened(config)
-    points = tuple(rooms.memory.history().restore_points.values())
+    known = points.look(rooms)
     if as_json:
-        show(points, tuple[RestorePoint, ...])
+        show(known, tuple[points.Listed, ...])
         return
-    now = rooms.clock.now()
-    facts = rooms.database.observe() if rooms.database else None
-    kept, captured = (facts.restore_points, facts.captures) if facts else (frozenset[str](), frozenset[str]())
-    for line in table(
-        (
-            p.id,
-            when(p.taken_at),
-            f"{(now - p.taken_at).total_seconds() / 60:.0f} min old",
-            size(p.size_bytes),
-            "proved, kept" if p.id in kept else "gone",
-            "every transaction since can be replayed" if p.id in captured else "rows since, in their last state",
-        )
-        for p in points
-    ):
+    for line in table(restore_point_rows(known, rooms.clock.now())):
         out(line)
-    if not points:
+    if not known:
         out("no restore point yet; one is taken at each deploy")
+
+
+@restore_points.command("check")
+def restore_points_check(
+    restore_point: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Restore point; default: each that is there.")
+    ] = None,
+    config: ConfigOption = Path(CONFIG_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """Read restore points whole: is each what was proved?
+
+    Changes nothing. Compares the hash of every byte with the journal, and the clone's rows and schema.
+
+    Example: lastgood restore-points check
+    """
+    found: list[points.Checked] = []
+    for one in points.check(opened(config), restore_point):
+        found.append(one)
+        if not as_json:
+            out(f"{'FAILED' if one.wrong else 'ok    '}  {clean(one.restore_point.id)}  {clean(one.wrong)}".rstrip())
+    if as_json:
+        show(tuple(found), tuple[points.Checked, ...])
+    elif not found:
+        out("no restore point is there; one is taken at each deploy")
+    if any(one.wrong for one in found):
+        raise typer.Exit(NOT_GOOD)
 
 
 @app.command()

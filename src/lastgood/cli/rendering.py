@@ -16,6 +16,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
 from lastgood.runbook.quarantine import Decided
+from lastgood.runbook.restore_points import Listed
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -209,6 +210,22 @@ def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
                 yield clean(f" {title:18}  {service.name} ({service.why_not})")
     yield from (clean(f" good to know        {line}") for line in found.warnings)
     yield from (clean(f" not found           {line}") for line in not_found)
+
+
+def restore_point_rows(known: Iterable[Listed], now: datetime) -> Iterator[tuple[str, ...]]:
+    """Restore points, oldest first: name, when, age, size, whether the database could go back to it, what of the rows
+    written since could."""
+    for one in known:
+        point = one.restore_point
+        since = "every transaction since can be replayed" if one.captured else "rows since, in their last state"
+        yield (
+            point.id,
+            when(point.taken_at),
+            f"{(now - point.taken_at).total_seconds() / 60:.0f} min old",
+            size(point.size_bytes),
+            ("proved, kept" if not one.why_not else one.why_not) if one.kept else "gone",
+            since if one.kept and not one.why_not else "",
+        )
 
 
 def quarantine_rows(known: Iterable[Decided]) -> Iterator[tuple[str, ...]]:

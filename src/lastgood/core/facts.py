@@ -72,9 +72,10 @@ class DatabaseFacts:
     """What the server shows. `database`: the live name; `exists` False between the fence and the swap.
 
     fingerprint: of the live schema. migrations: finished ones, oldest first; failed_migrations: started, not finished.
-    restore_points: ids whose dump is present and whose trial restore was proved. clones: databases kept for a swap.
+    restore_points: ids whose dump is present and whose trial restore was proved; manifests: the SHA-256 of what lies
+    there of each of them, by id. databases: every database of the server.
     exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
-    dumps: names of finished safety dumps. databases: every database of the server.
+    dumps: names of finished safety dumps.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
     capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
     caught up, and of those that are finished.
@@ -88,6 +89,7 @@ class DatabaseFacts:
     migrations: tuple[str, ...] = ()
     failed_migrations: tuple[str, ...] = ()
     restore_points: frozenset[str] = frozenset()
+    manifests: tuple[tuple[str, str], ...] = ()
     databases: frozenset[str] = frozenset()
     exports: frozenset[str] = frozenset()
     dumps: frozenset[str] = frozenset()

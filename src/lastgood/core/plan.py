@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Rung, WritesSince
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
 """How long requests wait for a database that is exchanged. Whatever becomes of the run, they are passed on after it."""
@@ -166,11 +166,13 @@ class LiftFence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportWrites:
-    """Write the rows of `kept_as` changed since the restore point to files, and count them. Runs behind the fence."""
+    """Write the rows of `kept_as` changed since the restore point to files, and count them. Runs behind the fence.
+    manifest: as in RestorePoint."""
 
     export: str
     restore_point: str
     kept_as: str
+    manifest: Annotated[str, LATER] = ""
     kind: Literal["export_writes"] = "export_writes"
 
 
@@ -179,11 +181,12 @@ class CatchUp:
     """Replay the transactions written since the restore point into its clone while the live database still serves,
     until the little that is left can be replayed behind the fence.
 
-    replay: names the replay of this run; what it could not fit is kept under that name.
+    replay: names the replay of this run; what it could not fit is kept under that name. manifest: as in RestorePoint.
     """
 
     replay: str
     restore_point: str
+    manifest: Annotated[str, LATER] = ""
     kind: Literal["catch_up"] = "catch_up"
 
 
@@ -193,13 +196,14 @@ class ReplayWrites:
     not fit goes to quarantine.
 
     by_rows: by comparing the rows of `kept_as` with the clone's; else the transactions that the capture kept, in the
-    order of their commits.
+    order of their commits. manifest: as in RestorePoint.
     """
 
     replay: str
     restore_point: str
     kept_as: str
     by_rows: bool
+    manifest: Annotated[str, LATER] = ""
     kind: Literal["replay_writes"] = "replay_writes"
 
 
@@ -216,7 +220,7 @@ class SwapDatabase:
     """Give the verified clone the live name. `swap` is the key of the ledger row that makes it happen once.
 
     kept_as: what the replaced database is called; the clone's sequences go on where those of it stopped. replay: what
-    must have been put into the clone, empty for a clone that must be as it was proved.
+    must have been put into the clone, empty for a clone that must be as it was proved. manifest: as in RestorePoint.
     """
 
     swap: str
@@ -224,6 +228,7 @@ class SwapDatabase:
     clone: str
     kept_as: str
     replay: Annotated[str, LATER] = ""
+    manifest: Annotated[str, LATER] = ""
     kind: Literal["swap_database"] = "swap_database"
 
 
@@ -475,12 +480,33 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
                     missing.append(
                         f"database {action.clone}, the clone of restore point {action.restore_point}, is gone"
                     )
+                if action.swap not in database.swaps:
+                    missing += filter(None, [other_manifest(action.restore_point, action.manifest, database)])
             case CatchUp() as action if isinstance(database, DatabaseFacts):
                 if action.replay not in database.caught_up and action.restore_point not in database.captures:
                     missing.append(f"what was written since {action.restore_point} is no longer captured")
             case _:
                 pass
     return tuple(missing)
+
+
+def other_manifest(restore_point: str, manifest: str, database: DatabaseFacts) -> str:
+    """Say what lies there of a restore point in the place of `manifest`; empty when it is that one, or nobody knows
+    which it must be."""
+    there = dict(database.manifests).get(restore_point)
+    if not manifest or there == manifest:
+        return ""
+    if there is None:
+        return f"what is kept of restore point {restore_point} is gone or damaged: expected manifest {manifest[:12]}"
+    told = f"its manifest is {there[:12]}, expected {manifest[:12]}"
+    return f"restore point {restore_point} is not the one that was proved: {told}"
+
+
+def why_no_way_back(point: RestorePoint, database: DatabaseFacts) -> str:
+    """Say why the database could not go back to a restore point now; empty when it could."""
+    if point.clone not in database.databases:
+        return f"{point.clone}, the clone of restore point {point.id}, is gone"
+    return other_manifest(point.id, point.manifest, database)
 
 
 def strangers(release: Release, containers: ContainerFacts) -> tuple[str, ...]:

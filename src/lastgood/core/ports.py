@@ -16,7 +16,7 @@ from typing import Protocol
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import Role, Step
+from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
@@ -144,12 +144,18 @@ class Database(Target, Protocol):
         ...
 
     def restore_point(self, restore_point: str) -> RestorePoint:
-        """Return a kept restore point. Raises Refused when there is none of that id or its dump fails its hash."""
+        """Return a restore point that was just proved, with its manifest's hash, for the journal. Raises Refused when
+        there is none of that id or its dump fails its hash."""
+        ...
+
+    def prove(self, restore_point: RestorePoint, *, deadline_s: float) -> None:
+        """Compare all that is kept of a restore point, dump and clone, with what the journal has of it. Changes
+        nothing. Raises Refused naming what is not as it was proved, and what was expected in its place."""
         ...
 
     def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
         """Collect the evidence since `since`, and try `target`'s statements on a clone of today's schema. Read-only on
-        the live database."""
+        the live database. Raises Refused when what is kept of `since` is not what the journal has of it."""
         ...
 
     def lossy_because(self) -> tuple[str, ...]:
@@ -157,9 +163,9 @@ class Database(Target, Protocol):
         one line each; empty when nothing does. Changes nothing."""
         ...
 
-    def try_replay(self, restore_point: str) -> DryRun:
-        """Replay the transactions written since a captured restore point and take all of it back. Ends within a minute,
-        with what was tried until then. Changes nothing. Raises Refused or Retryable when it cannot be tried now."""
+    def try_replay(self, of: CatchUp) -> DryRun:
+        """Replay what a step would replay, and take all of it back. Ends within a minute, with what was tried until
+        then. Changes nothing. Raises Refused or Retryable when it cannot be tried now."""
         ...
 
     def replayed(self, replay: str) -> Replayed:
@@ -172,10 +178,10 @@ class Database(Target, Protocol):
         ...
 
     def requeue(
-        self, entry: QuarantineEntry, *, restore_point: str, kept_as: str, about_to_commit: Callable[[int], None]
+        self, entry: QuarantineEntry, *, replay: ReplayWrites, about_to_commit: Callable[[int], None]
     ) -> tuple[str, ...]:
         """Put an entry into the live database, all of it in one transaction; return what has no place there, one line
-        each. restore_point, kept_as: of its replay; they tell what was renamed.
+        each. replay: which set it aside; its restore point and its kept database tell what was renamed.
 
         about_to_commit: is given the id of that transaction before it is committed, to be noted durably. Raises Refused
         when something does not fit, nothing changed; OutcomeUnknown when the answer was lost: ask `is_committed`.

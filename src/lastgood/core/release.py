@@ -160,6 +160,8 @@ class RestorePoint:
     snapshot: Postgres' `pg_current_snapshot()` text of that moment, the boundary of "written since".
     clone: the database kept from the trial restore, which a swap puts in place. rows: per table, in that snapshot.
     captured: whether the server kept every transaction since; lossy_because: what kept it from that, one line each.
+    manifest: SHA-256 of the file in which all of this lies beside the dump. Set in the journal, where it cannot change
+    unseen, and empty in that file itself and in journals that are older than it.
     """
 
     id: str
@@ -175,3 +177,4 @@ class RestorePoint:
     proved_at: datetime | None = None
     captured: bool = False
     lossy_because: tuple[str, ...] = ()
+    manifest: str = ""

@@ -33,6 +33,7 @@ from lastgood.core.plan import (
     SaveDump,
     Step,
     SwapDatabase,
+    why_no_way_back,
 )
 from lastgood.core.release import Release, RestorePoint
 
@@ -274,7 +275,7 @@ def _swap_first(
         )
     _check_what_will_serve(target, world, only=only)
     if isinstance(point := _way_back(world), str):
-        raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points")
+        raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points list")
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
     if verdict.blame is not Blame.MIGRATION:
         draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
@@ -296,9 +297,9 @@ def _way_back(world: World) -> RestorePoint | str:
     point = world.restore_point
     if point is None or point.proved_at is None:
         return "there is no proved restore point from before the deployment"
-    if world.database is None or point.clone not in world.database.databases:
-        return f"{point.clone}, the clone of restore point {point.id}, is gone"
-    return point
+    if world.database is None:
+        return "no database is configured"
+    return why_no_way_back(point, world.database) or point
 
 
 def _swap(
@@ -338,7 +339,7 @@ def _swap(
     )
     catch_up = Step(
         name="catch-up",
-        action=CatchUp(replay=replay, restore_point=point.id),
+        action=CatchUp(replay=replay, restore_point=point.id, manifest=point.manifest),
         deadline_s=slow,
         explain=f"replay the transactions since {point.id} into {point.clone} while {name} serves",
         needs_approval=True,
@@ -360,14 +361,16 @@ def _swap(
     )
     export_writes = Step(
         name="export-writes",
-        action=ExportWrites(export=export, restore_point=point.id, kept_as=kept_as),
+        action=ExportWrites(export=export, restore_point=point.id, kept_as=kept_as, manifest=point.manifest),
         deadline_s=slow,
         explain=f"write the rows changed since {point.id} to files",
         needs_approval=True,
     )
     replay_writes = Step(
         name="replay-writes",
-        action=ReplayWrites(replay=replay, restore_point=point.id, kept_as=kept_as, by_rows=not captured),
+        action=ReplayWrites(
+            replay=replay, restore_point=point.id, kept_as=kept_as, by_rows=not captured, manifest=point.manifest
+        ),
         deadline_s=slow,
         explain=(
             f"replay what was written last into {point.clone}"
@@ -381,7 +384,12 @@ def _swap(
     swap = Step(
         name="swap-database",
         action=SwapDatabase(
-            swap=f"swap-{plan_id}", restore_point=point.id, clone=point.clone, kept_as=kept_as, replay=replay
+            swap=f"swap-{plan_id}",
+            restore_point=point.id,
+            clone=point.clone,
+            kept_as=kept_as,
+            replay=replay,
+            manifest=point.manifest,
         ),
         deadline_s=quick,
         explain=f"{point.clone}, verified, becomes {name}; {kept_as} is kept",

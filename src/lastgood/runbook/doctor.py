@@ -9,6 +9,7 @@ from enum import StrEnum
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, FrontendFacts
 from lastgood.core.history import History
+from lastgood.core.plan import why_no_way_back
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook.holding import ways_back
@@ -152,17 +153,19 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         check="database",
         answer=Answer.FAILED if missing or not facts.exists else Answer.OK,
         evidence="; ".join(missing) or f"{facts.database}, {facts.size_bytes / 1e6:.1f} MB",
-        hint="lastgood restore-points" if missing else "",
+        hint="lastgood restore-points list" if missing else "",
     )
     newest = next(reversed(history.restore_points.values()), None)
-    kept = newest is not None and newest.id in facts.restore_points and newest.clone in facts.databases
+    why = why_no_way_back(newest, facts) if newest else "none was taken yet"
+    if newest and not why and newest.id not in facts.restore_points:
+        why = f"the dump of {newest.id} is gone or was cut"
     yield Finding(
         check="restore point",
-        answer=Answer.OK if kept else Answer.FAILED,
-        evidence=f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
-        if newest and kept
-        else "none that could be swapped in",
-        hint="" if kept else "lastgood deploy   (each takes one)",
+        answer=Answer.FAILED if why else Answer.OK,
+        evidence=f"none that could be swapped in: {why}"
+        if newest is None or why
+        else f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved",
+        hint="lastgood deploy   (each takes one)" if why else "",
     )
     lossy = rooms.database.lossy_because()
     now = (

@@ -61,15 +61,13 @@ def requeue(rooms: Rooms, name: str) -> tuple[str, ...]:
         entry, decision = found.entry, found.decision
         if decision.state is EntryState.REQUEUED:
             return (f"{entry.name} is in the live database already, by {decision.by}",)
-        restore_point, kept_as = _replay_of(rooms, entry)
+        replay = _replay_of(rooms, entry)
         begun = replace(WAITS, state=EntryState.UNKNOWN, by=rooms.who)
 
         def about_to_commit(xid: int) -> None:
             rooms.memory.note(QuarantineDecided(entry=entry.name, decision=replace(begun, xid=xid)))
 
-        left_out = database.requeue(
-            entry, restore_point=restore_point, kept_as=kept_as, about_to_commit=about_to_commit
-        )
+        left_out = database.requeue(entry, replay=replay, about_to_commit=about_to_commit)
         done = replace(begun, state=EntryState.REQUEUED)
         rooms.memory.note(QuarantineDecided(entry=entry.name, decision=done))
     return (f"{entry.name} is in the live database", *(f"left out  {line}" for line in left_out))
@@ -108,12 +106,12 @@ def _settled(rooms: Rooms, found: Decided) -> Decided:
     return replace(found, decision=settled)
 
 
-def _replay_of(rooms: Rooms, entry: QuarantineEntry) -> tuple[str, str]:
-    """The restore point that its replay began from, and the replaced database: as the plan named them."""
+def _replay_of(rooms: Rooms, entry: QuarantineEntry) -> ReplayWrites:
+    """Its replay, as the plan had it."""
     for run in rooms.memory.history().runs.values():
         for step in run.plan.steps:
             if isinstance(step.action, ReplayWrites) and step.action.replay == entry.replay:
-                return step.action.restore_point, step.action.kept_as
+                return step.action
     raise Refused(f"{entry.replay} is of no run in the journal", hint="lastgood history")
 
 

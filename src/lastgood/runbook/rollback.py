@@ -617,7 +617,7 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         return ()
     try:
         with rooms.if_slow(1.0, lambda: rooms.story("  trying the replay, which is taken back ...")):
-            tried = rooms.database.try_replay(action.restore_point)
+            tried = rooms.database.try_replay(action)
     except LastgoodError as error:
         return (f"tried          nothing: {error.message}",)
     of, which = tried.replayed, "" if tried.whole else "the first "

@@ -21,6 +21,7 @@ from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
 from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, WritesSince
 from lastgood.core.plan import (
+    CatchUp,
     Migrate,
     PassGate,
     ReplayWrites,
@@ -31,6 +32,7 @@ from lastgood.core.plan import (
     SwapDatabase,
     Switch,
     TakeRestorePoint,
+    other_manifest,
 )
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import (
@@ -47,7 +49,7 @@ from lastgood.core.reading import (
 )
 from lastgood.core.release import Missing, Release, RestorePoint, ServiceRecord, Shipped
 from lastgood.core.report import Check, DryRun, Loss, Replayed
-from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of
+from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of, manifest_of
 
 SERVICES: Final = ("core", "orchestrator", "agent")
 DATABASE: Final = "app"
@@ -240,6 +242,7 @@ class Stack(World):
             proved_at=self.clock.now(),
             captured=restore_point in self.database.captures,
             lossy_because=self.lossy_because,
+            manifest=manifest_of(restore_point),
         )
 
 
@@ -382,10 +385,18 @@ class MemoryDatabase(Hand):
 
     def restore_point(self, restore_point: str) -> RestorePoint:
         if restore_point not in self._stack.points:
-            raise Refused(f"restore point {restore_point} is not there", hint="lastgood restore-points")
+            raise Refused(f"restore point {restore_point} is not there", hint="lastgood restore-points list")
         return self._stack.points[restore_point]
 
+    def prove(self, restore_point: RestorePoint, *, deadline_s: float) -> None:  # noqa: ARG002 # nothing takes long here
+        self._check(restore_point)
+
+    def _check(self, restore_point: RestorePoint) -> None:
+        if other := other_manifest(restore_point.id, restore_point.manifest, self.observe()):
+            raise Refused(other, hint="lastgood restore-points list")
+
     def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
+        self._check(since)
         facts, broken = self.observe(), self._stack.broken
         changed = facts.fingerprint != since.fingerprint
         new = {key: by for key, by in broken.items() if key not in self._stack.broken_at.get(since.id, {})}
@@ -410,10 +421,10 @@ class MemoryDatabase(Hand):
         self._answer()
         return self._stack.lossy_because
 
-    def try_replay(self, restore_point: str) -> DryRun:
+    def try_replay(self, of: CatchUp) -> DryRun:
         self._answer()
-        if restore_point not in self._stack.database.captures:
-            raise Refused(f"what was written since {restore_point} is not captured", hint="lastgood doctor")
+        if of.restore_point not in self._stack.database.captures:
+            raise Refused(f"what was written since {of.restore_point} is not captured", hint="lastgood doctor")
         return self._stack.dry_run
 
     def replayed(self, replay: str) -> Replayed:
@@ -429,8 +440,7 @@ class MemoryDatabase(Hand):
         self,
         entry: QuarantineEntry,
         *,
-        restore_point: str,  # noqa: ARG002 # nothing is renamed here
-        kept_as: str,  # noqa: ARG002 # nothing is renamed here
+        replay: ReplayWrites,  # noqa: ARG002 # nothing is renamed here
         about_to_commit: Callable[[int], None],
     ) -> tuple[str, ...]:
         self._answer()

@@ -285,6 +285,7 @@ class World:
                 self.database = replace(
                     database,
                     restore_points=database.restore_points | {point},
+                    manifests=(*database.manifests, (point, manifest_of(point))),
                     databases=database.databases | {clone_of(point)},
                     captures=frozenset({point}) if self.captures else frozenset(),
                 )
@@ -383,6 +384,11 @@ class Hand:
 def clone_of(restore_point: str) -> str:
     """Name the database that a restore point keeps."""
     return f"clone_{restore_point}"
+
+
+def manifest_of(restore_point: str) -> str:
+    """The hash of what is kept of a restore point."""
+    return f"manifest of {restore_point}"
 
 
 def _fingerprint(migrations: Sequence[str]) -> str:

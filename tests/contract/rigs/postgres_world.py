@@ -136,6 +136,11 @@ class PostgresWorld:
         )
 
     @property
+    def replay(self) -> ReplayWrites:
+        """Of what was written since the restore point."""
+        return ReplayWrites(replay=REPLAY, restore_point=self.restore_point, kept_as=self.kept_as, by_rows=self.by_rows)
+
+    @property
     def way_back(self) -> Sequence[Step]:
         """What a rollback of the database does."""
         point, kept_as = self.restore_point, self.kept_as
@@ -143,10 +148,9 @@ class PostgresWorld:
         catch_up = step("catch-up", CatchUp(replay=REPLAY, restore_point=point))
         fence = step("fence", Fence(kept_as=kept_as))
         export = step("export", ExportWrites(export="export-r1", restore_point=point, kept_as=kept_as))
-        replay = ReplayWrites(replay=REPLAY, restore_point=point, kept_as=kept_as, by_rows=self.by_rows)
         swap = SwapDatabase(swap="swap-r1", restore_point=point, clone=self.clone, kept_as=kept_as, replay=REPLAY)
         first = (dump, fence, export) if self.by_rows else (dump, catch_up, fence)
-        return (*first, step("replay", replay), step("swap", swap))
+        return (*first, step("replay", self.replay), step("swap", swap))
 
     @property
     def end_capture(self) -> Step:

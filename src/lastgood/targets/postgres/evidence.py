@@ -14,7 +14,7 @@ from typing import Final
 from lastgood.core.migration import DatabaseEvidence, Fit, FitsSchema, SqlError, WritesSince
 from lastgood.core.ports import Clock
 from lastgood.core.release import Release
-from lastgood.targets.postgres import catalog, server_log, shelf
+from lastgood.targets.postgres import catalog, restore_point, server_log, shelf
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.fitting import fits
@@ -39,8 +39,11 @@ def collect(
     the schema, which is removed."""
     point = kept.point
     with server.connect() as live:
+        restore_point.of_this_database(live, kept)
         errors = server_log.errors_since(server.config, live, point.taken_at)
         changes = catalog.difference(kept.schema, catalog.objects(live))
+        if changes:  # then it may be needed, and counts only as long as it is what was proved
+            restore_point.dump_as_proved(dumps, point)
         migration = migration_xids(live, point.snapshot)
         row = live.execute("SELECT pg_database_size(%s)", [server.live]).fetchone()
         with _clone(server, point.clone) as clone:

@@ -410,7 +410,7 @@ def disable_triggers(clone: Connection) -> None:
 def _progress(clone: Connection) -> Progress:
     row = clone.execute("SELECT commit, migrated, total, skipped FROM lastgood.progress").fetchone()
     if row is None:
-        raise Refused(f"the replay in {clone.info.dbname} has lost its place", hint="lastgood restore-points")
+        raise Refused(f"the replay in {clone.info.dbname} has lost its place", hint="lastgood restore-points list")
     commit, migrated, total, skipped = row
     return Progress(commit=commit, migrated=migrated, total=total, skipped=skipped)
 

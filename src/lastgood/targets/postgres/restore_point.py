@@ -6,9 +6,9 @@ the server can, it is the snapshot of a slot, from which every later transaction
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, LiteralString
@@ -24,16 +24,19 @@ from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 from lastgood.targets.postgres.properties import properties
 from lastgood.targets.postgres.server import (
+    Identity,
     Server,
     create_beside,
     databases,
     drop_own,
     end_tool,
     forget_replayed,
+    identity,
     open_ledger,
+    own_name,
 )
 
-HINT: Final = "lastgood restore-points"
+HINT: Final = "lastgood restore-points list"
 SESSION: Final = f"{APPLICATION} restore point"
 CAPTURES: Final = "captures"
 """Folder beside the restore points."""
@@ -49,6 +52,7 @@ class _Snapshot:
     tables: tuple[catalog.Table, ...]
     sequences: tuple[catalog.Sequence, ...]
     rows: tuple[tuple[str, int], ...]
+    identity: Identity
 
 
 def take(
@@ -110,7 +114,7 @@ def take(
             database=server.live,
             taken_at=snapshot.taken_at,
             path=dump.name,
-            sha256=shelf.sha256(dump),
+            sha256=shelf.hashed(dump, what=_named(restore_point), hint=HINT),
             size_bytes=dump.stat().st_size,
             fingerprint=catalog.fingerprint(snapshot.schema),
             snapshot=snapshot.boundary,
@@ -128,9 +132,10 @@ def take(
             clone_snapshot=proved,
             slot=slot if begun is not None else "",
             position=begun.position if begun is not None else "",
+            identity=snapshot.identity,
         )
         shelf.write(folder / f"{restore_point}.json", shelf.KEPT_POINT, kept)
-        _retire(server, folder, maintenance, keep=keep)
+        _retire(server, folder, maintenance, point, keep=keep)
 
 
 def _clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
@@ -142,14 +147,13 @@ def _clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -
 
 def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
     """Return the restore point of the live database that was taken last; None when there is none."""
-    ours = [kept for kept in shelf.kept(folder, shelf.KEPT_POINT) if kept.point.database == live]
+    ours = [kept for kept in _every(folder) if kept.point.database == live]
     return max(ours, key=lambda kept: kept.point.taken_at, default=None)
 
 
 def captured(folder: Path, live: str, slots: Mapping[str, int]) -> dict[str, int]:
     """Return the restore points of the live database whose capture is among these slots, and the slot's figure."""
-    points = shelf.kept(folder, shelf.KEPT_POINT)
-    return {k.point.id: slots[k.slot] for k in points if k.slot in slots and k.point.database == live}
+    return {k.point.id: slots[k.slot] for k in _every(folder) if k.slot in slots and k.point.database == live}
 
 
 def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: str = "") -> _Snapshot:
@@ -172,6 +176,7 @@ def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: 
             tables=tables,
             sequences=catalog.sequences(connection),
             rows=catalog.count_rows(connection, tables),
+            identity=identity(connection),
         )
         server.tools.dump(server.live, dump, session=SESSION, deadline_s=left_s(), snapshot=exported)
         return found
@@ -204,42 +209,106 @@ def _one(connection: Connection, query: LiteralString) -> str:
     return str(row[0])
 
 
-def _retire(server: Server, folder: Path, maintenance: Connection, *, keep: int) -> None:
-    """Remove all but the newest `keep` restore points, with their clones; the manifest first, so none is half there."""
-    points = (kept.point for kept in shelf.kept(folder, shelf.KEPT_POINT))
-    ours = sorted((p for p in points if p.database == server.live), key=lambda p: p.taken_at)
-    for point in ours[:-keep]:
+def _retire(server: Server, folder: Path, maintenance: Connection, taken: RestorePoint, *, keep: int) -> None:
+    """Remove all but the newest `keep` restore points, with their clones; the manifest first, so none is half there.
+    taken: the one that was taken just now, which stays whatever the others say of their age."""
+    others = (kept.point for kept in _every(folder) if kept.point.id != taken.id)
+    ours = sorted((p for p in others if p.database == server.live), key=lambda p: p.taken_at, reverse=True)
+    for point in ours[keep - 1 :]:
         (folder / f"{point.id}.json").unlink(missing_ok=True)
         (folder / point.path).unlink(missing_ok=True)
         drop_own(maintenance, server, point.clone)
 
 
-def read(folder: Path, restore_point: str) -> shelf.KeptPoint:
-    """Return a kept restore point. Raises Refused when there is none."""
-    path = folder / f"{shelf.checked(restore_point)}.json"
-    return shelf.read(path, shelf.KEPT_POINT, what=f"restore point {restore_point}", hint=HINT)
+def read(folder: Path, restore_point: str, *, manifest: str = "") -> shelf.KeptPoint:
+    """Return what is kept of a restore point. manifest: the hash that the journal has of it, empty where it has none.
+
+    Raises Refused when nothing is kept under that name, or not what was proved under it.
+    """
+    path, what = _manifest(folder, restore_point), _named(restore_point)
+    kept = shelf.read(path, shelf.KEPT_POINT, what=what, hint=HINT, sha256=manifest)
+    point = kept.point
+    for name, found, expected in (
+        ("id", point.id, restore_point),
+        ("dump", point.path, f"{restore_point}.dump"),
+        ("clone", point.clone, own_name(point.database, restore_point)),
+        ("fingerprint", point.fingerprint, catalog.fingerprint(kept.schema)),
+    ):
+        if found != expected:
+            raise Refused(f"{what}: {path} has the {name} {found}, expected {expected}", hint=HINT)
+    return kept
 
 
-def proved(folder: Path, live: str) -> frozenset[str]:
-    """Return the restore points of the live database whose dump is there in its full size."""
-    found: set[str] = set()
-    for kept in shelf.kept(folder, shelf.KEPT_POINT):
+def _named(restore_point: str) -> str:
+    return f"restore point {restore_point}"
+
+
+def _manifest(folder: Path, restore_point: str) -> Path:
+    return folder / f"{shelf.checked(restore_point)}.json"
+
+
+def _every(folder: Path) -> Iterator[shelf.KeptPoint]:
+    """Return what is kept and can be read: one that was damaged must not hide the others."""
+    for name in sorted(shelf.names(folder)):
+        with suppress(Refused):
+            yield read(folder, name)
+
+
+def as_journaled(folder: Path, point: RestorePoint) -> shelf.KeptPoint:
+    """Return what is kept of a restore point that the journal knows. Raises Refused when it is not the same in every
+    word."""
+    kept, known = read(folder, point.id, manifest=point.manifest), replace(point, manifest="")
+    for field in fields(known):
+        found, expected = getattr(kept.point, field.name), getattr(known, field.name)
+        if found != expected:
+            told = f"{_manifest(folder, point.id)} has {field.name} {found}, expected {expected} as the journal has it"
+            raise Refused(f"{_named(point.id)} is not the one that was proved: {told}", hint=HINT)
+    return kept
+
+
+def proved(folder: Path, live: str) -> dict[str, str]:
+    """Return the restore points of the live database whose dump is there in its full size, with the hash of the
+    manifest that says so."""
+    found: dict[str, str] = {}
+    for kept in _every(folder):
         point = kept.point
-        dump = folder / point.path
-        if point.database == live and dump.is_file() and dump.stat().st_size == point.size_bytes:
-            found.add(point.id)
-    return frozenset(found)
+        with suppress(Refused, OSError):
+            if point.database == live and (folder / point.path).lstat().st_size == point.size_bytes:
+                found[point.id] = shelf.hashed(_manifest(folder, point.id), what=_named(point.id), hint=HINT)
+    return found
 
 
-def verified(folder: Path, restore_point: str) -> RestorePoint:
-    """Return a restore point whose dump has the hash it had. Raises Refused otherwise."""
-    point = read(folder, restore_point).point
+def first_read(folder: Path, restore_point: str) -> RestorePoint:
+    """Return a restore point that was just proved, as it goes into the journal: from then on nothing of it changes
+    unseen. Raises Refused when it is not there in every word and every byte."""
+    manifest = shelf.hashed(_manifest(folder, restore_point), what=_named(restore_point), hint=HINT)
+    point = read(folder, restore_point, manifest=manifest).point
+    dump_as_proved(folder, point)
+    return replace(point, manifest=manifest)
+
+
+def dump_as_proved(folder: Path, point: RestorePoint) -> None:
+    """Read the whole dump. Raises Refused when it is not there, or has another hash than it had."""
     dump = folder / point.path
-    if not dump.is_file():
-        raise Refused(f"the dump of {restore_point} is gone: {point.path}", hint=HINT)
-    if shelf.sha256(dump) != point.sha256:
-        raise Refused(f"the dump of {restore_point} is not the one that was proved: its hash differs", hint=HINT)
-    return point
+    found = shelf.hashed(dump, what=f"dump of {point.id}", hint=HINT)
+    if found != point.sha256:
+        told = f"the hash of {dump} is {found[:12]}, expected {point.sha256[:12]}"
+        raise Refused(f"the dump of {point.id} is not the one that was proved: {told}", hint=HINT)
+
+
+def of_this_database(connection: Connection, kept: shelf.KeptPoint) -> None:
+    """Raises Refused when a restore point was taken of another database than the one that is connected to, or of
+    another one's earlier self: transaction ids and table numbers of the one say nothing of the other."""
+    if kept.identity is None:
+        return
+    now, then, name = identity(connection), kept.identity, connection.info.dbname
+    for what, found, expected in (
+        ("another server", then.system, now.system),
+        ("another version of PostgreSQL", then.major, now.major),
+        (f"another database than the one that is called {name} now", then.oid, now.oid),
+    ):
+        if found != expected:
+            raise Refused(f"{_named(kept.point.id)} is of {what}: {found}, expected {expected}", hint=HINT)
 
 
 def schema_as_proved(clone: Connection, kept: shelf.KeptPoint) -> None:

@@ -127,7 +127,7 @@ def carried(clone: Connection, replay: str) -> Replayed | None:
     if row[0] != replay:
         raise Refused(
             f"{clone.info.dbname} holds the rows that {row[0]} carried, and is no restore point any more",
-            hint="lastgood restore-points",
+            hint="lastgood restore-points list",
         )
     return shelf.KEPT_REPLAY.validate_json(row[1])
 

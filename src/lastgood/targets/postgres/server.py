@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from lastgood.core.config import PostgresConfig
-from lastgood.core.errors import Refused, Retryable
+from lastgood.core.errors import Bug, Refused, Retryable
 from lastgood.targets.postgres.connect import MAINTENANCE, STATEMENT_S, Connection, connect
 from lastgood.targets.postgres.properties import create_like
 from lastgood.targets.postgres.tools import Tools
@@ -32,6 +32,15 @@ _LEDGER_TABLES: Final = (
     )""",
     "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which database of which server something is of. system: the cluster's own number; oid: outlives a renaming."""
+
+    system: str
+    major: int
+    oid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,17 @@ class Server:
 def own_name(live: str, purpose: str) -> str:
     """Name of a database that lastgood makes beside the live one, and may drop."""
     return f"{live}_lg_{purpose}"
+
+
+def identity(connection: Connection) -> Identity:
+    """Return that of the database that is connected to."""
+    row = connection.execute(
+        "SELECT system_identifier::text, oid::int8 FROM pg_control_system(), pg_database "
+        "WHERE datname = current_database()"
+    ).fetchone()
+    if row is None:
+        raise Bug("the database that is connected to is not there")
+    return Identity(system=row[0], major=connection.info.server_version // 10_000, oid=row[1])
 
 
 def databases(connection: Connection) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 """What is kept on disk: dumps and exports, each with a manifest that is written last. Without one, it is a leftover.
 
-Everything is 0600 in folders of 0700. A manifest is written beside, flushed and renamed, so that it is whole or absent.
+Everything is 0600 in folders of 0700, and is read only as long as it is: what others may write, or a link to somewhere
+else, is nothing that lastgood kept. A manifest is written beside, flushed and renamed, so that it is whole or absent.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import IO, Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,8 +23,11 @@ from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, RestorePoint
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres.catalog import Sequence, Table
+from lastgood.targets.postgres.server import Identity
 
 _CHUNK: Final = 1 << 20
+_OTHERS: Final = 0o077
+"""Rights of group and everybody."""
 Manifest = TypeVar("Manifest")
 
 
@@ -31,7 +36,8 @@ class KeptPoint:
     """A proved restore point. schema: its objects by name; tables, sequences: their identities at that moment.
 
     clone_snapshot: Postgres' snapshot text of when the clone was proved: later transactions are none of ours.
-    slot: of the capture that began with it, empty without one; position: from where it reads.
+    slot: of the capture that began with it, empty without one; position: from where it reads. identity: of the database
+    that was dumped, None where an older version took it.
     """
 
     point: RestorePoint
@@ -41,6 +47,7 @@ class KeptPoint:
     clone_snapshot: str
     slot: str = ""
     position: str = ""
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +103,6 @@ def checked(name: str) -> str:
     return name
 
 
-def kept(of: Path, adapter: TypeAdapter[Manifest]) -> Iterator[Manifest]:
-    """Return the manifests in a folder that can be read: one that was damaged must not hide the others."""
-    for path in sorted(of.glob("*.json")):
-        with suppress(Refused):
-            yield read(path, adapter, what=path.stem, hint="")
-
-
 def names(of: Path) -> frozenset[str]:
     """Return the names of the manifests in a folder."""
     return frozenset(path.stem for path in of.glob("*.json"))
@@ -147,20 +147,46 @@ def _write(path: Path, parts: Iterable[bytes]) -> None:
         os.close(flushed)
 
 
-def read(path: Path, adapter: TypeAdapter[Manifest], *, what: str, hint: str) -> Manifest:
-    """Read a manifest. Raises Refused when there is none, or it was damaged."""
+@contextmanager
+def opened(path: Path, *, what: str, hint: str) -> Generator[IO[bytes]]:
+    """Open what is kept there. Raises Refused when nothing is, when it is no file, or one that others may get at."""
     try:
-        return adapter.validate_json(path.read_bytes())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise Refused(f"there is no {what}", hint=hint) from None
-    except (OSError, ValidationError) as error:
-        raise Refused(f"{what}: {path.name} cannot be read: {str(error).splitlines()[0]}", hint=hint) from None
+        raise Refused(f"there is no {what}: expected {path}", hint=hint) from None
+    except OSError as error:  # a symbolic link as well: ELOOP
+        raise Refused(f"{what}: {path}: {error.strerror}: expected a file that can be read", hint=hint) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) or mode & _OTHERS:
+        os.close(descriptor)
+        if stat.S_ISREG(mode):
+            told = f"others may get at {path} ({stat.filemode(mode)}): expected -rw-------"
+            raise Refused(f"{what}: {told}", hint=f"chmod 600 {path}")
+        raise Refused(f"{what}: {path} is none: expected a file", hint=hint)
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
 
 
-def sha256(path: Path) -> str:
-    """Hash a file's content."""
+def read(path: Path, adapter: TypeAdapter[Manifest], *, what: str, hint: str, sha256: str = "") -> Manifest:
+    """Read a manifest. sha256: which it must have, by default any. Raises Refused when there is none, when it was
+    damaged, or is another one."""
+    with opened(path, what=what, hint=hint) as file:
+        content = file.read()
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 and found != sha256:
+        told = f"the hash of {path} is {found[:12]}, expected {sha256[:12]}"
+        raise Refused(f"{what} is not the one that was proved: {told}", hint=hint)
+    try:
+        return adapter.validate_json(content)
+    except ValidationError as error:
+        told = f"{path}: {str(error).splitlines()[0]}: expected its manifest"
+        raise Refused(f"{what} cannot be read: {told}", hint=hint) from None
+
+
+def hashed(path: Path, *, what: str, hint: str) -> str:
+    """Return the SHA-256 of what is kept there. Raises as `opened` does."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with opened(path, what=what, hint=hint) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

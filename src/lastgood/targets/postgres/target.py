@@ -97,6 +97,7 @@ class PostgresTarget:
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
+        proved = points.proved(self._points, self._server.live)
         with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
             known = databases(maintenance)
             captured = points.captured(self._points, self._server.live, capture.alive(maintenance))
@@ -106,7 +107,8 @@ class PostgresTarget:
                 exists=known.get(self._server.live, False),
                 fingerprint="",
                 size_bytes=0,
-                restore_points=points.proved(self._points, self._server.live),
+                restore_points=frozenset(proved),
+                manifests=tuple(proved.items()),
                 databases=frozenset(known),
                 exports=shelf.names(self._exports),
                 dumps=shelf.names(self._dumps),
@@ -166,10 +168,14 @@ class PostgresTarget:
                 case EndCapture():
                     self._captures.end()
                 case SwapDatabase():
-                    kept = points.read(self._points, action.restore_point)
+                    kept = self._kept(action)
                     swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
+
+    def _kept(self, action: CatchUp | ExportWrites | ReplayWrites | SwapDatabase) -> shelf.KeptPoint:
+        """What is kept of a step's restore point, and is what the plan was made with."""
+        return points.read(self._points, action.restore_point, manifest=action.manifest)
 
     def _migrate(self, action: Migrate, *, deadline_s: float) -> None:
         """Run the release's own command. Whatever it says, the history in the database tells what it did."""
@@ -230,13 +236,16 @@ class PostgresTarget:
         dump.unlink(missing_ok=True)
         self._server.tools.dump(self._server.live, dump, session=SAVING, deadline_s=deadline_s)
         manifest = shelf.KeptDump(
-            name=action.name, path=dump.name, sha256=shelf.sha256(dump), size_bytes=dump.stat().st_size
+            name=action.name,
+            path=dump.name,
+            sha256=shelf.hashed(dump, what=f"dump {action.name}", hint=_HINT),
+            size_bytes=dump.stat().st_size,
         )
         shelf.write(self._dumps / f"{action.name}.json", shelf.KEPT_DUMP, manifest)
 
     def _export(self, action: ExportWrites, *, deadline_s: float) -> None:
         """Compare the fenced database with the clone, and write down what differs."""
-        server, kept = self._server, points.read(self._points, action.restore_point)
+        server, kept = self._server, self._kept(action)
         with server.maintenance() as maintenance:
             known = databases(maintenance)
             for needed in (action.kept_as, kept.point.clone):
@@ -262,6 +271,7 @@ class PostgresTarget:
             self._server.connect(replaced_as, statement_s=deadline_s) as replaced,
             self._server.connect(kept.point.clone, statement_s=deadline_s) as clone,
         ):
+            points.of_this_database(replaced, kept)
 
             def go_on() -> None:
                 left_s = (until - self._clock.now()).total_seconds()
@@ -282,7 +292,7 @@ class PostgresTarget:
     def _catch_up(self, action: CatchUp, *, deadline_s: float) -> None:
         """Replay until a round is short: what is left then is what a round takes."""
         took_s = QUICK_S
-        with self._replaying(action.restore_point, self._server.live, deadline_s=deadline_s) as (replaying, go_on):
+        with self._replaying(self._kept(action), self._server.live, deadline_s=deadline_s) as (replaying, go_on):
             replaying.go_on(go_on=go_on)
             # a look that is slow now would be the pause behind the fence
             replaying.narrow = replaying.look_s > SLOW_LOOK_S
@@ -296,17 +306,17 @@ class PostgresTarget:
 
     def _replay(self, action: ReplayWrites, *, deadline_s: float) -> None:
         """Behind the fence: put the rest into the clone, and keep what became of everything."""
-        folder = shelf.folder(self._replays) / shelf.checked(action.replay)
+        folder, kept = shelf.folder(self._replays) / shelf.checked(action.replay), self._kept(action)
         with self._server.maintenance() as maintenance:
             if self._server.live in databases(maintenance):
                 raise Refused(f"{self._server.live} is in its place: behind no fence nothing is the last write")
             admit(maintenance, action.kept_as)
         if action.by_rows:
-            replayed = self._carry_rows(action, folder, deadline_s=deadline_s)
+            replayed = self._carry_rows(action, kept, folder, deadline_s=deadline_s)
         else:
             path = self._caught_up / f"{shelf.checked(action.replay)}.json"
             narrow = path.exists() and shelf.read(path, shelf.CAUGHT_UP, what=path.stem, hint=_HINT).narrow
-            with self._replaying(action.restore_point, action.kept_as, deadline_s=deadline_s, narrow=narrow) as (
+            with self._replaying(kept, action.kept_as, deadline_s=deadline_s, narrow=narrow) as (
                 replaying,
                 go_on,
             ):
@@ -314,8 +324,7 @@ class PostgresTarget:
                 replayed = replaying.finish(folder)
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
 
-    def _carry_rows(self, action: ReplayWrites, folder: Path, *, deadline_s: float) -> Replayed:
-        kept = points.read(self._points, action.restore_point)
+    def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
             if (before := row_replay.carried(clone, action.replay)) is not None:
                 return before
@@ -334,15 +343,16 @@ class PostgresTarget:
 
     @contextmanager
     def _replaying(
-        self, restore_point: str, database: str, *, deadline_s: float, narrow: bool = False
+        self, kept: shelf.KeptPoint, database: str, *, deadline_s: float, narrow: bool = False
     ) -> Generator[tuple[replay.Replay, Callable[[int], None]]]:
         """Lend a replay of what was written to `database` since, and what ends it in time."""
-        server, kept = self._server, points.read(self._points, restore_point)
+        server = self._server
         until = self._clock.now() + timedelta(seconds=deadline_s)
         with (
             server.connect(database, statement_s=deadline_s) as source,
             server.connect(kept.point.clone, statement_s=deadline_s) as clone,
         ):
+            points.of_this_database(source, kept)
 
             def go_on(_transactions: int) -> None:
                 if (until - self._clock.now()).total_seconds() <= 0:
@@ -375,10 +385,18 @@ class PostgresTarget:
         return Shipped(migrations=names, statements=statements)
 
     def restore_point(self, restore_point: str) -> RestorePoint:
-        return points.verified(self._points, restore_point)
+        return points.first_read(self._points, restore_point)
+
+    def prove(self, restore_point: RestorePoint, *, deadline_s: float) -> None:
+        kept = points.as_journaled(self._points, restore_point)
+        with _answers(self._server, sent=False):
+            with self._server.connect() as live:
+                points.of_this_database(live, kept)
+            points.dump_as_proved(self._points, restore_point)
+            points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
 
     def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
-        kept = points.read(self._points, since.id)
+        kept = points.as_journaled(self._points, since)
         with _answers(self._server, sent=False):
             return evidence.collect(
                 self._server,
@@ -394,8 +412,8 @@ class PostgresTarget:
         with _answers(self._server, sent=False):
             return capture.obstacles(self._server)
 
-    def try_replay(self, restore_point: str) -> DryRun:
-        server, kept = self._server, points.read(self._points, restore_point)
+    def try_replay(self, of: CatchUp) -> DryRun:
+        server, kept = self._server, self._kept(of)
         with _answers(server, sent=False), open_ledger(server) as ledger:
             held = replayed_upto(ledger, kept.point.clone)
         with (
@@ -417,20 +435,22 @@ class PostgresTarget:
         return tuple(requeue.entries(self._replays))
 
     def requeue(
-        self, entry: QuarantineEntry, *, restore_point: str, kept_as: str, about_to_commit: Callable[[int], None]
+        self, entry: QuarantineEntry, *, replay: ReplayWrites, about_to_commit: Callable[[int], None]
     ) -> tuple[str, ...]:
         with _answers(self._server, sent=True):
-            names = self._names(restore_point, kept_as)
+            names = self._names(replay)
             with self._server.connect() as live:
                 return requeue.requeue(live, entry, names, invariants=self._invariants, about_to_commit=about_to_commit)
 
-    def _names(self, restore_point: str, kept_as: str) -> Names:
+    def _names(self, of: ReplayWrites) -> Names:
         """What the migration renamed, as far as restore point and replaced database are still there."""
-        kept = next((k for k in shelf.kept(self._points, shelf.KEPT_POINT) if k.point.id == restore_point), None)
         with self._server.maintenance() as maintenance:
-            if kept is None or not databases(maintenance).get(kept_as, False):
-                return Names()
-        with self._server.connect(kept_as) as replaced:
+            there = databases(maintenance).get(of.kept_as, False)
+        if not there or of.restore_point not in shelf.names(self._points):
+            return Names()
+        kept = self._kept(of)
+        with self._server.connect(of.kept_as) as replaced:
+            points.of_this_database(replaced, kept)
             return Names(then=kept.tables, now=catalog.tables(replaced))
 
     def is_committed(self, xid: int) -> bool | None:
