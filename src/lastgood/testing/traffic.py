@@ -29,7 +29,7 @@ from typing import TextIO, cast
 
 import httpx
 
-REQUEST_DEADLINE_S = 5.0
+REQUEST_DEADLINE_S = 15.0
 LOGIN_WAIT_S = 120.0
 LOGIN_PAUSE_S = 0.2
 # Shorter than what servers grant (uvicorn: 5 s by default): a client that reuses a connection at the very moment
