@@ -181,6 +181,12 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "switch: only beside": (SWITCH, containers(candidates=of("old", CORE, AGENT), switchable=BOTH), Seen.NOT_DONE),
     "settle: nothing is beside": (SETTLE, containers(CORE), Seen.DONE),
     "settle: the standby is beside": (SETTLE, containers(BAD, candidates=of("old", CORE, AGENT)), Seen.DONE),
+    "settle: the standby runs and should not": (
+        SETTLE,
+        replace(containers(BAD, candidates=of("old", CORE, AGENT)), standby_runs=False),
+        Seen.NOT_DONE,
+    ),
+    "settle: the standby is stopped": (SETTLE, replace(containers(BAD), standby_runs=False), Seen.DONE),
     "settle: what served runs still": (SETTLE, containers(CORE, candidates=of("bad", BAD)), Seen.NOT_DONE),
     "settle: one that is bound to no release": (SETTLE, containers(CORE, candidates=(BAD,)), Seen.NOT_DONE),
     "settle: no standby is wanted": (

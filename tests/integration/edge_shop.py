@@ -125,7 +125,7 @@ class EdgeShop(Shop):
         run = next(run for run in reversed(self.history.runs.values()) if run.ended and run.ended.report)
         done = [r.event.step for r in run.records if isinstance(r.event, StepSeen) and r.event.seen is Seen.DONE]
         assert done == list(self.rung.steps)
-        assert f"{self.rung.name} " in run.plan.rung
+        assert f"{self.rung.name} " in run.plan.rung, run.plan.rung
 
     @property
     def told_of_success(self) -> int:

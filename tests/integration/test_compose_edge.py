@@ -125,6 +125,21 @@ def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld,
     assert world.answer() == "0-0"
 
 
+@pytest.mark.parametrize(
+    "standby, there, rung",
+    [("stopped", {"exited"}, "L1 start the standby (api, web)"), ("none", set[str](), "L2 start first (api, web)")],
+)
+def test_a_standby_that_should_not_run_does_not(
+    world: EdgeWorld, target: ComposeTarget, standby: str, there: set[str], rung: str
+) -> None:
+    carry(target, recorded(target, "r0"))
+    r1 = prepared(world, target, "1")
+    target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s", standby=standby))
+    carry(target, r1, standby="r0")
+    assert {c.status for c in world.candidates() if c.labels["lastgood.release"] == "r0"} == there
+    assert target.rung("r0").startswith(rung)
+
+
 @pytest.mark.full
 def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")

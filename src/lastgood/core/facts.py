@@ -49,7 +49,8 @@ class ContainerFacts:
     held: artifacts that can be started right now without asking a registry. switchable: services whose traffic an edge
     moves from one release to another, all at once; of those an instance counts only for its own release. ungated: those
     of which no second instance may run, since it would do its work twice. can_hold: whether something in front of the
-    services can let requests wait; holding: whether it does.
+    services can let requests wait; holding: whether it does. standby_runs: whether a release that may stay ready beside
+    goes on running there; else it is stopped, or removed.
     """
 
     observed_at: datetime
@@ -61,6 +62,7 @@ class ContainerFacts:
     ungated: frozenset[str] = frozenset()
     can_hold: bool = False
     holding: bool = False
+    standby_runs: bool = True
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:
         """Return the serving instances of a service, empty when there is none."""

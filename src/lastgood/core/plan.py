@@ -367,7 +367,7 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
         case ClearCandidates():
             return not facts.candidates
         case Settle(standby=standby):
-            return all(standby and i.release == standby for i in facts.candidates)
+            return all(facts.standby_runs and standby and i.release == standby for i in facts.candidates)
         case HoldRequests():
             return facts.holding
         case PassRequests():

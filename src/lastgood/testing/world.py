@@ -268,7 +268,8 @@ class World:
             case ClearCandidates():
                 self.containers = replace(containers, candidates=())
             case Settle(standby=standby):
-                kept = tuple(i for i in containers.candidates if standby and i.release == standby)
+                stays = standby if containers.standby_runs else ""
+                kept = tuple(i for i in containers.candidates if stays and i.release == stays)
                 self.containers = replace(containers, candidates=kept)
             case HoldRequests():
                 self.containers = replace(containers, holding=True)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import assert_never
 
-from lastgood.core.config import ContainersConfig
+from lastgood.core.config import ContainersConfig, Standby
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health
 from lastgood.core.plan import (
@@ -94,6 +94,7 @@ class ComposeTarget:
             ungated=frozenset(self._stack.config.workers),
             can_hold=holds is not None,
             holding=bool(holds),
+            standby_runs=self._edge is None or self._edge.config.standby is Standby.RUNNING,
         )
 
     def apply(self, step: Step) -> None:
