@@ -7,7 +7,6 @@ import pkgutil
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
@@ -24,6 +23,7 @@ from lastgood.core.release import Release
 from lastgood.core.secret import Secret
 from lastgood.targets import postgres as room
 from tests.contract.rigs import postgres_embedded
+from tests.contract.rigs.own_process import begin, ended
 from tests.contract.rigs.postgres_world import INVARIANT, SECOND, STATEMENTS, PostgresWorld, step
 
 V1 = Release(
@@ -354,15 +354,11 @@ def test_killed_inside_a_step_the_same_steps_end_the_same(
 
 def _killed(world: PostgresWorld, each: Step, where: str, when: str) -> bool:
     """Take a step in a process of its own, and say whether that was killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            deadly(where, when)
-            world.target.apply(each)
-        except BaseException:  # noqa: BLE001 # the other side of a fork must not come back into pytest
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def dying() -> None:
+        deadly(where, when)
+        world.target.apply(each)
+
+    status = ended(begin(dying))
     assert status in (0, -signal.SIGKILL), "the child's traceback is in the captured output"
     return status == -signal.SIGKILL

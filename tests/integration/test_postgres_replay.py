@@ -7,7 +7,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,45 +19,13 @@ from lastgood.core.errors import Refused
 from lastgood.core.plan import CatchUp, Fence, ReplayWrites, SwapDatabase
 from lastgood.targets.postgres import replay, target
 from lastgood.targets.postgres.broken import keys_that_break
+from tests.contract.rigs.postgres_shapes import BEFORE, SHAPES, Shape
 from tests.contract.rigs.postgres_world import REPLAY, SECOND, PostgresWorld, step
 
 HOT: Final = range(1, 6)
 """Orders to which everybody adds."""
 WRITERS: Final = 3
 EACH: Final = 60
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A migration, and how the application writes after it. table, amount: where an order's total is then."""
-
-    migration: str
-    insert: str = "INSERT INTO orders (customer, total) VALUES (%(customer)s, %(total)s) RETURNING id"
-    add: str = "UPDATE orders SET total = total + %(by)s WHERE id = %(id)s"
-
-
-SHAPES: Final[Mapping[str, Shape]] = {
-    "rename and backfill": Shape(
-        "ALTER TABLE customers RENAME COLUMN name TO full_name; ALTER TABLE orders DROP CONSTRAINT orders_total_check; "
-        "UPDATE orders SET total = total - 50; UPDATE customers SET full_name = upper(full_name)"
-    ),
-    "another type": Shape(
-        "DROP VIEW paid; ALTER TABLE orders ALTER COLUMN customer TYPE bigint, ALTER COLUMN state TYPE text, "
-        "ALTER COLUMN id TYPE numeric"
-    ),
-    "a column that is gone": Shape("DROP VIEW paid; ALTER TABLE orders DROP COLUMN at"),
-    "a table that is split": Shape(
-        "DROP VIEW paid; CREATE TABLE totals (id bigint PRIMARY KEY, total numeric NOT NULL); "
-        "INSERT INTO totals SELECT id, total FROM orders; ALTER TABLE orders DROP COLUMN total",
-        insert="WITH made AS (INSERT INTO orders (customer) VALUES (%(customer)s) RETURNING id) "
-        "INSERT INTO totals SELECT id, %(total)s FROM made RETURNING id",
-        add="UPDATE totals SET total = total + %(by)s WHERE id = %(id)s",
-    ),
-    "a constraint that rejects good rows": Shape(
-        "ALTER TABLE orders ADD CONSTRAINT small CHECK (total < 400) NOT VALID; "
-        "ALTER TABLE customers RENAME COLUMN name TO full_name"
-    ),
-}
 
 
 @dataclass
@@ -77,10 +45,10 @@ class Ledger:
 def write(world: PostgresWorld, shape: Shape, ledger: Ledger, name: str, migrated: threading.Event) -> None:
     """One user: an order, more of a hot one and a line of the audit, in one transaction; noted once it is committed."""
     chance = random.Random(name)  # noqa: S311 # which order grows is no secret
-    before, connection = Shape(""), world.connect()
+    connection = world.connect()
     for number in range(EACH):
         token, order, by = f"{name}-{number}", chance.choice(HOT), chance.randint(1, 9)
-        speaks = shape if migrated.is_set() else before
+        speaks = shape if migrated.is_set() else BEFORE
         values = {"customer": chance.randint(1, 20), "total": chance.randint(1, 300), "by": by, "id": order}
         try:
             with connection.transaction():

@@ -150,7 +150,7 @@ class PostgresWorld:
         export = step("export", ExportWrites(export="export-r1", restore_point=point, kept_as=kept_as))
         swap = SwapDatabase(swap="swap-r1", restore_point=point, clone=self.clone, kept_as=kept_as, replay=REPLAY)
         first = (dump, fence, export) if self.by_rows else (dump, catch_up, fence)
-        return (*first, step("replay", self.replay), step("swap", swap))
+        return (*first, step("replay-writes", self.replay), step("swap-database", swap))
 
     @property
     def end_capture(self) -> Step:
