@@ -243,9 +243,19 @@ def test_nobody_waits_for_a_program_that_died(tmp_path: Path) -> None:
         try:
             edge.runtime.hold_everybody(["web"])
             until = time.monotonic() + 10
-            while edge.runtime.holds_everybody() and time.monotonic() < until:
+            waited: list[str] = []
+            waiting = threading.Thread(target=lambda: waited.append(edge.answer()))
+            waiting.start()
+            while "key=" in edge.runtime._ask("show table everybody:") and time.monotonic() < until:
                 time.sleep(0.1)
             assert edge.answer() in {"one", "two"}
+            # who came before that waits on, until somebody says so
+            assert waited == []
+            assert edge.runtime.holds_everybody() is True
+            edge.runtime.pass_everybody(["web"])
+            waiting.join()
+            assert waited[0] in {"one", "two"}
+            assert edge.runtime.holds_everybody() is False
         finally:
             edge.process.terminate()
             edge.process.wait()
@@ -295,7 +305,7 @@ def test_who_served_serves_on_while_the_engine_is_away_and_nobody_knows_names(tm
     with answering("one", []) as one, answering("two", []) as two, naming() as names:
         edge = Running(tmp_path, one, two, [], names=names.getsockname()[1])
         try:
-            while not all(slot.address for slot in edge.runtime.slots() if slot.ready):
+            while not all(slot.address for slot in edge.runtime.slots() if slot.ready and slot.service == "web"):
                 time.sleep(0.1)
             names.close()
             # longer than HAProxy goes on by itself

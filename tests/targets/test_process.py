@@ -145,16 +145,30 @@ def test_what_is_being_answered_ends_before_a_hold_is_complete(stack: ProcessWor
     asking.start()
     wait_for(lambda: any(line.startswith("slow") for line in stack.lines()))
     target.apply(step(HoldRequests()))
-    asking.join(timeout=0.5)
     assert answers == ["1"]
+    asking.join()
+
+
+def test_who_gives_up_while_it_waits_is_not_carried_out(stack: ProcessWorld) -> None:
+    stack.put("1", "v1")
+    target = stack.target()
+    target.apply(step(HoldRequests()))
+    connection = HTTPConnection("127.0.0.1", stack.ports["web"], timeout=0.3)
+    connection.request("GET", "/slow")
+    with pytest.raises(TimeoutError):
+        connection.getresponse()
+    connection.close()
+    target.apply(step(PassRequests()))
+    assert ask(stack.ports["web"]) == "1"
+    assert not [line for line in stack.lines() if line.startswith("slow")]
 
 
 def test_a_hold_is_over_by_itself() -> None:
     async def waited() -> float:
-        hold = Hold(lambda _port: False)
+        hold = Hold(lambda _port, _to: False)
         hold.begin(0.2)
         began = CLOCK.now()
-        await hold.passed(1)
+        await hold.passed(1, 2)
         return (CLOCK.now() - began).total_seconds()
 
     assert asyncio.run(waited()) >= 0.2

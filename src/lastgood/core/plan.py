@@ -22,7 +22,7 @@ from lastgood.core.migration import Rung, WritesSince
 from lastgood.core.release import Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
-"""How long requests wait for a database that is exchanged. Whatever becomes of the run, they are passed on after it."""
+"""For how long new requests are made to wait for a database that is exchanged, whatever becomes of the run."""
 ANSWERED_WITHIN_S: Final = 5.0
 """How long those that are being answered then may take to end."""
 LATER: Final = Field(exclude_if=not_)

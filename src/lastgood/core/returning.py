@@ -8,7 +8,7 @@ rows that the migration itself broke, and what cannot be had for that never hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from lastgood.core.deploying import changed_services, clear_step, found, gate_step, serve_steps, settle_step
@@ -100,6 +100,8 @@ def make_plan(
     Raises Refused, nothing changed, when the database would have to go back and cannot, or when `only` would leave the
     last good release on a schema that it cannot run on.
     """
+    if Role.CONTAINERS not in only:  # what is in front of them is not touched either
+        world = replace(world, containers=replace(world.containers, can_hold=False))
     draft = _Draft()
     _decide_database(draft, target, world, plan_id=plan_id, deadlines=deadlines, only=only)
     gate, serve = _containers(draft, target, world, only=only, deadlines=deadlines)

@@ -5,8 +5,8 @@ traffic is one line of commands on the socket and takes no reload: a request tha
 next one goes where the line says. The configuration on disk says the same, for a HAProxy that is started again.
 
 While a database is exchanged, all requests from outside wait in backends of their own. That is an entry of a table
-which expires by itself, so that nobody waits for a program that died. What waited enters again through a door inside,
-with its client's address, and goes to whoever serves then.
+which expires by itself, so that no new request waits for a program that died. What waited enters again through a door
+inside, with its client's address, and goes to whoever serves then.
 
 Tried with 2.6 (Debian 12). Words and columns: docs.haproxy.org/2.6/management.html, sections 9.1 and 9.3; of the
 configuration: docs.haproxy.org/2.6/configuration.html (`hold`: 5.3.2; its default is 30 s, and then nobody serves;
@@ -135,8 +135,8 @@ frontend published-{service}
 
 backend {_WAITING}{service}
     retries {round(HELD_AT_MOST_S * 4)}
-    server {_WAIT} 127.0.0.1:1
-    server {_ENTER} {door} send-proxy-v2 disabled
+    server {_WAIT} 127.0.0.1:1 disabled
+    server {_ENTER} {door} send-proxy-v2
 
 frontend entered-{service}
     bind {door} accept-proxy
@@ -163,6 +163,16 @@ def _backend(route: Route, ready: Sequence[str]) -> str:
         lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr none{off}")
     # nobody listens there, so that a request which is sent to it is tried again until there is somebody
     return "\n".join([*lines, f"    server {_HOLD} 127.0.0.1:1 disabled", ""])
+
+
+def _turned(services: Iterable[str], to: str) -> list[str]:
+    """The commands by which what waits goes to one of the two servers of its backend."""
+    away = {_WAIT: _ENTER, _ENTER: _WAIT}[to]
+    return [
+        f"set server {_WAITING}{service}/{server} state {state}"
+        for service in services
+        for server, state in ((to, "ready"), (away, "drain"))
+    ]
 
 
 class Runtime:
@@ -213,21 +223,20 @@ class Runtime:
 
     def hold_everybody(self, services: Iterable[str]) -> None:
         """Let requests from outside of all these services wait, HELD_AT_MOST_S at most."""
-        backends = [_WAITING + service for service in services]
-        self.move(to=[(b, _WAIT) for b in backends], away=[(b, _ENTER) for b in backends])
-        self._tell([f"set table {_EVERYBODY} key {_EVERYBODY} data.gpt0 1"])
+        self._tell([*_turned(services, _WAIT), f"set table {_EVERYBODY} key {_EVERYBODY} data.gpt0 1"])
 
     def pass_everybody(self, services: Iterable[str]) -> None:
         """Pass on what waits since `hold_everybody`, and what comes."""
-        backends = [_WAITING + service for service in services]
-        self._tell([f"clear table {_EVERYBODY} key {_EVERYBODY}"])
-        self.move(to=[(b, _ENTER) for b in backends], away=[(b, _WAIT) for b in backends])
+        self._tell([*_turned(services, _ENTER), f"clear table {_EVERYBODY} key {_EVERYBODY}"])
 
     def holds_everybody(self) -> bool | None:
-        """Whether requests from outside wait; None of an edge that was started before it could make them. Raises
-        Retryable when it does not answer."""
+        """Whether requests from outside wait, or some that came before the time was over still do; None of an edge that
+        was started before it could make them. Raises Retryable when it does not answer."""
         said = self._ask(f"show table {_EVERYBODY}")
-        return f"key={_EVERYBODY} " in said if f"table: {_EVERYBODY}," in said else None
+        if f"table: {_EVERYBODY}," not in said:
+            return None
+        waiting = (s for s in self.slots() if s.service.startswith(_WAITING) and s.name == _WAIT)
+        return f"key={_EVERYBODY} " in said or any(slot.ready for slot in waiting)
 
     def release(self, service: str, *, to: Iterable[str]) -> None:
         """Let what waits, and what comes, go to the slots `to`."""

@@ -10,6 +10,7 @@ from typing import Final
 
 import psycopg
 from psycopg import sql
+from psycopg.pq.abc import PGresult
 
 from lastgood.core.migration import BrokenInvariant
 from lastgood.targets.postgres.connect import Connection
@@ -51,7 +52,7 @@ def keys_that_break(connection: Connection, invariant: str, *, among: Collection
     """Yield the keys of the rows that break an invariant; nothing where it cannot be asked on this schema.
 
     among: look at no other keys than these. How long that takes does not grow with the tables, where the server finds
-    rows by that key; where keys are neither numbers, text nor UUIDs all are looked at.
+    rows by that key. All are looked at where the key is computed, or neither a number, text nor a UUID.
     """
     return iter(_Keys(connection, invariant, among=among))
 
@@ -92,18 +93,28 @@ class _Keys:
         narrow = b"SELECT * FROM (" + inner + b"\n) AS broken(lastgood_key)"
         try:
             with self._connection.transaction():
-                described = self._connection.execute(narrow + b" LIMIT 0").description
+                asked = self._connection.execute(narrow + b" LIMIT 0", binary=True)  # binary: one command and no more
+                known = self._connection.adapters.types.get(asked.pgresult.ftype(0)) if asked.pgresult else None
+                stored = asked.pgresult is not None and self._is_stored(asked.pgresult)
         except psycopg.Error as error:  # no statement that can stand within another
             if self._connection.broken or (error.sqlstate or "").startswith(_NO_ANSWER):
                 raise
             return self._statement.encode()
-        known = self._connection.adapters.types.get(described[0].type_code) if described else None
-        kind = known.name if known else ""
+        kind = known.name if known and stored else ""
         if kind not in (*_BITS, "uuid", "text", "varchar"):
             return self._statement.encode()
         keys = [key for key in self._among if _can_be(key, kind)]
         only = sql.SQL(" WHERE lastgood_key = ANY({}::{}[])").format(sql.Literal(keys), sql.Identifier(kind))
         return narrow + only.as_bytes(self._connection)
+
+    def _is_stored(self, result: PGresult) -> bool:
+        """Whether the first column is one of a table, as it stands in its rows."""
+        found = self._connection.execute(
+            "SELECT 1 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE (a.attrelid, a.attnum) = "
+            "(%s::oid, %s::int2) AND a.attgenerated = '' AND c.relkind IN ('r', 'p')",
+            (result.ftable(0), result.ftablecol(0)),
+        )
+        return found.fetchone() is not None
 
     def _fetched(self, cursor: psycopg.Cursor[tuple[object, ...]]) -> list[str]:
         result = cursor.pgresult

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, LiteralString
@@ -36,6 +36,7 @@ FETCHED: Final = 2_000
 AT_ONCE: Final = 500
 """Transactions between two commits of the clone, and between two looks at the invariants, to begin with."""
 MOST_AT_ONCE: Final = 8_000
+NARROW: Final = "of the last transactions, invariants were asked of those keys only that stand in their rows"
 LONGEST_KEY: Final = 200
 """Characters. What is longer is no key that anybody looks a row up by."""
 _AGAIN_S: Final = 1.0
@@ -110,7 +111,7 @@ class Replay:
     source: connection to the database that the slot belongs to, under whichever name. held: up to which commit the
     clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
-    database; what a row breaks through two tables is not seen then. look_s: how long a look at all of them takes.
+    database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
     """
 
     def __init__(
@@ -171,7 +172,8 @@ class Replay:
     def finish(self, into: Path) -> Replayed:
         """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
         repeat."""
-        return finish(self._source, self._clone, self._kept, into)
+        replayed = finish(self._source, self._clone, self._kept, into)
+        return replace(replayed, notes=(*replayed.notes, NARROW)) if self.narrow and self._invariants else replayed
 
     def _round(self, upto: str, go_on: Callable[[int], None], *, changes_at_once: int | None = BATCH) -> int | None:
         """Replay what the server decodes at once, None for all. Return the position behind it, None when there was
@@ -222,11 +224,12 @@ class Replay:
                 [(table, key, number, _text(was), _text(made)) for table, key, number, was, made in rows],
             )
 
-    def _carry(self, batch: Sequence[Transaction]) -> None:
+    def _carry(self, batch: Sequence[Transaction], *, among: frozenset[str] | None = None) -> None:
         """Replay a batch in one transaction of the clone. One that breaks an invariant is halved until it is known
         which transaction does, and that one is put into quarantine."""
         migrated = self._merge.migrated
-        among = _values(batch) if self.narrow else None
+        if self.narrow and among is None:
+            among = _values(batch)
         with self._clone.transaction() as whole:
             before = self._broken if among is None else self._breaking(among)
             began = monotonic()
@@ -241,8 +244,8 @@ class Replay:
             return
         self._merge.migrated = migrated
         if len(batch) > 1:
-            self._carry(batch[: len(batch) // 2])
-            self._carry(batch[len(batch) // 2 :])
+            self._carry(batch[: len(batch) // 2], among=among)
+            self._carry(batch[len(batch) // 2 :], among=among)
             return
         with self._clone.transaction():
             self._write_down([_Carried(transaction=batch[0], said=None, reason=broke)])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -290,14 +291,15 @@ class PostgresTarget:
             yield comparison, replaced, clone, go_on
 
     def _catch_up(self, action: CatchUp, *, deadline_s: float) -> None:
-        """Replay until a round is short: what is left then is what a round takes."""
-        took_s = QUICK_S
+        """Replay until a round is short, or no shorter than the one before: what is left then is what a round takes."""
+        took_s = inf
         with self._replaying(self._kept(action), self._server.live, deadline_s=deadline_s) as (replaying, go_on):
             replaying.go_on(go_on=go_on)
             # a look that is slow now would be the pause behind the fence
             replaying.narrow = replaying.look_s > SLOW_LOOK_S
-            while took_s >= QUICK_S:
-                began = monotonic()
+            before_s = inf
+            while took_s >= QUICK_S and (took_s < before_s or took_s == inf):
+                before_s, began = took_s, monotonic()
                 replaying.go_on(go_on=go_on)
                 took_s = monotonic() - began
         shelf.folder(shelf.folder(self._replays) / self._caught_up.name)

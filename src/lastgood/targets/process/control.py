@@ -63,12 +63,14 @@ class Answer:
     """What the holder shows after it did what it was asked. refused: why it did not, and then nothing changed.
 
     candidates: those of the gate, and those that no longer serve and are not gone yet. ports: public ones it owns.
-    holding: whether requests from outside wait.
+    can_hold, holding: whether requests from outside can be made to wait, and whether they do. A holder that was started
+    before it could says neither.
     """
 
     serving: tuple[InstanceFacts, ...] = ()
     candidates: tuple[InstanceFacts, ...] = ()
     ports: tuple[int, ...] = ()
+    can_hold: bool = False
     holding: bool = False
     refused: str = ""
 

@@ -157,12 +157,14 @@ class Holder:
             serving=tuple(one.facts() for one in living if one.instance.part is Part.SERVING),
             candidates=tuple(one.facts() for one in living if one.instance.part is not Part.SERVING),
             ports=tuple(self._doors),
+            can_hold=True,
             holding=self._hold.on,
         )
 
-    def _is_ours(self, port: int) -> bool:
-        """Whether one of the services is at the other end of a connection from this port."""
-        return processes.has_connection({one.instance.pid for one in self._living.values()}, port=port)
+    def _is_ours(self, port: int, door: int) -> bool:
+        """Whether one of the services is at the other end of a connection from this port to one of the doors."""
+        leaders = {one.instance.pid for one in self._living.values() if one.instance.pid}
+        return processes.has_connection(leaders, port=port, to=door)
 
     def _busy(self) -> bool:
         return any(route.in_flight.total() for route in self._routes.values())

@@ -35,10 +35,9 @@ def end(pid: int, start: int, deadly: signal.Signals) -> None:
             os.killpg(pid, deadly)
 
 
-def has_connection(leaders: Collection[int], *, port: int) -> bool:
-    """Whether a process of one of these sessions has a connection over IPv4 from this local port (proc(5): `net/tcp`
-    and `fd`)."""
-    sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
+def has_connection(leaders: Collection[int], *, port: int, to: int) -> bool:
+    """Whether a process of these sessions has a TCP connection between these ports (proc(5): `net/tcp`, `fd`)."""
+    sockets = {f"socket:[{inode}]" for inode in _inodes(port, to)}
     if not sockets:
         return False
     for folder in Path("/proc").iterdir():
@@ -50,11 +49,12 @@ def has_connection(leaders: Collection[int], *, port: int) -> bool:
     return False
 
 
-def _inodes(port: int) -> Iterator[str]:
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    for fields in map(str.split, lines):
-        if int(fields[1].rpartition(":")[2], 16) == port:
-            yield fields[9]
+def _inodes(port: int, to: int) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):  # a socket for both is listed with the second, whatever it speaks
+        with suppress(OSError):
+            for fields in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:]):
+                if [int(end.rpartition(":")[2], 16) for end in fields[1:3]] == [port, to]:
+                    yield fields[9]
 
 
 def owned_by(state: Path) -> Iterator[tuple[int, int]]:

@@ -30,10 +30,10 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Hold:
-    """Where requests from outside wait while they are held. insider: whether a connection from this local port is one
-    of the services' own, whose requests never wait: they are part of one that is being answered."""
+    """Where requests from outside wait while they are held. insider: whether a connection from this port to that one is
+    one of the services' own, whose requests never wait: they are part of one that is being answered."""
 
-    def __init__(self, insider: Callable[[int], bool]) -> None:
+    def __init__(self, insider: Callable[[int, int], bool]) -> None:
         self._insider = insider
         self._over = asyncio.Event()
         self._ends_at = 0.0
@@ -54,9 +54,9 @@ class Hold:
         """Pass on what waits, and what comes."""
         self._over.set()
 
-    async def passed(self, port: int) -> None:
-        """Wait until a request of the connection from this port may be passed on."""
-        while self.on and not self._insider(port):
+    async def passed(self, port: int, to: int) -> None:
+        """Wait until a request of the connection between these ports may be passed on."""
+        while self.on and not await asyncio.to_thread(self._insider, port, to):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), self._ends_at - time.monotonic())
 
@@ -101,7 +101,9 @@ async def _one_request(
     except _TooLarge:
         await _answer(connection, writer, 413, b"the request is larger than 16 MiB\n")
         return False
-    await route.hold.passed(writer.get_extra_info("peername")[1])
+    await route.hold.passed(writer.get_extra_info("peername")[1], writer.get_extra_info("sockname")[1])
+    if reader.at_eof():  # gave up while it waited, and may have asked again
+        return False
     instance = route.instance
     route.in_flight[instance] += 1
     try:

@@ -72,7 +72,7 @@ class ProcessTarget:
             serving=shown.serving,
             candidates=shown.candidates,
             held=self._shelf.held(),
-            can_hold=True,
+            can_hold=shown.can_hold,
             holding=shown.holding,
         )
 
