@@ -303,7 +303,10 @@ WAYS: Final[dict[str, Way]] = {
     "lastgood D3": (lastgood_take, lastgood_back),
     "lastgood D3b": (lastgood_take, lastgood_back_by_rows),
 }
-HEAD: Final = "| size | way | take | slower in it | disk before | disk after | back | pause | acknowledged | lost | in quarantine |"
+HEAD: Final = (
+    "| size | way | take | slower in it | disk before | disk after | back | pause "
+    "| acknowledged | lost | in quarantine |"
+)
 
 
 def play(ground: Ground, name: str, *, gigabytes: float, rate: float, seconds: float) -> None:
@@ -340,7 +343,8 @@ def play(ground: Ground, name: str, *, gigabytes: float, rate: float, seconds: f
     usual, slow = users.latency_ms(began, taking), users.latency_ms(taking, taken)
     print(
         f"| {gigabytes:g} GB | {name} | {taken - taking:.1f} s | {slow / usual:.1f} times ({slow:.1f} ms) "
-        f"| {disk / 1e9:.2f} GB | {disk_after / 1e9:.2f} GB | {gone - going:.1f} s | {users.pause_s(going, over):.2f} s | {len(acknowledged):,} "
+        f"| {disk / 1e9:.2f} GB | {disk_after / 1e9:.2f} GB "
+        f"| {gone - going:.1f} s | {users.pause_s(going, over):.2f} s | {len(acknowledged):,} "
         f"| {len(acknowledged - there - quarantined):,} | {len(quarantined):,} |",
         flush=True,
     )
