@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import psycopg
@@ -19,6 +22,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.plan import CatchUp, Fence, ReplayWrites, SwapDatabase
 from lastgood.targets.postgres import replay, target
 from lastgood.targets.postgres.broken import keys_that_break
+from lastgood.targets.postgres.connect import Connection
 from tests.contract.rigs.postgres_shapes import BEFORE, SHAPES, Shape
 from tests.contract.rigs.postgres_world import REPLAY, SECOND, PostgresWorld, step
 
@@ -545,6 +549,45 @@ def test_where_a_transaction_stays_open_the_restore_point_says_that_it_has_no_ca
     assert not point.captured
     assert f"still writing: {pid} " in point.lossy_because[0]
     assert embedded.sql("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()") == []
+
+
+def test_who_gave_up_while_the_capture_began_does_not_make_the_restore_point_unreadable(
+    embedded: PostgresWorld,
+) -> None:
+    """The snapshot of a slot then begins behind its own end: 102:101:, which the server does not read again."""
+    with ThreadPoolExecutor() as beside, ExitStack() as open_:
+        writers = [open_.enter_context(embedded.connect()) for _ in range(3)]
+        number = begun(writers[0])
+        taking = beside.submit(embedded.take)
+        for writer, later in pairwise(writers):
+            until_waited_for(embedded, number)
+            number = begun(later)
+            writer.execute("ROLLBACK")
+        taking.result(30)
+        writers[-1].execute("ROLLBACK")
+    since = embedded.target.restore_point(embedded.restore_point).snapshot
+    xmin, xmax, _ = since.split(":")
+    assert xmin == xmax == number
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('first')")
+    embedded.go_back()
+    assert embedded.sql("SELECT what FROM audit") == [("first",)]
+
+
+def begun(writer: Connection) -> str:
+    """The number of a transaction that stays open."""
+    writer.execute("BEGIN")
+    ((number,),) = writer.execute("SELECT pg_current_xact_id()::text").fetchall()
+    return str(number)
+
+
+def until_waited_for(world: PostgresWorld, transaction: str) -> None:
+    """Until the slot waits for a transaction."""
+    deadline = time.monotonic() + 30
+    waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' AND transactionid::text = "
+    while not world.sql(f"{waiting}'{transaction}'", database="postgres"):
+        assert time.monotonic() < deadline, f"nobody waits for {transaction}"
+        time.sleep(0.01)
 
 
 def test_a_slot_that_the_server_gave_up_is_no_capture(embedded: PostgresWorld) -> None:

@@ -166,7 +166,7 @@ def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: 
         else:
             exported = _one(connection, "SELECT pg_export_snapshot()")
         taken_at = datetime.fromisoformat(_one(connection, "SELECT now()::text"))
-        boundary = _one(connection, "SELECT pg_current_snapshot()::text")
+        boundary = _boundary(connection)
         tables = catalog.tables(connection)
         # Counted first: the locks that pg_dump needs are then had, or not to be had, by a connection that can say so.
         found = _Snapshot(
@@ -200,6 +200,14 @@ def _prove(server: Server, maintenance: Connection, clone: str, snapshot: _Snaps
             raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
         connection.execute("ANALYZE")
         return _one(connection, "SELECT pg_current_snapshot()::text")
+
+
+def _boundary(connection: Connection) -> str:
+    """Return the snapshot as text that the server reads again. That of a slot may begin behind its own end, where
+    transactions were aborted while the slot was made: what is before its beginning is over all the same (PostgreSQL
+    source, XidInMVCCSnapshot asks for xmin first)."""
+    xmin, xmax, running = _one(connection, "SELECT pg_current_snapshot()::text").split(":")
+    return f"{xmin}:{max(int(xmin), int(xmax))}:{running}"
 
 
 def _one(connection: Connection, query: LiteralString) -> str:
