@@ -3,14 +3,20 @@ goes on."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from lastgood.core.errors import Retryable
-from lastgood.core.plan import Action, CatchUp, Fence, ReplayWrites, SwapDatabase
+from lastgood.core.plan import Action, CatchUp, Fence, LiftFence, ReplayWrites, Seen, SwapDatabase, seen
 from lastgood.targets.postgres import replay, shelf, swap
+from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.server import rename
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_cluster import Cluster, cluster
 from tests.contract.rigs.postgres_world import PostgresWorld, step
@@ -92,25 +98,64 @@ def test_what_a_given_up_rollback_replayed_is_not_replayed_again_after_a_crash(
     assert world.quarantine() == []
 
 
-def test_two_replays_side_by_side_do_not_both_apply_a_transaction(world: PostgresWorld) -> None:
-    """A process that is killed may leave a session whose last commit is still under way."""
+def test_a_replay_waits_for_the_last_commit_of_one_that_was_killed(world: PostgresWorld) -> None:
     world.take()
     world.migrate()
     wrote(world, "first")
     kept = shelf.read(
         world.folder / "restore-points" / f"{world.restore_point}.json", shelf.KEPT_POINT, what="it", hint=""
     )
-    upto = str(world.one("SELECT pg_current_wal_lsn()"))
     with (
         world.connect() as source,
-        world.connect(database=world.clone) as one_clone,
-        world.connect(database=world.clone) as other_clone,
+        world.connect(database=world.clone) as its_clone,
+        world.connect(database=world.clone) as my_clone,
     ):
-        killed = replay.Replay(source, one_clone, kept, held=0, invariants={})
-        other = replay.Replay(source, other_clone, kept, held=0, invariants={})
-        killed._round(upto, lambda _number: None)
-        with pytest.raises(Retryable, match="another replay"):
-            other._round(upto, lambda _number: None)
-    world.go_back()
-    assert world.sql("SELECT what FROM audit") == [("first",)]
-    assert world.one("SELECT total FROM orders WHERE id = 7") == 9
+        replay.Replay(source, its_clone, kept, held=0, invariants={})
+        my_clone.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            replay.Replay(source, my_clone, kept, held=0, invariants={})
+        its_clone.close()
+        my_clone.execute("SET lock_timeout = '5s'")
+        replay.Replay(source, my_clone, kept, held=0, invariants={})
+
+
+@pytest.mark.parametrize("kind", [Fence, SwapDatabase, LiftFence])
+def test_a_step_whose_last_statement_outlives_its_process_is_waited_for_and_then_done(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch, kind: type[Action]
+) -> None:
+    """A session of the killed one is before its rename; the next process begins, and finds it renamed."""
+    world.take()
+    world.migrate()
+    wrote(world, "first")
+    wanted = next(each for each in (*world.way_back, world.lift) if isinstance(each.action, kind))
+    for each in world.way_back[1:]:
+        if each == wanted or (each.name == "replay-writes" and kind is LiftFence):
+            break
+        world.target.apply(each)
+    at_it, on = threading.Event(), threading.Event()
+
+    def slowly(connection: Connection, database: str, to: str) -> None:
+        at_it.set()
+        assert on.wait(30)
+        rename(connection, database, to)
+
+    monkeypatch.setattr(swap, "rename", slowly)
+    with ThreadPoolExecutor() as both:
+        killed = both.submit(world.target.apply, wanted)
+        assert at_it.wait(30)
+        monkeypatch.setattr(swap, "rename", rename)
+        next_one = both.submit(world.target.apply, wanted)
+        until_waited_for(world)
+        on.set()
+        killed.result(30)
+        next_one.result(30)
+    assert seen(wanted, world.target.observe()) is Seen.DONE
+
+
+def until_waited_for(world: PostgresWorld) -> None:
+    """Until a session waits for another one's lock of ours."""
+    deadline = time.monotonic() + 10
+    with world.connect(database="postgres") as connection:
+        while not connection.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchall():
+            assert time.monotonic() < deadline, "nobody waits"
+            time.sleep(0.01)

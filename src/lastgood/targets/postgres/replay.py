@@ -18,14 +18,14 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from lastgood.core.errors import Refused, Retryable
+from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf, writes
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
 from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
-from lastgood.targets.postgres.server import note_replayed
+from lastgood.targets.postgres.server import hold, note_replayed
 
 SCHEMA: Final = "lastgood"
 QUARANTINE: Final = "quarantine.jsonl"
@@ -39,7 +39,6 @@ MOST_AT_ONCE: Final = 8_000
 NARROW: Final = "of the last transactions, invariants were asked of those keys only that stand in their rows"
 LONGEST_KEY: Final = 200
 """Characters. What is longer is no key that anybody looks a row up by."""
-_AGAIN_S: Final = 1.0
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
@@ -125,6 +124,7 @@ class Replay:
         narrow: bool = False,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
+        hold(clone, clone.info.dbname)
         if not is_begun(clone):
             _begin(clone, kept.slot, held)
         self._progress, self._at_once = _progress(clone), AT_ONCE
@@ -314,19 +314,16 @@ class Replay:
                 list(rows.items()),
             )
         skipped = sum(one.skipped for one in changed)
-        found = self._progress.commit
         self._progress = Progress(
             commit=last,
             migrated=self._merge.migrated,
             total=self._progress.total + len(changed),
             skipped=self._progress.skipped + skipped,
         )
-        moved = self._clone.execute(
-            "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s) WHERE commit = %s",
-            [last, self._progress.migrated, self._progress.total, self._progress.skipped, found],
+        self._clone.execute(
+            "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s)",
+            [last, self._progress.migrated, self._progress.total, self._progress.skipped],
         )
-        if moved.rowcount != 1:  # of a process that was killed while it waited for the answer to its last commit
-            raise Retryable(f"another replay into {self._clone.info.dbname} ended meanwhile", delay_s=_AGAIN_S)
 
 
 def _newly(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> str:

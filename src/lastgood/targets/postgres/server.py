@@ -15,7 +15,7 @@ from psycopg import sql
 
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Bug, Refused, Retryable
-from lastgood.targets.postgres.connect import MAINTENANCE, STATEMENT_S, Connection, connect
+from lastgood.targets.postgres.connect import APPLICATION, MAINTENANCE, STATEMENT_S, Connection, connect
 from lastgood.targets.postgres.properties import create_like
 from lastgood.targets.postgres.tools import Tools
 
@@ -122,6 +122,15 @@ def shut(connection: Connection, database: str) -> Generator[None]:
         raise
 
 
+def hold(connection: Connection, what: str) -> None:
+    """Have every other command of ours wait until this session is over, before it looks at what it is going to change.
+
+    A command that was killed may have left a session whose last statement is still under way. Raises psycopg's errors
+    when it does not end within the limit for locks.
+    """
+    connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"{APPLICATION} {what}"])
+
+
 def _sessions(connection: Connection, database: str) -> str:
     """Say who is connected: `4711 web (shop, active)`, at most ten."""
     rows = connection.execute(
@@ -190,6 +199,12 @@ def replayed_upto(ledger: Connection, clone: str) -> int:
     """Return up to which commit a clone holds every transaction; 0 when that was never noted."""
     row = ledger.execute("SELECT commit FROM replayed WHERE clone = %s", [clone]).fetchone()
     return int(row[0]) if row else 0
+
+
+def has_swapped(ledger: Connection, database: str, swap: str) -> bool:
+    """Whether that swap of a live database happened."""
+    found = ledger.execute("SELECT FROM swaps WHERE database = %s AND swap = %s", [database, swap])
+    return found.fetchone() is not None
 
 
 def swaps(server: Server, known: Mapping[str, bool]) -> frozenset[str]:

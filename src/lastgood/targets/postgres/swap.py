@@ -13,13 +13,14 @@ from lastgood.core.plan import Fence, LiftFence, SwapDatabase
 from lastgood.targets.postgres import catalog, replay, restore_point, shelf
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.properties import make_alike
-from lastgood.targets.postgres.server import Server, admit, databases, open_ledger, rename, shut
+from lastgood.targets.postgres.server import Server, admit, databases, has_swapped, hold, open_ledger, rename, shut
 from lastgood.targets.postgres.writes import migration_xids
 
 
 def fence(server: Server, action: Fence) -> None:
     """Rename the live database. Raises Refused when it is not there, Retryable when a session stays."""
     with server.maintenance() as maintenance:
+        hold(maintenance, server.live)
         known = databases(maintenance)
         if action.kept_as not in known:
             if server.live not in known:
@@ -32,6 +33,7 @@ def fence(server: Server, action: Fence) -> None:
 def lift(server: Server, action: LiftFence) -> None:
     """Give the live database its name back. Raises Refused when there is nothing to give back."""
     with server.maintenance() as maintenance:
+        hold(maintenance, server.live)
         known = databases(maintenance)
         if server.live not in known:
             if action.kept_as not in known:
@@ -49,20 +51,23 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
 
     Raises Refused, with nothing changed but the clone, when the fence is not up or the clone is not what was proved.
     """
-    with server.maintenance() as maintenance:
-        known = databases(maintenance)
-        if action.clone in known:
-            admit(maintenance, action.clone)  # an attempt that died may have shut it
-    if server.live in known:
-        raise Refused(f"{server.live} is in its place: the fence is not up")
-    if action.kept_as not in known:
-        raise Refused(f"{action.kept_as}, the database to be replaced, is not there")
-    if action.clone != kept.point.clone:
-        raise Refused(f"{action.clone} is not the clone of {action.restore_point}")
-    if not action.replay:
-        restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
     with open_ledger(server) as ledger:
+        hold(ledger, server.live)
+        if has_swapped(ledger, server.live, action.swap):
+            return
+        known = databases(ledger)
+        if action.clone in known:
+            admit(ledger, action.clone)  # an attempt that died may have shut it
+        if server.live in known:
+            raise Refused(f"{server.live} is in its place: the fence is not up")
+        if action.kept_as not in known:
+            raise Refused(f"{action.kept_as}, the database to be replaced, is not there")
+        if action.clone != kept.point.clone:
+            raise Refused(f"{action.clone} is not the clone of {action.restore_point}")
+        if not action.replay:
+            restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
         with server.connect(action.kept_as) as replaced, server.connect(action.clone) as clone:
+            hold(clone, action.clone)
             if action.replay:
                 replay.clear(clone, ledger)
                 restore_point.schema_as_proved(clone, kept)

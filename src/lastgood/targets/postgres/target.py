@@ -51,7 +51,7 @@ from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.requeue import Names
-from lastgood.targets.postgres.server import Server, admit, databases, end_tool, open_ledger, replayed_upto, swaps
+from lastgood.targets.postgres.server import Server, admit, databases, end_tool, hold, open_ledger, replayed_upto, swaps
 
 _AGAIN_S: Final = 2.0
 QUICK_S: Final = 0.3
@@ -328,6 +328,7 @@ class PostgresTarget:
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
+            hold(clone, kept.point.clone)
             if (before := row_replay.carried(clone, action.replay)) is not None:
                 return before
             points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
