@@ -16,7 +16,7 @@ from lastgood.core.migration import (
     WritesSince,
 )
 from lastgood.core.plan import Plan
-from lastgood.core.release import Release, RestorePoint, ServiceRecord
+from lastgood.core.release import DumpFormat, Release, RestorePoint, ServiceRecord
 from lastgood.core.returning import Deadlines, World, make_plan, make_stand_down_plan
 from lastgood.testing import world as simulated
 from lastgood.testing.world import START
@@ -51,6 +51,16 @@ RESTORE_POINT = RestorePoint(
     clone="clone_rp-d2",
     proved_at=START,
     manifest="m1",
+)
+
+OWN_DUMP = replace(
+    RESTORE_POINT,
+    id="own-backup",
+    path="own-backup.sql",
+    snapshot="",
+    clone="clone_own-backup",
+    manifest="m9",
+    own=DumpFormat.PLAIN,
 )
 
 EVIDENCE = DatabaseEvidence(
@@ -145,6 +155,24 @@ def deploy_plan(*, edge: bool = False) -> Plan:
     )
 
 
+def own_dump_plan() -> Plan:
+    """The way back from `bad` to `old` where there is nothing but an operator's own dump."""
+    there = replace(
+        database_facts(),
+        databases=frozenset({"app", OWN_DUMP.clone}),
+        manifests=((OWN_DUMP.id, OWN_DUMP.manifest),),
+    )
+    evidence = replace(EVIDENCE, broken=(), writes=None)
+    return make_plan(
+        release("old"),
+        replace(world(evidence), database=there, restore_point=None, own_dump=OWN_DUMP, fingerprint="f1"),
+        plan_id="r1",
+        now=START,
+        serving="bad",
+        deadlines=DEADLINES,
+    )
+
+
 SHAPES: Mapping[str, Callable[[], Plan]] = {
     "deploy": deploy_plan,
     "deploy-behind-an-edge": lambda: deploy_plan(edge=True),
@@ -154,6 +182,7 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "database-first": lambda: rollback_plan(EVIDENCE),
     "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),
     "database-first-behind-an-edge": lambda: rollback_plan(EVIDENCE, edge=True, captured=True),
+    "database-first-own-dump": own_dump_plan,
     "watch-over": lambda: make_stand_down_plan(
         "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=False, captures=True
     ),

@@ -13,7 +13,7 @@ from lastgood.core.plan import Plan, Role
 from lastgood.core.release import RestorePoint
 from lastgood.core.returning import World, make_plan
 from lastgood.testing.world import START
-from tests.core.examples import DEADLINES, RESTORE_POINT, SERVICES, release
+from tests.core.examples import DEADLINES, OWN_DUMP, RESTORE_POINT, SERVICES, release
 
 OLD = release("old")
 CHANGES = (SchemaChange(object="missions.title", change="is gone (text)"),)
@@ -84,6 +84,8 @@ worlds = st.builds(
     database=st.none() | databases,
     evidence=st.none() | evidence,
     restore_point=st.none() | restore_points,
+    own_dump=st.none() | st.just(OWN_DUMP),
+    unusable=st.sampled_from(["", "", "it was damaged"]),
     fingerprint=st.sampled_from(["", "f1", "f2"]),
     frontend=st.none()
     | st.builds(

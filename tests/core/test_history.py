@@ -351,6 +351,21 @@ def test_deploys_are_frozen_until_somebody_lifts_it() -> None:
     assert (told([frozen]).frozen, told([frozen, Unfrozen(by="ada", why="mended")]).frozen) == (frozen, None)
 
 
+@pytest.mark.parametrize(
+    "story,releases",
+    [
+        pytest.param([], [], id="nothing-is-known"),
+        pytest.param([A], ["a"], id="what-serves-and-is-good"),
+        pytest.param([A, NOT_GOOD], ["a"], id="the-last-good-one-before-what-is-bad"),
+        pytest.param([A, B], ["a", "b"], id="the-one-before-and-for-the-next-deploy-what-serves"),
+        pytest.param([A, B, rolled_back("b", "a")], ["a"], id="what-came-back"),
+        pytest.param([NOT_GOOD], [], id="none-is-good"),
+    ],
+)
+def test_a_rollback_would_go_to_these(story: Sequence[list[Event]], releases: list[str]) -> None:
+    assert [known.release.id for known in told(*story).goes_back_to()] == releases
+
+
 def test_a_restore_point_is_that_of_the_deployment_it_was_taken_for() -> None:
     taken = replace(RESTORE_POINT, id=told(A, B).restore_point_id("d2"))
     history = told(A, B, [RestorePointKept(restore_point=taken)])

@@ -36,8 +36,9 @@ def errors(sqlstate: str, *names: str) -> tuple[SqlError, ...]:
     return (SqlError(sqlstate=sqlstate, names=names, message=f"about {', '.join(names)}", count=31),)
 
 
-def broken(*, by_migration: int = 0, by_others: int = 0) -> tuple[BrokenInvariant, ...]:
-    return (BrokenInvariant(invariant="credits", by_migration=by_migration, by_others=by_others, keys=("7",)),)
+def broken(*, by_migration: int = 0, by_others: int = 0, by_somebody: int = 0) -> tuple[BrokenInvariant, ...]:
+    rows = {"by_migration": by_migration, "by_others": by_others, "by_somebody": by_somebody}
+    return (BrokenInvariant(invariant="credits", keys=("7",), **rows),)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ def broken(*, by_migration: int = 0, by_others: int = 0) -> tuple[BrokenInvarian
         pytest.param(replace(CHANGED, broken=broken(by_migration=1)), Blame.MIGRATION, id="rows-of-the-migration"),
         pytest.param(replace(CHANGED, broken=broken(by_others=9)), Blame.APPLICATION, id="rows-of-later-transactions"),
         pytest.param(replace(CHANGED, broken=broken(by_migration=1, by_others=9)), Blame.MIGRATION, id="rows-of-both"),
+        pytest.param(replace(CHANGED, broken=broken(by_somebody=9)), Blame.NOT_PROVED, id="rows-of-nobody-knows-whom"),
+        pytest.param(replace(NOTHING, broken=broken(by_somebody=9)), Blame.NOBODY, id="such-rows-on-the-same-schema"),
         pytest.param(
             replace(CHANGED, errors=errors("42703", "title"), broken=broken(by_others=9)),
             Blame.MIGRATION,
@@ -87,6 +90,11 @@ def test_rows_of_later_transactions_are_told_apart_from_those_of_the_migration()
         "invariant credits held before the deploy and is broken in 1 rows that the migration wrote",
         "invariant credits: 9 rows broken by later transactions",
     )
+
+
+def test_rows_of_which_nobody_can_tell_are_named_as_such() -> None:
+    (reason,) = judge_migration(replace(CHANGED, broken=broken(by_somebody=9))).reasons
+    assert reason == "invariant credits: 9 rows broken, and without a snapshot nobody can tell by whom"
 
 
 @given(evidence=planned_worlds.evidence)

@@ -62,6 +62,12 @@ def test_rows_that_do_not_fit_are_counted_and_their_file_named() -> None:
     )
 
 
+def test_what_left_with_an_own_dump_is_said_with_where_it_is() -> None:
+    left = "everything written since 2026-01-01 00:20:00 UTC; it is in app_bad_r7"
+    told = announcement(replace(VERIFIED, uncounted=left))
+    assert told == f"{PROCEDURE}\nNot in the live data any more: {left}"
+
+
 def test_an_export_without_rows_is_no_loss() -> None:
     assert announcement(replace(VERIFIED, losses=(Loss(table="audit", rows=0, file="x"),))) == PROCEDURE
 

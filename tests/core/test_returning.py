@@ -6,6 +6,7 @@ The tables are data: tests/cases/plan, on the ground of tests/cases/ground.yaml.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import product
 
 import pytest
@@ -35,9 +36,10 @@ from lastgood.core.plan import (
     runs,
     world_agrees,
 )
-from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_pass_plan
+from lastgood.core.release import RestorePoint
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_pass_plan, own_dump_for
 from lastgood.testing.world import START
-from tests.core.examples import DEADLINES, EVIDENCE, database_facts, rollback_plan
+from tests.core.examples import DEADLINES, EVIDENCE, OWN_DUMP, RESTORE_POINT, database_facts, rollback_plan
 from tests.core.plan_case import case, names, planned, refusal
 from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans, worlds
 
@@ -126,6 +128,53 @@ def test_rows_that_could_not_be_counted_are_not_called_none() -> None:
     assert "the rows written since" in rollback_plan(replace(EVIDENCE, writes=None)).step("replay-writes").explain
 
 
+def test_what_leaves_with_an_own_dump_is_named_by_time_and_not_by_rows() -> None:
+    plan = planned("own-dump-clone-gone-old-does-not-fit")
+    decision, since = plan.database, "2026-01-01 00:20:00 UTC"
+    assert decision is not None
+    assert (decision.restore_point, f"{decision.leaves_since:%Y-%m-%d %H:%M:%S} UTC") == ("own-backup", since)
+    assert (decision.carries, decision.loses, decision.lossy_because) == (None, None, ())
+    assert plan.step("swap-database").loses == f"everything written since {since}; it stays in app_bad_r1"
+
+
+def test_a_plan_is_bound_to_what_is_kept_of_the_dump() -> None:
+    swap = planned("own-dump-clone-gone-old-does-not-fit").step("swap-database").action
+    assert isinstance(swap, SwapDatabase)
+    assert (swap.manifest, swap.clone, swap.replay) == ("m9", "app_lg_own-backup", "")
+
+
+OLDER, NEWER = (
+    replace(OWN_DUMP, id=name, taken_at=START + timedelta(hours=hours)) for name, hours in (("own-1", 1), ("own-2", 2))
+)
+THERE = replace(
+    database_facts(),
+    databases=frozenset({"app", OWN_DUMP.clone, RESTORE_POINT.clone}),
+    manifests=(("own-1", "m9"), ("own-2", "m9"), (RESTORE_POINT.id, RESTORE_POINT.manifest)),
+)
+
+
+@pytest.mark.parametrize(
+    "known,fingerprint,before,chosen",
+    [
+        pytest.param((OLDER, NEWER), "f1", None, "own-2", id="the-newest"),
+        pytest.param((NEWER, OLDER), "f1", START, "own-2", id="whenever-it-was-taken-if-its-schema-is-the-one"),
+        pytest.param((OLDER, replace(NEWER, fingerprint="f2")), "f1", None, "own-1", id="with-that-schema"),
+        pytest.param((OLDER, NEWER), "", START + timedelta(minutes=90), "own-1", id="older-than-the-deployment"),
+        pytest.param((OLDER, NEWER), "", None, "own-2", id="of-a-deployment-that-nobody-knows"),
+        pytest.param((OLDER, replace(NEWER, manifest="m8")), "f1", None, "own-1", id="as-the-journal-has-it"),
+        pytest.param((OLDER, replace(NEWER, clone="gone")), "f1", None, "own-1", id="with-its-clone"),
+        pytest.param((OLDER, replace(NEWER, proved_at=None)), "f1", None, "own-1", id="proved"),
+        pytest.param((RESTORE_POINT,), "f1", None, None, id="never-one-that-lastgood-took"),
+        pytest.param((), "f1", None, None, id="none"),
+    ],
+)
+def test_of_a_persons_own_dumps_the_newest_that_fits_is_chosen(
+    known: tuple[RestorePoint, ...], fingerprint: str, before: datetime | None, chosen: str | None
+) -> None:
+    found = own_dump_for(fingerprint, known, THERE, before=before)
+    assert (found.id if found else None) == chosen
+
+
 def test_the_database_that_is_replaced_keeps_one_name_through_fence_export_and_swap() -> None:
     actions = [step.action for step in planned("old-does-not-fit-migration-to-blame").steps]
     kept_as = {a.kept_as for a in actions if isinstance(a, Fence | ExportWrites | ReplayWrites | SwapDatabase)}
@@ -208,7 +257,8 @@ def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan)
     by_transactions = [SaveDump, CatchUp, Fence, ReplayWrites, SwapDatabase]
     by_rows = [SaveDump, Fence, ExportWrites, ReplayWrites, SwapDatabase]
     rung = plan.database.rung if plan.database else Rung.D0
-    assert order == {Rung.D3: by_transactions, Rung.D3B: by_rows}.get(rung, [])
+    to_an_own_dump = [SaveDump, Fence, SwapDatabase]
+    assert order == {Rung.D3: by_transactions, Rung.D3B: by_rows, Rung.D4: to_an_own_dump}.get(rung, [])
 
 
 @given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)

@@ -19,7 +19,7 @@ from lastgood.core.run import Finish
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.rooms import Memory, Rooms
 from lastgood.testing.world import Crash, Crashes, MemoryJournal, SteppedClock, World
-from tests.core.examples import HELD, RESTORE_POINT, SHAPES, behind_an_edge, serving
+from tests.core.examples import HELD, OWN_DUMP, RESTORE_POINT, SHAPES, behind_an_edge, serving
 
 CONFIG = """
 version: 1
@@ -49,8 +49,8 @@ class Simulation:
         if plan.database:
             self.world.database = replace(
                 self.world.database,
-                databases=frozenset({"app", "clone_rp-d2"}),
-                manifests=((RESTORE_POINT.id, RESTORE_POINT.manifest),),
+                databases=frozenset({"app", RESTORE_POINT.clone, OWN_DUMP.clone}),
+                manifests=tuple((point.id, point.manifest) for point in (RESTORE_POINT, OWN_DUMP)),
             )
         if any(isinstance(step.action, CatchUp | EndCapture) for step in plan.steps):
             self.world.database = replace(self.world.database, captures=frozenset({"rp-d2"}))

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,6 +21,7 @@ from lastgood.assembly import CONFIG_FILE, build, load_config, put_edge, survey
 from lastgood.cli.first_config import first_config, keep_password, with_edge
 from lastgood.cli.rendering import (
     GOOD_ENDS,
+    added_lines,
     clean,
     edge_lines,
     findings_lines,
@@ -637,6 +639,48 @@ def restore_points_check(
         out("no restore point is there; one is taken at each deploy")
     if any(one.wrong for one in found):
         raise typer.Exit(NOT_GOOD)
+
+
+@restore_points.command("add")
+def restore_points_add(
+    dump: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What pg_dump made: a file, a folder, or plain SQL; .gz as well.")
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the restore point; default: own-TIME.")] = None,
+    taken_at: Annotated[
+        str | None,
+        typer.Option("--taken-at", help="When it was taken, as 2026-11-26T14:02:00Z; default: what it says itself."),
+    ] = None,
+    config: ConfigOption = Path(CONFIG_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """Make a dump of your own a restore point.
+
+    Writes a copy of it, a database beside the live one, and the journal. FILE and the live database are not touched.
+
+    Example: lastgood restore-points add backup_pre_deploy.sql
+    """
+    rooms = opened(config)
+    moment = _moment(taken_at)
+    with leased(rooms):
+        added = points.add(rooms, dump, name=name, taken_at=moment)
+    if as_json:
+        show(added, points.Added)
+        return
+    for line in added_lines(added, rooms.clock.now()):
+        out(line)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ConfigError(f"--taken-at {text}: expected a time with its zone, as 2026-11-26T14:02:00Z")
+    return moment.astimezone(UTC)
 
 
 @app.command()

@@ -12,11 +12,12 @@ from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
+from lastgood.core.release import RestorePoint
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
 from lastgood.runbook.quarantine import Decided
-from lastgood.runbook.restore_points import Listed
+from lastgood.runbook.restore_points import Added, Listed
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -75,10 +76,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from (f"because   {reason}" for reason in plan.database.reasons)
         if gone := plan.database.loses:  # a plan made before rows were replayed
             yield f"leaves    {gone.total} rows written since {plan.database.restore_point}"
+        if since := plan.database.leaves_since:
+            yield f"leaves    everything written since {when(since)}; nobody can count it: an own dump has no snapshot"
         if plan.database.carries:
             tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.carries.tables if rows)
-            total, since = plan.database.carries.total, plan.database.restore_point
-            yield f"replays   {total} rows written since {since} ({tables or 'none'})"
+            total, point = plan.database.carries.total, plan.database.restore_point
+            yield f"replays   {total} rows written since {point} ({tables or 'none'})"
         yield from (
             f"by rows   {clean(why)}: only the last state of a row can be told" for why in plan.database.lossy_because
         )
@@ -115,6 +118,8 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.losses:
         yield "in quarantine"
         yield from table((f"  {loss.table}", f"{loss.rows} rows", loss.file) for loss in report.losses)
+    if report.uncounted:
+        yield f"left       {clean(report.uncounted)}"
     yield from (f"remains    {line}" for line in report.remaining)
     yield from (f"note       {clean(line)}" for line in report.notes)
     yield f"evidence   {report.evidence_file} (incident of {report.owner})"
@@ -218,6 +223,8 @@ def restore_point_rows(known: Iterable[Listed], now: datetime) -> Iterator[tuple
     for one in known:
         point = one.restore_point
         since = "every transaction since can be replayed" if one.captured else "rows since, in their last state"
+        if point.own:
+            since = f"{_own(point)}: nothing since could be replayed"
         yield (
             point.id,
             when(point.taken_at),
@@ -226,6 +233,28 @@ def restore_point_rows(known: Iterable[Listed], now: datetime) -> Iterator[tuple
             ("proved, kept" if not one.why_not else one.why_not) if one.kept else "gone",
             since if one.kept and not one.why_not else "",
         )
+
+
+def added_lines(added: Added, now: datetime) -> Iterator[str]:
+    """An own dump that is a restore point: what it is, how it was proved, and what going back to it would lose."""
+    point = added.restore_point
+    age = f"{(now - point.taken_at).total_seconds() / 60:.0f} min old"
+    yield clean(f"{point.id}  taken {when(point.taken_at)}, {age}, {size(point.size_bytes)} ({_own(point)})")
+    if not added.new:
+        yield "it is a restore point already; nothing changed"
+    rows, tables = sum(count for _, count in point.rows), len(point.rows)
+    schema = (
+        f"its schema is the one that {added.fits} left" if added.fits else "no good release has recorded its schema"
+    )
+    yield clean(f"proved      restored beside as {point.clone}: {rows} rows in {tables} tables; {schema}")
+    yield f"would lose  everything written since {when(point.taken_at)}: an own dump has no snapshot, so nothing can be"
+    yield "            replayed or counted. It would stay in the replaced database, which is kept"
+    yield clean(f"kept        {point.path}, beside the other restore points, until you remove it: lastgood never does")
+    yield "next: lastgood plan"
+
+
+def _own(point: RestorePoint) -> str:
+    return f"own dump, {point.own.value}" if point.own else "taken by lastgood"
 
 
 def quarantine_rows(known: Iterable[Decided]) -> Iterator[tuple[str, ...]]:

@@ -155,6 +155,13 @@ class History:
         ranked = [*reversed(order[:at]), *reversed(self.releases)]
         return next((self.releases[r] for r in ranked if r not in never and self.releases[r].is_way_back), None)
 
+    def goes_back_to(self) -> tuple[ReleaseHistory, ...]:
+        """Return the good releases to which a rollback would go: from what runs now, and from what is deployed next."""
+        under = self.open_deployment
+        leaving = under.deployment.release if under else self.serving
+        found = (self.last_good(before=leaving), self.releases.get(self.serving))
+        return tuple({known.release.id: known for known in found if known and known.is_way_back}.values())
+
     def restore_point_of(self, deployment: str) -> RestorePoint | None:
         """The proved restore point taken when this deployment began."""
         return self.restore_points.get(self.restore_point_id(deployment))

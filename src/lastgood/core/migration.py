@@ -18,6 +18,8 @@ class Rung(StrEnum):
     D3B = "D3b swap and replay by rows"
     SWAP = "D3 swap to the clone"
     """Of plans made before rows were replayed."""
+    D4 = "D4 swap to an own dump"
+    """An operator's own dump, restored beside: nothing that was written since it can be put into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class SqlError:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokenInvariant:
     """An invariant that held before the deploy. by_migration: rows whose xmin is the migration's; by_others: the rest.
+    by_somebody: rows of which nobody can tell, where no snapshot says what came after it.
 
     keys: examples, at most 20.
     """
@@ -50,6 +53,12 @@ class BrokenInvariant:
     by_migration: int
     by_others: int
     keys: tuple[str, ...]
+    by_somebody: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.by_migration + self.by_others + self.by_somebody
 
 
 class Fit(StrEnum):
@@ -150,7 +159,10 @@ def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
         return MigrationVerdict(blame=Blame.MIGRATION, reasons=(*by_migration, *by_others))
     if by_others:
         return MigrationVerdict(blame=Blame.APPLICATION, reasons=by_others)
-    return MigrationVerdict(
-        blame=Blame.NOT_PROVED,
-        reasons=("the schema changed, but no error names a changed object and no invariant broke",),
+    nobody_knows = tuple(
+        f"invariant {b.invariant}: {b.by_somebody} rows broken, and without a snapshot nobody can tell by whom"
+        for b in evidence.broken
+        if b.by_somebody
     )
+    unproved = "the schema changed, but no error names a changed object and no invariant broke"
+    return MigrationVerdict(blame=Blame.NOT_PROVED, reasons=nobody_knows or (unproved,))

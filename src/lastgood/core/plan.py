@@ -401,6 +401,7 @@ class DatabaseDecision:
 
     restore_point: its id, empty on D0. carries: rows written since it, per table, that are replayed. loses: rows that
     would leave the live data, where nothing is replayed. lossy_because: why transactions are not replayed one by one.
+    leaves_since: from when on everything written leaves the live data, where nobody can count it: an own dump.
     """
 
     rung: Rung
@@ -411,6 +412,7 @@ class DatabaseDecision:
     size_bytes: int = 0
     carries: Annotated[WritesSince | None, LATER] = None
     lossy_because: Annotated[tuple[str, ...], LATER] = ()
+    leaves_since: Annotated[datetime | None, LATER] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ below is tested there. Adapters raise the errors of `core.errors` and nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -151,6 +151,25 @@ class Database(Target, Protocol):
     def prove(self, restore_point: RestorePoint, *, deadline_s: float) -> None:
         """Compare all that is kept of a restore point, dump and clone, with what the journal has of it. Changes
         nothing. Raises Refused naming what is not as it was proved, and what was expected in its place."""
+        ...
+
+    def register(
+        self,
+        dump: Path,
+        *,
+        name: str | None,
+        taken_at: datetime | None,
+        expected: Mapping[str, str],
+        known: Iterable[RestorePoint],
+        deadline_s: float,
+    ) -> RestorePoint:
+        """Keep an operator's own dump as a restore point: copied, restored beside, proved. A dump that is kept already
+        is returned as it was.
+
+        name, taken_at: None for what the dump says. expected: fingerprints of the schema by release, one of which it
+        must have where there are any. known: what the journal has. Raises Refused, nothing left of it, with what is
+        wrong and what was expected.
+        """
         ...
 
     def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:

@@ -152,6 +152,14 @@ class Deployment:
     started_at: datetime
 
 
+class DumpFormat(StrEnum):
+    """In which of pg_dump's formats an operator's own dump is: one file for pg_restore, a folder for it, or SQL."""
+
+    CUSTOM = "custom"
+    DIRECTORY = "directory"
+    PLAIN = "plain"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestorePoint:
     """A named place that the database can return to; it counts only when proved by a trial restore.
@@ -162,6 +170,8 @@ class RestorePoint:
     captured: whether the server kept every transaction since; lossy_because: what kept it from that, one line each.
     manifest: SHA-256 of the file in which all of this lies beside the dump. Set in the journal, where it cannot change
     unseen, and empty in that file itself and in journals that are older than it.
+    own: an operator's own dump, in that format; None for what lastgood took. It has no snapshot that anybody knows, so
+    taken_at is what the dump or a person says, and what was written since cannot be told from what was there.
     """
 
     id: str
@@ -178,3 +188,4 @@ class RestorePoint:
     captured: bool = False
     lossy_because: tuple[str, ...] = ()
     manifest: str = ""
+    own: DumpFormat | None = None

@@ -98,7 +98,8 @@ class Report:
 
     served_at: when the watch of the release began, None when it never served. decided_at: when the trigger fired or a
     person asked; began_at: when the run began, after planning. serving: the release that serves now, where known.
-    parts: which parts went back, empty for the whole release.
+    parts: which parts went back, empty for the whole release. uncounted: what left the live data and nobody can count,
+    and where it is; empty for nothing.
     """
 
     run: str
@@ -122,6 +123,7 @@ class Report:
     serving: str = ""
     parts: tuple[str, ...] = ()
     replayed: Replayed | None = None
+    uncounted: str = ""
 
 
 def announcement(report: Report) -> str:
@@ -196,4 +198,6 @@ def _remaining(report: Report) -> tuple[str, ...]:
     if gone := [loss for loss in report.losses if loss.rows]:
         tables = ", ".join(f"{loss.rows} of {loss.table}" for loss in gone)
         lines.append(f"Rows that do not fit wait in quarantine ({tables}): {gone[0].file}")
+    if report.uncounted:
+        lines.append(f"Not in the live data any more: {report.uncounted}")
     return tuple(lines)

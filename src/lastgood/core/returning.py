@@ -8,6 +8,7 @@ rows that the migration itself broke, and what cannot be had for that never hold
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -54,6 +55,8 @@ class World:
 
     restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
     empty when it is not known; so is frontend_target, its deployment.
+    own_dump: an operator's, for where that restore point is no way back. unusable: why nothing was compared with that
+    restore point, empty where it was.
     frontend_unseen, database_unseen: why a configured one could not be looked at. migrated: whether the release that is
     left brought migrations. untouched: whether the target serves all the while, because the release that is left never
     came to serve. rung: what the container target says of itself.
@@ -64,6 +67,8 @@ class World:
     database: DatabaseFacts | None = None
     evidence: DatabaseEvidence | None = None
     restore_point: RestorePoint | None = None
+    own_dump: RestorePoint | None = None
+    unusable: str = ""
     fingerprint: str = ""
     frontend: FrontendFacts | None = None
     frontend_target: str = ""
@@ -228,8 +233,7 @@ def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], 
     if said:
         draft.skipped.append(f"database: {said}")
     for broken in evidence.broken:
-        rows, examples = broken.by_migration + broken.by_others, ", ".join(broken.keys[:5])
-        draft.invalid_rows.append(f"{rows} rows break {broken.invariant}: {examples}")
+        draft.invalid_rows.append(f"{broken.rows} rows break {broken.invariant}: {', '.join(broken.keys[:5])}")
 
 
 def _ask(draft: _Draft, why: str, *, only: frozenset[Role]) -> None:
@@ -276,14 +280,19 @@ def _swap_first(
             hint="lastgood rollback",
         )
     _check_what_will_serve(target, world, only=only)
-    if isinstance(point := _way_back(world), str):
-        raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points list")
+    point, reasons = _way_back(world), (*verdict.reasons, fit.reason)
+    if isinstance(point, str) and world.own_dump is None:
+        raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points add FILE")
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
     if verdict.blame is not Blame.MIGRATION:
         draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
-    draft.decision, draft.before = _swap(
-        point, world, evidence, (*verdict.reasons, fit.reason), plan_id=plan_id, deadlines=deadlines
-    )
+    if not isinstance(point, str):
+        draft.decision, draft.before = _swap(point, world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
+    elif own := world.own_dump:
+        draft.warnings.append(f"{point}: the database goes back to an own dump, {own.id}")
+        if not world.fingerprint:
+            draft.warnings.append(f"it is not known whether the schema of {own.id} is the one that {target.id} left")
+        draft.decision, draft.before = _swap_to_own(own, world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
 
 
 def _check_what_will_serve(target: Release, world: World, *, only: frozenset[Role]) -> None:
@@ -294,14 +303,104 @@ def _check_what_will_serve(target: Release, world: World, *, only: frozenset[Rol
         )
 
 
+def own_dump_for(
+    fingerprint: str, known: Iterable[RestorePoint], database: DatabaseFacts, *, before: datetime | None
+) -> RestorePoint | None:
+    """Return the newest of an operator's own dumps with that schema to which the database could go back now.
+
+    fingerprint: that the target release left. Where it is not known, the dump must be older than `before`, when the
+    deployment began that is undone.
+    """
+    fit = (
+        point
+        for point in known
+        if point.own
+        and point.proved_at is not None
+        and not why_no_way_back(point, database)
+        and (point.fingerprint == fingerprint if fingerprint else before is None or point.taken_at <= before)
+    )
+    return max(fit, key=lambda point: point.taken_at, default=None)
+
+
 def _way_back(world: World) -> RestorePoint | str:
     """The restore point that the database could go back to now, or why it could not."""
     point = world.restore_point
+    if world.unusable:
+        return world.unusable
     if point is None or point.proved_at is None:
         return "there is no proved restore point from before the deployment"
     if world.database is None:
         return "no database is configured"
     return why_no_way_back(point, world.database) or point
+
+
+def _swap_to_own(
+    own: RestorePoint,
+    world: World,
+    evidence: DatabaseEvidence,
+    reasons: tuple[str, ...],
+    *,
+    plan_id: str,
+    deadlines: Deadlines,
+) -> tuple[DatabaseDecision, list[Step]]:
+    """The swap to an own dump: safety dump, then a person, fence, swap.
+
+    Without the dump's snapshot nobody can tell what was written since from what was there before, so nothing is
+    replayed, counted or exported: all of it leaves the live data, and stays in the replaced database, which is kept.
+    """
+    name = evidence.database
+    kept_as, since = f"{name}_bad_{plan_id}", f"{own.taken_at:%Y-%m-%d %H:%M:%S} UTC"
+    decision = DatabaseDecision(
+        rung=Rung.D4,
+        reasons=reasons,
+        restore_point=own.id,
+        restore_point_taken_at=own.taken_at,
+        size_bytes=evidence.size_bytes,
+        leaves_since=own.taken_at,
+    )
+    swap = Step(
+        name="swap-database",
+        action=SwapDatabase(
+            swap=f"swap-{plan_id}",
+            restore_point=own.id,
+            clone=own.clone,
+            kept_as=kept_as,
+            manifest=own.manifest,
+        ),
+        deadline_s=deadlines.database_s,
+        explain=f"{own.clone}, verified, becomes {name}; {kept_as} is kept",
+        loses=f"everything written since {since}; it stays in {kept_as}",
+        needs_approval=True,
+    )
+    return decision, [_save_dump(name, plan_id, deadlines), *_fence(world, name, kept_as, deadlines), swap]
+
+
+def _save_dump(name: str, plan_id: str, deadlines: Deadlines) -> Step:
+    return Step(
+        name="save-dump",
+        action=SaveDump(name=f"{name}-{plan_id}"),
+        deadline_s=deadlines.database_s,
+        explain=f"dump {name} as it is now",
+    )
+
+
+def _fence(world: World, name: str, kept_as: str, deadlines: Deadlines) -> list[Step]:
+    """The fence, and before it the hold where there is something that can."""
+    hold = Step(
+        name="hold-requests",
+        action=HoldRequests(),
+        deadline_s=deadlines.fence_s,
+        explain=f"requests from outside wait, for at most {HELD_AT_MOST_S:.0f} s, and those under way end",
+        needs_approval=True,
+    )
+    fence = Step(
+        name="fence",
+        action=Fence(kept_as=kept_as),
+        deadline_s=deadlines.fence_s,
+        explain=f"end every session of {name} and rename it to {kept_as}",
+        needs_approval=True,
+    )
+    return [hold, fence] if world.containers.can_hold else [fence]
 
 
 def _swap(
@@ -333,32 +432,12 @@ def _swap(
     )
     rows = f"{evidence.writes.total} rows written since" if evidence.writes else "the rows written since"
     slow, quick = deadlines.database_s, deadlines.fence_s
-    dump = Step(
-        name="save-dump",
-        action=SaveDump(name=f"{name}-{plan_id}"),
-        deadline_s=slow,
-        explain=f"dump {name} as it is now",
-    )
+    dump, fence = _save_dump(name, plan_id, deadlines), _fence(world, name, kept_as, deadlines)
     catch_up = Step(
         name="catch-up",
         action=CatchUp(replay=replay, restore_point=point.id, manifest=point.manifest),
         deadline_s=slow,
         explain=f"replay the transactions since {point.id} into {point.clone} while {name} serves",
-        needs_approval=True,
-    )
-    hold = Step(
-        name="hold-requests",
-        action=HoldRequests(),
-        deadline_s=quick,
-        explain=f"requests from outside wait, for at most {HELD_AT_MOST_S:.0f} s, and those under way end",
-        needs_approval=True,
-    )
-    holding = [hold] if world.containers.can_hold else []
-    fence = Step(
-        name="fence",
-        action=Fence(kept_as=kept_as),
-        deadline_s=quick,
-        explain=f"end every session of {name} and rename it to {kept_as}",
         needs_approval=True,
     )
     export_writes = Step(
@@ -398,8 +477,8 @@ def _swap(
         needs_approval=True,
     )
     if captured:
-        return decision, [dump, catch_up, *holding, fence, replay_writes, swap]
-    return decision, [dump, *holding, fence, export_writes, replay_writes, swap]
+        return decision, [dump, catch_up, *fence, replay_writes, swap]
+    return decision, [dump, *fence, export_writes, replay_writes, swap]
 
 
 def _pass_requests(deadlines: Deadlines) -> Step:

@@ -155,7 +155,9 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence="; ".join(missing) or f"{facts.database}, {facts.size_bytes / 1e6:.1f} MB",
         hint="lastgood restore-points list" if missing else "",
     )
-    newest = next(reversed(history.restore_points.values()), None)
+    taken = [point for point in history.restore_points.values() if point.own is None]
+    own = [point for point in history.restore_points.values() if point.own and not why_no_way_back(point, facts)]
+    newest = next(reversed(taken or own), None)
     why = why_no_way_back(newest, facts) if newest else "none was taken yet"
     if newest and not why and newest.id not in facts.restore_points:
         why = f"the dump of {newest.id} is gone or was cut"
@@ -164,7 +166,8 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         answer=Answer.FAILED if why else Answer.OK,
         evidence=f"none that could be swapped in: {why}"
         if newest is None or why
-        else f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved",
+        else f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
+        + ("; an own dump: nothing written since could be replayed" if newest.own else ""),
         hint="lastgood deploy   (each takes one)" if why else "",
     )
     lossy = rooms.database.lossy_because()

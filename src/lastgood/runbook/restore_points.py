@@ -1,13 +1,17 @@
-"""The restore points as a person asks for them: which are there, and whether they are still what was proved."""
+"""The restore points as a person asks for them: which are there, whether they are still what was proved, and an own
+dump among them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
 from lastgood.core.errors import Refused
 from lastgood.core.plan import why_no_way_back
 from lastgood.core.ports import Database
+from lastgood.core.record import RestorePointKept
 from lastgood.core.release import RestorePoint
 from lastgood.runbook.rooms import Rooms
 
@@ -29,6 +33,16 @@ class Checked:
 
     restore_point: RestorePoint
     wrong: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """An own dump that is a restore point now, or was one already. fits: the good release that left its schema, empty
+    where none has recorded one."""
+
+    restore_point: RestorePoint
+    new: bool
+    fits: str
 
 
 def look(rooms: Rooms) -> tuple[Listed, ...]:
@@ -69,6 +83,35 @@ def _wrong(rooms: Rooms, point: RestorePoint) -> str:
     except Refused as error:
         return error.message
     return ""
+
+
+def add(rooms: Rooms, dump: Path, *, name: str | None, taken_at: datetime | None) -> Added:
+    """Make an operator's own dump a restore point. Needs the RUN lease.
+
+    It must have the schema that a good release left to which a rollback would go, where that is recorded. Raises
+    Refused, nothing changed, when it is not whole, not of this database, or not of that schema.
+    """
+    database, history = database_of(rooms), rooms.memory.history()
+    if (run := history.open_run) is not None:
+        raise Refused(f"{run.plan.purpose.value} {run.started.run} did not finish", hint="lastgood rollback")
+    if missing := database.preflight():
+        raise Refused(f"no restore point could be made: {'; '.join(missing)}", hint="lastgood doctor")
+    expected = {known.release.id: known.fingerprint for known in history.goes_back_to() if known.fingerprint}
+    deadline_s = rooms.deadlines.database_s
+    rooms.story(f"copying {dump}, restoring it beside and proving it (at most {deadline_s:,.0f} s)")
+    kept = database.register(
+        dump,
+        name=name,
+        taken_at=taken_at,
+        expected=expected,
+        known=tuple(history.restore_points.values()),
+        deadline_s=deadline_s,
+    )
+    new = history.restore_points.get(kept.id) != kept
+    if new:
+        rooms.memory.note(RestorePointKept(restore_point=kept))
+    fits = next((release for release, schema in expected.items() if schema == kept.fingerprint), "")
+    return Added(restore_point=kept, new=new, fits=fits)
 
 
 def database_of(rooms: Rooms) -> Database:

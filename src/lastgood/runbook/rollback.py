@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -32,8 +32,10 @@ from lastgood.core.plan import (
     ReplayWrites,
     Role,
     Step,
+    SwapDatabase,
     Switch,
 )
+from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import RestorePoint, Standing
@@ -46,6 +48,7 @@ from lastgood.core.returning import (
     make_pass_plan,
     make_plan,
     make_stand_down_plan,
+    own_dump_for,
 )
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
@@ -143,20 +146,23 @@ def plan_rollback(
     if point is None and latest is not None:
         point = history.restore_point_of(latest.deployment.id)
     left = history.releases.get(bad_release(history))
-    database, evidence, database_unseen = _look_at_database(rooms, point, target)
+    began_at = history.deployments[undone[-1]].deployment.started_at if undone else None
+    seen = _look_at_database(rooms, point, tuple(history.restore_points.values()), target, before=began_at)
     frontend, frontend_unseen = _look_at_frontend(rooms)
     still = _still_serves(history)
     world = World(
         containers=facts,
         rung=rooms.containers.rung(target.release.id),
-        database=database,
-        evidence=evidence,
+        database=seen.facts,
+        evidence=seen.evidence,
         restore_point=point,
+        own_dump=seen.own_dump,
+        unusable=seen.unusable,
         fingerprint=target.fingerprint,
         frontend=frontend,
         frontend_target=target.frontend,
         frontend_unseen=frontend_unseen,
-        database_unseen=database_unseen,
+        database_unseen=seen.not_seen,
         migrated=left is None or left.release.migrations != target.release.migrations,
         untouched=still is not None and still.release.id == target.release.id,
     )
@@ -171,26 +177,60 @@ def plan_rollback(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SeenDatabase:
+    """What looking at the database showed. unusable: why the restore point was no ground to compare with, so that the
+    own dump was taken for it. not_seen: why nothing could be seen."""
+
+    facts: DatabaseFacts | None = None
+    evidence: DatabaseEvidence | None = None
+    own_dump: RestorePoint | None = None
+    unusable: str = ""
+    not_seen: str = ""
+
+
 def _look_at_database(
-    rooms: Rooms, point: RestorePoint | None, target: ReleaseHistory
-) -> tuple[DatabaseFacts | None, DatabaseEvidence | None, str]:
+    rooms: Rooms,
+    point: RestorePoint | None,
+    known: tuple[RestorePoint, ...],
+    target: ReleaseHistory,
+    *,
+    before: datetime | None,
+) -> _SeenDatabase:
     """Look, or say why not. A bad release may have used up every connection, or somebody changed the password: the
     containers go back all the same, where no migration speaks against it."""
-    if rooms.database is None:
-        return None, None, ""
+    if (database := rooms.database) is None:
+        return _SeenDatabase()
     for attempt in range(LOOKS):
         try:
-            facts = rooms.database.observe()
-            evidence = rooms.database.inspect(since=point, target=target.release) if point is not None else None
+            facts = database.observe()
+            own = own_dump_for(target.fingerprint, known, facts, before=before)
+            evidence, unusable = _evidence(database, point, own, target)
         except Refused as error:
-            return None, None, error.message
+            return _SeenDatabase(not_seen=error.message)
         except (Retryable, OutcomeUnknown) as error:
             if attempt + 1 == LOOKS:
-                return None, None, error.message
+                return _SeenDatabase(not_seen=error.message)
             rooms.clock.sleep(error.delay_s if isinstance(error, Retryable) else 1.0)
         else:
-            return facts, evidence, ""
-    return None, None, "not asked"
+            return _SeenDatabase(facts=facts, evidence=evidence, own_dump=own, unusable=unusable)
+    return _SeenDatabase(not_seen="not asked")
+
+
+def _evidence(
+    database: Database, point: RestorePoint | None, own: RestorePoint | None, target: ReleaseHistory
+) -> tuple[DatabaseEvidence | None, str]:
+    """Compare with the restore point; where that is not what was proved, or there is none, with the own dump. Raises
+    Refused where neither can be compared with."""
+    unusable = ""
+    if point is not None:
+        try:
+            return database.inspect(since=point, target=target.release), ""
+        except Refused as error:
+            if own is None:
+                raise
+            unusable = error.message
+    return database.inspect(since=own, target=target.release) if own else None, unusable
 
 
 def _look_at_frontend(rooms: Rooms) -> tuple[FrontendFacts | None, str]:
@@ -303,14 +343,15 @@ def finish(rooms: Rooms, run: str) -> Report:
     rooms.story(f"verifying {target.release.id}")
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
-    replayed, uncounted = _replayed(rooms, plan)
+    replayed, notes = _replayed(rooms, plan)
     report = _report(
         rooms,
         started,
         TerminalState.ROLLED_BACK_VERIFIED if good else TerminalState.ROLLED_BACK_DEGRADED,
         checks=checks,
         replayed=replayed,
-        notes=uncounted,
+        uncounted=_left(plan),
+        notes=notes,
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
@@ -484,6 +525,13 @@ def _replayed(rooms: Rooms, plan: Plan) -> tuple[Replayed | None, tuple[str, ...
         )
 
 
+def _left(plan: Plan) -> str:
+    """What left the live data and could not be counted, once the plan is carried out: that of a swap to an own dump."""
+    kept_as = next((s.action.kept_as for s in plan.steps if isinstance(s.action, SwapDatabase)), "")
+    since = plan.database.leaves_since if plan.database else None
+    return f"everything written since {since:%Y-%m-%d %H:%M:%S} UTC; it is in {kept_as}" if since and kept_as else ""
+
+
 def _report(
     rooms: Rooms,
     started: RunHistory,
@@ -491,6 +539,7 @@ def _report(
     *,
     checks: tuple[Check, ...] = (),
     replayed: Replayed | None = None,
+    uncounted: str = "",
     notes: tuple[str, ...] = (),
     next_steps: tuple[str, ...] = (),
 ) -> Report:
@@ -527,6 +576,7 @@ def _report(
         checks=checks,
         losses=replayed.losses if replayed else (),
         replayed=replayed,
+        uncounted=uncounted,
         remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
         notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
@@ -596,6 +646,11 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         lines += [f"because        {reason}" for reason in decision.reasons]
         if decision.loses:  # a plan made before rows were replayed
             lines.append(f"leaves         {decision.loses.total} rows; exported first, the replaced database is kept")
+        if decision.leaves_since:
+            lines.append(
+                f"leaves         everything written since {decision.leaves_since:%Y-%m-%d %H:%M:%S} UTC; nobody can "
+                "count it: an own dump has no snapshot; the replaced database is kept"
+            )
         if decision.carries:
             tables = ", ".join(f"{table} {rows}" for table, rows in decision.carries.tables if rows)
             lines.append(

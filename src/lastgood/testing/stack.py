@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,9 +47,18 @@ from lastgood.core.reading import (
     Violations,
     Window,
 )
-from lastgood.core.release import Missing, Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.release import DumpFormat, Missing, Release, RestorePoint, ServiceRecord, Shipped
 from lastgood.core.report import Check, DryRun, Loss, Replayed
-from lastgood.testing.world import Hand, SteppedClock, World, clone_of, frontend_deployment, instance_of, manifest_of
+from lastgood.testing.world import (
+    Hand,
+    SteppedClock,
+    World,
+    clone_of,
+    fingerprint_of,
+    frontend_deployment,
+    instance_of,
+    manifest_of,
+)
 
 SERVICES: Final = ("core", "orchestrator", "agent")
 DATABASE: Final = "app"
@@ -98,6 +107,7 @@ class Stack(World):
     by table. unfit: those of them that the old schema has no place for. broken: invalid rows, and whether the migration
     wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point.
+    own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     quarantine: its entries; requeued: which of them are in the data, by transaction; loses_answers: a requeue's.
     """
 
@@ -122,6 +132,7 @@ class Stack(World):
             replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
         )
         self.lossy_because: tuple[str, ...] = ()
+        self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
         self.quarantine: list[QuarantineEntry] = []
         self.requeued: dict[int, str] = {}
         self.loses_answers = False
@@ -202,6 +213,7 @@ class Stack(World):
             case Serve(release=release) | Switch(release=release):
                 self._served_since[release] = self.clock.now()
             case TakeRestorePoint(restore_point=restore_point):
+                self.written.clear()
                 self._keep(restore_point)
             case ReplayWrites(replay=replay):
                 self.replayed[replay] = self._replay(replay)
@@ -227,7 +239,6 @@ class Stack(World):
         )
 
     def _keep(self, restore_point: str) -> None:
-        self.written.clear()
         self.broken_at[restore_point] = dict(self.broken)
         self.points[restore_point] = RestorePoint(
             id=restore_point,
@@ -244,6 +255,23 @@ class Stack(World):
             lossy_because=self.lossy_because,
             manifest=manifest_of(restore_point),
         )
+
+    def keep_own(self, file: str, name: str | None) -> RestorePoint:
+        """Restore an own dump beside, and keep it as a restore point."""
+        taken_at, migrations = self.own_dumps[file]
+        restore_point = name or f"own-{taken_at:%Y%m%d-%H%M%S}"
+        self._keep(restore_point)
+        self.broken_at[restore_point] = {}
+        self.keep_clone(restore_point, migrations)
+        point = replace(
+            self.points[restore_point],
+            taken_at=taken_at,
+            snapshot="",
+            fingerprint=fingerprint_of(migrations),
+            own=DumpFormat.PLAIN,
+        )
+        self.points[restore_point] = point
+        return point
 
 
 def commit_of(release: str) -> str:
@@ -391,6 +419,28 @@ class MemoryDatabase(Hand):
     def prove(self, restore_point: RestorePoint, *, deadline_s: float) -> None:  # noqa: ARG002 # nothing takes long here
         self._check(restore_point)
 
+    def register(
+        self,
+        dump: Path,
+        *,
+        name: str | None,
+        taken_at: datetime | None,  # noqa: ARG002 # the stack knows
+        expected: Mapping[str, str],
+        known: Iterable[RestorePoint],
+        deadline_s: float,  # noqa: ARG002 # nothing takes long here
+    ) -> RestorePoint:
+        self._answer()
+        if dump.name not in self._stack.own_dumps:
+            raise Refused(f"{dump}: no such file: expected a dump", hint="lastgood restore-points add --help")
+        moment, migrations = self._stack.own_dumps[dump.name]
+        if (same := next((p for p in known if p.own and p.taken_at == moment), None)) is not None:
+            return same
+        if expected and fingerprint_of(migrations) not in expected.values():
+            raise Refused(
+                f"{dump}: its schema is not the one that {' or '.join(expected)} left", hint="lastgood releases"
+            )
+        return self._stack.keep_own(dump.name, name)
+
     def _check(self, restore_point: RestorePoint) -> None:
         if other := other_manifest(restore_point.id, restore_point.manifest, self.observe()):
             raise Refused(other, hint="lastgood restore-points list")
@@ -402,8 +452,9 @@ class MemoryDatabase(Hand):
         new = {key: by for key, by in broken.items() if key not in self._stack.broken_at.get(since.id, {})}
         found = BrokenInvariant(
             invariant=INVARIANT,
-            by_migration=sum(new.values()),
-            by_others=len(new) - sum(new.values()),
+            by_migration=0 if since.own else sum(new.values()),
+            by_others=0 if since.own else len(new) - sum(new.values()),
+            by_somebody=len(new) if since.own else 0,
             keys=tuple(sorted(new))[:20],
         )
         same = FitsSchema(fit=Fit.YES, tried=len(target.statements), reason="the schema did not change")
@@ -413,7 +464,7 @@ class MemoryDatabase(Hand):
             errors=(),
             broken=(found,) if new else (),
             old_release=self._stack.fits if changed else same,
-            writes=WritesSince(tables=tuple(self._stack.written.most_common()), rate_per_s=2.0),
+            writes=None if since.own else WritesSince(tables=tuple(self._stack.written.most_common()), rate_per_s=2.0),
             size_bytes=facts.size_bytes,
         )
 

@@ -199,7 +199,7 @@ class World:
             observed_at=START,
             database=database,
             exists=True,
-            fingerprint=_fingerprint(migrations),
+            fingerprint=fingerprint_of(migrations),
             size_bytes=1000,
             migrations=migrations,
             databases=frozenset({database}),
@@ -282,17 +282,12 @@ class World:
         database = self.database
         match step.action:
             case TakeRestorePoint(restore_point=point):
-                self._schemas[clone_of(point)] = database.migrations
-                self.database = replace(
-                    database,
-                    restore_points=database.restore_points | {point},
-                    manifests=(*database.manifests, (point, manifest_of(point))),
-                    databases=database.databases | {clone_of(point)},
-                    captures=frozenset({point}) if self.captures else frozenset(),
-                )
+                self.keep_clone(point, database.migrations)
+                captures = frozenset({point}) if self.captures else frozenset[str]()
+                self.database = replace(self.database, captures=captures)
             case Migrate(migrations=migrations):
                 finished = (*database.migrations, *migrations)
-                self.database = replace(database, migrations=finished, fingerprint=_fingerprint(finished))
+                self.database = replace(database, migrations=finished, fingerprint=fingerprint_of(finished))
             case SaveDump(name=name):
                 self.database = replace(database, dumps=database.dumps | {name})
             case Fence(kept_as=kept_as):
@@ -320,12 +315,24 @@ class World:
                     database,
                     exists=True,
                     migrations=finished,
-                    fingerprint=_fingerprint(finished),
+                    fingerprint=fingerprint_of(finished),
                     databases=database.databases - {clone} | {database.database},
                     swaps=database.swaps | {swap},
                 )
             case _:
                 pass
+
+    def keep_clone(self, restore_point: str, migrations: tuple[str, ...]) -> None:
+        """Leave a database of these migrations beside the live one, as what a restore point is proved by."""
+        database, clone = self.database, clone_of(restore_point)
+        self._schemas[clone] = migrations
+        others = (kept for kept in database.manifests if kept[0] != restore_point)
+        self.database = replace(
+            database,
+            restore_points=database.restore_points | {restore_point},
+            manifests=(*others, (restore_point, manifest_of(restore_point))),
+            databases=database.databases | {clone},
+        )
 
     def _take_frontend(self, step: Step) -> None:
         match step.action:
@@ -392,7 +399,8 @@ def manifest_of(restore_point: str) -> str:
     return f"manifest of {restore_point}"
 
 
-def _fingerprint(migrations: Sequence[str]) -> str:
+def fingerprint_of(migrations: Sequence[str]) -> str:
+    """The fingerprint of a schema that these migrations made."""
     return f"f{len(migrations)}"
 
 

@@ -28,10 +28,10 @@ _NO_ANSWER: Final = ("40", "53", "55", "57", "58", "XX")
 
 
 def broken(
-    live: Connection, clone: Connection | None, invariants: Mapping[str, str], migration: tuple[str, ...]
+    live: Connection, clone: Connection | None, invariants: Mapping[str, str], migration: tuple[str, ...] | None
 ) -> Iterator[BrokenInvariant]:
     """Yield the invariants that newly break. Without a clone nobody knows what held before, and nothing is blamed on
-    the migration. migration: its transactions, as the numbers that xmin shows."""
+    the migration. migration: its transactions, as the numbers that xmin shows; None where nobody can tell them."""
     for name, statement in invariants.items():
         now = _Keys(live, statement)
         new = dict.fromkeys(now.first())
@@ -39,11 +39,12 @@ def broken(
             for key in _Keys(clone, statement):
                 new.pop(key, None)
         if new:
-            by_migration = now.written_by(migration, tuple(new)) if clone else 0
+            by_migration = now.written_by(migration, tuple(new)) if clone and migration is not None else 0
             yield BrokenInvariant(
                 invariant=name,
                 by_migration=by_migration,
-                by_others=len(new) - by_migration,
+                by_others=len(new) - by_migration if migration is not None else 0,
+                by_somebody=len(new) if migration is None else 0,
                 keys=tuple(new)[:MOST_KEYS],
             )
 

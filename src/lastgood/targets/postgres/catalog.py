@@ -250,11 +250,11 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Schem
     return tuple(changes)
 
 
-def tables(connection: Connection) -> tuple[Table, ...]:
-    """Return the tables that hold rows, but not the history of migrations."""
+def tables(connection: Connection, *, history: bool = False) -> tuple[Table, ...]:
+    """Return the tables that hold rows. history: that of the migrations as well."""
     found: list[Table] = []
     for oid, schema, name, columns, key in connection.execute(sql.SQL(_TABLES)):
-        if name != HISTORY:
+        if name != HISTORY or history:
             named = {int(number): column for number, column, _ in columns}
             types = {int(number): text for number, _, text in columns}
             found.append(Table(oid=int(oid), schema=schema, name=name, columns=named, types=types, key=tuple(key)))

@@ -17,7 +17,7 @@ from lastgood.core.release import Release
 from lastgood.targets.postgres import catalog, restore_point, server_log, shelf
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.fitting import fits
+from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, fits
 from lastgood.targets.postgres.server import Server, databases
 from lastgood.targets.postgres.writes import Comparison, migration_xids
 
@@ -44,14 +44,16 @@ def collect(
         changes = catalog.difference(kept.schema, catalog.objects(live))
         if changes:  # then it may be needed, and counts only as long as it is what was proved
             restore_point.dump_as_proved(dumps, point)
-        migration = migration_xids(live, point.snapshot)
+        migration = migration_xids(live, point.snapshot) if point.snapshot else None
         row = live.execute("SELECT pg_database_size(%s)", [server.live]).fetchone()
         with _clone(server, point.clone) as clone:
             breaking = tuple(broken(live, clone, invariants, migration))
             # Where the schema is the old one nothing will be swapped, so nothing needs to be counted.
-            writes = _writes(live, clone, kept, migration, clock) if changes and clone else None
+            writes = None
+            if changes and clone and migration is not None:
+                writes = _writes(live, clone, kept, migration, clock)
         old_release = (
-            fits(server, target, before=dumps / point.path, scratch=scratch)
+            _fits(server, kept, target, dumps=dumps, scratch=scratch)
             if changes
             else FitsSchema(fit=Fit.YES, tried=0, reason="the schema is the one from before the deploy")
         )
@@ -65,6 +67,19 @@ def collect(
             storage_faults=_storage_faults(live, errors, point.taken_at),
             size_bytes=int(row[0]) if row else 0,
         )
+
+
+def _fits(server: Server, kept: shelf.KeptPoint, target: Release, *, dumps: Path, scratch: Path) -> FitsSchema:
+    """Whether `target` runs on today's schema. An own dump may be in a format of which no schema alone can be restored:
+    then it is that of its clone."""
+    if kept.point.own is None:
+        return fits(server, target, before=dumps / kept.point.path, scratch=scratch)
+    with shelf.passing(shelf.folder(scratch) / f"{kept.point.id}.dump") as before:
+        with server.maintenance() as maintenance:
+            there = kept.point.clone in databases(maintenance)
+        if there:
+            server.tools.dump(kept.point.clone, before, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
+        return fits(server, target, before=before, scratch=scratch)
 
 
 @contextmanager

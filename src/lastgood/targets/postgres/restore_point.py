@@ -6,10 +6,12 @@ the server can, it is the snapshot of a slot, from which every later transaction
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, LiteralString
 
@@ -18,7 +20,7 @@ from psycopg import sql
 
 from lastgood.core.errors import Bug, Refused, Retryable
 from lastgood.core.ports import Clock
-from lastgood.core.release import RestorePoint
+from lastgood.core.release import DumpFormat, RestorePoint
 from lastgood.targets.postgres import capture, catalog, shelf, writes
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection
@@ -40,6 +42,7 @@ HINT: Final = "lastgood restore-points list"
 SESSION: Final = f"{APPLICATION} restore point"
 CAPTURES: Final = "captures"
 """Folder beside the restore points."""
+_ENDINGS: Final = {DumpFormat.CUSTOM: "dump", DumpFormat.DIRECTORY: "dir", DumpFormat.PLAIN: "sql"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ def take(
     with open_ledger(server) as ledger:
         forget_replayed(ledger, clone)
     with server.maintenance(statement_s=deadline_s) as maintenance:
-        _clean_up(server, maintenance, clone, dump)
+        clean_up(server, maintenance, clone, dump)
         slot = capture.slot_of(restore_point)
         captures = Captures(server, folder / CAPTURES)
         captures.end()
@@ -105,7 +108,7 @@ def take(
                     captures.uncover(copy, slot, snapshot.tables)
             proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
         except BaseException:
-            for put_back in (captures.end, lambda: _clean_up(server, maintenance, clone, dump)):
+            for put_back in (captures.end, lambda: clean_up(server, maintenance, clone, dump)):
                 with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
                     put_back()
             raise
@@ -138,16 +141,19 @@ def take(
         _retire(server, folder, maintenance, point, keep=keep)
 
 
-def _clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
+def clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
     """Remove what an attempt left: its tools first, which go on in a container when their caller is killed."""
     end_tool(maintenance, SESSION, (server.live, clone))
     drop_own(maintenance, server, clone)
-    dump.unlink(missing_ok=True)
+    if dump.is_dir():
+        shutil.rmtree(dump)
+    else:
+        dump.unlink(missing_ok=True)
 
 
 def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
-    """Return the restore point of the live database that was taken last; None when there is none."""
-    ours = [kept for kept in _every(folder) if kept.point.database == live]
+    """Return the restore point of the live database that lastgood took last; None when there is none."""
+    ours = [kept for kept in _every(folder) if kept.point.database == live and kept.point.own is None]
     return max(ours, key=lambda kept: kept.point.taken_at, default=None)
 
 
@@ -219,8 +225,9 @@ def _one(connection: Connection, query: LiteralString) -> str:
 
 def _retire(server: Server, folder: Path, maintenance: Connection, taken: RestorePoint, *, keep: int) -> None:
     """Remove all but the newest `keep` restore points, with their clones; the manifest first, so none is half there.
-    taken: the one that was taken just now, which stays whatever the others say of their age."""
-    others = (kept.point for kept in _every(folder) if kept.point.id != taken.id)
+    taken: the one that was taken just now, which stays whatever the others say of their age. An operator's own dump
+    stays for ever: lastgood did not make it, and may not be able to have it again."""
+    others = (kept.point for kept in _every(folder) if kept.point.id != taken.id and kept.point.own is None)
     ours = sorted((p for p in others if p.database == server.live), key=lambda p: p.taken_at, reverse=True)
     for point in ours[keep - 1 :]:
         (folder / f"{point.id}.json").unlink(missing_ok=True)
@@ -238,13 +245,39 @@ def read(folder: Path, restore_point: str, *, manifest: str = "") -> shelf.KeptP
     point = kept.point
     for name, found, expected in (
         ("id", point.id, restore_point),
-        ("dump", point.path, f"{restore_point}.dump"),
+        ("dump", point.path, dump_of(folder, restore_point, point.own).name),
         ("clone", point.clone, own_name(point.database, restore_point)),
         ("fingerprint", point.fingerprint, catalog.fingerprint(kept.schema)),
     ):
         if found != expected:
             raise Refused(f"{what}: {path} has the {name} {found}, expected {expected}", hint=HINT)
     return kept
+
+
+def dump_of(folder: Path, restore_point: str, own: DumpFormat | None) -> Path:
+    """Where the dump of a restore point lies: what lastgood takes is in the custom format."""
+    return folder / f"{shelf.checked(restore_point)}.{_ENDINGS[own or DumpFormat.CUSTOM]}"
+
+
+def size_of(dump: Path) -> int:
+    """Bytes of a dump, or of all the files of one. Raises OSError when it is not there."""
+    if dump.is_dir() and not dump.is_symlink():
+        return sum(member.lstat().st_size for member in dump.iterdir())
+    return dump.lstat().st_size
+
+
+def hash_of(dump: Path, own: DumpFormat | None, *, what: str) -> str:
+    """Hash a dump, or the names and hashes of all the files of one. Raises Refused as `shelf.hashed` does."""
+    if own is not DumpFormat.DIRECTORY:
+        return shelf.hashed(dump, what=what, hint=HINT)
+    members = shelf.members(dump, what=what, hint=HINT)
+    lines = (f"{member.name} {shelf.hashed(member, what=what, hint=HINT)}\n" for member in members)
+    return sha256("".join(lines).encode()).hexdigest()
+
+
+def schemas(folder: Path) -> Iterator[dict[str, str]]:
+    """Return the schemas of all restore points that are there."""
+    return (kept.schema for kept in _every(folder))
 
 
 def _named(restore_point: str) -> str:
@@ -281,7 +314,7 @@ def proved(folder: Path, live: str) -> dict[str, str]:
     for kept in _every(folder):
         point = kept.point
         with suppress(Refused, OSError):
-            if point.database == live and (folder / point.path).lstat().st_size == point.size_bytes:
+            if point.database == live and size_of(folder / point.path) == point.size_bytes:
                 found[point.id] = shelf.hashed(_manifest(folder, point.id), what=_named(point.id), hint=HINT)
     return found
 
@@ -298,7 +331,7 @@ def first_read(folder: Path, restore_point: str) -> RestorePoint:
 def dump_as_proved(folder: Path, point: RestorePoint) -> None:
     """Read the whole dump. Raises Refused when it is not there, or has another hash than it had."""
     dump = folder / point.path
-    found = shelf.hashed(dump, what=f"dump of {point.id}", hint=HINT)
+    found = hash_of(dump, point.own, what=f"dump of {point.id}")
     if found != point.sha256:
         told = f"the hash of {dump} is {found[:12]}, expected {point.sha256[:12]}"
         raise Refused(f"the dump of {point.id} is not the one that was proved: {told}", hint=HINT)
@@ -313,7 +346,7 @@ def of_this_database(connection: Connection, kept: shelf.KeptPoint) -> None:
     for what, found, expected in (
         ("another server", then.system, now.system),
         ("another version of PostgreSQL", then.major, now.major),
-        (f"another database than the one that is called {name} now", then.oid, now.oid),
+        (f"another database than the one that is called {name} now", then.oid or now.oid, now.oid),
     ):
         if found != expected:
             raise Refused(f"{_named(kept.point.id)} is of {what}: {found}, expected {expected}", hint=HINT)

@@ -36,7 +36,8 @@ _LEDGER_TABLES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Which database of which server something is of. system: the cluster's own number; oid: outlives a renaming."""
+    """Which database of which server something is of. system: the cluster's own number; oid: outlives a renaming, 0 for
+    any."""
 
     system: str
     major: int

@@ -192,6 +192,21 @@ def hashed(path: Path, *, what: str, hint: str) -> str:
     return digest.hexdigest()
 
 
+def members(path: Path, *, what: str, hint: str) -> list[Path]:
+    """Return the files of a folder that is kept as one thing, by name. Raises Refused when there is none, or one that
+    others may get at."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise Refused(f"{what}: {path}: {error.strerror}: expected a folder", hint=hint) from None
+    if not stat.S_ISDIR(mode):
+        raise Refused(f"{what}: {path} is none: expected a folder", hint=hint)
+    if mode & _OTHERS:
+        told = f"others may get at {path} ({stat.filemode(mode)}): expected drwx------"
+        raise Refused(f"{what}: {told}", hint=f"chmod 700 {path}")
+    return sorted(path.iterdir())
+
+
 @contextmanager
 def passing(path: Path) -> Generator[Path]:
     """Lend a file name that is gone afterwards, and was free before."""

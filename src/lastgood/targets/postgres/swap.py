@@ -72,7 +72,8 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
                 replay.clear(clone, ledger)
                 restore_point.schema_as_proved(clone, kept)
             _carry_sequences_on(replaced, clone, kept)
-            migration = migration_xids(replaced, kept.point.snapshot)
+            # of an own dump nobody knows it, and so what the migration set stays as well
+            migration = migration_xids(replaced, kept.point.snapshot) if kept.point.snapshot else ()
         make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
         with shut(ledger, action.clone), ledger.transaction():
             ledger.execute(

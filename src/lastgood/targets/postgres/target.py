@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -45,7 +45,18 @@ from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Release, RestorePoint, Shipped
 from lastgood.core.report import Check, DryRun, Replayed
 from lastgood.targets import child
-from lastgood.targets.postgres import capture, catalog, evidence, replay, requeue, row_replay, shelf, swap, writes
+from lastgood.targets.postgres import (
+    capture,
+    catalog,
+    evidence,
+    own_dump,
+    replay,
+    requeue,
+    row_replay,
+    shelf,
+    swap,
+    writes,
+)
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
@@ -397,6 +408,29 @@ class PostgresTarget:
                 points.of_this_database(live, kept)
             points.dump_as_proved(self._points, restore_point)
             points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
+
+    def register(
+        self,
+        dump: Path,
+        *,
+        name: str | None,
+        taken_at: datetime | None,
+        expected: Mapping[str, str],
+        known: Iterable[RestorePoint],
+        deadline_s: float,
+    ) -> RestorePoint:
+        with _answers(self._server, sent=False):
+            return own_dump.register(
+                self._server,
+                self._points,
+                dump,
+                name=name,
+                taken_at=taken_at,
+                expected=expected,
+                known=known,
+                deadline_s=deadline_s,
+                clock=self._clock,
+            )
 
     def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
         kept = points.as_journaled(self._points, since)
