@@ -127,7 +127,10 @@ def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld,
 
 @pytest.mark.parametrize(
     "standby, there, rung",
-    [("stopped", {"exited"}, "L1 start the standby (api, web)"), ("none", set[str](), "L2 start first (api, web)")],
+    [
+        ("stopped", {"exited"}, "L1 start the standby (api, web)"),
+        pytest.param("none", set[str](), "L2 start first (api, web)", marks=pytest.mark.full),
+    ],
 )
 def test_a_standby_that_should_not_run_does_not(
     world: EdgeWorld, target: ComposeTarget, standby: str, there: set[str], rung: str

@@ -147,7 +147,9 @@ def way_back(world: PostgresWorld, own: RestorePoint, *, schema: str) -> Plan:
     return make_plan(V1, seen, plan_id="r1", now=CLOCK.now(), serving="v2", deadlines=DEADLINES)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[] if form in ("plain", "custom") else [pytest.mark.full]) for form in FORMATS]
+)
 def test_the_database_goes_back_to_it_and_the_replaced_one_is_kept(world: PostgresWorld, form: str) -> None:
     schema, before = left(world), world.sql("SELECT id, total FROM orders ORDER BY id")
     own = added(world, dumped(world, "dump", *FORMATS[form][0]), schema=schema)
