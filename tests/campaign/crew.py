@@ -38,6 +38,7 @@ class TooLong(Exception):
 
 def play_all(cases: Sequence[Case], *, jobs: int, programs: Path | None, keep: Path) -> list[Outcome]:
     """Play them all; those that missed as well are in the answer."""
+    signal.signal(signal.SIGTERM, _end)
     crews: dict[int, int] = {}
     outcomes: list[Outcome] = []
     rests: dict[int, bytes] = {}
@@ -80,7 +81,6 @@ def _tell(outcomes: Sequence[Outcome], runs: int) -> None:
 
 def _play(cases: Sequence[Case], programs: Path | None, keep: Path, mouth: int) -> None:
     """One crew's: each case until its kill falls inside of the step."""
-    signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGALRM, _too_long)
     took_s = {step: [AT_FIRST_S] * 2 for step in STEPS}  # a quantile is one of two at least
     with open_folder() as folder, cluster(folder, programs) as server:
