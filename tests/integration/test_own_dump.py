@@ -271,9 +271,18 @@ def test_the_name_of_another_one_is_refused_and_nothing_changes(embedded: Postgr
     embedded.sql("INSERT INTO audit (what) VALUES ('x')")
     second = dumped(embedded, "p2")
     before = everything(embedded)
-    with pytest.raises(Refused, match="own-backup is the name of another restore point"):
-        added(embedded, second, known=(first,))
+    for known in ((first,), ()):  # the second: where the journal was lost
+        with pytest.raises(Refused, match="own-backup is the name of another restore point"):
+            added(embedded, second, known=known)
     assert everything(embedded) == before
+
+
+def test_the_name_of_one_that_lastgood_took_is_refused(embedded: PostgresWorld) -> None:
+    embedded.take()
+    dump = dumped(embedded, "p")
+    with pytest.raises(Refused, match="rp-d2 is the name of another restore point"):
+        added(embedded, dump, name=embedded.restore_point)
+    embedded.target.prove(embedded.target.restore_point(embedded.restore_point), deadline_s=60)
 
 
 def test_an_own_dump_outlives_every_restore_point_that_lastgood_takes(embedded: PostgresWorld) -> None:

@@ -6,7 +6,7 @@ below is tested there. Adapters raise the errors of `core.errors` and nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -160,7 +160,7 @@ class Database(Target, Protocol):
         name: str | None,
         taken_at: datetime | None,
         expected: Mapping[str, str],
-        known: Iterable[RestorePoint],
+        known: Collection[RestorePoint],
         deadline_s: float,
     ) -> RestorePoint:
         """Keep an operator's own dump as a restore point: copied, restored beside, proved. A dump that is kept already

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -426,7 +426,7 @@ class MemoryDatabase(Hand):
         name: str | None,
         taken_at: datetime | None,  # noqa: ARG002 # the stack knows
         expected: Mapping[str, str],
-        known: Iterable[RestorePoint],
+        known: Collection[RestorePoint],
         deadline_s: float,  # noqa: ARG002 # nothing takes long here
     ) -> RestorePoint:
         self._answer()

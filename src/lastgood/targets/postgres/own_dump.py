@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -78,7 +78,7 @@ def register(
     name: str | None,
     taken_at: datetime | None,
     expected: Mapping[str, str],
-    known: Iterable[RestorePoint],
+    known: Collection[RestorePoint],
     deadline_s: float,
     clock: Clock,
 ) -> RestorePoint:
@@ -101,21 +101,24 @@ def register(
         moment = _moment(taken_at, told, source, clock)
         digest = restore_point.hash_of(path, kind, what=f"copy of {what}")
         copy = _Copy(path=path, kind=kind, what=what, told=told, sha256=digest)
-        there = [p for p in known if p.database == server.live and _is_there(server, folder, p, deadline_s=left_s())]
-        if (same := next((p for p in there if p.own and p.sha256 == digest), None)) is not None:
+        alike = (p for p in known if p.own and p.sha256 == digest and p.database == server.live)
+        if (same := next((p for p in alike if _is_there(server, folder, p, deadline_s=left_s())), None)) is not None:
             return same
-        chosen = _checked_name(server, name or f"own-{moment:%Y%m%d-%H%M%S}", there)
+        chosen = _checked_name(server, name or f"own-{moment:%Y%m%d-%H%M%S}")
+        for other in (*known, *(kept.point for kept in restore_point.every(folder))):
+            if other.id == chosen and not (other.own and other.sha256 == digest):
+                taken = f"{chosen} is the name of another restore point"
+                raise Refused(f"{taken}: expected a free one", hint="lastgood restore-points add FILE --name NAME")
         kept = _made(server, folder, copy, chosen, moment, expected=expected, left_s=left_s, clock=clock)
     return restore_point.first_read(folder, kept.point.id)
 
 
 def _is_there(server: Server, folder: Path, point: RestorePoint, *, deadline_s: float) -> bool:
-    """Whether it is still what was proved; for an own dump, in every byte: what is not must be made anew."""
+    """Whether an own dump is still what was proved, in every byte: what is not must be made anew."""
     try:
         kept = restore_point.as_journaled(folder, point)
-        if point.own:
-            restore_point.dump_as_proved(folder, point)
-            restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
+        restore_point.dump_as_proved(folder, point)
+        restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
     except Refused:
         return False
     return True
@@ -322,13 +325,9 @@ def _moment(given: datetime | None, told: Told, source: Path, clock: Clock) -> d
     return moment
 
 
-def _checked_name(server: Server, name: str, there: Iterable[RestorePoint]) -> str:
+def _checked_name(server: Server, name: str) -> str:
     if not NAME_GRAMMAR.fullmatch(name):
         raise Refused(f"{name!r} cannot be a restore point's name", hint=HINT)
-    if name in {point.id for point in there}:
-        raise Refused(
-            f"{name} is the name of another restore point", hint="lastgood restore-points add FILE --name NAME"
-        )
     clone = server.clone_name(name)
     if len(clone.encode()) > LONGEST_NAME:
         told = f"{clone} is longer than the {LONGEST_NAME} bytes of a database's name"
@@ -405,7 +404,8 @@ def _uncover(server: Server, folder: Path, live: Connection, clone: Connection) 
 def _other_schema(folder: Path, live: Connection, schema: Mapping[str, str], expected: Mapping[str, str]) -> str:
     """Say how a schema is not the one that a release left: by its objects, where anything here still has that one."""
     told = f"its schema is not the one that {' or '.join(expected)} left"
-    known = {catalog.fingerprint(one): one for one in (catalog.objects(live), *restore_point.schemas(folder))}
+    here = (catalog.objects(live), *(kept.schema for kept in restore_point.every(folder)))
+    known = {catalog.fingerprint(one): one for one in here}
     release, wanted = next(((r, f) for r, f in expected.items() if f in known), next(iter(expected.items())))
     if wanted not in known:
         return f"{told}: its fingerprint is {catalog.fingerprint(schema)[:12]}, expected {wanted[:12]} of {release}"

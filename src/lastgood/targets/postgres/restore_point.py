@@ -145,7 +145,7 @@ def clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) ->
     """Remove what an attempt left: its tools first, which go on in a container when their caller is killed."""
     end_tool(maintenance, SESSION, (server.live, clone))
     drop_own(maintenance, server, clone)
-    if dump.is_dir():
+    if dump.is_dir() and not dump.is_symlink():
         shutil.rmtree(dump)
     else:
         dump.unlink(missing_ok=True)
@@ -153,13 +153,13 @@ def clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) ->
 
 def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
     """Return the restore point of the live database that lastgood took last; None when there is none."""
-    ours = [kept for kept in _every(folder) if kept.point.database == live and kept.point.own is None]
+    ours = [kept for kept in every(folder) if kept.point.database == live and kept.point.own is None]
     return max(ours, key=lambda kept: kept.point.taken_at, default=None)
 
 
 def captured(folder: Path, live: str, slots: Mapping[str, int]) -> dict[str, int]:
     """Return the restore points of the live database whose capture is among these slots, and the slot's figure."""
-    return {k.point.id: slots[k.slot] for k in _every(folder) if k.slot in slots and k.point.database == live}
+    return {k.point.id: slots[k.slot] for k in every(folder) if k.slot in slots and k.point.database == live}
 
 
 def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: str = "") -> _Snapshot:
@@ -227,7 +227,7 @@ def _retire(server: Server, folder: Path, maintenance: Connection, taken: Restor
     """Remove all but the newest `keep` restore points, with their clones; the manifest first, so none is half there.
     taken: the one that was taken just now, which stays whatever the others say of their age. An operator's own dump
     stays for ever: lastgood did not make it, and may not be able to have it again."""
-    others = (kept.point for kept in _every(folder) if kept.point.id != taken.id and kept.point.own is None)
+    others = (kept.point for kept in every(folder) if kept.point.id != taken.id and kept.point.own is None)
     ours = sorted((p for p in others if p.database == server.live), key=lambda p: p.taken_at, reverse=True)
     for point in ours[keep - 1 :]:
         (folder / f"{point.id}.json").unlink(missing_ok=True)
@@ -275,11 +275,6 @@ def hash_of(dump: Path, own: DumpFormat | None, *, what: str) -> str:
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def schemas(folder: Path) -> Iterator[dict[str, str]]:
-    """Return the schemas of all restore points that are there."""
-    return (kept.schema for kept in _every(folder))
-
-
 def _named(restore_point: str) -> str:
     return f"restore point {restore_point}"
 
@@ -288,7 +283,7 @@ def _manifest(folder: Path, restore_point: str) -> Path:
     return folder / f"{shelf.checked(restore_point)}.json"
 
 
-def _every(folder: Path) -> Iterator[shelf.KeptPoint]:
+def every(folder: Path) -> Iterator[shelf.KeptPoint]:
     """Return what is kept and can be read: one that was damaged must not hide the others."""
     for name in sorted(shelf.names(folder)):
         with suppress(Refused):
@@ -311,7 +306,7 @@ def proved(folder: Path, live: str) -> dict[str, str]:
     """Return the restore points of the live database whose dump is there in its full size, with the hash of the
     manifest that says so."""
     found: dict[str, str] = {}
-    for kept in _every(folder):
+    for kept in every(folder):
         point = kept.point
         with suppress(Refused, OSError):
             if point.database == live and size_of(folder / point.path) == point.size_bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -416,7 +416,7 @@ class PostgresTarget:
         name: str | None,
         taken_at: datetime | None,
         expected: Mapping[str, str],
-        known: Iterable[RestorePoint],
+        known: Collection[RestorePoint],
         deadline_s: float,
     ) -> RestorePoint:
         with _answers(self._server, sent=False):
