@@ -203,6 +203,7 @@ def test_rows_that_were_invalid_before_are_not_new_however_many(embedded: Postgr
     embedded.sql("INSERT INTO orders (customer, total) SELECT 1, 0 FROM generate_series(1, 2500)")
     migrated(embedded, "ALTER TABLE orders ADD COLUMN x int; UPDATE orders SET total = total - 50")
     embedded.sql("UPDATE orders SET total = 1 WHERE total < 0 AND id <= 100")
+    embedded.sql("VACUUM orders")  # where it found room the server puts the next row before the others
     embedded.sql("INSERT INTO orders (customer, total) VALUES (1, -1)")
     ((invariant),) = seen(embedded).broken
     assert (invariant.by_migration, invariant.by_others, invariant.keys) == (1, 1, ("49", "2601"))

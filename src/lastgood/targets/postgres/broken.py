@@ -45,7 +45,8 @@ def broken(
                 by_migration=by_migration,
                 by_others=len(new) - by_migration if migration is not None else 0,
                 by_somebody=len(new) if migration is None else 0,
-                keys=tuple(new)[:MOST_KEYS],
+                # shortest first: numbers in their order, whatever order the server found the rows in
+                keys=tuple(sorted(new, key=lambda key: (len(key), key))[:MOST_KEYS]),
             )
 
 
