@@ -211,6 +211,7 @@ class Ground:
                 # as large as the database: a look at all of it would be the pause
                 "events": "SELECT id FROM events WHERE what = ''",
             },
+            repairs={},
         )
 
     def apply(self, *actions: Action) -> None:

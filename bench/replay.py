@@ -84,6 +84,7 @@ def measure(folder: Path, config: PostgresConfig, *, seconds: float, users: int,
         clock=SystemClock(),
         workdir=lambda release: folder / release,
         invariants={"stock": "SELECT id FROM products WHERE stock < 0"},
+        repairs={},
     )
     kept_as, clone = f"{config.name}_bad", f"{config.name}_lg_{POINT}"
 

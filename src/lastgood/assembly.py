@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -118,6 +118,12 @@ def build(path: Path, story: Story) -> Rooms:
         for name, trigger in config.watch.triggers.items()
         if isinstance(trigger, DataTrigger)
     }
+    repairs = {
+        stem: statement
+        for name, trigger in config.watch.triggers.items()
+        if isinstance(trigger, DataTrigger) and trigger.repairs
+        for stem, statement in _repairs(root, trigger.repairs, name, invariants[name]).items()
+    }
     database = None
     if config.database:
         database = PostgresTarget(
@@ -127,6 +133,7 @@ def build(path: Path, story: Story) -> Rooms:
             clock=clock,
             workdir=workdir,
             invariants={stem: sql for files in invariants.values() for stem, sql in files.items()},
+            repairs=repairs,
         )
     return Rooms(
         config=config,
@@ -210,6 +217,15 @@ def _checkers(config: Config, root: Path) -> tuple[Checker, ...]:
 
 def _notifiers(config: Config) -> tuple[Notifier, ...]:
     return (SlackNotifier(config.notify.slack),) if config.notify.slack else ()
+
+
+def _repairs(root: Path, pattern: str, trigger: str, invariants: Collection[str]) -> dict[str, str]:
+    """Read the statements that put rows right. Raises ConfigError when one is for no invariant."""
+    files = _sql_files(root, pattern)
+    if of_none := sorted(files.keys() - set(invariants)):
+        known = ", ".join(invariants)
+        raise ConfigError(f"watch.triggers.{trigger}.repairs: {of_none[0]}.sql: expected an invariant's name: {known}")
+    return files
 
 
 def _sql_files(root: Path, pattern: str) -> dict[str, str]:

@@ -53,7 +53,7 @@ def test_a_requeue_is_noted_with_who_did_it(team: Team) -> None:
 def test_a_second_requeue_puts_nothing_in(team: Team) -> None:
     requeue(team.rooms(), "7-0/1")
     assert "already" in requeue(team.rooms(), "7-0/1")[0]
-    assert len(team.stack.requeued) == 1
+    assert len(team.stack.committed) == 1
 
 
 def test_an_entry_that_does_not_fit_goes_on_waiting(team: Team) -> None:
@@ -69,7 +69,7 @@ def test_a_requeue_whose_answer_was_lost_is_looked_up_and_not_repeated(team: Tea
         requeue(team.rooms(), "7-0/1")
     assert state(team) is EntryState.UNKNOWN
     assert "already" in requeue(team.rooms(), "7-0/1")[0]
-    assert len(team.stack.requeued) == 1
+    assert len(team.stack.committed) == 1
     assert state(team) is EntryState.REQUEUED
 
 
@@ -77,10 +77,10 @@ def test_a_requeue_that_was_never_committed_is_done_again(team: Team) -> None:
     team.stack.loses_answers = True
     with pytest.raises(OutcomeUnknown):
         requeue(team.rooms(), "7-0/1")
-    team.stack.requeued.clear()
+    team.stack.committed.clear()
     team.stack.loses_answers = False
     requeue(team.rooms(), "7-0/1")
-    assert len(team.stack.requeued) == 1
+    assert len(team.stack.committed) == 1
 
 
 def test_leaving_an_entry_out_needs_a_reason(team: Team) -> None:
@@ -123,7 +123,7 @@ def test_a_transaction_that_two_replays_told_of_waits_once_and_is_put_in_once(te
     requeue(team.rooms(), first.id)
     team.stack.quarantine.reverse()
     assert "already" in requeue(team.rooms(), first.id)[0]
-    assert len(team.stack.requeued) == 1
+    assert len(team.stack.committed) == 1
 
 
 def test_nothing_is_put_in_while_a_deployment_is_watched(tmp_path: Path) -> None:

@@ -132,6 +132,8 @@ def check_rollback(fault: str, figures: dict[str, Any]) -> None:
     sentences = [text for text in figures["notified"] if text.startswith("🚨")]
     assert [text.splitlines()[0] for text in sentences] == [SENTENCE]
     assert ("Invalid rows remain" in sentences[0]) == (fault == "invalid-writes")
+    assert (figures["invalid_rows"]["found"] > 0) == (fault == "invalid-writes")
+    assert figures["invalid_rows"]["left"] == 0
     if fault == "bad-migration" and figures["engine"] != "compose":
         assert figures["requests"]["failed_during_switch"] == 0, "requests wait while the database is exchanged"
     if fault == "never-boots":

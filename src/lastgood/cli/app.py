@@ -30,6 +30,8 @@ from lastgood.cli.rendering import (
     quarantine_lines,
     quarantine_rows,
     release_rows,
+    repair_lines,
+    repaired_lines,
     report_lines,
     restore_point_rows,
     run_lines,
@@ -41,7 +43,8 @@ from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
 from lastgood.core.quarantine import EntryState
-from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven
+from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, RowsRepaired
+from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
@@ -49,6 +52,7 @@ from lastgood.runbook import by_hand
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import quarantine as deciding
 from lastgood.runbook import record as recording
+from lastgood.runbook import repair as mending
 from lastgood.runbook import restore_points as points
 from lastgood.runbook import rollback as returning
 from lastgood.runbook import watch as watching
@@ -84,6 +88,7 @@ ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="lastgood.yaml of the stack.", envvar="LASTGOOD_CONFIG")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting. Never approves a database step.")]
+SaidYes = Annotated[bool, typer.Option("--yes", "-y", help="Yes, without being asked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 EntryArgument = Annotated[str, typer.Argument(metavar="ID", help="An entry, as `quarantine list` names it.")]
 Why = Annotated[str, typer.Option("-m", "--message", help="Why, for the journal.")]
@@ -723,13 +728,20 @@ def history(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -
 
 @app.command()
 def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
-    """Tell a run from the journal as its report.
+    """Tell a run from the journal as its report, or a repair.
 
     Changes nothing.
 
     Example: lastgood explain 9c1e77
     """
     known = opened(config).memory.history()
+    if run and (repaired := known.repairs.get(run)):
+        if as_json:
+            show(repaired, RowsRepaired)
+            return
+        for line in repaired_lines(repaired):
+            out(line)
+        return
     found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)
     if found is None:
         raise Refused(f"run {run or ''} not found; known: {', '.join(known.runs) or 'none'}", hint="lastgood history")
@@ -739,6 +751,39 @@ def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), a
         return
     for line in run_lines(found):
         out(line)
+
+
+@app.command()
+def repair(
+    config: ConfigOption = Path(CONFIG_FILE),
+    since: Annotated[str | None, typer.Option(metavar="ID", help="Restore point to compare with.")] = None,
+    yes: SaidYes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put invalid rows right, one by one.
+
+    Changes the live database in one transaction: what it shows and asks for, and each row only where it is as it was
+    shown. With --json it only shows.
+
+    Example: lastgood repair
+    """
+    rooms = opened(config)
+    if as_json:
+        show(mending.look(rooms, since), RepairPlan)
+        return
+
+    def agreed(plan: RepairPlan) -> bool:
+        for line in repair_lines(plan):
+            say(line)
+        return not plan.rows or confirmed(f"Put {len(plan.rows)} rows right in the live database?", yes=yes)
+
+    done = mending.repair(rooms, since, agreed=agreed)
+    if done is None:
+        out("there is nothing that could be put right")
+        return
+    left = sum(left.rows for left in done.plan.left)
+    stay = f"; {left} invalid rows stay" if left else ""
+    out(f"{len(done.plan.rows)} rows are put right{stay}; what they were: lastgood explain {done.repair}")
 
 
 @quarantine.command("list")
@@ -776,7 +821,7 @@ def quarantine_show(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FIL
 
 
 @quarantine.command("requeue")
-def quarantine_requeue(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE), yes: Yes = False) -> None:
+def quarantine_requeue(entry: EntryArgument, config: ConfigOption = Path(CONFIG_FILE), yes: SaidYes = False) -> None:
     """Put an entry into the live database, whole or not at all.
 
     Changes the live database in one transaction: only what the entry changed, where that is still as it found it.

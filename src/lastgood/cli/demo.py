@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from lastgood.cli.figures import (
     FIGURES,
     Figures,
+    InvalidRows,
     StepFigures,
     VerifyFigures,
     missions_of,
@@ -274,12 +275,19 @@ def _story(demo: Demo) -> Figures:
     ending = demo.lastgood("deploy", "--release", demo.version, "--yes", on_line=answer)
     print()
     print(ending.out.strip())
+    invalid = stage.invalid_missions()
+    if invalid:
+        print(demo.lastgood("repair", "--yes").out.strip())
     time.sleep(TRAFFIC_AFTER_S)
     end(users.pid, users)
-    return _figures(demo, database_kept=stage.database_identity() == database_before)
+    return _figures(
+        demo,
+        database_kept=stage.database_identity() == database_before,
+        invalid_rows=InvalidRows(found=invalid, left=stage.invalid_missions()),
+    )
 
 
-def _figures(demo: Demo, *, database_kept: bool) -> Figures:
+def _figures(demo: Demo, *, database_kept: bool, invalid_rows: InvalidRows) -> Figures:
     """Put together what the report says and what was counted from outside."""
     last = (demo.ask(HISTORY, "history") or [{}])[-1]
     told = demo.ask(REPORT, "explain")
@@ -302,6 +310,7 @@ def _figures(demo: Demo, *, database_kept: bool) -> Figures:
         notified=tuple(m.text for m in read_messages(demo.home / "slack.jsonl")),
         timings=timings_of(report),
         database_kept=database_kept,
+        invalid_rows=invalid_rows,
     )
     return replace(figures, wrong=tuple(_wrong(figures)))
 
@@ -313,6 +322,8 @@ def _wrong(figures: Figures) -> Iterator[str]:
         yield f"ended {figures.terminal_state or 'nowhere'}, expected {right.value}"
     if missions.missing != missions.announced_lost:
         yield f"{missions.missing} missions missing, {missions.announced_lost} announced"
+    if figures.invalid_rows.left:
+        yield f"{figures.invalid_rows.left} of {figures.invalid_rows.found} invalid rows are left"
     if not figures.database_kept:
         yield "the database's container or server was replaced"
 
@@ -332,6 +343,8 @@ def _tell(figures: Figures) -> None:
         f"missions  {missions.acknowledged:,} acknowledged, {missions.missing:,} missing"
         + (f", {missions.announced_lost:,} announced and in quarantine" if missions.announced_lost else "")
     )
+    if rows := figures.invalid_rows.found:
+        print(f"rows      {rows:,} were invalid, {rows - figures.invalid_rows.left:,} of them are put right")
     for line in figures.wrong:
         print(f"WRONG     {line}")
     if not figures.wrong:

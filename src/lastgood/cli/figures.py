@@ -41,6 +41,14 @@ class Missions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidRows:
+    """Missions that break an invariant, counted in the live database: after the rollback, and after their repair."""
+
+    found: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyFigures:
     """One check after the rollback."""
 
@@ -76,6 +84,7 @@ class Figures:
     notified: tuple[str, ...]
     timings: Timings
     database_kept: bool
+    invalid_rows: InvalidRows
     wrong: tuple[str, ...] = ()
 
     @property

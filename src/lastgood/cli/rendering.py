@@ -12,7 +12,9 @@ from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
+from lastgood.core.record import RowsRepaired
 from lastgood.core.release import RestorePoint
+from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
@@ -274,6 +276,26 @@ def quarantine_lines(one: Decided) -> Iterator[str]:
     for number, change in enumerate(entry.changes, 1):
         yield clean(f"change {number}  {change.table}: {change.kind}")
         yield from (clean(f"    {line}").replace("\n", " ") for line in _change_lines(change))
+
+
+def repair_lines(plan: RepairPlan) -> Iterator[str]:
+    """Each row that would be put right: every value before and after, and where that is from; then what would stay."""
+    yield clean(f"compared with {plan.since}")
+    for row in plan.rows:
+        yield clean(f"{row.name}  breaks {', '.join(row.invariants)}")
+        for one in row.columns:
+            now, becomes = ("NULL" if value is None else repr(value) for value in (one.now, one.becomes))
+            yield clean(f"    {one.column}  {now} -> {becomes}")
+        yield clean(f"    from  {row.source}")
+    for left in plan.left:
+        keys = ", ".join(left.keys) + (", ..." if left.rows > len(left.keys) else "")
+        yield clean(f"stays  {left.rows} rows that break {left.invariant} ({keys}): {left.why}")
+
+
+def repaired_lines(done: RowsRepaired) -> Iterator[str]:
+    """A repair from the journal: what became of it, and the values that were there before."""
+    yield clean(f"repair {done.repair}  {done.state.value}, by {done.by}, transaction {done.xid}")
+    yield from repair_lines(done.plan)
 
 
 def _change_lines(change: EntryChange) -> Iterator[str]:

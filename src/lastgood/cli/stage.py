@@ -155,6 +155,14 @@ class Stage(ABC):
             ).fetchall()
         return tuple(sorted(set(acknowledged) - {str(row[0]) for row in found}))
 
+    def invalid_missions(self) -> int:
+        """Count the missions that are completed without a time, or have one without being completed."""
+        with connect.connect(self.database()) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM missions WHERE (status = 'COMPLETED') <> (completed_at IS NOT NULL)"
+            ).fetchone()
+        return int(row[0]) if row else 0
+
     @staticmethod
     def load(home: Path) -> Stage:
         """Return the stage of a kept demo, to tear it down."""

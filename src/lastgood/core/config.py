@@ -250,10 +250,11 @@ class FeatureTrigger(_Section):
 
 class DataTrigger(_Section):
     """Invalid rows. invariants: glob of SQL files, relative to lastgood.yaml, each a SELECT of the rows that break
-    it, key first."""
+    it, key first. repairs: of files named as those, each an UPDATE that puts the row whose key is $1 right."""
 
     kind: Literal["data"]
     invariants: str
+    repairs: str | None = None
     timeout: SomeTime = 5.0
 
 

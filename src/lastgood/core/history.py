@@ -28,6 +28,7 @@ from lastgood.core.record import (
     ReleaseLetGo,
     ReleaseRecorded,
     RestorePointKept,
+    RowsRepaired,
     RunEnded,
     RunStarted,
     StepFailed,
@@ -109,7 +110,8 @@ class History:
     """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record.
 
     journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived;
-    untold: those that did not. quarantine: the newest decision about an entry, by `replay/id`.
+    untold: those that did not. quarantine: the newest decision about an entry, by `replay/id`. repairs: the
+    newest state of each.
     """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
@@ -123,6 +125,7 @@ class History:
     untold: dict[tuple[str, str], Untold] = field(default_factory=dict[tuple[str, str], Untold])
     journal: str = ""
     quarantine: dict[str, QuarantineDecision] = field(default_factory=dict[str, QuarantineDecision])
+    repairs: dict[str, RowsRepaired] = field(default_factory=dict[str, RowsRepaired])
 
     @property
     def open_run(self) -> RunHistory | None:
@@ -208,6 +211,8 @@ def _take(history: History, event: Event, record: Record) -> None:
             history.frozen = None
         case QuarantineDecided(entry=entry, decision=decision):
             history.quarantine[entry] = decision
+        case RowsRepaired():
+            history.repairs[event.repair] = event
         case _:
             assert_never(event)
 

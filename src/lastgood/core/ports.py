@@ -21,6 +21,7 @@ from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Missing, Release, RestorePoint, Shipped
+from lastgood.core.repair import RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Replayed
 
 
@@ -204,6 +205,18 @@ class Database(Target, Protocol):
 
         about_to_commit: is given the id of that transaction before it is committed, to be noted durably. Raises Refused
         when something does not fit, nothing changed; OutcomeUnknown when the answer was lost: ask `is_committed`.
+        """
+        ...
+
+    def repairs(self, *, since: RestorePoint) -> RepairPlan:
+        """Find what would put each row right that breaks an invariant now and did not at `since`. Changes nothing; rows
+        are locked for the moment in which a change is tried. Raises Refused when there is nothing to compare with."""
+        ...
+
+    def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
+        """Put rows right in the live database, all of them in one transaction, each only where it is as it was shown.
+
+        about_to_commit and errors: as for `requeue`.
         """
         ...
 

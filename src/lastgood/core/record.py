@@ -16,6 +16,7 @@ from lastgood.core.plan import Plan, Seen
 from lastgood.core.quarantine import QuarantineDecision
 from lastgood.core.reading import Bucket
 from lastgood.core.release import Deployment, Release, RestorePoint
+from lastgood.core.repair import RepairPlan, RepairState
 from lastgood.core.report import Report, TerminalState
 
 
@@ -253,6 +254,19 @@ class QuarantineDecided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowsRepaired:
+    """Invalid rows were about to be put right, or looking showed what became of that. xid: of the transaction that did
+    it. The plan has the values that were there before."""
+
+    repair: str
+    plan: RepairPlan
+    state: RepairState
+    xid: int
+    by: str
+    kind: Literal["rows_repaired"] = "rows_repaired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
     """A message was sent, or could not be. A failure never stops a rollback; it stands in the report.
 
@@ -291,6 +305,7 @@ Event = (
     | Frozen
     | Unfrozen
     | QuarantineDecided
+    | RowsRepaired
     | Told
 )
 

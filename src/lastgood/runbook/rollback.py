@@ -559,6 +559,8 @@ def _report(
             )
         if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
             advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
+        if plan.invalid_rows:
+            advice.append("lastgood repair   (shows what the invalid rows were before, and asks)")
         advice += [
             f"read the evidence in {incident(rooms, plan.id)}",
             "lastgood unfreeze -m 'fixed: ...' once the cause is known",

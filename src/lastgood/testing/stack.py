@@ -48,6 +48,7 @@ from lastgood.core.reading import (
     Window,
 )
 from lastgood.core.release import DumpFormat, Missing, Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.repair import ColumnRepair, RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Loss, Replayed
 from lastgood.testing.world import (
     Hand,
@@ -108,7 +109,8 @@ class Stack(World):
     wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
-    quarantine: its entries; requeued: which of them are in the data, by transaction; loses_answers: a requeue's.
+    quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
+    those.
     """
 
     def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
@@ -134,7 +136,7 @@ class Stack(World):
         self.lossy_because: tuple[str, ...] = ()
         self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
         self.quarantine: list[QuarantineEntry] = []
-        self.requeued: dict[int, str] = {}
+        self.committed: dict[int, str] = {}
         self.loses_answers = False
         self.broken_at: dict[str, dict[str, bool]] = {}
         self._served_since: dict[str, datetime] = {}
@@ -497,16 +499,46 @@ class MemoryDatabase(Hand):
         self._answer()
         if set(entry.tables) & self._stack.unfit.keys():
             raise Refused(f"change 1 ({entry.tables[0]}): it does not fit")
-        xid = len(self._stack.requeued) + 1
+        xid = len(self._stack.committed) + 1
         about_to_commit(xid)
-        self._stack.requeued[xid] = entry.name
+        self._stack.committed[xid] = entry.name
         if self._stack.loses_answers:
             raise OutcomeUnknown("database: the connection was lost")
         return ()
 
+    def repairs(self, *, since: RestorePoint) -> RepairPlan:
+        self._answer()
+        self._check(since)
+        new = sorted(self._stack.broken.keys() - self._stack.broken_at.get(since.id, {}).keys())
+        change = ColumnRepair(column="credits", now="0", becomes="100")
+        rows = tuple(
+            RowRepair(
+                schema="public",
+                table=TABLE,
+                key=("id", key),
+                invariants=(INVARIANT,),
+                columns=(change,),
+                source=since.id,
+            )
+            for key in new
+        )
+        return RepairPlan(since=since.id, rows=rows, left=())
+
+    def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
+        self._answer()
+        if gone := [row.name for row in rows if row.key[1] not in self._stack.broken]:
+            raise Refused(f"{gone[0]} is not as it was shown: it was changed since", hint="lastgood repair")
+        xid = len(self._stack.committed) + 1
+        about_to_commit(xid)
+        for row in rows:
+            del self._stack.broken[row.key[1]]
+        self._stack.committed[xid] = ", ".join(row.name for row in rows)
+        if self._stack.loses_answers:
+            raise OutcomeUnknown("database: the connection was lost")
+
     def is_committed(self, xid: int) -> bool | None:
         self._answer()
-        return xid in self._stack.requeued
+        return xid in self._stack.committed
 
     def checks(self, fingerprint: str) -> tuple[Check, ...]:
         facts = self.observe()

@@ -73,6 +73,7 @@ class PostgresWorld:
             self.ship(release, migrations)
         self.kept_as = f"{config.name}_bad_r1"
         self.invariants: Mapping[str, str] = {"totals-are-positive": INVARIANT}
+        self.repairs: Mapping[str, str] = {}
         self.by_rows = False
         """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
 
@@ -104,6 +105,7 @@ class PostgresWorld:
             clock=CLOCK,
             workdir=lambda release: self.folder / release,
             invariants=self.invariants,
+            repairs=self.repairs,
         )
 
     def sql(self, text: str, *, database: str | None = None) -> list[tuple[object, ...]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -12,6 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq.abc import PGresult
 
+from lastgood.core.errors import Refused
 from lastgood.core.migration import BrokenInvariant
 from lastgood.targets.postgres.connect import Connection
 
@@ -23,7 +25,7 @@ _CHUNK: Final = 5_000
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BITS: Final = {"int2": 16, "int4": 32, "int8": 64}
-_NO_ANSWER: Final = ("40", "53", "55", "57", "58", "XX")
+NO_ANSWER: Final = ("40", "53", "55", "57", "58", "XX")
 """SQLSTATE classes: what the server lacks, or was stopped at (PostgreSQL docs, appendix A)."""
 
 
@@ -33,11 +35,7 @@ def broken(
     """Yield the invariants that newly break. Without a clone nobody knows what held before, and nothing is blamed on
     the migration. migration: its transactions, as the numbers that xmin shows; None where nobody can tell them."""
     for name, statement in invariants.items():
-        now = _Keys(live, statement)
-        new = dict.fromkeys(now.first())
-        if clone and new:
-            for key in _Keys(clone, statement):
-                new.pop(key, None)
+        now, new = _newly(live, clone, statement)
         if new:
             by_migration = now.written_by(migration, tuple(new)) if clone and migration is not None else 0
             yield BrokenInvariant(
@@ -45,9 +43,48 @@ def broken(
                 by_migration=by_migration,
                 by_others=len(new) - by_migration if migration is not None else 0,
                 by_somebody=len(new) if migration is None else 0,
-                # shortest first: numbers in their order, whatever order the server found the rows in
-                keys=tuple(sorted(new, key=lambda key: (len(key), key))[:MOST_KEYS]),
+                keys=_in_order(new)[:MOST_KEYS],
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysAndPlace:
+    """Keys of rows that newly break an invariant, and the schema, table and column that these are values of; None where
+    they are computed."""
+
+    keys: tuple[str, ...]
+    place: tuple[str, str, str] | None
+
+
+def newly_broken(live: Connection, clone: Connection, statement: str) -> KeysAndPlace:
+    """Return the rows that break an invariant now and did not at the restore point; MOST_ROWS are looked at."""
+    now, new = _newly(live, clone, statement)
+    return KeysAndPlace(keys=_in_order(new), place=now.place() if new else None)
+
+
+def _newly(live: Connection, clone: Connection | None, statement: str) -> tuple[_Keys, dict[str, None]]:
+    now = _Keys(live, statement)
+    new = dict.fromkeys(now.first())
+    if clone and new:
+        for key in _Keys(clone, statement):
+            new.pop(key, None)
+    return now, new
+
+
+def _in_order(keys: Iterable[str]) -> tuple[str, ...]:
+    """Shortest first: numbers in their order, whatever order the server found the rows in."""
+    return tuple(sorted(keys, key=lambda key: (len(key), key)))
+
+
+@contextmanager
+def breaking_none(connection: Connection, invariants: Mapping[str, str]) -> Generator[None]:
+    """Let nothing that is written within break an invariant. Raises Refused, naming it, for the caller's transaction to
+    be taken back."""
+    before = {name: frozenset(keys_that_break(connection, text)) for name, text in invariants.items()}
+    yield
+    for name, text in invariants.items():
+        if new := set(keys_that_break(connection, text)) - before[name]:
+            raise Refused(f"it breaks the invariant {name}: {', '.join(_in_order(new)[:5])}")
 
 
 def keys_that_break(connection: Connection, invariant: str, *, among: Collection[str] | None = None) -> Iterator[str]:
@@ -84,7 +121,7 @@ class _Keys:
                     yield from keys
         except psycopg.Error as error:
             # an answer that did not come says nothing of the rows
-            if self._connection.broken or (error.sqlstate or "").startswith(_NO_ANSWER):
+            if self._connection.broken or (error.sqlstate or "").startswith(NO_ANSWER):
                 raise
 
     def _asked(self) -> bytes:
@@ -99,7 +136,7 @@ class _Keys:
                 known = self._connection.adapters.types.get(asked.pgresult.ftype(0)) if asked.pgresult else None
                 stored = asked.pgresult is not None and self._is_stored(asked.pgresult)
         except psycopg.Error as error:  # no statement that can stand within another
-            if self._connection.broken or (error.sqlstate or "").startswith(_NO_ANSWER):
+            if self._connection.broken or (error.sqlstate or "").startswith(NO_ANSWER):
                 raise
             return self._statement.encode()
         kind = known.name if known and stored else ""
@@ -126,6 +163,16 @@ class _Keys:
         values = (result.get_value(row, 0) for row in range(result.ntuples))
         return [(value if value is not None else b"NULL").decode("utf-8", "replace") for value in values]
 
+    def place(self) -> tuple[str, str, str] | None:
+        """The schema, table and column that the keys which were read are values of; None when they are computed."""
+        row = self._connection.execute(
+            "SELECT n.nspname, c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (a.attrelid, a.attnum) = (%s::oid, %s::int2) "
+            "AND c.relkind IN ('r', 'p')",
+            self._column,
+        ).fetchone()
+        return (str(row[0]), str(row[1]), str(row[2])) if row else None
+
     def written_by(self, migration: tuple[str, ...], keys: tuple[str, ...]) -> int:
         """Count the rows of these keys that these transactions wrote. The server tells of which table's column the key
         is; a key that is computed belongs to nobody, and counts as written by others."""
@@ -133,14 +180,9 @@ class _Keys:
         try:
             with live.transaction(force_rollback=True):
                 live.execute("SET TRANSACTION READ ONLY")
-                row = live.execute(
-                    "SELECT n.nspname, c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
-                    "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (a.attrelid, a.attnum) = (%s::oid, %s::int2)",
-                    self._column,
-                ).fetchone()
-                if row is None:
+                if (place := self.place()) is None:
                     return 0
-                schema, table, column = row
+                schema, table, column = place
                 counted = live.execute(
                     sql.SQL("SELECT count(*) FROM {} WHERE {}::text = ANY(%s) AND xmin::text = ANY(%s)").format(
                         sql.Identifier(schema, table), sql.Identifier(column)

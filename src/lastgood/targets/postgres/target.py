@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -43,6 +43,7 @@ from lastgood.core.plan import (
 from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Release, RestorePoint, Shipped
+from lastgood.core.repair import RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Replayed
 from lastgood.targets import child
 from lastgood.targets.postgres import (
@@ -50,6 +51,7 @@ from lastgood.targets.postgres import (
     catalog,
     evidence,
     own_dump,
+    repair,
     replay,
     requeue,
     row_replay,
@@ -83,7 +85,8 @@ SAVING: Final = f"{APPLICATION} safety dump"
 class PostgresTarget:
     """root: folder of lastgood.yaml. state: where dumps and exports are kept.
 
-    workdir: where the files of a release lie, for its migration command. invariants: SQL by name.
+    workdir: where the files of a release lie, for its migration command. invariants: SQL by name. repairs: the
+    statement that puts a row right, by the invariant that it breaks.
     """
 
     role = Role.DATABASE
@@ -97,9 +100,10 @@ class PostgresTarget:
         clock: Clock,
         workdir: Callable[[str], Path],
         invariants: Mapping[str, str],
+        repairs: Mapping[str, str],
     ) -> None:
         self._config, self._server = config, Server(config.postgres)
-        self._clock, self._workdir, self._invariants = clock, workdir, invariants
+        self._clock, self._workdir, self._invariants, self._repairs = clock, workdir, invariants, repairs
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
         self._captures = Captures(self._server, self._points / points.CAPTURES)
@@ -489,6 +493,22 @@ class PostgresTarget:
         with self._server.connect(of.kept_as) as replaced:
             points.of_this_database(replaced, kept)
             return Names(then=kept.tables, now=catalog.tables(replaced))
+
+    def repairs(self, *, since: RestorePoint) -> RepairPlan:
+        kept, server = points.as_journaled(self._points, since), self._server
+        with _answers(server, sent=False):
+            with server.maintenance() as maintenance:
+                if since.clone not in databases(maintenance):
+                    gone = f"{since.clone}, the clone of {since.id}, is gone: there is nothing to compare with"
+                    raise Refused(gone, hint="lastgood restore-points list")
+            with server.connect() as live, server.connect(since.clone) as clone:
+                points.of_this_database(live, kept)
+                points.schema_as_proved(clone, kept)
+                return repair.plan(live, clone, kept, invariants=self._invariants, by_hand=self._repairs)
+
+    def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
+        with _answers(self._server, sent=True), self._server.connect() as live:
+            repair.carry_out(live, rows, invariants=self._invariants, about_to_commit=about_to_commit)
 
     def is_committed(self, xid: int) -> bool | None:
         with _answers(self._server, sent=False), self._server.connect() as live:
