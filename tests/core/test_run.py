@@ -26,6 +26,7 @@ from lastgood.core.run import (
     advance,
     began_serving_change,
     began_what_was_asked,
+    hold_of,
     outcomes,
 )
 from lastgood.testing.world import START
@@ -45,6 +46,7 @@ from tests.core.run_records import (
 
 PLAIN = rollback_plan(None)
 ASKING = rollback_plan(EVIDENCE)
+HOLDING = rollback_plan(EVIDENCE, edge=True)
 DEPLOY = deploy_plan()
 STEPS = [step.name for step in PLAIN.steps]
 BEFORE_THE_FENCE = done("save-dump")
@@ -373,9 +375,53 @@ def test_it_is_too_late_to_deny_once_an_approved_step_began(events: Sequence[Eve
     assert began_what_was_asked(ASKING, records(*events)) is began
 
 
+# --- requests that wait ----------------------------------------------------------------------------------------------
+
+AT_THE_HOLD = (*done("save-dump"), approved(HOLDING))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (started("hold-requests"), failed("hold-requests", again=False)),
+        (started("hold-requests"), failed("hold-requests", again=False, needs_human=True)),
+        tuple(e for n in (1, 2, 3) for e in (started("hold-requests", n), failed("hold-requests", again=True))),
+        tuple(e for n in (1, 2, 3) for e in (started("hold-requests", n), found("hold-requests", Seen.NOT_DONE))),
+        (started("hold-requests"), *[found("hold-requests", Seen.UNKNOWN)] * LOOKS),
+    ],
+    ids=["refused", "asks for a person", "failed again and again", "never seen done", "never clear"],
+)
+def test_requests_that_cannot_be_made_to_wait_do_not_keep_the_database_from_going_back(
+    events: tuple[Event, ...],
+) -> None:
+    decided = after(*AT_THE_HOLD, *events, plan=HOLDING)
+    assert isinstance(decided, Apply)
+    assert decided.step.name == "fence"
+    assert isinstance(after(*AT_THE_HOLD, *events, aborted(), plan=HOLDING), Stop)
+
+
+@pytest.mark.parametrize(
+    "events, step, attempt",
+    [
+        (done("hold-requests"), "fence", 2),
+        (done("hold-requests", "fence"), "swap-database", 2),
+        (done("hold-requests", "hold-requests"), "fence", 2),
+        ((), "fence", None),
+        ((started("hold-requests"), failed("hold-requests", again=False)), "fence", None),
+        (done("hold-requests"), "save-dump", None),
+        (done("hold-requests"), "settle", None),
+    ],
+)
+def test_a_step_relies_on_the_hold_before_it_until_requests_are_passed_on(
+    events: Sequence[Event], step: str, attempt: int | None
+) -> None:
+    relied_on = hold_of(HOLDING, records(*events), HOLDING.step(step))
+    assert (relied_on[1] if relied_on else None) == attempt
+
+
 # --- what may never be, whatever the records say ---------------------------------------------------------------------
 
-PLANS = (PLAIN, ASKING, DEPLOY, rollback_plan(UNCHANGED))
+PLANS = (PLAIN, ASKING, DEPLOY, rollback_plan(UNCHANGED), HOLDING)
 RUNS = st.one_of(
     [st.tuples(st.just(plan), any_records(events_about(plan, [step.name for step in plan.steps]))) for plan in PLANS]
 )
@@ -413,7 +459,9 @@ def test_nothing_is_applied_before_all_that_comes_before_it_is_done(
     decided = advance(plan, kept, _end(kept) + timedelta(seconds=in_s))
     if isinstance(decided, Apply):
         before = plan.steps[: plan.steps.index(decided.step)]
-        assert {outcome.state for outcome in outcomes(plan, kept)[: len(before)]} <= {"done"}
+        states = [outcome.state for outcome in outcomes(plan, kept)[: len(before)]]
+        assert {state for step, state in zip(before, states, strict=True) if not step.only_spares} <= {"done"}
+        assert "not started" not in states
 
 
 @given(kept=AT_THE_FENCE, in_s=NOWS)

@@ -691,6 +691,41 @@ def test_requests_that_wait_when_a_rollback_stops_are_passed_on(team: Team, step
     assert "the requests that waited were passed on" in report.notes
 
 
+def test_requests_that_cannot_be_made_to_wait_keep_nothing_from_going_back(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.containers = replace(team.stack.containers, can_hold=True)
+    team.when_asked(team.approve)
+    team.fails("hold-requests", Refused("the edge does not answer", hint="docker ps"))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert [(s.name, s.state, s.note) for s in report.steps if s.state != "done"] == [
+        ("hold-requests", "failed", "the edge does not answer")
+    ]
+
+
+@pytest.mark.parametrize("step", ["fence", "replay-writes", "swap-database"])
+def test_who_takes_a_run_up_lets_requests_wait_again_where_that_has_run_out(
+    team: Team, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.containers = replace(team.stack.containers, can_hold=True)
+    team.when_asked(team.approve)
+    take = Stack.take
+
+    def die(stack: Stack, each: Step) -> None:
+        if each.name == step:
+            monkeypatch.setattr(Stack, "take", take)
+            stack.containers = replace(stack.containers, holding=False)
+            raise Crash
+        take(stack, each)
+
+    monkeypatch.setattr(Stack, "take", die)
+    with pytest.raises(Crash):
+        team.roll_back()
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.stack.asked["hold-requests"] == 2
+
+
 def test_requests_that_may_still_wait_are_named_with_how_long(team: Team) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
     team.stack.containers = replace(team.stack.containers, can_hold=True)

@@ -304,6 +304,11 @@ class Step:
         """Whether users can notice that this step began: the moment from which a deploy is taken up, not undone."""
         return isinstance(self.action, Serve | Switch | SwapDatabase | Fence | ReturnFrontend | Migrate)
 
+    @property
+    def only_spares(self) -> bool:
+        """Whether the plan comes to its end without it: all that it is for is that no request fails meanwhile."""
+        return isinstance(self.action, HoldRequests)
+
 
 class Seen(StrEnum):
     """What the facts say of a step."""

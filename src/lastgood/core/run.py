@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from lastgood.core.plan import Plan, Seen, Step
+from lastgood.core.plan import HoldRequests, PassRequests, Plan, Seen, Step
 from lastgood.core.record import (
     AbortAsked,
     ApprovalDenied,
@@ -69,7 +69,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """Every step was seen done."""
+    """Every step was seen done, but for those that only spare users something and could not be."""
 
 
 Next = Apply | Observe | AwaitApproval | Stop | Finish
@@ -114,6 +114,8 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
         progress = tally.steps[step.name]
         if progress.done:
             continue
+        if progress.open and step.only_spares and progress.unclear >= LOOKS:
+            continue
         if progress.open:
             return _look(step, progress)
         if tally.abort:
@@ -122,9 +124,13 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
                 step=step,
                 reason=_who("aborted", tally.abort.by, tally.abort.why),
             )
-        if progress.failed and not progress.failed.again:
+        final = progress.failed is not None and not progress.failed.again
+        given_up = progress.failures >= step.attempts or progress.attempts >= step.attempts + DEATHS
+        if (final or given_up) and step.only_spares:
+            continue
+        if progress.failed and final:
             return _stopped(plan, tally, step, progress.failed.reason, progress.failed.hint)
-        if progress.failures >= step.attempts or progress.attempts >= step.attempts + DEATHS:
+        if given_up:
             last, hint = progress.note or "the target does not show it done", ""
             if progress.failed:
                 last, hint = progress.failed.reason, progress.failed.hint
@@ -138,6 +144,18 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
             step=step, attempt=progress.attempts + 1, delay_s=progress.failed.delay_s if progress.failed else 0.0
         )
     return Finish()
+
+
+def hold_of(plan: Plan, records: Sequence[Record], step: Step) -> tuple[Step, int] | None:
+    """The hold that `step` relies on, and the number of its next attempt, where it was seen done; None where nothing
+    holds requests for that step. A hold ends by itself: whoever takes a run up looks whether it still does."""
+    tally = _tally(plan, records)
+    names = [each.name for each in plan.steps]
+    before = plan.steps[: names.index(step.name)]
+    hold = next((each for each in before if isinstance(each.action, HoldRequests)), None)
+    if hold is None or not tally.steps[hold.name].done or any(isinstance(s.action, PassRequests) for s in before):
+        return None
+    return hold, tally.steps[hold.name].attempts + 1
 
 
 def _look(step: Step, progress: _Progress) -> Next:
@@ -264,5 +282,6 @@ __all__ = [
     "advance",
     "began_serving_change",
     "began_what_was_asked",
+    "hold_of",
     "outcomes",
 ]
