@@ -275,6 +275,7 @@ def test_what_a_replay_would_leave_out_is_tried_before_anybody_is_asked(team: Te
     assert "would wait     2 in quarantine (missions 3); why: tried/quarantine.jsonl" in shown
     assert "left out       2 rows of totals; tried/left-out.jsonl" in shown
     assert "pause          about 0.6 s in which nobody can write" in shown
+    assert "then core, orchestrator, agent of v1 must serve before anybody is answered" in shown
 
 
 def test_a_replay_that_cannot_be_tried_keeps_nobody_from_being_asked(

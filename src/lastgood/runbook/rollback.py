@@ -684,7 +684,13 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         tables = ", ".join(f"{loss.table} {loss.rows}" for loss in of.losses)
         lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
     lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
-    return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+    lines.append(f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+    swapped = next((n for n, step in enumerate(plan.steps) if isinstance(step.action, SwapDatabase)), len(plan.steps))
+    if start := [service for step in plan.steps[swapped:] for service, _ in step.serves]:
+        lines.append(
+            f"               then {', '.join(start)} of {plan.to_release} must serve before anybody is answered"
+        )
+    return tuple(lines)
 
 
 def incident(rooms: Rooms, name: str) -> str:
