@@ -16,8 +16,9 @@ LOG=${DOCKERD_LOG:-/var/log/dockerd.log}
 LOCK=/run/lock/lastgood-engine.lock
 PLUGINS=/usr/local/lib/docker/cli-plugins   # seen by Debian's client and by Docker's own
 PLUGIN_SUITE=trixie                         # the stable suite that has Compose v2 and buildx; both need only libc6 >= 2.34
-# For base images from Debian packages, the loopback registry and the edge. An engine that can reach a hub does without.
-BUILDERS=(mmdebstrap busybox-static docker-registry haproxy)
+# For base images from Debian packages, the loopback registry, the edge, and tests with a pooler. An engine that can
+# reach a hub does without.
+BUILDERS=(mmdebstrap busybox-static docker-registry haproxy pgbouncer)
 
 PATH=$PATH:/usr/sbin:/sbin                  # where dockerd and iptables are
 
@@ -51,7 +52,7 @@ install_packages() {
   rm -f "$log"
   # Where systemd runs, Debian starts what it installs. The registry and the proxy are wanted as programs, not as daemons.
   if [ -d /run/systemd/system ]; then
-    for daemon in docker-registry haproxy; do
+    for daemon in docker-registry haproxy pgbouncer; do
       if [[ " $* " == *" $daemon "* ]]; then systemctl disable --now "$daemon" >&2 || true; fi
     done
   fi

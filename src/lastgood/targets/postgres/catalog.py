@@ -7,7 +7,7 @@ give the same ones. Column numbers are left out: a restore closes the gaps of dr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
@@ -276,6 +276,20 @@ def sequences(connection: Connection) -> tuple[Sequence, ...]:
         Sequence(oid=int(oid), schema=schema, name=name, last=last, step=int(step))
         for oid, schema, name, last, step in connection.execute(sql.SQL(_SEQUENCES))
     )
+
+
+def materialized_views(connection: Connection) -> tuple[sql.Identifier, ...]:
+    """Return those that hold rows, each after those that it may read from."""
+    rows = connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid"
+    )
+    return tuple(sql.Identifier(schema, name) for schema, name in rows)
+
+
+def to_refresh(views: Iterable[str]) -> tuple[str, ...]:
+    """Say what a person does about materialized views that show an earlier state; nothing where there are none."""
+    return tuple(f"REFRESH MATERIALIZED VIEW {view}: it shows an earlier state of its tables" for view in views)
 
 
 def count_rows(connection: Connection, of: tuple[Table, ...]) -> tuple[tuple[str, int], ...]:

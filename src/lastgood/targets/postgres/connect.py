@@ -26,10 +26,13 @@ STATEMENT_S: Final = 30.0
 LOCK_S: Final = 5.0
 """Who waits longer for a lock holds up everybody who comes behind (a migration behind a long read, for one)."""
 _NOT_NOW_S: Final = 1.0
+NO_POOLER: Final = "database.postgres.host and .port in lastgood.yaml: the server's own, not those of a pooler"
 # libpq tells why a connection failed in words only; these come from the server and another try does not help.
 _REFUSALS: Final = {
     "password authentication failed": "database.postgres.user and .password in lastgood.yaml",
     "no password supplied": "database.postgres.password in lastgood.yaml",
+    # PgBouncer's words: it hands no settings on, and knows neither replication nor a session's own state
+    "unsupported startup parameter": NO_POOLER,
     "no pg_hba.conf entry": "let this host in: pg_hba.conf of the server",
     "role ": "database.postgres.user in lastgood.yaml",
     "database ": "database.postgres.name in lastgood.yaml",

@@ -9,7 +9,7 @@ from typing import Final
 
 from lastgood.targets import child
 from lastgood.targets.postgres.capture import PREFIX
-from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.connect import LOCK_S, NO_POOLER, Connection
 from lastgood.targets.postgres.server import LONGEST_NAME, Server
 
 ASK_S: Final = 5.0
@@ -24,6 +24,10 @@ def obstacles(server: Server, dumps: Path) -> tuple[str, ...]:
     found: list[str] = []
     major, said = server.tools.version()
     with server.connect() as live:
+        if live.execute(
+            "SELECT current_setting('lock_timeout')::interval = make_interval(secs => %s)", [LOCK_S]
+        ).fetchone() != (True,):
+            found.append(f"what answers hands no settings on, as a pooler may do: {NO_POOLER}")
         found += _role(live, server)
         served = live.info.server_version // 10_000
         if major < served:

@@ -169,6 +169,20 @@ class Replay:
             whole = False
         return self.finish(into), whole
 
+    def refresh_views(self) -> tuple[str, ...]:
+        """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
+        written in SQL. While the live database serves: how long it takes grows with the tables."""
+        stale: list[str] = []
+        for view in catalog.materialized_views(self._clone):
+            try:
+                with self._clone.transaction():
+                    self._clone.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(view))
+            except psycopg.Error:
+                if self._clone.broken:
+                    raise
+                stale.append(view.as_string(self._clone))
+        return tuple(stale)
+
     def finish(self, into: Path) -> Replayed:
         """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
         repeat."""

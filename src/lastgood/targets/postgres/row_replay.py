@@ -12,7 +12,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
@@ -172,6 +172,8 @@ def carry(
         else:
             raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
         replayed = _write_down(found, [*taken_out, *refused], source, kept, into)
+        stale = catalog.to_refresh(view.as_string(clone) for view in catalog.materialized_views(clone))
+        replayed = replace(replayed, notes=(*replayed.notes, *stale))
         clone.execute(
             sql.SQL("INSERT INTO lastgood.carried_rows VALUES ({}, {})").format(
                 sql.Literal(replay), sql.Literal(shelf.KEPT_REPLAY.dump_json(replayed).decode())

@@ -73,10 +73,11 @@ class KeptExport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaughtUp:
     """A replay that has caught up. took_s: its last round. narrow: whether invariants are looked at no more than the
-    rows of a batch ask for."""
+    rows of a batch ask for. stale: materialized views that could not be refreshed."""
 
     took_s: float
     narrow: bool = False
+    stale: tuple[str, ...] = ()
 
 
 KEPT_POINT: Final = TypeAdapter(KeptPoint)

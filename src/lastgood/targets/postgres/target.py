@@ -312,13 +312,14 @@ class PostgresTarget:
             replaying.go_on(go_on=go_on)
             # a look that is slow now would be the pause behind the fence
             replaying.narrow = replaying.look_s > SLOW_LOOK_S
+            stale = replaying.refresh_views()
             before_s = inf
             while took_s >= QUICK_S and (took_s < before_s or took_s == inf):
                 before_s, began = took_s, monotonic()
                 replaying.go_on(go_on=go_on)
                 took_s = monotonic() - began
         shelf.folder(shelf.folder(self._replays) / self._caught_up.name)
-        caught_up = shelf.CaughtUp(took_s=took_s, narrow=replaying.narrow)
+        caught_up = shelf.CaughtUp(took_s=took_s, narrow=replaying.narrow, stale=stale)
         shelf.write(self._caught_up / f"{shelf.checked(action.replay)}.json", shelf.CAUGHT_UP, caught_up)
 
     def _replay(self, action: ReplayWrites, *, deadline_s: float) -> None:
@@ -332,13 +333,15 @@ class PostgresTarget:
             replayed = self._carry_rows(action, kept, folder, deadline_s=deadline_s)
         else:
             path = self._caught_up / f"{shelf.checked(action.replay)}.json"
-            narrow = path.exists() and shelf.read(path, shelf.CAUGHT_UP, what=path.stem, hint=_HINT).narrow
-            with self._replaying(kept, action.kept_as, deadline_s=deadline_s, narrow=narrow) as (
+            nothing = shelf.CaughtUp(took_s=inf)
+            before = shelf.read(path, shelf.CAUGHT_UP, what=path.stem, hint=_HINT) if path.exists() else nothing
+            with self._replaying(kept, action.kept_as, deadline_s=deadline_s, narrow=before.narrow) as (
                 replaying,
                 go_on,
             ):
                 replaying.go_on(go_on=go_on)
                 replayed = replaying.finish(folder)
+            replayed = replace(replayed, notes=(*replayed.notes, *catalog.to_refresh(before.stale)))
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
