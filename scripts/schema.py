@@ -45,11 +45,11 @@ class Setting:
 
 
 def variants(text: str) -> tuple[str, str]:
-    """Return the example for each of the two engines: as it stands, and with `process` in place of `containers`, and
-    `access_log` in place of `metrics`."""
+    """Return the example for each of the two engines: as it stands, and with `process` in place of `containers`,
+    `access_log` of `metrics`, and `alembic` of `prisma`."""
     taken = re.sub(r"^containers:.*\n(?:[ #].*\n)*", "", text, flags=re.MULTILINE)
-    taken = re.sub(r"^    metrics:.*\n", "\n", taken, flags=re.MULTILINE)
-    block = re.compile(r"^( *)#(?:process|access_log):.*\n(?:\1#.*\n)*", flags=re.MULTILINE)
+    taken = re.sub(r"^    (?:metrics|prisma):.*\n", "\n", taken, flags=re.MULTILINE)
+    block = re.compile(r"^( *)#(?:process|access_log|alembic):.*\n(?:\1#.*\n)*", flags=re.MULTILINE)
     return text, block.sub(lambda found: re.sub(r"^( *)#", r"\1", found[0], flags=re.MULTILINE), taken)
 
 

@@ -249,7 +249,7 @@ FAULTS = {
     ),
     "unknown-key-of-a-trigger": (
         "watch:\n  triggers:\n    x: {kind: data, invariants: '*.sql', limit: 0}\n",
-        "8:42: watch.triggers.x.limit: unknown key; known here: invariants, kind, timeout",
+        "8:42: watch.triggers.x.limit: unknown key; known here: invariants, kind, repairs, timeout",
     ),
     "unknown-key-of-a-probe": (
         FEATURE + "{get: http://a, body: 1}}}}\n",

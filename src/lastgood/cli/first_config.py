@@ -21,6 +21,11 @@ from lastgood.core.release import NAME_GRAMMAR
 STATE: Final = ".lastgood"
 USUAL_BOOT_S: Final = 60.0
 PASSWORD_FILE: Final = "postgres-password"  # noqa: S105 # a file's name
+# Where `alembic init alembic` and Flask-Migrate lay their scripts, and what applies them.
+ALEMBIC: Final = {
+    "alembic/versions": ("alembic", "upgrade", "head"),
+    "migrations/versions": ("flask", "db", "upgrade"),
+}
 _HEADER: Final = "lastgood.yaml, written by `lastgood init`. Every key: lastgood.example.yaml in lastgood's repository."
 
 
@@ -52,7 +57,8 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     if survey.postgres:
         tree["database"] = database = _database(survey.postgres, survey.migrate, root)
         if "migrations" not in database:
-            not_found.append("prisma/migrations: migrations are not lastgood's to apply")
+            places = ", ".join(("prisma/migrations", *ALEMBIC))
+            not_found.append(f"{places}: migrations are not lastgood's to apply")
     if health:
         tree["verify"] = {"health": health}
     else:
@@ -107,10 +113,12 @@ def _database(found: SurveyedPostgres, migrate: str, root: Path) -> dict[str, An
     if found.password:
         postgres["password"] = f"file:{STATE}/{PASSWORD_FILE}"
     database: dict[str, Any] = {"postgres": postgres}
+    once = ["docker", "compose", "run", "--rm", "--no-deps", "-T", migrate]
     if (root / "prisma" / "migrations").is_dir():
-        once = ["docker", "compose", "run", "--rm", "--no-deps", "-T", migrate]
         command = once if migrate else ["npx", "prisma", "migrate", "deploy"]
         database["migrations"] = {"prisma": "prisma/migrations", "command": command}
+    elif scripts := next((place for place in ALEMBIC if (root / place).is_dir()), ""):
+        database["migrations"] = {"alembic": scripts, "command": once if migrate else list(ALEMBIC[scripts])}
     return database
 
 

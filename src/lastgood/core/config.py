@@ -401,11 +401,20 @@ class PostgresConfig(_Section):
 
 
 class MigrationsConfig(_Section):
-    """Prisma-style migrations: their folder, and the command that applies them (DATABASE_URL is set for it)."""
+    """Migrations: the folder of Prisma's or of Alembic's, and the command that applies them (DATABASE_URL is set for
+    it)."""
 
-    prisma: str
+    prisma: str | None = None
+    alembic: str | None = None
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     timeout: SomeTime = 600.0
+
+    @model_validator(mode="after")
+    def _one_tool(self) -> MigrationsConfig:
+        if (self.prisma is None) == (self.alembic is None):
+            message = "expected exactly one of prisma and alembic"
+            raise ValueError(message)
+        return self
 
 
 class RestorePointsConfig(_Section):

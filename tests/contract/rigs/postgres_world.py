@@ -74,6 +74,7 @@ class PostgresWorld:
         self.kept_as = f"{config.name}_bad_r1"
         self.invariants: Mapping[str, str] = {"totals-are-positive": INVARIANT}
         self.repairs: Mapping[str, str] = {}
+        self.migrations: Mapping[str, object] = {"prisma": "prisma", "command": [sys.executable, "migrate.py"]}
         self.by_rows = False
         """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
 
@@ -93,7 +94,7 @@ class PostgresWorld:
         config = DatabaseConfig.model_validate(
             {
                 "postgres": self.config,
-                "migrations": {"prisma": "prisma", "command": [sys.executable, "migrate.py"]},
+                "migrations": self.migrations,
                 "statements": "statements/*.sql",
                 "restore_points": {"path": "restore-points", "keep": 2},
             }

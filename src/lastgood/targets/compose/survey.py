@@ -44,7 +44,7 @@ OVERRIDES: Final = (
     *("docker-compose.override.yml", "docker-compose.override.yaml"),
 )
 _POSTGRES: Final = "postgres"
-_MIGRATES: Final = re.compile(r"\b(prisma|migrat\w*)\b")
+_MIGRATES: Final = re.compile(r"\b(prisma|alembic|migrat\w*)\b")
 _HERE: Final = frozenset({"", "0.0.0.0", "::", "127.0.0.1"})  # noqa: S104 # compared, not listened on
 
 
@@ -255,10 +255,10 @@ def _ports(project: Project, containers: Collection[Container], name: str) -> tu
 
 
 def _migrates(project: Project, services: Collection[Surveyed]) -> str:
-    """The service that applies migrations and ends: Prisma's own before any other."""
+    """The service that applies migrations and ends: Prisma's or Alembic's own before any other."""
     ending = [s.name for s in services if s.shape.kind is Kind.ONE_SHOT]
     said = {name: set(_MIGRATES.findall(" ".join((name, *project.sentence(name))))) for name in ending}
-    return next((n for n in ending if "prisma" in said[n]), next((n for n in ending if said[n]), ""))
+    return next((n for n in ending if said[n] & {"prisma", "alembic"}), next((n for n in ending if said[n]), ""))
 
 
 def _postgres(project: Project, containers: Collection[Container], name: str) -> SurveyedPostgres:

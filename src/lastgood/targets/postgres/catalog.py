@@ -177,7 +177,10 @@ FROM pg_sequences s JOIN pg_namespace n ON n.nspname = s.schemaname
 JOIN pg_class c ON (c.relnamespace, c.relname) = (n.oid, s.sequencename)
 """
 
-HISTORY: Final = "_prisma_migrations"
+PRISMA: Final = "_prisma_migrations"
+ALEMBIC: Final = "alembic_version"
+HISTORIES: Final = (PRISMA, ALEMBIC)
+"""Where the tools write down which migrations they applied: part of the schema, and no rows of anybody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +257,7 @@ def tables(connection: Connection, *, history: bool = False) -> tuple[Table, ...
     """Return the tables that hold rows. history: that of the migrations as well."""
     found: list[Table] = []
     for oid, schema, name, columns, key in connection.execute(sql.SQL(_TABLES)):
-        if name != HISTORY or history:
+        if name not in HISTORIES or history:
             named = {int(number): column for number, column, _ in columns}
             types = {int(number): text for number, _, text in columns}
             found.append(Table(oid=int(oid), schema=schema, name=name, columns=named, types=types, key=tuple(key)))
@@ -299,19 +302,3 @@ def count_rows(connection: Connection, of: tuple[Table, ...]) -> tuple[tuple[str
         row = connection.execute(sql.SQL("SELECT count(*) FROM ONLY {}").format(table.identifier)).fetchone()
         counted.append((table.label, int(row[0]) if row else 0))
     return tuple(counted)
-
-
-def migrations(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (finished, failed) migrations of Prisma's history, oldest first; empty where there is no history.
-
-    The columns are Prisma's own (prisma-engines, `_prisma_migrations`).
-    """
-    if connection.execute("SELECT to_regclass(%s)", [HISTORY]).fetchone() == (None,):
-        return (), ()
-    rows = connection.execute(
-        sql.SQL(
-            "SELECT migration_name, finished_at IS NOT NULL FROM {} WHERE rolled_back_at IS NULL ORDER BY started_at"
-        ).format(sql.Identifier(HISTORY))
-    ).fetchall()
-    finished = tuple(name for name, done in rows if done)
-    return finished, tuple(name for name, done in rows if not done and name not in finished)

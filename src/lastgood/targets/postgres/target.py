@@ -50,6 +50,7 @@ from lastgood.targets.postgres import (
     capture,
     catalog,
     evidence,
+    histories,
     own_dump,
     repair,
     replay,
@@ -140,7 +141,7 @@ class PostgresTarget:
     def _with_contents(self, facts: DatabaseFacts, maintenance: Connection) -> DatabaseFacts:
         row = maintenance.execute("SELECT pg_database_size(%s)", [facts.database]).fetchone()
         with self._server.connect() as live:
-            finished, failed = catalog.migrations(live)
+            finished, failed = histories.known(live)
             return replace(
                 facts,
                 fingerprint=catalog.fingerprint(catalog.objects(live)),
@@ -387,16 +388,13 @@ class PostgresTarget:
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            return obstacles(self._server, shelf.folder(self._points))
+            return obstacles(self._server, shelf.folder(self._points), self._config.migrations)
 
     def ships(self, release: str) -> Shipped:
         at = self._workdir(release)
         names: tuple[str, ...] = ()
         if self._config.migrations:
-            folder = at / self._config.migrations.prisma
-            if not folder.is_dir():
-                raise ConfigError(f"database.migrations.prisma: {folder}: expected a folder with migrations")
-            names = tuple(sorted(path.parent.name for path in folder.glob("*/migration.sql")))
+            names = histories.shipped(self._config.migrations, at)
         statements: tuple[str, ...] = ()
         if self._config.statements:
             files = sorted(at.glob(self._config.statements))

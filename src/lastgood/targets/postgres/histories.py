@@ -1,0 +1,117 @@
+"""Which migrations the files of a release bring, and which of them the database says it has.
+
+Prisma: a folder for each, and the rows of `_prisma_migrations` (prisma-engines). Alembic: a script for each that names
+the one before it, and the heads in `alembic_version` (Alembic docs, "Working with Branches"); here the heads count.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from psycopg import sql
+
+from lastgood.core.config import MigrationsConfig
+from lastgood.core.errors import ConfigError
+from lastgood.targets.postgres import catalog
+from lastgood.targets.postgres.catalog import ALEMBIC, PRISMA
+from lastgood.targets.postgres.connect import Connection
+
+_REVISION: Final = "revision"
+_BEFORE: Final = "down_revision"
+
+
+def shipped(config: MigrationsConfig, at: Path) -> tuple[str, ...]:
+    """Return what the files under `at` bring, oldest first. Raises ConfigError with the place."""
+    if config.prisma is not None:
+        folder = _folder(at / config.prisma, "prisma")
+        return tuple(sorted(path.parent.name for path in folder.glob("*/migration.sql")))
+    before = dict(_scripts(_folder(at / str(config.alembic), "alembic")))
+    referred = {name for names in before.values() for name in names}
+    if unknown := sorted(referred - before.keys()):
+        raise ConfigError(f"database.migrations.alembic: {config.alembic}: no script has revision {unknown[0]}")
+    return tuple(sorted(before.keys() - referred))
+
+
+def known(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (finished, failed) migrations of the database, oldest first; empty where there is no history."""
+    finished, failed = _of_prisma(connection) or ((), ())
+    return (*finished, *(_of_alembic(connection) or ())), failed
+
+
+def gaps(live: Connection, config: MigrationsConfig) -> tuple[str, ...]:
+    """Return why nobody can tell which migrations the database has, one line each; empty when that can be told."""
+    if config.prisma is not None:
+        prisma = _of_prisma(live)
+        mend, history = "npx prisma migrate resolve", None if prisma is None else (*prisma[0], *prisma[1])
+        failed = [f"migration {each} began and did not finish: {mend}" for each in (prisma[1] if prisma else ())]
+        name = PRISMA
+    else:
+        name, mend, history, failed = ALEMBIC, "alembic stamp", _of_alembic(live), list[str]()
+    if not history and catalog.tables(live):
+        said = "is missing" if history is None else "names no migration"
+        failed.append(f"{name} {said}, and there are tables: which migrations they have cannot be told: {mend}")
+    return tuple(failed)
+
+
+def _of_prisma(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    if not _exists(connection, PRISMA):
+        return None
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT migration_name, finished_at IS NOT NULL FROM {} WHERE rolled_back_at IS NULL ORDER BY started_at"
+        ).format(sql.Identifier(PRISMA))
+    ).fetchall()
+    finished = tuple(name for name, done in rows if done)
+    return finished, tuple(name for name, done in rows if not done and name not in finished)
+
+
+def _of_alembic(connection: Connection) -> tuple[str, ...] | None:
+    if not _exists(connection, ALEMBIC):
+        return None
+    rows = connection.execute(sql.SQL("SELECT version_num FROM {} ORDER BY 1").format(sql.Identifier(ALEMBIC)))
+    return tuple(version for (version,) in rows)
+
+
+def _folder(folder: Path, kind: str) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"database.migrations.{kind}: {folder}: expected a folder with migrations")
+    return folder
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return connection.execute("SELECT to_regclass(%s)", [table]).fetchone() != (None,)
+
+
+def _scripts(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (revision, those before it) of every script. They are read, not run."""
+    for path in sorted(folder.glob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        told = _constants(path)
+        if not isinstance(revision := told.get(_REVISION), str) or _BEFORE not in told:
+            raise ConfigError(f"{path}: expected a script of Alembic, with {_REVISION} and {_BEFORE}")
+        before = told[_BEFORE]
+        names = () if before is None else (before,) if isinstance(before, str) else before
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{path}: {_BEFORE}: expected None, a revision, or more in a tuple")
+        yield revision, tuple(str(name) for name in names)
+
+
+def _constants(path: Path) -> dict[str, object]:
+    """The two names as a script assigns them at its top. Raises ConfigError when it is no Python, or they are no
+    constants."""
+    told: dict[str, object] = {}
+    try:
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            value = getattr(statement, "value", None)
+            for target in targets:
+                if isinstance(target, ast.Name) and target.id in (_REVISION, _BEFORE) and isinstance(value, ast.expr):
+                    literal: object = ast.literal_eval(value)
+                    told[target.id] = tuple(literal) if isinstance(literal, list) else literal
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a script of Alembic: {error}") from None
+    return told
