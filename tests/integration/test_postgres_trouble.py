@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from lastgood.core.errors import LastgoodError
+from lastgood.core.errors import LastgoodError, Retryable
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_world import PostgresWorld
 
@@ -125,17 +125,31 @@ def test_a_sequence_that_ran_far_ahead_goes_on_there(embedded: PostgresWorld) ->
     assert embedded.one("INSERT INTO orders (customer, total) VALUES (1, 1) RETURNING id") == 9000000002
 
 
-def test_a_transaction_that_is_idle_with_locks_ends_at_the_fence(embedded: PostgresWorld) -> None:
+def test_a_transaction_that_is_idle_ends_at_the_fence(embedded: PostgresWorld) -> None:
     embedded.take()
     embedded.migrate()
     with embedded.connect() as idle:
-        idle.execute(
-            "BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE; UPDATE customers SET full_name = 'x' WHERE id = 1"
-        )
+        idle.execute("BEGIN; UPDATE customers SET full_name = 'x' WHERE id = 1")
         embedded.go_back()
         with pytest.raises(psycopg.OperationalError):
             idle.execute("COMMIT")
     assert embedded.one("SELECT name FROM customers WHERE id = 1") == "customer 1"
+
+
+def test_who_keeps_everybody_from_looking_is_named_and_nothing_is_touched(embedded: PostgresWorld) -> None:
+    """As a migration does that hangs in the middle."""
+    embedded.take()
+    embedded.migrate()
+    with embedded.connect() as idle:
+        idle.execute("SET application_name = 'migrate'")
+        idle.execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        before = embedded.effects()
+        with pytest.raises(
+            Retryable, match=rf"lock timeout; held by {idle.info.backend_pid} migrate .*idle in transaction"
+        ):
+            embedded.go_back()
+        assert embedded.effects() == before
+    embedded.go_back()
 
 
 def test_a_role_that_may_replicate_and_is_no_superuser_loses_nothing(tmp_path: Path) -> None:
@@ -165,26 +179,28 @@ def pooler(world: PostgresWorld, *more: str) -> Generator[str]:
     settings."""
     bouncer = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     assert bouncer, "pgbouncer is missing: scripts/engine.sh installs it"
-    folder = world.folder / f"pooler-{secrets.token_hex(2)}"
-    folder.mkdir(mode=0o777)
-    folder.chmod(0o777)
     password = world.config.password.reveal() if world.config.password else ""
-    (folder / "users").write_text(f'"{world.config.user}" "{password}"\n')
-    (folder / "ini").write_text(
-        f"[databases]\n* = host={world.config.host} port={world.config.port}\n"
-        f"[pgbouncer]\nlisten_addr =\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = trust\n"
-        f"auth_file = {folder}/users\npool_mode = transaction\nserver_login_retry = 0.2\n"
-        + "".join(f"{line}\n" for line in more)
-    )
-    process = subprocess.Popen([bouncer, "-q", folder / "ini"], user="nobody", stdin=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 10
-        while not (folder / ".s.PGSQL.6432").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        yield f"host={folder} port=6432 user={world.config.user} dbname={world.config.name}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with postgres_embedded.open_folder() as folder:
+        folder.chmod(0o777)  # it gives root up
+        (folder / "users").write_text(f'"{world.config.user}" "{password}"\n')
+        (folder / "ini").write_text(
+            f"[databases]\n* = host={world.config.host} port={world.config.port}\n"
+            f"[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = trust\n"
+            f"auth_file = {folder}/users\npool_mode = transaction\nserver_login_retry = 0.2\nlogfile = {folder}/log\n"
+            + "".join(f"{line}\n" for line in more)
+        )
+        server = Path(world.config.host, ".s.PGSQL.5432").owner()  # who alone may connect through that socket
+        words = [bouncer, "--quiet", *(["--user", server] if os.geteuid() == 0 else []), str(folder / "ini")]
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 10
+            while not (folder / ".s.PGSQL.6432").exists():
+                assert time.monotonic() < until, (folder / "log").read_text()
+                time.sleep(0.05)
+            yield f"host={folder} port=6432 user={world.config.user} dbname={world.config.name}"
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
 def write_through(address: str, stop: threading.Event, acknowledged: list[str]) -> None:
@@ -202,6 +218,13 @@ def write_through(address: str, stop: threading.Event, acknowledged: list[str]) 
             time.sleep(0.05)
 
 
+def wait_for(number: int, acknowledged: list[str]) -> None:
+    until = time.monotonic() + 20
+    while len(acknowledged) < number:
+        assert time.monotonic() < until, "nobody is served"
+        time.sleep(0.02)
+
+
 def tokens() -> Iterator[str]:
     while True:
         yield secrets.token_hex(8)
@@ -216,17 +239,13 @@ def test_users_behind_a_pooler_reach_the_database_that_came_back_and_lose_nothin
         embedded.migrate()
         user.start()
         try:
-            while len(acknowledged) < 20:
-                time.sleep(0.02)
+            wait_for(20, acknowledged)
             embedded.go_back()
             after = len(acknowledged)
-            until = time.monotonic() + 20
-            while len(acknowledged) < after + 20 and time.monotonic() < until:
-                time.sleep(0.02)
+            wait_for(after + 20, acknowledged)
         finally:
             stop.set()
             user.join(timeout=30)
-    assert len(acknowledged) >= after + 20, "nobody came back"
     there = {str(what) for (what,) in embedded.sql("SELECT what FROM audit")}
     assert set(acknowledged) <= there
     assert (
@@ -245,7 +264,7 @@ def test_a_pooler_in_the_place_of_the_server_is_refused_by_name(embedded: Postgr
 
 
 def test_a_pooler_that_swallows_settings_is_told_before_a_deploy(embedded: PostgresWorld) -> None:
-    with pooler(embedded, "ignore_startup_parameters = options, extra_float_digits") as address:
+    with pooler(embedded, "ignore_startup_parameters = options, replication") as address:
         host = address.split()[0].removeprefix("host=")
         embedded.config = embedded.config.model_copy(update={"host": host, "port": 6432})
         assert any("pooler" in line for line in embedded.target.preflight())

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from lastgood.core.config import PostgresConfig
-from lastgood.core.errors import Bug, Refused, Retryable
+from lastgood.core.errors import Bug, LastgoodError, Refused, Retryable
 from lastgood.targets.postgres.connect import APPLICATION, MAINTENANCE, STATEMENT_S, Connection, connect
 from lastgood.targets.postgres.properties import create_like
 from lastgood.targets.postgres.tools import Tools
@@ -130,6 +130,24 @@ def hold(connection: Connection, what: str) -> None:
     when it does not end within the limit for locks.
     """
     connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"{APPLICATION} {what}"])
+
+
+def holders(server: Server) -> str:
+    """Say who holds a table so that nobody can read it: `; held by 4711 migrate (idle in transaction)`, at most five;
+    empty when nobody does, or that cannot be seen."""
+    try:
+        with server.maintenance() as maintenance:
+            rows = maintenance.execute(
+                "SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), a.backend_type), "
+                "coalesce(a.state, '-') FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
+                "WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND a.datname = %s "
+                "ORDER BY 1 LIMIT 5",
+                [server.live],
+            ).fetchall()
+    except (psycopg.Error, LastgoodError):
+        return ""
+    told = ", ".join(f"{pid} {name} ({state})" for pid, name, state in rows)
+    return f"; held by {told}" if told else ""
 
 
 def _sessions(connection: Connection, database: str) -> str:

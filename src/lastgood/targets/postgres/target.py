@@ -65,7 +65,17 @@ from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.requeue import Names
-from lastgood.targets.postgres.server import Server, admit, databases, end_tool, hold, open_ledger, replayed_upto, swaps
+from lastgood.targets.postgres.server import (
+    Server,
+    admit,
+    databases,
+    end_tool,
+    hold,
+    holders,
+    open_ledger,
+    replayed_upto,
+    swaps,
+)
 
 _AGAIN_S: Final = 2.0
 QUICK_S: Final = 0.3
@@ -80,6 +90,8 @@ SLOW_LOOK_S: Final = 0.1
 transactions touched."""
 _LAST_CHARACTERS: Final = 800
 _HINT: Final = "lastgood doctor"
+# lock_not_available: a lock was not had in time
+_LOCKED: Final = "55P03"
 SAVING: Final = f"{APPLICATION} safety dump"
 
 
@@ -539,7 +551,8 @@ def _answers(server: Server, *, sent: bool) -> Generator[None]:
         lost = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
         if sent and lost:
             raise OutcomeUnknown(f"database {live}: the connection was lost: {_words(error)}") from error
-        raise Retryable(f"database {live}: {_words(error)}", delay_s=_AGAIN_S, hint=_HINT) from error
+        by = holders(server) if error.sqlstate == _LOCKED else ""
+        raise Retryable(f"database {live}: {_words(error)}{by}", delay_s=_AGAIN_S, hint=_HINT) from error
     except psycopg.Error as error:
         raise Refused(f"database {live}: {_words(error)}", hint=_HINT) from error
 
