@@ -67,8 +67,11 @@ def test_no_script_is_no_migration(tmp_path: Path) -> None:
         (script("b2", "'gone'"), "no script has revision gone"),
         ("x = 1\n", "x.py: expected a script of Alembic, with revision and down_revision"),
         ("revision = 'b2'\n", "x.py: expected a script of Alembic, with revision and down_revision"),
-        ("revision = make()\ndown_revision = None\n", "x.py: expected a script of Alembic: malformed node"),
-        ("revision = 'b2'\ndown_revision = 7\n", "x.py: down_revision: expected None, a revision, or more in a tuple"),
+        (
+            "revision = make()\ndown_revision = None\n",
+            "x.py: expected a script of Alembic: line 1: expected None, a revision",
+        ),
+        ("revision = 'b2'\ndown_revision = 7\n", "line 2: expected None, a revision, or more in a tuple"),
         ("revision = \n", "x.py: expected a script of Alembic: invalid syntax"),
     ],
 )

@@ -77,8 +77,8 @@ def _restore_point(history: History, name: str | None) -> RestorePoint:
         return named
     newest_first = list(reversed(history.deployments.values()))
     went_back = [d for d in newest_first if d.ended is not None and d.ended.terminal in WENT_BACK]
-    for known in (*went_back, *newest_first):
-        if (point := history.restore_point_of(known.deployment.id)) is not None:
+    for under in (*went_back, *newest_first):
+        if (point := history.restore_point_of(under.deployment.id)) is not None:
             return point
     raise Refused("there is no restore point to compare with", hint="lastgood restore-points list")
 

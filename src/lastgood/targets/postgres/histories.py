@@ -91,27 +91,37 @@ def _scripts(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         if path.name == "__init__.py":
             continue
         told = _constants(path)
-        if not isinstance(revision := told.get(_REVISION), str) or _BEFORE not in told:
+        if len(told.get(_REVISION, ())) != 1 or _BEFORE not in told:
             raise ConfigError(f"{path}: expected a script of Alembic, with {_REVISION} and {_BEFORE}")
-        before = told[_BEFORE]
-        names = () if before is None else (before,) if isinstance(before, str) else before
-        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{path}: {_BEFORE}: expected None, a revision, or more in a tuple")
-        yield revision, tuple(str(name) for name in names)
+        yield told[_REVISION][0], told[_BEFORE]
 
 
-def _constants(path: Path) -> dict[str, object]:
-    """The two names as a script assigns them at its top. Raises ConfigError when it is no Python, or they are no
-    constants."""
-    told: dict[str, object] = {}
+def _constants(path: Path) -> dict[str, tuple[str, ...]]:
+    """The two names as a script assigns them at its top: None, a text, or more of them. Raises ConfigError when it is
+    no Python, or they are something else."""
+    told: dict[str, tuple[str, ...]] = {}
     try:
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-            value = getattr(statement, "value", None)
-            for target in targets:
-                if isinstance(target, ast.Name) and target.id in (_REVISION, _BEFORE) and isinstance(value, ast.expr):
-                    literal: object = ast.literal_eval(value)
-                    told[target.id] = tuple(literal) if isinstance(literal, list) else literal
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in (_REVISION, _BEFORE):
+                    told[name] = _texts(value)
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name in (_REVISION, _BEFORE):
+                    told[name] = _texts(value)
+                case _:
+                    pass
     except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"{path}: expected a script of Alembic: {error}") from None
     return told
+
+
+def _texts(value: ast.expr) -> tuple[str, ...]:
+    match value:
+        case ast.Constant(value=None):
+            return ()
+        case ast.Constant(value=str(text)):
+            return (text,)
+        case ast.Tuple(elts=elements) | ast.List(elts=elements):
+            return tuple(text for element in elements for text in _texts(element))
+        case _:
+            message = f"line {value.lineno}: expected None, a revision, or more in a tuple"
+            raise ValueError(message)
