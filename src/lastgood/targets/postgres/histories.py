@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import psycopg
 from psycopg import sql
 
 from lastgood.core.config import MigrationsConfig
@@ -43,6 +44,13 @@ def known(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def gaps(live: Connection, config: MigrationsConfig) -> tuple[str, ...]:
     """Return why nobody can tell which migrations the database has, one line each; empty when that can be told."""
+    try:
+        return _gaps(live, config)
+    except psycopg.errors.InsufficientPrivilege as error:
+        return (f"which migrations the database has cannot be told: {error.diag.message_primary}",)
+
+
+def _gaps(live: Connection, config: MigrationsConfig) -> tuple[str, ...]:
     if config.prisma is not None:
         prisma = _of_prisma(live)
         mend, history = "npx prisma migrate resolve", None if prisma is None else (*prisma[0], *prisma[1])
