@@ -43,6 +43,13 @@ def embedded(postgres: PostgresConfig, tmp_path: Path) -> Generator[PostgresWorl
         yield made
 
 
+@pytest.fixture(scope="session")
+def contained() -> Generator[PostgresConfig]:
+    """One server in a container for all tests here that do not harm it."""
+    with postgres_container.server() as config:
+        yield config
+
+
 @pytest.fixture(
     params=["embedded", pytest.param("container", marks=pytest.mark.needs_docker)], ids=["embedded", "container"]
 )
@@ -51,5 +58,5 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[PostgresW
     if request.param == "embedded":
         yield request.getfixturevalue("embedded")
     else:
-        with postgres_container.rig(tmp_path) as made:
+        with postgres_embedded.database(tmp_path, request.getfixturevalue("contained")) as made:
             yield made

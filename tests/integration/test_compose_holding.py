@@ -164,6 +164,7 @@ def clean_up(stack: ComposeWorld, *words: str) -> None:
     stack.run("docker", "image", "prune", "--force", *words, "--filter", ours)
 
 
+@pytest.mark.full
 def test_a_release_survives_the_hourly_cleaning_of_containers_and_images(stack: ComposeWorld) -> None:
     target = stack.target()
     good = deployed(stack, target, "v1")
@@ -273,6 +274,7 @@ def test_what_a_release_lacks_is_named_with_what_to_do(
 # --- letting go ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_letting_go_takes_tags_images_and_files_and_leaves_what_serves_alone(stack: ComposeWorld) -> None:
     target = stack.target()
     old = deployed(stack, target, "v1")

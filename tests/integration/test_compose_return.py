@@ -34,6 +34,7 @@ def steps_of(stack: ComposeWorld, target: ComposeTarget, release: Release) -> di
     return {step.name: step for step in stack.plan(target, release).steps}
 
 
+@pytest.mark.full
 def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: ComposeWorld) -> None:
     target = stack.target()
     database = stack.container("db").id

@@ -238,6 +238,7 @@ def test_pruning_dangling_images_took_the_one_to_go_back_to(shop: Shop) -> None:
     shop.check_it_went_back("v1", before)
 
 
+@pytest.mark.full
 def test_the_wait_was_shorter_than_the_start_period(shop: Shop) -> None:
     """The image, not the compose file, says how long it may take to start."""
     stack = shop.stack

@@ -27,7 +27,8 @@ def docker(*words: str) -> str:
 
 
 @contextmanager
-def rig(folder: Path) -> Iterator[PostgresWorld]:
+def server() -> Iterator[PostgresConfig]:
+    """A running server, and how its database `shop` is reached."""
     if not docker("images", "--quiet", IMAGE):
         subprocess.run(["bash", str(IMAGES)], check=True, timeout=600, capture_output=True)
     name = f"lgpg-{secrets.token_hex(4)}"
@@ -40,19 +41,26 @@ def rig(folder: Path) -> Iterator[PostgresWorld]:
     config = PostgresConfig(name="shop", user="shop", password=Secret("pass word"), container=name)
     try:
         _wait(config)
+        yield config
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+@contextmanager
+def rig(folder: Path) -> Iterator[PostgresWorld]:
+    """A world on a server of its own."""
+    with server() as config:
 
         @contextmanager
         def pause() -> Iterator[None]:
-            docker("pause", name)
+            docker("pause", str(config.container))
             try:
                 yield
             finally:
-                docker("unpause", name)
+                docker("unpause", str(config.container))
 
         with opened(folder, config, pause) as world:
             yield world
-    finally:
-        docker("rm", "--force", "--volumes", name)
 
 
 def _wait(config: PostgresConfig) -> None:
