@@ -225,6 +225,10 @@ def _repairs(root: Path, pattern: str, trigger: str, invariants: Collection[str]
     if of_none := sorted(files.keys() - set(invariants)):
         known = ", ".join(invariants)
         raise ConfigError(f"watch.triggers.{trigger}.repairs: {of_none[0]}.sql: expected an invariant's name: {known}")
+    if without_key := [stem for stem, text in files.items() if "$1" not in text]:
+        raise ConfigError(
+            f"watch.triggers.{trigger}.repairs: {without_key[0]}.sql: expected an UPDATE of the row whose key is $1"
+        )
     return files
 
 

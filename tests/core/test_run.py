@@ -26,7 +26,7 @@ from lastgood.core.run import (
     advance,
     began_serving_change,
     began_what_was_asked,
-    hold_of,
+    lapsed_hold,
     outcomes,
 )
 from lastgood.testing.world import START
@@ -387,7 +387,7 @@ AT_THE_HOLD = (*done("save-dump"), approved(HOLDING))
         (started("hold-requests"), failed("hold-requests", again=False, needs_human=True)),
         tuple(e for n in (1, 2, 3) for e in (started("hold-requests", n), failed("hold-requests", again=True))),
         tuple(e for n in (1, 2, 3) for e in (started("hold-requests", n), found("hold-requests", Seen.NOT_DONE))),
-        (started("hold-requests"), *[found("hold-requests", Seen.UNKNOWN)] * LOOKS),
+        (started("hold-requests"), found("hold-requests", Seen.UNKNOWN)),
     ],
     ids=["refused", "asks for a person", "failed again and again", "never seen done", "never clear"],
 )
@@ -401,22 +401,43 @@ def test_requests_that_cannot_be_made_to_wait_do_not_keep_the_database_from_goin
 
 
 @pytest.mark.parametrize(
-    "events, step, attempt",
+    "events, step, in_s, attempt",
     [
-        (done("hold-requests"), "fence", 2),
-        (done("hold-requests", "fence"), "swap-database", 2),
-        (done("hold-requests", "hold-requests"), "fence", 2),
-        ((), "fence", None),
-        ((started("hold-requests"), failed("hold-requests", again=False)), "fence", None),
-        (done("hold-requests"), "save-dump", None),
-        (done("hold-requests"), "settle", None),
+        (done("hold-requests"), "fence", 60, 2),
+        (done("hold-requests"), "fence", 59, None),
+        (done("hold-requests", "fence"), "swap-database", 60, 2),
+        ((), "fence", 60, None),
+        ((started("hold-requests"), failed("hold-requests", again=False)), "fence", 60, None),
+        ((*done("hold-requests"), started("hold-requests", 2), failed("hold-requests", again=True)), "fence", 60, None),
+        ((*done("hold-requests"), started("hold-requests", 5), found("hold-requests", Seen.DONE)), "fence", 60, None),
+        (done("hold-requests"), "save-dump", 60, None),
+        (done("hold-requests"), "settle", 60, None),
     ],
 )
-def test_a_step_relies_on_the_hold_before_it_until_requests_are_passed_on(
-    events: Sequence[Event], step: str, attempt: int | None
+def test_a_hold_whose_time_has_run_out_is_wanted_again_until_requests_are_passed_on(
+    events: Sequence[Event], step: str, in_s: float, attempt: int | None
 ) -> None:
-    relied_on = hold_of(HOLDING, records(*events), HOLDING.step(step))
-    assert (relied_on[1] if relied_on else None) == attempt
+    kept = records(*events)
+    wanted = lapsed_hold(HOLDING, kept, HOLDING.step(step), _end(kept) + timedelta(seconds=in_s))
+    assert (wanted[1] if wanted else None) == attempt
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        (failed("hold-requests", again=True),),
+        (found("hold-requests", Seen.UNKNOWN),),
+        (found("hold-requests", Seen.NOT_DONE),),
+        (),
+    ],
+    ids=["failed", "unclear", "not done", "died"],
+)
+def test_a_plan_behind_the_fence_never_goes_back_to_a_hold(again: tuple[Event, ...]) -> None:
+    events = (*AT_THE_HOLD, *done("hold-requests", "fence"), started("hold-requests", 2), *again)
+    decided = after(*events, plan=HOLDING)
+    assert isinstance(decided, Apply)
+    assert decided.step.name != "hold-requests"
+    assert {o.name: o.state for o in outcomes(HOLDING, records(*events))}["hold-requests"] != "done" or not again
 
 
 # --- what may never be, whatever the records say ---------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.migration import Fit, FitsSchema
-from lastgood.core.plan import Plan, Role, Step
+from lastgood.core.plan import HELD_AT_MOST_S, Plan, Role, Step
 from lastgood.core.record import ApprovalGiven, Event, Record, RunEnded, StepStarted, Told
 from lastgood.core.release import Standing
 from lastgood.core.report import DryRun, Loss, Replayed, Report, TerminalState
@@ -275,7 +275,7 @@ def test_what_a_replay_would_leave_out_is_tried_before_anybody_is_asked(team: Te
     assert "would wait     2 in quarantine (missions 3); why: tried/quarantine.jsonl" in shown
     assert "left out       2 rows of totals; tried/left-out.jsonl" in shown
     assert "pause          about 0.6 s in which nobody can write" in shown
-    assert "then core, orchestrator, agent of v1 must serve before anybody is answered" in shown
+    assert "then           core, orchestrator, agent of v1 must serve before they answer again" in shown
 
 
 def test_a_replay_that_cannot_be_tried_keeps_nobody_from_being_asked(
@@ -717,6 +717,7 @@ def test_who_takes_a_run_up_lets_requests_wait_again_where_that_has_run_out(
         if each.name == step:
             monkeypatch.setattr(Stack, "take", take)
             stack.containers = replace(stack.containers, holding=False)
+            stack.clock.sleep(HELD_AT_MOST_S)
             raise Crash
         take(stack, each)
 

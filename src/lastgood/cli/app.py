@@ -23,6 +23,7 @@ from lastgood.cli.rendering import (
     GOOD_ENDS,
     added_lines,
     clean,
+    counted,
     edge_lines,
     findings_lines,
     history_rows,
@@ -43,7 +44,7 @@ from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
 from lastgood.core.quarantine import EntryState
-from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, RowsRepaired
+from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, RepairBegun
 from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
@@ -737,14 +738,15 @@ def explain(run: RunArgument = None, config: ConfigOption = Path(CONFIG_FILE), a
     known = opened(config).memory.history()
     if run and (repaired := known.repairs.get(run)):
         if as_json:
-            show(repaired, RowsRepaired)
+            show(repaired.begun, RepairBegun)
             return
         for line in repaired_lines(repaired):
             out(line)
         return
     found = known.runs.get(run) if run else next(reversed(known.runs.values()), None)
     if found is None:
-        raise Refused(f"run {run or ''} not found; known: {', '.join(known.runs) or 'none'}", hint="lastgood history")
+        names = ", ".join((*known.runs, *known.repairs)) or "none"
+        raise Refused(f"run {run or ''} not found; known: {names}", hint="lastgood history")
     if as_json:
         report = found.ended.report if found.ended else None
         show(report, Report | None)
@@ -763,27 +765,27 @@ def repair(
     """Put invalid rows right, one by one.
 
     Changes the live database in one transaction: what it shows and asks for, and each row only where it is as it was
-    shown. With --json it only shows.
+    shown. Before, each change is tried there and taken back. With --json it only shows.
 
     Example: lastgood repair
     """
     rooms = opened(config)
+    plan = mending.look(rooms, since)
     if as_json:
-        show(mending.look(rooms, since), RepairPlan)
+        show(plan, RepairPlan)
         return
-
-    def agreed(plan: RepairPlan) -> bool:
-        for line in repair_lines(plan):
-            say(line)
-        return not plan.rows or confirmed(f"Put {len(plan.rows)} rows right in the live database?", yes=yes)
-
-    done = mending.repair(rooms, since, agreed=agreed)
-    if done is None:
+    for line in repair_lines(plan):
+        say(line)
+    if not plan.rows:
         out("there is nothing that could be put right")
         return
-    left = sum(left.rows for left in done.plan.left)
-    stay = f"; {left} invalid rows stay" if left else ""
-    out(f"{len(done.plan.rows)} rows are put right{stay}; what they were: lastgood explain {done.repair}")
+    rows = counted(len(plan.rows), "row")
+    if not confirmed(f"Put {rows} right in the live database?", yes=yes):
+        raise Refused("nobody said yes, and nothing changed", hint="lastgood repair --yes")
+    done = mending.repair(rooms, plan)
+    left = sum(left.rows for left in plan.left)
+    stay = f", {left} invalid stay" if left else ""
+    out(f"put right: {rows}{stay}; what was there: lastgood explain {done.begun.repair}")
 
 
 @quarantine.command("list")

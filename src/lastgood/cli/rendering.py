@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from lastgood.assembly import EdgePlan, Survey
-from lastgood.core.history import History, RunHistory
+from lastgood.core.history import History, RepairHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
-from lastgood.core.record import RowsRepaired
 from lastgood.core.release import RestorePoint
 from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
@@ -21,6 +20,7 @@ from lastgood.runbook.doctor import Answer, Finding
 from lastgood.runbook.quarantine import Decided
 from lastgood.runbook.restore_points import Added, Listed
 
+LONGEST_SHOWN: Final = 200
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -280,22 +280,38 @@ def quarantine_lines(one: Decided) -> Iterator[str]:
 
 def repair_lines(plan: RepairPlan) -> Iterator[str]:
     """Each row that would be put right: every value before and after, and where that is from; then what would stay."""
-    yield clean(f"compared with {plan.since}")
+    yield _line(f"compared with {plan.since} of {when(plan.taken_at)}")
     for row in plan.rows:
-        yield clean(f"{row.name}  breaks {', '.join(row.invariants)}")
+        yield _line(f"{row.name}  breaks {', '.join(name for name, _ in row.breaks)}")
         for one in row.columns:
-            now, becomes = ("NULL" if value is None else repr(value) for value in (one.now, one.becomes))
-            yield clean(f"    {one.column}  {now} -> {becomes}")
-        yield clean(f"    from  {row.source}")
+            yield _line(f"    {one.column}  {_value(one.now)} -> {_value(one.becomes)}")
+        yield _line(f"    from  {', '.join(row.sources)}")
     for left in plan.left:
         keys = ", ".join(left.keys) + (", ..." if left.rows > len(left.keys) else "")
-        yield clean(f"stays  {left.rows} rows that break {left.invariant} ({keys}): {left.why}")
+        yield _line(f"stays  {counted(left.rows, 'row')} of {left.invariant} ({keys}): {left.why}")
 
 
-def repaired_lines(done: RowsRepaired) -> Iterator[str]:
+def repaired_lines(known: RepairHistory) -> Iterator[str]:
     """A repair from the journal: what became of it, and the values that were there before."""
-    yield clean(f"repair {done.repair}  {done.state.value}, by {done.by}, transaction {done.xid}")
+    done = known.begun
+    yield _line(f"repair {done.repair}  {known.state.value}, by {done.by} at {when(known.record.at)}")
     yield from repair_lines(done.plan)
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something, in words that agree."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _value(value: str | None) -> str:
+    """A value as it is read at a glance; `--json` has all of it."""
+    shown = "NULL" if value is None else repr(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]} ..."
+
+
+def _line(text: str) -> str:
+    """One line, whatever stands in it: a key must not look like another row."""
+    return clean(text).replace("\n", " ")
 
 
 def _change_lines(change: EntryChange) -> Iterator[str]:

@@ -27,8 +27,9 @@ from lastgood.core.record import (
     ReleaseJudged,
     ReleaseLetGo,
     ReleaseRecorded,
+    RepairBegun,
+    RepairSeen,
     RestorePointKept,
-    RowsRepaired,
     RunEnded,
     RunStarted,
     StepFailed,
@@ -39,6 +40,7 @@ from lastgood.core.record import (
     WatchStarted,
 )
 from lastgood.core.release import Deployment, Release, RestorePoint, Standing
+from lastgood.core.repair import RepairState
 from lastgood.core.report import TerminalState
 
 
@@ -96,6 +98,15 @@ class DeploymentHistory:
     ended: DeploymentEnded | None = None
 
 
+@dataclass(slots=True)
+class RepairHistory:
+    """A repair of invalid rows, and what became of it."""
+
+    begun: RepairBegun
+    record: Record
+    state: RepairState = RepairState.UNKNOWN
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
     """A message that did not arrive yet. tried_at: the newest of its tries."""
@@ -110,8 +121,8 @@ class History:
     """Everything the journal knows. Built by `fold`; keys are ids, in the order of their first record.
 
     journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived;
-    untold: those that did not. quarantine: the newest decision about an entry, by `replay/id`. repairs: the
-    newest state of each.
+    untold: those that did not. quarantine: the newest decision about an entry, by `replay/id`. repairs: all
+    that were begun.
     """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
@@ -125,7 +136,7 @@ class History:
     untold: dict[tuple[str, str], Untold] = field(default_factory=dict[tuple[str, str], Untold])
     journal: str = ""
     quarantine: dict[str, QuarantineDecision] = field(default_factory=dict[str, QuarantineDecision])
-    repairs: dict[str, RowsRepaired] = field(default_factory=dict[str, RowsRepaired])
+    repairs: dict[str, RepairHistory] = field(default_factory=dict[str, RepairHistory])
 
     @property
     def open_run(self) -> RunHistory | None:
@@ -211,8 +222,10 @@ def _take(history: History, event: Event, record: Record) -> None:
             history.frozen = None
         case QuarantineDecided(entry=entry, decision=decision):
             history.quarantine[entry] = decision
-        case RowsRepaired():
-            history.repairs[event.repair] = event
+        case RepairBegun():
+            history.repairs[event.repair] = RepairHistory(begun=event, record=record)
+        case RepairSeen():
+            history.repairs[event.repair].state = event.state
         case _:
             assert_never(event)
 

@@ -209,8 +209,9 @@ class Database(Target, Protocol):
         ...
 
     def repairs(self, *, since: RestorePoint) -> RepairPlan:
-        """Find what would put each row right that breaks an invariant now and did not at `since`. Changes nothing; rows
-        are locked for the moment in which a change is tried. Raises Refused when there is nothing to compare with."""
+        """Find what would put each row right that breaks an invariant now and did not at `since`. Ends within a minute
+        of trying; each change is tried on the live database, which locks its row meanwhile, and is taken back. Raises
+        Refused when there is nothing to compare with."""
         ...
 
     def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:

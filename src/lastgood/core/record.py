@@ -254,16 +254,24 @@ class QuarantineDecided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowsRepaired:
-    """Invalid rows were about to be put right, or looking showed what became of that. xid: of the transaction that did
-    it. The plan has the values that were there before."""
+class RepairBegun:
+    """Invalid rows were about to be put right, by a transaction of that xid. The plan has the values that were there
+    before."""
 
     repair: str
     plan: RepairPlan
-    state: RepairState
     xid: int
     by: str
-    kind: Literal["rows_repaired"] = "rows_repaired"
+    kind: Literal["repair_begun"] = "repair_begun"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairSeen:
+    """What became of a repair."""
+
+    repair: str
+    state: RepairState
+    kind: Literal["repair_seen"] = "repair_seen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +313,8 @@ Event = (
     | Frozen
     | Unfrozen
     | QuarantineDecided
-    | RowsRepaired
+    | RepairBegun
+    | RepairSeen
     | Told
 )
 

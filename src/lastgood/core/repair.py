@@ -1,13 +1,14 @@
 """Invalid rows put right one by one: what a person is shown, agrees to, and nothing else.
 
-A row that the restore point has gets back the columns that break the invariant. For one that it does not have, the
-team's own statement for that invariant says what it should be.
+A row that the restore point has gets back the columns that break the invariant. For one that it does not have, or where
+more than one column would do, the team's own statement for that invariant says what it should be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -22,27 +23,29 @@ class ColumnRepair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRepair:
-    """An invalid row. key: its column, and the value that finds the row. invariants: those that it breaks.
+    """An invalid row. key: column and value of its primary key. breaks: the invariants that it breaks, each with the
+    key by which the invariant names it.
 
-    source: the restore point that has the old values, or the statement that made the new ones.
+    sources: where the new values are from: the restore point, or a statement.
     """
 
     schema: str
     table: str
-    key: tuple[str, str]
-    invariants: tuple[str, ...]
+    key: tuple[tuple[str, str], ...]
+    breaks: tuple[tuple[str, str], ...]
     columns: tuple[ColumnRepair, ...]
-    source: str
+    sources: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """As people say it."""
-        return f"{self.table if self.schema == 'public' else f'{self.schema}.{self.table}'} {self.key[1]}"
+        table = self.table if self.schema == "public" else f"{self.schema}.{self.table}"
+        return f"{table} {', '.join(value for _, value in self.key)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotRepaired:
-    """Invalid rows for which there is no repair. keys: the first 20 of them. why: of the first, where they differ."""
+    """Invalid rows for which there is no repair, and why. keys: the first 20 of them."""
 
     invariant: str
     rows: int
@@ -52,10 +55,11 @@ class NotRepaired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairPlan:
-    """What can be put right, and what cannot, as seen at one moment. since: the restore point that it was compared
-    with."""
+    """What can be put right, and what cannot, as seen at one moment. since, taken_at: the restore point that it was
+    compared with."""
 
     since: str
+    taken_at: datetime
     rows: tuple[RowRepair, ...]
     left: tuple[NotRepaired, ...]
 
@@ -69,23 +73,40 @@ class RepairState(StrEnum):
 
 
 def by_reason(found: Iterable[tuple[str, str, str]], *, most: int) -> tuple[NotRepaired, ...]:
-    """Put (invariant, key, why) together, by invariant; the first `most` keys of each are told."""
-    kept: dict[str, list[tuple[str, str]]] = {}
+    """Put (invariant, key, why) together, by invariant and reason; the first `most` keys of each are told."""
+    kept: dict[tuple[str, str], list[str]] = {}
     for invariant, key, why in found:
-        kept.setdefault(invariant, []).append((key, why))
+        kept.setdefault((invariant, why), []).append(key)
     return tuple(
-        NotRepaired(invariant=name, rows=len(rows), keys=tuple(key for key, _ in rows[:most]), why=rows[0][1])
-        for name, rows in kept.items()
+        NotRepaired(invariant=invariant, rows=len(keys), keys=tuple(keys[:most]), why=why)
+        for (invariant, why), keys in kept.items()
     )
 
 
-def candidates(now: Mapping[str, str | None], then: Mapping[str, str | None]) -> tuple[tuple[ColumnRepair, ...], ...]:
-    """What to try for a row, in this order: each column that differs alone, in the order of the table, then all of
-    them. The first that makes the row valid is the repair: what else the row holds may be a user's good write."""
-    differ = tuple(
+def differing(now: Mapping[str, str | None], then: Mapping[str, str | None]) -> tuple[ColumnRepair, ...]:
+    """Every column that is not as it was then, in the order of the table."""
+    return tuple(
         ColumnRepair(column=name, now=value, becomes=then[name])
         for name, value in now.items()
         if name in then and then[name] != value
     )
-    alone = tuple((one,) for one in differ)
-    return (*alone, differ) if len(differ) > 1 else alone
+
+
+def smallest(
+    columns: tuple[ColumnRepair, ...], makes_valid: Callable[[tuple[ColumnRepair, ...]], bool]
+) -> tuple[tuple[ColumnRepair, ...], ...]:
+    """Return the smallest changes that make a row valid, by trying: what else it holds may be a user's good write.
+
+    Each column alone, and all that do are returned: between them only a person can choose. Where none does, all of them
+    together, and from these each is left out that is not needed. Empty where they do not either.
+    """
+    if alone := tuple((one,) for one in columns if makes_valid((one,))):
+        return alone
+    needed = columns
+    if len(columns) < 2 or not makes_valid(columns):  # one was tried alone
+        return ()
+    for one in columns:
+        without = tuple(other for other in needed if other is not one)
+        if makes_valid(without):
+            needed = without
+    return (needed,)

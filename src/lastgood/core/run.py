@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from lastgood.core.plan import HoldRequests, PassRequests, Plan, Seen, Step
+from lastgood.core.plan import HELD_AT_MOST_S, HoldRequests, PassRequests, Plan, Seen, Step
 from lastgood.core.record import (
     AbortAsked,
     ApprovalDenied,
@@ -114,7 +114,7 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
         progress = tally.steps[step.name]
         if progress.done:
             continue
-        if progress.open and step.only_spares and progress.unclear >= LOOKS:
+        if step.only_spares and (progress.unclear or _left_behind(plan, tally, step)):
             continue
         if progress.open:
             return _look(step, progress)
@@ -146,16 +146,26 @@ def advance(plan: Plan, records: Sequence[Record], now: datetime) -> Next:
     return Finish()
 
 
-def hold_of(plan: Plan, records: Sequence[Record], step: Step) -> tuple[Step, int] | None:
-    """The hold that `step` relies on, and the number of its next attempt, where it was seen done; None where nothing
-    holds requests for that step. A hold ends by itself: whoever takes a run up looks whether it still does."""
+def _left_behind(plan: Plan, tally: _Tally, step: Step) -> bool:
+    """Whether the plan went on without waiting for it: then it is not gone back to."""
+    names = [each.name for each in plan.steps]
+    return any(tally.steps[name].attempts for name in names[names.index(step.name) + 1 :])
+
+
+def lapsed_hold(plan: Plan, records: Sequence[Record], step: Step, now: datetime) -> tuple[Step, int] | None:
+    """The hold that `step` relies on, where it was had and its time has run out, and the number of its next attempt;
+    None where there is nothing to be held again."""
     tally = _tally(plan, records)
     names = [each.name for each in plan.steps]
     before = plan.steps[: names.index(step.name)]
     hold = next((each for each in before if isinstance(each.action, HoldRequests)), None)
-    if hold is None or not tally.steps[hold.name].done or any(isinstance(s.action, PassRequests) for s in before):
+    if hold is None or any(isinstance(each.action, PassRequests) for each in before):
         return None
-    return hold, tally.steps[hold.name].attempts + 1
+    progress = tally.steps[hold.name]
+    if not progress.done or progress.ended_at is None or progress.attempts >= hold.attempts + DEATHS:
+        return None
+    lapsed = now - progress.ended_at >= timedelta(seconds=HELD_AT_MOST_S)
+    return (hold, progress.attempts + 1) if lapsed else None
 
 
 def _look(step: Step, progress: _Progress) -> Next:
@@ -212,7 +222,8 @@ def _tally(plan: Plan, records: Iterable[Record]) -> _Tally:
                 progress.touched = True  # by a process that died, too
             case StepFailed(step=name) as event:
                 progress = tally.steps[name]
-                progress.open, progress.failed, progress.note = False, event, event.reason
+                progress.open, progress.done = False, False
+                progress.failed, progress.note = event, event.reason
                 progress.ended_at = record.at
                 progress.failures += 1
                 progress.touched |= event.needs_human
@@ -282,6 +293,6 @@ __all__ = [
     "advance",
     "began_serving_change",
     "began_what_was_asked",
-    "hold_of",
+    "lapsed_hold",
     "outcomes",
 ]

@@ -16,7 +16,7 @@ from lastgood.core.history import RunHistory
 from lastgood.core.plan import Plan, Role, Seen, Step, seen, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
 from lastgood.core.report import TerminalState
-from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change, hold_of
+from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change, lapsed_hold
 from lastgood.runbook.killpoint import killpoint
 from lastgood.runbook.looking import patiently
 from lastgood.runbook.rooms import Rooms
@@ -94,17 +94,8 @@ def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
 
 def _hold_again(rooms: Rooms, history: RunHistory, step: Step) -> None:
     """Let requests wait again where a step of the database relies on that and the time of the hold has run out."""
-    found = hold_of(history.plan, history.records, step) if step.role is Role.DATABASE else None
-    if found is None:
-        return
-    hold, attempt = found
-    try:
-        holding = seen(hold, rooms.target(hold.role).observe()) is Seen.DONE
-    except LastgoodError as error:
-        rooms.story(f"  whether requests still wait is not known: {error.message}")
-        return
-    if not holding:
-        _apply(rooms, history.plan, hold, attempt)
+    if step.role is Role.DATABASE and (found := lapsed_hold(history.plan, history.records, step, rooms.clock.now())):
+        _apply(rooms, history.plan, *found)
 
 
 def _changed(drift: tuple[str, ...]) -> Refused:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from lastgood.core.config import Mode
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import DatabaseFacts, FrontendFacts
-from lastgood.core.history import History, ReleaseHistory, RunHistory
+from lastgood.core.history import DeploymentHistory, History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
@@ -139,14 +139,10 @@ def plan_rollback(
     """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
     history = rooms.memory.history()
     facts = rooms.containers.observe()
-    latest = history.open_deployment or next(reversed(history.deployments.values()), None)
-    # rows written and schemas changed are counted from the oldest deployment that this rollback undoes
-    undone = [d.deployment.id for d in history.deployments.values() if d.deployment.previous == target.release.id]
-    point = history.restore_point_of(undone[-1]) if undone else None
-    if point is None and latest is not None:
-        point = history.restore_point_of(latest.deployment.id)
+    undone = _undone(history.deployments.values(), target.release.id)
+    point = restore_point_before(history, target.release.id)
     left = history.releases.get(bad_release(history))
-    began_at = history.deployments[undone[-1]].deployment.started_at if undone else None
+    began_at = undone.deployment.started_at if undone else None
     seen = _look_at_database(rooms, point, tuple(history.restore_points.values()), target, before=began_at)
     frontend, frontend_unseen = _look_at_frontend(rooms)
     still = _still_serves(history)
@@ -175,6 +171,20 @@ def plan_rollback(
         deadlines=rooms.deadlines,
         only=only,
     )
+
+
+def restore_point_before(history: History, target: str, *, at: datetime | None = None) -> RestorePoint | None:
+    """The restore point with which a rollback to `target` compares, or compared when it began, at `at`."""
+    deployments = [d for d in history.deployments.values() if at is None or d.deployment.started_at <= at]
+    under = history.open_deployment if at is None else None
+    latest = under or next(reversed(deployments), None)
+    points = (history.restore_point_of(d.deployment.id) for d in (_undone(deployments, target), latest) if d)
+    return next((point for point in points if point is not None), None)
+
+
+def _undone(deployments: Collection[DeploymentHistory], target: str) -> DeploymentHistory | None:
+    """The oldest deployment that a rollback to `target` undoes: rows written and schemas changed count from there."""
+    return next((d for d in reversed([*deployments]) if d.deployment.previous == target), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -661,6 +671,9 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
                 "and the replaced database is kept"
             )
         lines += [f"by rows        {why}: only the last state of a row can be told" for why in decision.lossy_because]
+        swapped = [n for n, step in enumerate(plan.steps) if isinstance(step.action, SwapDatabase)]
+        if waits := [service for n in swapped for step in plan.steps[n:] for service, _ in step.serves]:
+            lines.append(f"then           {', '.join(waits)} of {plan.to_release} must serve before they answer again")
     lines += [f"stays          {line}" for line in plan.invalid_rows]
     lines += [f"note           {warning}" for warning in plan.warnings]
     return tuple(lines)
@@ -684,13 +697,7 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         tables = ", ".join(f"{loss.table} {loss.rows}" for loss in of.losses)
         lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
     lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
-    lines.append(f"pause          about {tried.pause_s:.1f} s in which nobody can write")
-    swapped = next((n for n, step in enumerate(plan.steps) if isinstance(step.action, SwapDatabase)), len(plan.steps))
-    if start := [service for step in plan.steps[swapped:] for service, _ in step.serves]:
-        lines.append(
-            f"               then {', '.join(start)} of {plan.to_release} must serve before anybody is answered"
-        )
-    return tuple(lines)
+    return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
 
 
 def incident(rooms: Rooms, name: str) -> str:

@@ -515,23 +515,23 @@ class MemoryDatabase(Hand):
             RowRepair(
                 schema="public",
                 table=TABLE,
-                key=("id", key),
-                invariants=(INVARIANT,),
+                key=(("id", key),),
+                breaks=((INVARIANT, key),),
                 columns=(change,),
-                source=since.id,
+                sources=(since.id,),
             )
             for key in new
         )
-        return RepairPlan(since=since.id, rows=rows, left=())
+        return RepairPlan(since=since.id, taken_at=since.taken_at, rows=rows, left=())
 
     def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
         self._answer()
-        if gone := [row.name for row in rows if row.key[1] not in self._stack.broken]:
+        if gone := [row.name for row in rows if row.key[0][1] not in self._stack.broken]:
             raise Refused(f"{gone[0]} is not as it was shown: it was changed since", hint="lastgood repair")
         xid = len(self._stack.committed) + 1
         about_to_commit(xid)
         for row in rows:
-            del self._stack.broken[row.key[1]]
+            del self._stack.broken[row.key[0][1]]
         self._stack.committed[xid] = ", ".join(row.name for row in rows)
         if self._stack.loses_answers:
             raise OutcomeUnknown("database: the connection was lost")

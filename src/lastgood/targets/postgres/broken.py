@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -57,9 +57,11 @@ class KeysAndPlace:
 
 
 def newly_broken(live: Connection, clone: Connection, statement: str) -> KeysAndPlace:
-    """Return the rows that break an invariant now and did not at the restore point; MOST_ROWS are looked at."""
-    now, new = _newly(live, clone, statement)
-    return KeysAndPlace(keys=_in_order(new), place=now.place() if new else None)
+    """Return the rows that break an invariant now and did not at the restore point, MOST_ROWS of them."""
+    now, before = _Keys(live, statement), set(_Keys(clone, statement))
+    with closing(iter(now)) as keys:
+        new = dict.fromkeys(islice((key for key in keys if key not in before), MOST_ROWS))
+    return KeysAndPlace(keys=_in_order(new), place=now.place())
 
 
 def _newly(live: Connection, clone: Connection | None, statement: str) -> tuple[_Keys, dict[str, None]]:
@@ -80,28 +82,40 @@ def _in_order(keys: Iterable[str]) -> tuple[str, ...]:
 def breaking_none(connection: Connection, invariants: Mapping[str, str]) -> Generator[None]:
     """Let nothing that is written within break an invariant. Raises Refused, naming it, for the caller's transaction to
     be taken back."""
-    before = {name: frozenset(keys_that_break(connection, text)) for name, text in invariants.items()}
-    yield
+    before: dict[str, frozenset[str]] = {}
     for name, text in invariants.items():
-        if new := set(keys_that_break(connection, text)) - before[name]:
+        with suppress(psycopg.DataError, psycopg.ProgrammingError):  # one that nobody can ask says nothing afterwards
+            before[name] = frozenset(keys_that_break(connection, text, strict=True))
+    yield
+    for name, known in before.items():
+        try:
+            new = set(keys_that_break(connection, invariants[name], strict=True)) - known
+        except (psycopg.DataError, psycopg.ProgrammingError) as error:
+            raise Refused(f"the invariant {name} could not be asked any more: {error.diag.message_primary}") from error
+        if new:
             raise Refused(f"it breaks the invariant {name}: {', '.join(_in_order(new)[:5])}")
 
 
-def keys_that_break(connection: Connection, invariant: str, *, among: Collection[str] | None = None) -> Iterator[str]:
-    """Yield the keys of the rows that break an invariant; nothing where it cannot be asked on this schema.
+def keys_that_break(
+    connection: Connection, invariant: str, *, among: Collection[str] | None = None, strict: bool = False
+) -> Iterator[str]:
+    """Yield the keys of the rows that break an invariant; nothing where it cannot be asked on this schema, or with
+    these rows. strict: then raise psycopg's error.
 
     among: look at no other keys than these. How long that takes does not grow with the tables, where the server finds
     rows by that key. All are looked at where the key is computed, or neither a number, text nor a UUID.
     """
-    return iter(_Keys(connection, invariant, among=among))
+    return iter(_Keys(connection, invariant, among=among, strict=strict))
 
 
 class _Keys:
     """The keys of the rows that break an invariant, as the server writes them: the first column of its statement. None
     when it cannot be asked on this schema."""
 
-    def __init__(self, connection: Connection, statement: str, *, among: Collection[str] | None = None) -> None:
-        self._connection, self._statement, self._among = connection, statement, among
+    def __init__(
+        self, connection: Connection, statement: str, *, among: Collection[str] | None = None, strict: bool = False
+    ) -> None:
+        self._connection, self._statement, self._among, self._strict = connection, statement, among, strict
         self._column = (0, 0)
 
     def first(self) -> list[str]:
@@ -121,7 +135,7 @@ class _Keys:
                     yield from keys
         except psycopg.Error as error:
             # an answer that did not come says nothing of the rows
-            if self._connection.broken or (error.sqlstate or "").startswith(NO_ANSWER):
+            if self._strict or self._connection.broken or (error.sqlstate or "").startswith(NO_ANSWER):
                 raise
 
     def _asked(self) -> bytes:

@@ -517,7 +517,7 @@ class PostgresTarget:
             with server.connect() as live, server.connect(since.clone) as clone:
                 points.of_this_database(live, kept)
                 points.schema_as_proved(clone, kept)
-                return repair.plan(live, clone, kept, invariants=self._invariants, by_hand=self._repairs)
+                return repair.plan(live, clone, kept, invariants=self._invariants, statements=self._repairs)
 
     def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
         with _answers(self._server, sent=True), self._server.connect() as live:
