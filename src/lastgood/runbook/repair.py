@@ -90,7 +90,7 @@ def _restore_point(history: History, name: str | None) -> RestorePoint:
         if named.own:
             raise Refused(
                 f"{name} is a dump of your own, which does not tell which table is which",
-                hint="lastgood restore-points",
+                hint="lastgood restore-points list",
             )
         return named
     went_back = [
