@@ -13,7 +13,7 @@ from lastgood.core.history import History, RepairHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
 from lastgood.core.release import RestorePoint
-from lastgood.core.repair import RepairPlan
+from lastgood.core.repair import RepairPlan, RowRepair
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import outcomes
 from lastgood.runbook.doctor import Answer, Finding
@@ -279,13 +279,22 @@ def quarantine_lines(one: Decided) -> Iterator[str]:
 
 
 def repair_lines(plan: RepairPlan) -> Iterator[str]:
-    """Each row that would be put right: every value before and after, and where that is from; then what would stay."""
+    """Every row that would be put right, those of one change together: the values before and after, and where these
+    are from; then what would stay."""
     yield _line(f"compared with {plan.since} of {when(plan.taken_at)}")
+    alike: dict[object, list[RowRepair]] = {}
     for row in plan.rows:
-        yield _line(f"{row.name}  breaks {', '.join(name for name, _ in row.breaks)}")
-        for one in row.columns:
+        broken = tuple(name for name, _ in row.breaks)
+        alike.setdefault((row.schema, row.table, broken, row.columns, row.sources), []).append(row)
+    for rows in alike.values():
+        first = rows[0]
+        more = f"  and {counted(len(rows) - 1, 'row')} more the same" if len(rows) > 1 else ""
+        yield _line(f"{first.name}{more}  breaks {', '.join(name for name, _ in first.breaks)}")
+        for one in first.columns:
             yield _line(f"    {one.column}  {_value(one.now)} -> {_value(one.becomes)}")
-        yield _line(f"    from  {', '.join(row.sources)}")
+        yield _line(f"    from  {', '.join(first.sources)}")
+        if len(rows) > 1:
+            yield _line(f"    also  {'; '.join(row.name for row in rows[1:])}")
     for left in plan.left:
         keys = ", ".join(left.keys) + (", ..." if left.rows > len(left.keys) else "")
         yield _line(f"stays  {counted(left.rows, 'row')} of {left.invariant} ({keys}): {left.why}")
