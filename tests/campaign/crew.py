@@ -24,7 +24,7 @@ from tests.contract.rigs.own_process import begin, ended
 from tests.contract.rigs.postgres_cluster import cluster
 from tests.contract.rigs.postgres_embedded import open_folder
 
-ATTEMPTS: Final = 6
+ATTEMPTS: Final = 12
 """How often one is drawn until its kill falls inside of the step."""
 LONGEST_S: Final = 240
 AT_FIRST_S: Final = 0.1
