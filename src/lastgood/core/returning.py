@@ -228,12 +228,14 @@ def _decide_database(
 
 
 def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], said: str) -> None:
-    """The schema stays, and with it every row that breaks an invariant."""
+    """The schema stays, and with it every row that breaks an invariant: so many by now, and the release that may write
+    more of them serves still."""
     draft.decision = DatabaseDecision(rung=Rung.D0, reasons=reasons, size_bytes=evidence.size_bytes)
     if said:
         draft.skipped.append(f"database: {said}")
     for broken in evidence.broken:
-        draft.invalid_rows.append(f"{broken.rows} rows break {broken.invariant}: {', '.join(broken.keys[:5])}")
+        keys = ", ".join(broken.keys[:5])
+        draft.invalid_rows.append(f"at least {broken.rows} rows break {broken.invariant}: {keys}")
 
 
 def _ask(draft: _Draft, why: str, *, only: frozenset[Role]) -> None:
