@@ -17,7 +17,7 @@ from lastgood.core.migration import (
 )
 from lastgood.core.plan import Plan
 from lastgood.core.release import DumpFormat, Release, RestorePoint, ServiceRecord
-from lastgood.core.returning import Deadlines, World, make_plan, make_stand_down_plan
+from lastgood.core.returning import Deadlines, World, make_plan, make_stand_down_plan, make_swap_back_plan
 from lastgood.testing import world as simulated
 from lastgood.testing.world import START
 
@@ -125,13 +125,18 @@ def world(
 
 
 def rollback_plan(
-    evidence: DatabaseEvidence | None, *, frontend: bool = True, edge: bool = False, captured: bool = False
+    evidence: DatabaseEvidence | None,
+    *,
+    frontend: bool = True,
+    edge: bool = False,
+    captured: bool = False,
+    plan_id: str = "r1",
 ) -> Plan:
     """The way back from `bad` to `old`."""
     return make_plan(
         release("old"),
         world(evidence, frontend=frontend, edge=edge, captured=captured),
-        plan_id="r1",
+        plan_id=plan_id,
         now=START,
         serving="bad",
         deadlines=DEADLINES,
@@ -173,6 +178,19 @@ def own_dump_plan() -> Plan:
     )
 
 
+def swap_back_plan() -> Plan:
+    """What the swap of `rollback_plan` replaced gets its name again."""
+    return make_swap_back_plan(
+        rollback_plan(EVIDENCE, plan_id="r0"),
+        world(EVIDENCE, edge=True),
+        name="app",
+        serving="old",
+        plan_id="r1",
+        now=START,
+        deadlines=DEADLINES,
+    )
+
+
 SHAPES: Mapping[str, Callable[[], Plan]] = {
     "deploy": deploy_plan,
     "deploy-behind-an-edge": lambda: deploy_plan(edge=True),
@@ -186,6 +204,7 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "watch-over": lambda: make_stand_down_plan(
         "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=False, captures=True
     ),
+    "swap-back": swap_back_plan,
     "database-after": lambda: rollback_plan(FITS),
     "database-after-behind-an-edge": lambda: rollback_plan(FITS, edge=True),
 }

@@ -49,6 +49,21 @@ def test_a_session_that_does_not_end_is_named_and_nobody_is_shut_out(embedded: P
     assert not embedded.target.observe().exists
 
 
+def test_a_swap_is_taken_back_with_all_that_was_there_and_what_came_since_stays_beside(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO customers (full_name) VALUES ('written on the new schema')")
+    migrated = embedded.target.observe().fingerprint
+    embedded.go_back()
+    embedded.sql("INSERT INTO customers (name) VALUES ('written since')")
+    beside = f"{embedded.config.name}_bad_r2"
+    embedded.target.apply(step("fence", Fence(kept_as=beside)))
+    embedded.target.apply(embedded.lift)
+    assert embedded.target.observe().fingerprint == migrated
+    assert embedded.one("SELECT count(*) FROM customers WHERE full_name = 'written on the new schema'") == 1
+    assert embedded.one("SELECT count(*) FROM customers WHERE name = 'written since'", database=beside) == 1
+
+
 @pytest.fixture
 def roles(embedded: PostgresWorld) -> Generator[str]:
     """The beginning of the names of three roles, which are gone afterwards."""

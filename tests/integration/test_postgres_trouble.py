@@ -4,12 +4,8 @@ refuses before anything is touched."""
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import subprocess
-import threading
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -168,103 +164,3 @@ def test_a_role_that_may_replicate_and_is_no_superuser_loses_nothing(tmp_path: P
         assert alone.target.observe().fingerprint == before
         assert alone.one("SELECT count(*) FROM orders WHERE total = 901") == 1
         assert alone.replayed().units == "transactions"
-
-
-# --- a pooler in front of the server ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def pooler(world: PostgresWorld, *more: str) -> Generator[str]:
-    """PgBouncer in transaction mode before the server, as users reach it. Yields how to connect. more: of its
-    settings."""
-    bouncer = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert bouncer, "pgbouncer is missing: scripts/engine.sh installs it"
-    password = world.config.password.reveal() if world.config.password else ""
-    with postgres_embedded.open_folder() as folder:
-        folder.chmod(0o777)  # it gives root up
-        (folder / "users").write_text(f'"{world.config.user}" "{password}"\n')
-        (folder / "ini").write_text(
-            f"[databases]\n* = host={world.config.host} port={world.config.port}\n"
-            f"[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = trust\n"
-            f"auth_file = {folder}/users\npool_mode = transaction\nserver_login_retry = 0.2\nlogfile = {folder}/log\n"
-            + "".join(f"{line}\n" for line in more)
-        )
-        server = Path(world.config.host, ".s.PGSQL.5432").owner()  # who alone may connect through that socket
-        words = [bouncer, "--quiet", *(["--user", server] if os.geteuid() == 0 else []), str(folder / "ini")]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-        try:
-            until = time.monotonic() + 10
-            while not (folder / ".s.PGSQL.6432").exists():
-                assert time.monotonic() < until, (folder / "log").read_text()
-                time.sleep(0.05)
-            yield f"host={folder} port=6432 user={world.config.user} dbname={world.config.name}"
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def write_through(address: str, stop: threading.Event, acknowledged: list[str]) -> None:
-    """A user behind the pooler: whoever is thrown out comes again."""
-    while not stop.is_set():
-        try:
-            with psycopg.connect(address, autocommit=True, connect_timeout=2, prepare_threshold=None) as user:
-                for token in tokens():
-                    if stop.is_set():
-                        return
-                    user.execute("INSERT INTO audit (what) VALUES (%s)", [token])
-                    acknowledged.append(token)
-                    time.sleep(0.01)
-        except psycopg.Error:
-            time.sleep(0.05)
-
-
-def wait_for(number: int, acknowledged: list[str]) -> None:
-    until = time.monotonic() + 20
-    while len(acknowledged) < number:
-        assert time.monotonic() < until, "nobody is served"
-        time.sleep(0.02)
-
-
-def tokens() -> Iterator[str]:
-    while True:
-        yield secrets.token_hex(8)
-
-
-def test_users_behind_a_pooler_reach_the_database_that_came_back_and_lose_nothing(embedded: PostgresWorld) -> None:
-    acknowledged: list[str] = []
-    stop = threading.Event()
-    with pooler(embedded) as address:
-        user = threading.Thread(target=write_through, args=(address, stop, acknowledged))
-        embedded.take()
-        embedded.migrate()
-        user.start()
-        try:
-            wait_for(20, acknowledged)
-            embedded.go_back()
-            after = len(acknowledged)
-            wait_for(after + 20, acknowledged)
-        finally:
-            stop.set()
-            user.join(timeout=30)
-    there = {str(what) for (what,) in embedded.sql("SELECT what FROM audit")}
-    assert set(acknowledged) <= there
-    assert (
-        embedded.one("SELECT count(*) FROM pg_attribute WHERE attrelid = 'customers'::regclass AND attname = 'name'")
-        == 1
-    )
-
-
-def test_a_pooler_in_the_place_of_the_server_is_refused_by_name(embedded: PostgresWorld) -> None:
-    with pooler(embedded) as address:
-        host = address.split()[0].removeprefix("host=")
-        embedded.config = embedded.config.model_copy(update={"host": host, "port": 6432})
-        with pytest.raises(LastgoodError, match="unsupported startup parameter") as refused:
-            embedded.take()
-        assert "not those of a pooler" in refused.value.hint
-
-
-def test_a_pooler_that_swallows_settings_is_told_before_a_deploy(embedded: PostgresWorld) -> None:
-    with pooler(embedded, "ignore_startup_parameters = options, replication") as address:
-        host = address.split()[0].removeprefix("host=")
-        embedded.config = embedded.config.model_copy(update={"host": host, "port": 6432})
-        assert any("pooler" in line for line in embedded.target.preflight())

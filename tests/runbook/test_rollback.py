@@ -673,11 +673,23 @@ def void(_value: object) -> None:
 @pytest.mark.parametrize("step", ["export-writes", "replay-writes", "swap-database"])
 def test_a_fence_without_a_swap_is_lifted_again(team: Team, step: str) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.database = replace(team.stack.database, pools=True)
     team.when_asked(team.approve)
     team.fails(step, Refused("the disk is full", hint="df -h"))
     report = team.roll_back()
     assert report.terminal is TerminalState.NEEDS_HUMAN
     assert team.stack.database.exists
+    assert not team.stack.database.paused
+    assert "the fence was lifted again" in report.notes
+
+
+def test_clients_that_wait_at_the_pooler_are_let_in_when_a_rollback_stops_before_the_fence(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.stack.database = replace(team.stack.database, pools=True, paused=True)  # a command died just before it
+    team.fails("fence", Refused("no", hint="look"))
+    report = team.roll_back()
+    assert not team.stack.database.paused
     assert "the fence was lifted again" in report.notes
 
 

@@ -56,6 +56,7 @@ from lastgood.runbook import record as recording
 from lastgood.runbook import repair as mending
 from lastgood.runbook import restore_points as points
 from lastgood.runbook import rollback as returning
+from lastgood.runbook import swap_back as swapping
 from lastgood.runbook import watch as watching
 from lastgood.runbook.doctor import Answer, Finding, examine
 from lastgood.runbook.frontend import await_frontend
@@ -536,10 +537,7 @@ def approve(
     decision = waiting.plan.database
     if decision and decision.restore_point and rooms.config.database:
         name = rooms.config.database.postgres.name
-        typed = database or (
-            typer.prompt(f"Type the name of the database ({name}) to approve", err=True) if sys.stdin.isatty() else ""
-        )
-        if typed != name:
+        if (typed := _typed(name, database)) != name:
             raise Refused(f"the database is {name!r}, not {typed!r}", hint=f"lastgood approve --database {name}")
     rooms.memory.note(ApprovalGiven(run=waiting.started.run, plan_hash=waiting.plan.hash, by=rooms.who))
     out(f"approved {waiting.started.run} (plan {waiting.plan.hash[:12]}), valid for ten minutes")
@@ -786,6 +784,41 @@ def repair(
     left = sum(left.rows for left in plan.left)
     stay = f", {left} invalid stay" if left else ""
     out(f"put right: {rows}{stay}; what was there: lastgood explain {done.begun.repair}")
+
+
+@app.command("swap-back")
+def swap_back(
+    config: ConfigOption = Path(CONFIG_FILE),
+    database: Annotated[
+        str | None, typer.Option("--database", help="Name of the database that may be replaced.")
+    ] = None,
+) -> None:
+    """Take the newest swap of the database back.
+
+    Changes the live database: the one that was replaced gets its name again, for as long as it is kept. What was
+    written since stays beside it; the same command takes that back as well. It asks for the database's name.
+
+    Example: lastgood swap-back --database hypercode
+    """
+    rooms = opened(config)
+    if swapping.go_on(rooms):
+        out("the swap is taken back; to take that back: lastgood swap-back")
+        return
+    plan = swapping.look(rooms)
+    for line in plan_lines(plan):
+        say(line)
+    name = rooms.config.database.postgres.name if rooms.config.database else ""
+    if (typed := _typed(name, database)) != name:
+        raise Refused(f"the database is {name!r}, not {typed!r}", hint=f"lastgood swap-back --database {name}")
+    swapping.swap_back(rooms, plan)
+    out(f"{swapping.comes_back(plan)} has its name again; to take that back: lastgood swap-back")
+
+
+def _typed(name: str, given: str | None) -> str:
+    """What a person says is the database that may be replaced."""
+    if given or not sys.stdin.isatty():
+        return given or ""
+    return str(typer.prompt(f"Type the name of the database ({name}) to go on", err=True))
 
 
 @quarantine.command("list")

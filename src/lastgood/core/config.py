@@ -400,6 +400,17 @@ class PostgresConfig(_Section):
     log: str | None = None
 
 
+class PgBouncerConfig(_Section):
+    """The admin console of a PgBouncer in front of the database. container: reach it at that container, else host and
+    port. user: one of its admin_users."""
+
+    user: str
+    password: SecretText | None = None
+    container: Name | None = None
+    host: str = "127.0.0.1"
+    port: Port = 6432
+
+
 class MigrationsConfig(_Section):
     """Migrations: the folder of Prisma's or of Alembic's, and the command that applies them (DATABASE_URL is set for
     it)."""
@@ -430,10 +441,11 @@ class RestorePointsConfig(_Section):
 
 
 class DatabaseConfig(_Section):
-    """The database that belongs to the release. statements: glob of what the release says to it, tried on today's
-    schema."""
+    """The database that belongs to the release. pgbouncer: what its clients go through, where it is one. statements:
+    glob of what the release says to it, tried on today's schema."""
 
     postgres: PostgresConfig
+    pgbouncer: PgBouncerConfig | None = None
     migrations: MigrationsConfig | None = None
     statements: str | None = None
     restore_points: RestorePointsConfig = RestorePointsConfig()

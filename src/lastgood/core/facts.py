@@ -80,7 +80,8 @@ class DatabaseFacts:
     dumps: names of finished safety dumps.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
     capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
-    caught up, and of those that are finished.
+    caught up, and of those that are finished. pools: whether its clients come through a pooler that can make them wait;
+    paused: whether it does.
     """
 
     observed_at: datetime
@@ -101,6 +102,8 @@ class DatabaseFacts:
     capture_left: bool = False
     caught_up: frozenset[str] = frozenset()
     replays: frozenset[str] = frozenset()
+    pools: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,7 +147,7 @@ class SaveDump:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
     """Refuse connections to the live database, end its sessions, rename it to `kept_as`, and let tools connect to it
-    there.
+    there. Where its clients come through a pooler they are made to wait before that.
 
     A rename is the only fence that holds against an application which connects as superuser.
     """
@@ -158,7 +158,8 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiftFence:
-    """Compensation of Fence before the swap: give the database its name back and let everybody in."""
+    """Give a database its name back and let everybody in, also who waits at a pooler. Compensation of Fence before the
+    swap; after it, behind another fence, it takes the swap back."""
 
     kept_as: str
     kind: Literal["lift_fence"] = "lift_fence"
@@ -217,7 +218,8 @@ class EndCapture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapDatabase:
-    """Give the verified clone the live name. `swap` is the key of the ledger row that makes it happen once.
+    """Give the verified clone the live name, and let in who waits at a pooler. `swap` is the key of the ledger row that
+    makes it happen once.
 
     kept_as: what the replaced database is called; the clone's sequences go on where those of it stopped. replay: what
     must have been put into the clone, empty for a clone that must be as it was proved. manifest: as in RestorePoint.
@@ -337,7 +339,7 @@ def seen(step: Step, facts: Facts) -> Seen:
         case Fence() as action, DatabaseFacts():
             return _when(action.kept_as in facts.databases)
         case LiftFence() as action, DatabaseFacts():
-            return _when(facts.exists and action.kept_as not in facts.databases)
+            return _when(facts.exists and action.kept_as not in facts.databases and not facts.paused)
         case ExportWrites() as action, DatabaseFacts():
             return _when(action.export in facts.exports)
         case CatchUp() as action, DatabaseFacts():
@@ -345,7 +347,7 @@ def seen(step: Step, facts: Facts) -> Seen:
         case ReplayWrites() as action, DatabaseFacts():
             return _when(action.replay in facts.replays)
         case SwapDatabase() as action, DatabaseFacts():
-            return _when(action.swap in facts.swaps and facts.exists)
+            return _when(action.swap in facts.swaps and facts.exists and not facts.paused)
         case EndCapture(), DatabaseFacts():
             return _when(not facts.captures and not facts.capture_left)
         case ReturnFrontend() as action, FrontendFacts():

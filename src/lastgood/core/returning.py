@@ -395,11 +395,13 @@ def _fence(world: World, name: str, kept_as: str, deadlines: Deadlines) -> list[
         explain=f"requests from outside wait, for at most {HELD_AT_MOST_S:.0f} s, and those under way end",
         needs_approval=True,
     )
+    pooled = world.database is not None and world.database.pools
+    waits = "clients of the pooler wait, transactions under way end; " if pooled else ""
     fence = Step(
         name="fence",
         action=Fence(kept_as=kept_as),
         deadline_s=deadlines.fence_s,
-        explain=f"end every session of {name} and rename it to {kept_as}",
+        explain=f"{waits}end every session of {name} and rename it to {kept_as}",
         needs_approval=True,
     )
     return [hold, fence] if world.containers.can_hold else [fence]
@@ -489,6 +491,35 @@ def _pass_requests(deadlines: Deadlines) -> Step:
         action=PassRequests(),
         deadline_s=deadlines.fence_s,
         explain="the requests that wait are passed on",
+    )
+
+
+def make_swap_back_plan(
+    swapped: Plan, world: World, *, name: str, serving: str, plan_id: str, now: datetime, deadlines: Deadlines
+) -> Plan:
+    """The way back of a swap of the database: what it replaced takes the name again, and what has it now is kept.
+    The person who asks for it has said yes already."""
+    replaced = next(step.action.kept_as for step in swapped.steps if isinstance(step.action, Fence))
+    kept_as = f"{name}_bad_{plan_id}"
+    back = Step(
+        name="swap-back",
+        action=LiftFence(kept_as=replaced),
+        deadline_s=deadlines.fence_s,
+        explain=f"{replaced} becomes {name}",
+        loses=f"what was written since run {swapped.id}; it stays in {kept_as}",
+    )
+    fence = [replace(step, needs_approval=False) for step in _fence(world, name, kept_as, deadlines)]
+    return Plan(
+        id=plan_id,
+        purpose=Purpose.ROLLBACK,
+        made_at=now,
+        from_release=serving,
+        to_release=serving,
+        steps=(*fence, back, *([_pass_requests(deadlines)] if world.containers.can_hold else ())),
+        rung=world.rung,
+        reasons=(f"the swap of run {swapped.id} is taken back",),
+        warnings=(f"{serving} serves on, whether or not it runs on the schema of {replaced}",),
+        scope=(Role.DATABASE,),
     )
 
 

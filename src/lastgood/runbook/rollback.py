@@ -25,6 +25,7 @@ from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
     CatchUp,
+    Fence,
     HoldRequests,
     PassGate,
     Plan,
@@ -419,15 +420,14 @@ def _serving_now(rooms: Rooms, plan: Plan) -> str:
 
 
 def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
-    if (
-        rooms.database is None
-        or make_lift_plan(plan, plan_id=plan.id, now=rooms.clock.now(), deadlines=rooms.deadlines) is None
-    ):
+    fence = next((step.action for step in plan.steps if isinstance(step.action, Fence)), None)
+    if rooms.database is None or fence is None:
         return False
     try:
-        return not rooms.database.observe().exists
+        facts = rooms.database.observe()
     except LastgoodError:
         return True
+    return not facts.exists or (facts.paused and fence.kept_as not in facts.databases)
 
 
 def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
@@ -501,7 +501,7 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
             rooms.memory.note(
                 RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=sentence, by=BY_LASTGOOD)
             )
-            if (stopped := _finish_compensation(rooms, made)) is not None:
+            if (stopped := finish_compensation(rooms, made)) is not None:
                 rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped.reason}")
     except (Refused, Retryable) as error:
         rooms.story(f"  what was kept ready for the watch is still there ({what}): {error.message}")
@@ -512,14 +512,20 @@ def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:
     rooms.memory.note(
         RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=f"run {after.id} stopped", by=BY_LASTGOOD)
     )
-    return _finish_compensation(rooms, made)
+    return finish_compensation(rooms, made)
 
 
-def _finish_compensation(rooms: Rooms, made: Plan) -> Stop | None:
+def finish_compensation(rooms: Rooms, made: Plan) -> Stop | None:
+    """Carry one on from where it stands, and end it. Returns where it stopped, with whoever waited let in again; None
+    when it did not stop."""
     ending = carry_out(rooms, made.id)
     stopped = "" if isinstance(ending, Finish) else ending.reason
     rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=stopped))
-    return None if isinstance(ending, Finish) else ending
+    if isinstance(ending, Finish):
+        return None
+    lifting = _lift(rooms, made) if _behind_fence(rooms, made) else None
+    _pass_requests(rooms, made)
+    return replace(ending, hint=lift_by_hand(made)) if lifting else ending
 
 
 def _replayed(rooms: Rooms, plan: Plan) -> tuple[Replayed | None, tuple[str, ...]]:
@@ -753,7 +759,7 @@ def take_up(rooms: Rooms) -> Report | None:
     while (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
         rooms.story(f"taking up {run.started.run}, begun at {run.record.at:%H:%M:%S} UTC by {run.started.by}")
         if run.started.trigger == COMPENSATION:
-            _finish_compensation(rooms, run.plan)
+            finish_compensation(rooms, run.plan)
         else:
             report = finish(rooms, run.started.run)
     return report

@@ -292,11 +292,12 @@ class World:
                 self.database = replace(database, dumps=database.dumps | {name})
             case Fence(kept_as=kept_as):
                 names = database.databases - {database.database} | {kept_as}
-                self.database = replace(database, exists=False, databases=names)
+                self.database = replace(database, exists=False, databases=names, paused=database.pools)
             case LiftFence(kept_as=kept_as):
-                self._check((kept_as,), database.databases)
+                if not database.exists:
+                    self._check((kept_as,), database.databases)
                 names = database.databases - {kept_as} | {database.database}
-                self.database = replace(database, exists=True, databases=names)
+                self.database = replace(database, exists=True, databases=names, paused=False)
             case ExportWrites(export=export, kept_as=kept_as):
                 self._check((kept_as,), database.databases)
                 self.database = replace(database, exports=database.exports | {export})
@@ -318,6 +319,7 @@ class World:
                     fingerprint=fingerprint_of(finished),
                     databases=database.databases - {clone} | {database.database},
                     swaps=database.swaps | {swap},
+                    paused=False,
                 )
             case _:
                 pass

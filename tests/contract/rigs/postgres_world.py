@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lastgood.core.config import DatabaseConfig, PostgresConfig
+from lastgood.core.config import DatabaseConfig, PgBouncerConfig, PostgresConfig
 from lastgood.core.plan import (
     Action,
     CatchUp,
@@ -74,6 +74,7 @@ class PostgresWorld:
         self.kept_as = f"{config.name}_bad_r1"
         self.invariants: Mapping[str, str] = {"totals-are-positive": INVARIANT}
         self.repairs: Mapping[str, str] = {}
+        self.pgbouncer: PgBouncerConfig | None = None
         self.migrations: Mapping[str, object] = {"prisma": "prisma", "command": [sys.executable, "migrate.py"]}
         self.by_rows = False
         """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
@@ -94,6 +95,7 @@ class PostgresWorld:
         config = DatabaseConfig.model_validate(
             {
                 "postgres": self.config,
+                "pgbouncer": self.pgbouncer,
                 "migrations": self.migrations,
                 "statements": "statements/*.sql",
                 "restore_points": {"path": "restore-points", "keep": 2},
@@ -149,11 +151,15 @@ class PostgresWorld:
         point, kept_as = self.restore_point, self.kept_as
         dump = step("save-dump", SaveDump(name=f"{self.config.name}-r1"))
         catch_up = step("catch-up", CatchUp(replay=REPLAY, restore_point=point))
-        fence = step("fence", Fence(kept_as=kept_as))
+        fence = self.fence
         export = step("export", ExportWrites(export="export-r1", restore_point=point, kept_as=kept_as))
         swap = SwapDatabase(swap="swap-r1", restore_point=point, clone=self.clone, kept_as=kept_as, replay=REPLAY)
         first = (dump, fence, export) if self.by_rows else (dump, catch_up, fence)
         return (*first, step("replay-writes", self.replay), step("swap-database", swap))
+
+    @property
+    def fence(self) -> Step:
+        return step("fence", Fence(kept_as=self.kept_as))
 
     @property
     def end_capture(self) -> Step:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import inf
@@ -63,6 +63,7 @@ from lastgood.targets.postgres import (
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
+from lastgood.targets.postgres.pooler import Pooler
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import (
@@ -116,6 +117,7 @@ class PostgresTarget:
         repairs: Mapping[str, str],
     ) -> None:
         self._config, self._server = config, Server(config.postgres)
+        self._pooler = Pooler(config.pgbouncer, live=config.postgres.name) if config.pgbouncer else None
         self._clock, self._workdir, self._invariants, self._repairs = clock, workdir, invariants, repairs
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
@@ -147,6 +149,8 @@ class PostgresTarget:
                 capture_left=bool(self._captures.left(maintenance)),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
+                pools=self._pooler is not None,
+                paused=self._pooler is not None and self._pooler.paused(),
             )
             return self._with_contents(facts, maintenance) if facts.exists else facts
 
@@ -185,9 +189,10 @@ class PostgresTarget:
                 case SaveDump():
                     self._save_dump(action, deadline_s=step.deadline_s)
                 case Fence():
-                    swap.fence(self._server, action)
+                    self._fence(action)
                 case LiftFence():
                     swap.lift(self._server, action)
+                    self._let_in()
                 case ExportWrites():
                     self._export(action, deadline_s=step.deadline_s)
                 case CatchUp():
@@ -199,6 +204,7 @@ class PostgresTarget:
                 case SwapDatabase():
                     kept = self._kept(action)
                     swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
+                    self._let_in()
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
 
@@ -271,6 +277,24 @@ class PostgresTarget:
             size_bytes=dump.stat().st_size,
         )
         shelf.write(self._dumps / f"{action.name}.json", shelf.KEPT_DUMP, manifest)
+
+    def _fence(self, action: Fence) -> None:
+        """Clients of a pooler wait from here until the swap or the lift. Where they cannot be made to, they are thrown
+        out: that holds up no rollback."""
+        if self._pooler:
+            with suppress(LastgoodError):
+                self._pooler.pause()
+        try:
+            swap.fence(self._server, action)
+        except (LastgoodError, psycopg.Error):
+            with suppress(LastgoodError, psycopg.Error), self._server.maintenance() as maintenance:
+                if action.kept_as not in databases(maintenance):
+                    self._let_in()
+            raise
+
+    def _let_in(self) -> None:
+        if self._pooler:
+            self._pooler.resume()
 
     def _export(self, action: ExportWrites, *, deadline_s: float) -> None:
         """Compare the fenced database with the clone, and write down what differs."""
@@ -400,7 +424,8 @@ class PostgresTarget:
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            return obstacles(self._server, shelf.folder(self._points), self._config.migrations)
+            found = obstacles(self._server, shelf.folder(self._points), self._config.migrations)
+        return (*found, *(self._pooler.obstacles() if self._pooler else ()))
 
     def ships(self, release: str) -> Shipped:
         at = self._workdir(release)
@@ -532,12 +557,15 @@ class PostgresTarget:
             facts = self.observe()
         except LastgoodError as error:
             return (Check(name="database answers", passed=False, detail=error.message),)
-        answers = Check(name="database answers", passed=facts.exists)
+        answers = [Check(name="database answers", passed=facts.exists)]
+        if self._pooler:
+            kept_out = self._pooler.obstacles()
+            answers.append(Check(name="PgBouncer hands on", passed=not kept_out, detail="; ".join(kept_out)))
         if not fingerprint:
-            return (answers,)
+            return tuple(answers)
         same = facts.fingerprint == fingerprint
         detail = f"{facts.fingerprint[:12]}" if same else f"{facts.fingerprint[:12]}, expected {fingerprint[:12]}"
-        return answers, Check(name="database schema", passed=same, detail=detail)
+        return (*answers, Check(name="database schema", passed=same, detail=detail))
 
 
 @contextmanager
