@@ -228,7 +228,7 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
         figures = _story(demo)
         if json_file:
             json_file.write_bytes(FIGURES.dump_json(figures, indent=2) + b"\n")
-        _tell(figures)
+        _tell(figures, keep=keep)
         kept = keep
         return 1 if figures.wrong else 0
     finally:
@@ -328,8 +328,8 @@ def _wrong(figures: Figures) -> Iterator[str]:
         yield "the database's container or server was replaced"
 
 
-def _tell(figures: Figures) -> None:
-    """Tell the figures to the person in front of the terminal."""
+def _tell(figures: Figures, *, keep: bool) -> None:
+    """Tell the figures to the person in front of the terminal. keep: whether the demo stays."""
     counts, missions = figures.requests, figures.missions
     total = f"  {figures.timings.total_s} s after the decision" if figures.timings.total_s is not None else ""
     print()
@@ -349,8 +349,9 @@ def _tell(figures: Figures) -> None:
         print(f"WRONG     {line}")
     if not figures.wrong:
         other = "errors" if figures.fault == "bad-migration" else "bad-migration"
-        print(f"next: keep it and read the report   {_program()} demo --fault {figures.fault} --keep")
-        print(f"      another failure               {_program()} demo --fault {other}")
+        print(f"next: another failure               {_program()} demo --fault {other}")
+        if not keep:
+            print(f"      keep it and read the report   {_program()} demo --fault {figures.fault} --keep")
         print("      kill it half-way              LASTGOOD_DIE_AT=... (see README)")
 
 
@@ -403,5 +404,7 @@ def wait_for_port(port: int, deadline_s: float = 15.0) -> None:
 
 
 def _program() -> str:
-    found = shutil.which("lastgood")
-    return "lastgood" if found else ".venv/bin/lastgood"
+    """What to type for this program, as it was typed."""
+    if shutil.which("lastgood"):
+        return "lastgood"
+    return sys.argv[0] if Path(sys.argv[0]).name == "lastgood" else f"{sys.executable} -m lastgood"

@@ -191,6 +191,8 @@ def history_rows(history: History) -> Iterator[tuple[str, ...]]:
         )
 
 
+ALSO: Final = 8
+"""Rows put right alike that are named; `--json` names them all."""
 GOOD_ENDS: Final = frozenset({TerminalState.HEALTHY_KEPT, TerminalState.ROLLED_BACK_VERIFIED})
 
 
@@ -294,7 +296,9 @@ def repair_lines(plan: RepairPlan) -> Iterator[str]:
             yield _line(f"    {one.column}  {_value(one.now)} -> {_value(one.becomes)}")
         yield _line(f"    from  {', '.join(first.sources)}")
         if len(rows) > 1:
-            yield _line(f"    also  {'; '.join(row.name for row in rows[1:])}")
+            names = [row.name for row in rows[1:]]
+            more = f"; {len(names) - ALSO} more" if len(names) > ALSO else ""
+            yield _line(f"    also  {'; '.join(names[:ALSO])}{more}")
     for left in plan.left:
         keys = ", ".join(left.keys) + (", ..." if left.rows > len(left.keys) else "")
         yield _line(f"stays  {counted(left.rows, 'row')} of {left.invariant} ({keys}): {left.why}")

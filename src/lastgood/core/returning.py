@@ -235,7 +235,8 @@ def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], 
         draft.skipped.append(f"database: {said}")
     for broken in evidence.broken:
         keys = ", ".join(broken.keys[:5])
-        draft.invalid_rows.append(f"at least {broken.rows} rows break {broken.invariant}: {keys}")
+        rows = "1 row breaks" if broken.rows == 1 else f"{broken.rows} rows break"
+        draft.invalid_rows.append(f"at least {rows} {broken.invariant}: {keys}")
 
 
 def _ask(draft: _Draft, why: str, *, only: frozenset[Role]) -> None:

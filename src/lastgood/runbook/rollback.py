@@ -567,12 +567,10 @@ def _report(
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
     advice: list[str] = []
-    whole = Role.CONTAINERS in plan.scope
-    if rolled_back and whole:
+    if rolled_back and Role.CONTAINERS in plan.scope:
         if commit:
-            advice.append(
-                f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
-            )
+            still = f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
+            notes = (*notes, still)
         if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
             advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
         if plan.invalid_rows:
