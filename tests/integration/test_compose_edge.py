@@ -111,6 +111,18 @@ def test_whoever_waits_is_answered_by_the_release_that_serves_then(world: EdgeWo
     assert set(answers) == {"0-0", "1-1"}, answers
 
 
+@pytest.mark.parametrize("most, rung", [("1KiB", "L1 start the standby (api, web)"), ("4GiB", "L0 warm (api, web)")])
+@pytest.mark.full
+def test_a_standby_runs_as_long_as_its_memory_allows(
+    world: EdgeWorld, target: ComposeTarget, most: str, rung: str
+) -> None:
+    carry(target, recorded(target, "r0"))
+    r1 = prepared(world, target, "1")
+    target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s", standby_memory=most))
+    carry(target, r1, standby="r0")
+    assert target.rung("r0").startswith(rung)
+
+
 @pytest.mark.full
 def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")

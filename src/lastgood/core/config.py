@@ -324,12 +324,14 @@ class Standby(StrEnum):
 class EdgeConfig(_Section):
     """The HAProxy in front of the services. service: its name in the compose project. routes: service to the port on
     which its containers serve. one_at_a_time: those of them of which no second copy may run. drain: how long a request
-    may go on after the switch."""
+    may go on after the switch. standby_memory: bytes up to which the release before is left running, all its containers
+    together."""
 
     service: Name = "lastgood-edge"
     routes: Annotated[Mapping[Name, Port], Field(min_length=1)]
     one_at_a_time: tuple[Name, ...] = ()
     standby: Standby = Standby.RUNNING
+    standby_memory: Size | None = None
     drain: Duration = 30.0
 
 

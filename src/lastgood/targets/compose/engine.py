@@ -250,6 +250,7 @@ class _Api(Protocol):
     def stop(self, container: str, *, timeout: int) -> None: ...
     def update_container(self, container: str, *, restart_policy: Json) -> Json: ...
     def remove_container(self, container: str, *, v: bool, force: bool) -> None: ...
+    def stats(self, container: str, *, stream: bool, one_shot: bool) -> Json: ...
     def logs(self, container: str, *, stdout: bool, stderr: bool, tail: int, stream: bool) -> bytes: ...
     def close(self) -> None: ...
 
@@ -418,6 +419,18 @@ class Engine:
                 self._api.remove_container(container, v=True, force=True)
             except docker.errors.NotFound:
                 return
+
+    def memory_of(self, container: str) -> int:
+        """Return the bytes that it uses now, without files that could be dropped from memory, as `docker stats` counts
+        them (docs.docker.com/reference/cli/docker/container/stats); 0 for one that is gone or does not run."""
+        with _asking():
+            try:
+                seen = self._api.stats(container, stream=False, one_shot=True).get("memory_stats") or {}
+            except docker.errors.NotFound:
+                return 0
+        details = cast("Json", seen.get("stats") or {})
+        droppable = details.get("total_inactive_file", details.get("inactive_file", 0))  # cgroup v1, v2
+        return int(max(0, seen.get("usage", 0) - droppable))
 
     def logs(self, container: str, *, lines: int) -> str:
         """The newest lines of a container's output, both streams, oldest first."""

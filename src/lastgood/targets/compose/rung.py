@@ -47,7 +47,7 @@ def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) ->
         return Chosen(rung=ContainerRung.HELD, why="no second copy of it may run")
     if not release:
         return {
-            Standby.RUNNING: Chosen(rung=ContainerRung.WARM, why="what serves now stays running beside"),
+            Standby.RUNNING: Chosen(rung=ContainerRung.WARM, why=f"what serves now stays running beside{_up_to(edge)}"),
             Standby.STOPPED: Chosen(rung=ContainerRung.STANDBY, why="what serves now stays beside, stopped"),
             Standby.NONE: Chosen(rung=ContainerRung.START_FIRST, why="containers.edge.standby is none"),
         }[edge.config.standby]
@@ -56,6 +56,11 @@ def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) ->
     if any(stands(c, service, release) for c in (*seen.stopped, *seen.beside)):
         return Chosen(rung=ContainerRung.STANDBY, why=f"{release} stands beside and does not run")
     return Chosen(rung=ContainerRung.START_FIRST, why=f"{release} no longer stands beside")
+
+
+def _up_to(edge: Edge) -> str:
+    most = edge.config.standby_memory
+    return f", up to {most / (1 << 20):,.0f} MiB, else stopped" if most is not None else ""
 
 
 def stands(container: Container, service: str, release: str) -> bool:

@@ -60,7 +60,7 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
     seen = look(stack, engine, edge)
     standby = [c for c in seen.beside if is_twin(c) and c.labels.get(LABEL_RELEASE) == action.standby != ""]
     over = [c for c in seen.beside if c not in standby]
-    if edge.config.standby is not Standby.RUNNING:
+    if edge.config.standby is not Standby.RUNNING or _too_large(engine, edge, standby):
         over += standby
     # each may take its time to stop, one after the other
     drain_s = min(edge.config.drain, deadline_s - stack.config.stop * len(over))
@@ -69,6 +69,11 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
     if edge.config.standby is Standby.NONE:
         for container in standby:
             engine.remove(container.id)
+
+
+def _too_large(engine: Engine, edge: Edge, standby: list[Container]) -> bool:
+    most = edge.config.standby_memory
+    return most is not None and sum(engine.memory_of(container.id) for container in standby) > most
 
 
 def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, ends_at: datetime) -> None:
