@@ -49,6 +49,29 @@ def test_a_session_that_does_not_end_is_named_and_nobody_is_shut_out(embedded: P
     assert not embedded.target.observe().exists
 
 
+def test_who_used_the_database_is_back_when_it_was_swapped(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    name = embedded.kept_as
+    with embedded.connect() as web:
+        web.execute("SET application_name = 'web'")
+        embedded.go_back()
+        assert (
+            embedded.target.clients(name).detail == f"{embedded.config.user} web x1 before, and nobody of them is back"
+        )
+    with embedded.connect() as web:
+        web.execute("SET application_name = 'web'")
+        assert (embedded.target.clients(name).passed, embedded.target.clients(name).detail) == (
+            True,
+            f"{embedded.config.user} web x1 connected",
+        )
+        with embedded.connect(database=name) as stray:
+            stray.execute("SET application_name = 'payroll'")
+            assert embedded.target.clients(name).detail == (
+                f"{embedded.config.user} payroll x1 in {name}, which is no longer live"
+            )
+
+
 def test_a_swap_is_taken_back_with_all_that_was_there_and_what_came_since_stays_beside(embedded: PostgresWorld) -> None:
     embedded.take()
     embedded.migrate()

@@ -683,6 +683,15 @@ def test_a_fence_without_a_swap_is_lifted_again(team: Team, step: str) -> None:
     assert "the fence was lifted again" in report.notes
 
 
+def test_a_database_that_nobody_comes_back_to_is_no_verified_rollback(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+    team.stack.never_back = True
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_DEGRADED
+    assert [check.name for check in report.checks if not check.passed] == ["database clients"]
+
+
 def test_clients_that_wait_at_the_pooler_are_let_in_when_a_rollback_stops_before_the_fence(team: Team) -> None:
     deployed(team, MIGRATING, CANNOT_RUN)
     team.when_asked(team.approve)

@@ -230,6 +230,11 @@ class Database(Target, Protocol):
         connection."""
         ...
 
+    def clients(self, replaced: str) -> Check:
+        """Compare who uses the live database with who used it when it was fenced as `replaced`, which nobody must use
+        any more."""
+        ...
+
 
 class Frontend(Target, Protocol):
     """The frontend host."""

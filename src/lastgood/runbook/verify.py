@@ -10,6 +10,7 @@ from typing import Final
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import ReleaseHistory
 from lastgood.core.plan import Plan, ReturnFrontend, Role, SwapDatabase
+from lastgood.core.ports import Database
 from lastgood.core.release import RestorePoint
 from lastgood.core.report import Check
 from lastgood.runbook.rooms import Rooms
@@ -25,10 +26,10 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
     groups: list[tuple[str, Callable[[], tuple[Check, ...]]]] = []
     if Role.CONTAINERS in plan.scope:
         groups.append(("containers", lambda: rooms.containers.checks(target.release)))
-    if (database := rooms.database) is not None and {Role.CONTAINERS, Role.DATABASE} & set(plan.scope):
-        swapped = any(isinstance(s.action, SwapDatabase) for s in plan.steps)
-        fingerprint = restore_point.fingerprint if swapped and restore_point else ""
-        groups.append(("database", lambda: database.checks(fingerprint)))
+    database, replaced = rooms.database, _replaced(plan)
+    if database is not None and {Role.CONTAINERS, Role.DATABASE} & set(plan.scope):
+        fingerprint = restore_point.fingerprint if replaced and restore_point else ""
+        groups.append(("database", partial(database.checks, fingerprint)))
     if (frontend := rooms.frontend) is not None and Role.FRONTEND in plan.scope:
         returned = next(
             (s.action.deployment for s in plan.steps if isinstance(s.action, ReturnFrontend)), target.frontend
@@ -37,6 +38,9 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
             groups.append(("frontend", lambda: frontend.checks(returned)))
     if Role.CONTAINERS in plan.scope:
         groups += [(type(checker).__name__, partial(checker.run, target.names)) for checker in rooms.checkers]
+    if database is not None and replaced:
+        # last: by now the smoke tests have given every service something to do
+        groups.append(("database clients", partial(_who, database, replaced)))
     checks: list[Check] = []
     for name, look in groups:
         checks += _tried(rooms, name, look)
@@ -45,6 +49,15 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
             f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}" + (f"  {check.detail}" if check.detail else "")
         )
     return tuple(checks)
+
+
+def _who(database: Database, replaced: str) -> tuple[Check, ...]:
+    return (database.clients(replaced),)
+
+
+def _replaced(plan: Plan) -> str:
+    """What the replaced database is called, empty where none is."""
+    return next((s.action.kept_as for s in plan.steps if isinstance(s.action, SwapDatabase)), "")
 
 
 def _tried(rooms: Rooms, name: str, look: Callable[[], tuple[Check, ...]]) -> tuple[Check, ...]:

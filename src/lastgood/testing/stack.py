@@ -129,6 +129,7 @@ class Stack(World):
         self.broken: dict[str, bool] = {}
         self.points: dict[str, RestorePoint] = {}
         self.unfit: Counter[str] = Counter()
+        self.never_back = False
         self.replayed: dict[str, Replayed] = {}
         self.dry_run = DryRun(
             replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
@@ -545,6 +546,10 @@ class MemoryDatabase(Hand):
         answers = Check(name="database answers", passed=facts.exists)
         same = Check(name="database schema", passed=facts.fingerprint == fingerprint, detail=facts.fingerprint)
         return (answers, same) if fingerprint else (answers,)
+
+    def clients(self, replaced: str) -> Check:
+        back = replaced in self._stack.database.databases and not self._stack.never_back
+        return Check(name="database clients", passed=back)
 
 
 class MemoryFrontend(Hand):

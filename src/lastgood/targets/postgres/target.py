@@ -49,6 +49,7 @@ from lastgood.targets import child
 from lastgood.targets.postgres import (
     capture,
     catalog,
+    clients,
     evidence,
     histories,
     own_dump,
@@ -124,7 +125,7 @@ class PostgresTarget:
         self._captures = Captures(self._server, self._points / points.CAPTURES)
         self._migrated = state / "migrated"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
-        self._tried = state / "tried"
+        self._tried, self._clients = state / "tried", state / "clients"
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -281,6 +282,10 @@ class PostgresTarget:
     def _fence(self, action: Fence) -> None:
         """Clients of a pooler wait from here until the swap or the lift. Where they cannot be made to, they are thrown
         out: that holds up no rollback."""
+        noted = shelf.folder(self._clients) / f"{shelf.checked(action.kept_as)}.json"
+        if not noted.exists():
+            with self._server.maintenance() as maintenance:
+                shelf.write(noted, clients.CLIENTS, clients.of(maintenance, self._server.live))
         if self._pooler:
             with suppress(LastgoodError):
                 self._pooler.pause()
@@ -566,6 +571,15 @@ class PostgresTarget:
         same = facts.fingerprint == fingerprint
         detail = f"{facts.fingerprint[:12]}" if same else f"{facts.fingerprint[:12]}, expected {fingerprint[:12]}"
         return (*answers, Check(name="database schema", passed=same, detail=detail))
+
+    def clients(self, replaced: str) -> Check:
+        noted = self._clients / f"{shelf.checked(replaced)}.json"
+        before: clients.Clients = ()
+        if noted.exists():
+            before = shelf.read(noted, clients.CLIENTS, what=noted.stem, hint=_HINT)
+        with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
+            now, beside = (clients.of(maintenance, database) for database in (self._server.live, replaced))
+        return clients.check(before, now, beside, replaced=replaced)
 
 
 @contextmanager
