@@ -60,7 +60,7 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
     seen = look(stack, engine, edge)
     standby = [c for c in seen.beside if is_twin(c) and c.labels.get(LABEL_RELEASE) == action.standby != ""]
     over = [c for c in seen.beside if c not in standby]
-    if edge.config.standby is not Standby.RUNNING or _too_large(engine, edge, standby):
+    if not may_run_beside(engine, edge, standby):
         over += standby
     # each may take its time to stop, one after the other
     drain_s = min(edge.config.drain, deadline_s - stack.config.stop * len(over))
@@ -71,9 +71,12 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
             engine.remove(container.id)
 
 
-def _too_large(engine: Engine, edge: Edge, standby: list[Container]) -> bool:
+def may_run_beside(engine: Engine, edge: Edge, standby: list[Container]) -> bool:
+    """Whether these containers of the release before may go on running while the new one is watched."""
+    if edge.config.standby is not Standby.RUNNING:
+        return False
     most = edge.config.standby_memory
-    return most is not None and sum(engine.memory_of(container.id) for container in standby) > most
+    return most is None or sum(engine.memory_of(container.id) for container in standby) <= most
 
 
 def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, ends_at: datetime) -> None:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import assert_never
 
-from lastgood.core.config import ContainersConfig, Standby
+from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health
 from lastgood.core.plan import (
@@ -42,12 +42,12 @@ from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import clear_candidates, pass_gate
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
-from lastgood.targets.compose.look import look
+from lastgood.targets.compose.look import is_twin, look
 from lastgood.targets.compose.missing import missing
 from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
 from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
-from lastgood.targets.compose.switch import settle, switch
+from lastgood.targets.compose.switch import may_run_beside, settle, switch
 
 
 class ComposeTarget:
@@ -94,7 +94,8 @@ class ComposeTarget:
             ungated=frozenset(self._stack.config.workers),
             can_hold=holds is not None,
             holding=bool(holds),
-            standby_runs=self._edge is None or self._edge.config.standby is Standby.RUNNING,
+            standby_runs=self._edge is None
+            or may_run_beside(engine, self._edge, [c for c in there.beside if is_twin(c)]),
         )
 
     def apply(self, step: Step) -> None:
