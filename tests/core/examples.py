@@ -183,6 +183,7 @@ def swap_back_plan() -> Plan:
     return make_swap_back_plan(
         rollback_plan(EVIDENCE, plan_id="r0"),
         world(EVIDENCE, edge=True),
+        at=START,
         name="app",
         serving="old",
         plan_id="r1",

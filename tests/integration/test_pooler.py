@@ -9,12 +9,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import ClientCursor
+from psycopg.rows import dict_row
 
 from lastgood.core.config import PgBouncerConfig
 from lastgood.core.errors import LastgoodError, Refused, Retryable
@@ -25,17 +27,17 @@ from tests.contract.rigs.postgres_world import PostgresWorld
 
 
 @contextmanager
-def pooler(world: PostgresWorld, *more: str) -> Generator[str]:
+def pooler(world: PostgresWorld, *more: str, databases: str = "") -> Generator[str]:
     """PgBouncer in transaction mode before the server, as users reach it. Yields how to connect. more: of its
-    settings."""
+    settings. databases: lines of that section, before the one for all others."""
     bouncer = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     assert bouncer, "pgbouncer is missing: scripts/engine.sh installs it"
     password = world.config.password.reveal() if world.config.password else ""
     with postgres_embedded.open_folder() as folder:
         folder.chmod(0o777)  # it gives root up
-        (folder / "users").write_text(f'"{world.config.user}" "{password}"\n')
+        (folder / "users").write_text(f'"{world.config.user}" "{password}"\n"reader" ""\n')
         (folder / "ini").write_text(
-            f"[databases]\n* = host={world.config.host} port={world.config.port}\n"
+            f"[databases]\n{databases}\n* = host={world.config.host} port={world.config.port}\n"
             f"[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = trust\n"
             f"admin_users = {world.config.user}\n"
             f"auth_file = {folder}/users\npool_mode = transaction\nserver_login_retry = 0.2\nlogfile = {folder}/log\n"
@@ -126,9 +128,9 @@ def test_a_pooler_that_swallows_settings_is_told_before_a_deploy(embedded: Postg
 
 
 @contextmanager
-def known_pooler(world: PostgresWorld, *more: str) -> Generator[str]:
+def known_pooler(world: PostgresWorld, *more: str, databases: str = "") -> Generator[str]:
     """The same, and the target knows of it."""
-    with pooler(world, *more) as address:
+    with pooler(world, *more, databases=databases) as address:
         host = address.split()[0].removeprefix("host=")
         world.pgbouncer = PgBouncerConfig(user=world.config.user, host=host, port=6432)
         try:
@@ -137,7 +139,7 @@ def known_pooler(world: PostgresWorld, *more: str) -> Generator[str]:
             world.pgbouncer = None
 
 
-def paused(world: PostgresWorld) -> bool:
+def paused(world: PostgresWorld) -> bool | None:
     return world.target.observe().paused
 
 
@@ -277,28 +279,95 @@ def test_a_pooler_that_is_gone_holds_up_no_rollback_and_is_told(embedded: Postgr
         embedded.migrate()
         gone = embedded.pgbouncer
     embedded.pgbouncer = gone
-    with pytest.raises(Retryable, match="PgBouncer does not answer"):
-        embedded.go_back()
-    swap = embedded.way_back[-1]
-    assert seen(swap, embedded.target.observe()) is Seen.DONE
+    embedded.go_back()
     assert [check.name for check in embedded.target.checks("") if not check.passed] == ["PgBouncer hands on"]
-    assert any("PgBouncer does not answer" in line for line in embedded.target.preflight())
+    assert embedded.target.preflight() == ()
+    assert any("PgBouncer does not answer" in line for line in embedded.target.thrown_out_because())
 
 
-def test_what_keeps_clients_from_being_made_to_wait_is_told_before_a_deploy(embedded: PostgresWorld) -> None:
+def test_a_pooler_that_does_not_say_whether_its_clients_wait_is_looked_at_again(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise Retryable("PgBouncer: timeout expired", delay_s=1.0)
+
+    with known_pooler(embedded) as address, users(address) as (acknowledged, failed):
+        embedded.target.apply(embedded.fence)
+        monkeypatch.setattr(Pooler, "_console", silent)
+        with pytest.raises(Retryable, match="timeout expired") as error:
+            embedded.target.apply(embedded.lift)
+        assert "RESUME" in error.value.hint
+        facts = embedded.target.observe()
+        assert (facts.paused, facts.exists, seen(embedded.lift, facts)) == (None, True, Seen.UNKNOWN)
+        monkeypatch.undo()
+        embedded.target.apply(embedded.lift)
+        assert seen(embedded.lift, embedded.target.observe()) is Seen.DONE
+        wait_for(len(acknowledged) + 20, acknowledged)
+    assert failed == []
+
+
+def test_a_pooler_that_ended_makes_nobody_wait(embedded: PostgresWorld) -> None:
+    with known_pooler(embedded):
+        embedded.target.apply(embedded.fence)
+        gone = embedded.pgbouncer
+    embedded.pgbouncer = gone
+    embedded.target.apply(embedded.lift)
+    assert seen(embedded.lift, embedded.target.observe()) is Seen.DONE
+
+
+def test_a_pause_of_somebody_else_is_left_alone(embedded: PostgresWorld) -> None:
     with known_pooler(embedded) as address:
-        psycopg.connect(address).close()  # PgBouncer knows a database by a wildcard once somebody has come for it
-        assert embedded.target.preflight() == ()
+        psycopg.connect(address).close()
+        pool = the_pooler(embedded)
+        pool.pause()
+        pool.mark.unlink()
+        assert not paused(embedded)
+        pool.resume()
+        assert any("RESUME" in line for line in pool.obstacles())
+
+
+def test_only_the_pools_of_this_database_wait(embedded: PostgresWorld) -> None:
+    name, other = embedded.config.name, f"host={embedded.config.host} port=5432"
+    named = (
+        f"alias = {other} dbname={name}\nstaging = host=127.0.0.2 port=5432 dbname={name}\nelse = {other} dbname=else"
+    )
+    with known_pooler(embedded, databases=named) as address:
+        assert any("lead to several servers" in line for line in embedded.target.thrown_out_because())
+        assert embedded.pgbouncer
+        embedded.pgbouncer = embedded.pgbouncer.model_copy(update={"databases": ("alias",)})
+        assert embedded.target.thrown_out_because() == ()
         the_pooler(embedded).pause()
-        assert any("RESUME" in line for line in embedded.target.preflight())
+        assert waiting(address) == {"alias"}
+        embedded.pgbouncer = embedded.pgbouncer.model_copy(update={"databases": ()})
+        the_pooler(embedded).resume()
+        assert waiting(address) == set()
+
+
+def test_what_keeps_clients_from_being_made_to_wait_is_told(embedded: PostgresWorld) -> None:
+    with known_pooler(embedded, "stats_users = reader") as address:
+        psycopg.connect(address).close()  # PgBouncer knows a database by a wildcard once somebody has come for it
+        assert embedded.target.thrown_out_because() == ()
+        the_pooler(embedded).pause()
+        assert any("RESUME" in line for line in embedded.target.thrown_out_because())
         the_pooler(embedded).resume()
         assert embedded.pgbouncer
         embedded.pgbouncer = embedded.pgbouncer.model_copy(update={"user": "nobody"})
-        assert any("database.pgbouncer in lastgood.yaml" in line for line in embedded.target.preflight())
+        assert any("PgBouncer" in line for line in embedded.target.thrown_out_because())
         with pytest.raises((Refused, Retryable)):
             the_pooler(embedded).pause()
+        embedded.pgbouncer = embedded.pgbouncer.model_copy(update={"user": "reader"})
+        assert embedded.target.thrown_out_because() == ("reader is not among the admin_users of PgBouncer",)
+
+
+def waiting(address: str) -> set[str]:
+    """The databases whose clients wait, as PgBouncer shows them."""
+    with closing(
+        psycopg.connect(f"{address} dbname=pgbouncer", autocommit=True, cursor_factory=ClientCursor)
+    ) as console:
+        rows = console.cursor(row_factory=dict_row).execute("SHOW DATABASES").fetchall()
+    return {str(row["name"]) for row in rows if str(row["paused"]) == "1"}
 
 
 def the_pooler(world: PostgresWorld) -> Pooler:
     assert world.pgbouncer
-    return Pooler(world.pgbouncer, live=world.config.name)
+    return Pooler(world.pgbouncer, live=world.config.name, mark=world.folder / "state" / "clients" / "wait")

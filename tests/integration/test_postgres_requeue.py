@@ -66,6 +66,17 @@ def test_an_entry_goes_in_once_it_fits_and_says_what_has_no_place(embedded: Post
     assert embedded.sql("SELECT customer, total::int, state::text FROM orders WHERE id = 900") == [(1, 0, "new")]
 
 
+def test_an_entry_is_not_put_in_twice_where_the_swap_was_taken_back(embedded: PostgresWorld) -> None:
+    (entry,) = went_back(embedded, RELAXED, "UPDATE orders SET total = total - 100 WHERE id = 5")
+    there = total(embedded, 5)
+    embedded.swap_back()
+    written = total(embedded, 5)
+    assert written != there
+    with pytest.raises(Refused, match="it is in it already"):
+        put(embedded, entry)
+    assert total(embedded, 5) == written
+
+
 def test_columns_that_the_migration_renamed_go_back_to_their_old_names(embedded: PostgresWorld) -> None:
     both = "BEGIN; INSERT INTO customers (id, full_name) VALUES (900, 'Ada'); "
     both += "INSERT INTO orders (customer, total) VALUES (900, 0); COMMIT"

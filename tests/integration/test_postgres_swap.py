@@ -79,12 +79,12 @@ def test_a_swap_is_taken_back_with_all_that_was_there_and_what_came_since_stays_
     migrated = embedded.target.observe().fingerprint
     embedded.go_back()
     embedded.sql("INSERT INTO customers (name) VALUES ('written since')")
-    beside = f"{embedded.config.name}_bad_r2"
-    embedded.target.apply(step("fence", Fence(kept_as=beside)))
-    embedded.target.apply(embedded.lift)
+    beside = embedded.swap_back()
     assert embedded.target.observe().fingerprint == migrated
     assert embedded.one("SELECT count(*) FROM customers WHERE full_name = 'written on the new schema'") == 1
     assert embedded.one("SELECT count(*) FROM customers WHERE name = 'written since'", database=beside) == 1
+    given_out = embedded.one("SELECT max(id) FROM customers", database=beside)
+    assert embedded.one("INSERT INTO customers (full_name) VALUES ('next') RETURNING id > " + str(given_out)) is True
 
 
 @pytest.fixture

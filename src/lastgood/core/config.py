@@ -403,14 +403,16 @@ class PostgresConfig(_Section):
 
 
 class PgBouncerConfig(_Section):
-    """The admin console of a PgBouncer in front of the database. container: reach it at that container, else host and
-    port. user: one of its admin_users."""
+    """The admin console of a PgBouncer in front of the database, one process. container: reach it at that container,
+    else host and port. user: one of its admin_users. databases: by which names clients know the database; none for
+    every one that leads to a database of its name."""
 
     user: str
     password: SecretText | None = None
     container: Name | None = None
     host: str = "127.0.0.1"
     port: Port = 6432
+    databases: tuple[str, ...] = ()
 
 
 class MigrationsConfig(_Section):

@@ -81,7 +81,7 @@ class DatabaseFacts:
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
     capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
     caught up, and of those that are finished. pools: whether its clients come through a pooler that can make them wait;
-    paused: whether it does.
+    paused: whether it does because of us, None when that cannot be told.
     """
 
     observed_at: datetime
@@ -103,7 +103,7 @@ class DatabaseFacts:
     caught_up: frozenset[str] = frozenset()
     replays: frozenset[str] = frozenset()
     pools: bool = False
-    paused: bool = False
+    paused: bool | None = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,9 +159,13 @@ class Fence:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiftFence:
     """Give a database its name back and let everybody in, also who waits at a pooler. Compensation of Fence before the
-    swap; after it, behind another fence, it takes the swap back."""
+    swap; after it, behind another fence, it takes the swap back.
+
+    go_on_from: the database whose sequences it goes on from, empty for none.
+    """
 
     kept_as: str
+    go_on_from: Annotated[str, LATER] = ""
     kind: Literal["lift_fence"] = "lift_fence"
 
 
@@ -339,7 +343,7 @@ def seen(step: Step, facts: Facts) -> Seen:
         case Fence() as action, DatabaseFacts():
             return _when(action.kept_as in facts.databases)
         case LiftFence() as action, DatabaseFacts():
-            return _when(facts.exists and action.kept_as not in facts.databases and not facts.paused)
+            return _when_let_in(facts.exists and action.kept_as not in facts.databases, facts)
         case ExportWrites() as action, DatabaseFacts():
             return _when(action.export in facts.exports)
         case CatchUp() as action, DatabaseFacts():
@@ -347,7 +351,7 @@ def seen(step: Step, facts: Facts) -> Seen:
         case ReplayWrites() as action, DatabaseFacts():
             return _when(action.replay in facts.replays)
         case SwapDatabase() as action, DatabaseFacts():
-            return _when(action.swap in facts.swaps and facts.exists and not facts.paused)
+            return _when_let_in(action.swap in facts.swaps and facts.exists, facts)
         case EndCapture(), DatabaseFacts():
             return _when(not facts.captures and not facts.capture_left)
         case ReturnFrontend() as action, FrontendFacts():
@@ -361,6 +365,13 @@ def seen(step: Step, facts: Facts) -> Seen:
 
 def _when(done: bool) -> Seen:
     return Seen.DONE if done else Seen.NOT_DONE
+
+
+def _when_let_in(done: bool, facts: DatabaseFacts) -> Seen:
+    """Who waits at a pooler is let in only then."""
+    if done and facts.paused is None:
+        return Seen.UNKNOWN
+    return _when(done and not facts.paused)
 
 
 def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:

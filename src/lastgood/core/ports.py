@@ -140,6 +140,11 @@ class Database(Target, Protocol):
         well."""
         ...
 
+    def thrown_out_because(self) -> tuple[str, ...]:
+        """Return why clients of a configured pooler would be thrown out by a swap instead of made to wait, one line
+        each; empty when nothing speaks against it. Changes nothing, never raises."""
+        ...
+
     def ships(self, release: str) -> Shipped:
         """Read what the files of a prepared release say about the database. Raises ConfigError with the place."""
         ...

@@ -496,32 +496,46 @@ def _pass_requests(deadlines: Deadlines) -> Step:
 
 
 def make_swap_back_plan(
-    swapped: Plan, world: World, *, name: str, serving: str, plan_id: str, now: datetime, deadlines: Deadlines
+    swapped: Plan,
+    world: World,
+    *,
+    at: datetime,
+    name: str,
+    serving: str,
+    plan_id: str,
+    now: datetime,
+    deadlines: Deadlines,
 ) -> Plan:
-    """The way back of a swap of the database: what it replaced takes the name again, and what has it now is kept.
-    The person who asks for it has said yes already."""
-    replaced = next(step.action.kept_as for step in swapped.steps if isinstance(step.action, Fence))
-    kept_as = f"{name}_bad_{plan_id}"
+    """The way back of a swap of the database: what it replaced takes the name again, and what has it now is kept. The
+    person who asks for it has said yes already.
+
+    at: when the swap's run began.
+    """
+    replaced, kept_as = replaced_by(swapped), f"{name}_aside_{plan_id}"
+    since = f"{at:%Y-%m-%d %H:%M} UTC, {(now - at).total_seconds() / 60:.0f} min ago"
     back = Step(
         name="swap-back",
-        action=LiftFence(kept_as=replaced),
+        action=LiftFence(kept_as=replaced, go_on_from=kept_as),
         deadline_s=deadlines.fence_s,
-        explain=f"{replaced} becomes {name}",
-        loses=f"what was written since run {swapped.id}; it stays in {kept_as}",
+        explain=f"{replaced} becomes {name}; its sequences go on from those of {kept_as}",
+        loses=f"what was written since the swap of run {swapped.id} ({since}); it stays in {kept_as}",
     )
-    fence = [replace(step, needs_approval=False) for step in _fence(world, name, kept_as, deadlines)]
-    return Plan(
-        id=plan_id,
-        purpose=Purpose.ROLLBACK,
-        made_at=now,
-        from_release=serving,
-        to_release=serving,
-        steps=(*fence, back, *([_pass_requests(deadlines)] if world.containers.can_hold else ())),
-        rung=world.rung,
-        reasons=(f"the swap of run {swapped.id} is taken back",),
-        warnings=(f"{serving} serves on, whether or not it runs on the schema of {replaced}",),
-        scope=(Role.DATABASE,),
+    steps = [*(replace(step, needs_approval=False) for step in _fence(world, name, kept_as, deadlines)), back]
+    reasons = swapped.database.reasons if swapped.database else ()
+    return _compensation(
+        replace(swapped, from_release=serving, rung=world.rung),
+        *steps,
+        *([_pass_requests(deadlines)] if world.containers.can_hold else ()),
+        plan_id=plan_id,
+        now=now,
+        why=f"the swap of run {swapped.id} is taken back",
+        warnings=(f"{serving} serves on, whether or not it runs on the schema of {replaced}", *reasons),
     )
+
+
+def replaced_by(plan: Plan) -> str:
+    """What the database is called that the swap of a plan replaces."""
+    return next(step.action.kept_as for step in plan.steps if isinstance(step.action, Fence))
 
 
 def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan | None:
@@ -546,7 +560,7 @@ def lift_by_hand(plan: Plan) -> str:
     fence = next((s.action for s in plan.steps if isinstance(s.action, Fence)), None)
     if fence is None:
         return ""
-    name = fence.kept_as.removesuffix(f"_bad_{plan.id}")
+    name = fence.kept_as.removesuffix(f"_{plan.id}").rpartition("_")[0]
     sql = f'ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true;'
     return f"psql -d postgres: {sql}"
 
@@ -593,14 +607,17 @@ def make_stand_down_plan(
     )
 
 
-def _compensation(plan: Plan, step: Step, *, plan_id: str, now: datetime, why: str) -> Plan:
+def _compensation(
+    plan: Plan, *steps: Step, plan_id: str, now: datetime, why: str, warnings: tuple[str, ...] = ()
+) -> Plan:
     return Plan(
         id=plan_id,
         purpose=Purpose.ROLLBACK,
         made_at=now,
         from_release=plan.from_release,
         to_release=plan.from_release,
-        steps=(step,),
+        steps=steps,
         rung=plan.rung,
         reasons=(why,),
+        warnings=warnings,
     )

@@ -10,7 +10,7 @@ from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.record import Frozen, Unfrozen
 from lastgood.core.report import Report
 from lastgood.runbook.deploy import give_up, keep_restore_points
-from lastgood.runbook.rollback import BY_PERSON, Cause, roll_back, take_up
+from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, COMPENSATION, Cause, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 
 POLL_S: Final = 0.5
@@ -35,8 +35,14 @@ def go_back(
         rooms.story(f"rollback {run.started.run} is under way by {holder}; following it")
         return follow(rooms, run.started.run)
     with rooms.memory.journal.claim(rooms.who):
+        begun_by = run.started.by if run is not None and run.started.trigger == COMPENSATION else BY_LASTGOOD
         if (report := take_up(rooms)) is not None:
             return report
+        if run is not None and begun_by != BY_LASTGOOD:
+            raise Refused(
+                f"{run.started.run}, which {begun_by} began, was carried on, and nothing else done",
+                hint="lastgood status",
+            )
         if (left := rooms.memory.history().open_run) is not None:
             keep_restore_points(rooms, left.plan)
 

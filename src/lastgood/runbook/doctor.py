@@ -155,6 +155,14 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence="; ".join(missing) or f"{facts.database}, {facts.size_bytes / 1e6:.1f} MB",
         hint="lastgood restore-points list" if missing else "",
     )
+    if facts.pools:
+        thrown_out = rooms.database.thrown_out_because()
+        yield Finding(
+            check="pooler",
+            answer=Answer.FAILED if thrown_out else Answer.OK,
+            evidence="; ".join(thrown_out) or "its clients can be made to wait while the database is swapped",
+            hint="mend database.pgbouncer in lastgood.yaml: else a swap throws them out" if thrown_out else "",
+        )
     taken = [point for point in history.restore_points.values() if point.own is None]
     own = [point for point in history.restore_points.values() if point.own and not why_no_way_back(point, facts)]
     newest = next(reversed(taken or own), None)

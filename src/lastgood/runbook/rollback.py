@@ -427,7 +427,7 @@ def _behind_fence(rooms: Rooms, plan: Plan) -> bool:
         facts = rooms.database.observe()
     except LastgoodError:
         return True
-    return not facts.exists or (facts.paused and fence.kept_as not in facts.databases)
+    return not facts.exists or (facts.paused is not False and fence.kept_as not in facts.databases)
 
 
 def _lift(rooms: Rooms, plan: Plan) -> Stop | None:
@@ -519,13 +519,17 @@ def finish_compensation(rooms: Rooms, made: Plan) -> Stop | None:
     """Carry one on from where it stands, and end it. Returns where it stopped, with whoever waited let in again; None
     when it did not stop."""
     ending = carry_out(rooms, made.id)
-    stopped = "" if isinstance(ending, Finish) else ending.reason
-    rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=stopped))
-    if isinstance(ending, Finish):
-        return None
-    lifting = _lift(rooms, made) if _behind_fence(rooms, made) else None
-    _pass_requests(rooms, made)
-    return replace(ending, hint=lift_by_hand(made)) if lifting else ending
+    stopped = None if isinstance(ending, Finish) else ending
+    if stopped and _behind_fence(rooms, made):
+        lifting = _lift(rooms, made)
+        by_hand = f"{lifting.hint}; {lift_by_hand(made)}".removeprefix("; ") if lifting else stopped.hint
+        stopped = replace(stopped, hint=by_hand)
+    if stopped:
+        _pass_requests(rooms, made)
+    # last: one that died before is taken up, and stops at the same place
+    said = stopped.reason if stopped else ""
+    rooms.memory.note(RunEnded(run=made.id, terminal=None, serving=rooms.memory.history().serving, stopped=said))
+    return stopped
 
 
 def _replayed(rooms: Rooms, plan: Plan) -> tuple[Replayed | None, tuple[str, ...]]:
@@ -757,7 +761,8 @@ def take_up(rooms: Rooms) -> Report | None:
     while (run := rooms.memory.history().open_run) is not None and run.plan.purpose is Purpose.ROLLBACK:
         rooms.story(f"taking up {run.started.run}, begun at {run.record.at:%H:%M:%S} UTC by {run.started.by}")
         if run.started.trigger == COMPENSATION:
-            finish_compensation(rooms, run.plan)
+            if (stopped := finish_compensation(rooms, run.plan)) is not None:
+                rooms.story(f"  stopped: {stopped.reason}; {stopped.hint}")
         else:
             report = finish(rooms, run.started.run)
     return report

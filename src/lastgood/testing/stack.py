@@ -547,6 +547,9 @@ class MemoryDatabase(Hand):
         same = Check(name="database schema", passed=facts.fingerprint == fingerprint, detail=facts.fingerprint)
         return (answers, same) if fingerprint else (answers,)
 
+    def thrown_out_because(self) -> tuple[str, ...]:
+        return ()
+
     def clients(self, replaced: str) -> Check:
         back = replaced in self._stack.database.databases and not self._stack.never_back
         return Check(name="database clients", passed=back)

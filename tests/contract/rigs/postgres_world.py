@@ -205,6 +205,13 @@ class PostgresWorld:
     def lift(self) -> Step:
         return step("lift", LiftFence(kept_as=self.kept_as))
 
+    def swap_back(self, *, aside: str = "aside_r2") -> str:
+        """Take the swap back. Returns what the database is called that is set aside."""
+        kept_as = f"{self.config.name}_{aside}"
+        self.target.apply(step("fence", Fence(kept_as=kept_as)))
+        self.target.apply(step("swap-back", LiftFence(kept_as=self.kept_as, go_on_from=kept_as)))
+        return kept_as
+
     @property
     def refused(self) -> Step:
         gone = SwapDatabase(swap="swap-r9", restore_point="rp-none", clone="nothing", kept_as=self.kept_as)

@@ -114,6 +114,12 @@ def write(path: Path, adapter: TypeAdapter[Manifest], manifest: Manifest) -> Non
     _write(path, [adapter.dump_json(manifest, indent=1)])
 
 
+def mark(path: Path) -> None:
+    """Put an empty file there, durably."""
+    folder(path.parent)
+    _write(path, ())
+
+
 def write_lines(path: Path, lines: Iterable[object]) -> None:
     """Put objects on disk, one JSON line each, whole."""
     _write(path, (json_text(line).encode() + b"\n" for line in lines))

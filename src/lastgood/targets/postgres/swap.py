@@ -6,6 +6,8 @@ there. The swap is one transaction in the ledger's database, with the row that m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from psycopg import sql
 
 from lastgood.core.errors import Refused
@@ -38,6 +40,10 @@ def lift(server: Server, action: LiftFence) -> None:
         if server.live not in known:
             if action.kept_as not in known:
                 raise Refused(f"neither {server.live} nor {action.kept_as} is there")
+            if action.go_on_from:
+                admit(maintenance, action.kept_as)  # an attempt that died may have shut it
+                with server.connect(action.go_on_from) as left, server.connect(action.kept_as) as back:
+                    _carry_sequences_on(left, back, catalog.sequences(left))
             with shut(maintenance, action.kept_as):
                 rename(maintenance, action.kept_as, server.live)
         elif action.kept_as in known:
@@ -71,7 +77,7 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
             if action.replay:
                 replay.clear(clone, ledger)
                 restore_point.schema_as_proved(clone, kept)
-            _carry_sequences_on(replaced, clone, kept)
+            _carry_sequences_on(replaced, clone, kept.sequences)
             # of an own dump nobody knows it, and so what the migration set stays as well
             migration = migration_xids(replaced, kept.point.snapshot) if kept.point.snapshot else ()
         make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
@@ -84,10 +90,10 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
             admit(ledger, server.live)
 
 
-def _carry_sequences_on(replaced: Connection, clone: Connection, kept: shelf.KeptPoint) -> None:
-    """Set each sequence to the further of the two, so that no number is given out twice. The migration may have renamed
-    a sequence: its oid tells which one it was."""
-    named = {sequence.oid: (sequence.schema, sequence.name) for sequence in kept.sequences}
+def _carry_sequences_on(replaced: Connection, clone: Connection, known: Iterable[catalog.Sequence]) -> None:
+    """Set each sequence to the further of the two, so that no number is given out twice. known: those of `replaced` by
+    the names that they have in the clone: a migration may have renamed one, and its oid tells which one it was."""
+    named = {sequence.oid: (sequence.schema, sequence.name) for sequence in known}
     mine = {(sequence.schema, sequence.name): sequence for sequence in catalog.sequences(clone)}
     for sequence in catalog.sequences(replaced):
         here = mine.get(named.get(sequence.oid, ("", "")))

@@ -74,6 +74,7 @@ from lastgood.targets.postgres.server import (
     end_tool,
     hold,
     holders,
+    identity,
     open_ledger,
     replayed_upto,
     swaps,
@@ -118,7 +119,8 @@ class PostgresTarget:
         repairs: Mapping[str, str],
     ) -> None:
         self._config, self._server = config, Server(config.postgres)
-        self._pooler = Pooler(config.pgbouncer, live=config.postgres.name) if config.pgbouncer else None
+        pgbouncer, live = config.pgbouncer, config.postgres.name
+        self._pooler = Pooler(pgbouncer, live=live, mark=state / "clients" / "wait") if pgbouncer else None
         self._clock, self._workdir, self._invariants, self._repairs = clock, workdir, invariants, repairs
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
@@ -151,7 +153,7 @@ class PostgresTarget:
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
                 pools=self._pooler is not None,
-                paused=self._pooler is not None and self._pooler.paused(),
+                paused=self._pooler.paused() if self._pooler else False,
             )
             return self._with_contents(facts, maintenance) if facts.exists else facts
 
@@ -429,8 +431,10 @@ class PostgresTarget:
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            found = obstacles(self._server, shelf.folder(self._points), self._config.migrations)
-        return (*found, *(self._pooler.obstacles() if self._pooler else ()))
+            return obstacles(self._server, shelf.folder(self._points), self._config.migrations)
+
+    def thrown_out_because(self) -> tuple[str, ...]:
+        return self._pooler.obstacles() if self._pooler else ()
 
     def ships(self, release: str) -> Shipped:
         at = self._workdir(release)
@@ -524,7 +528,17 @@ class PostgresTarget:
         with _answers(self._server, sent=True):
             names = self._names(replay)
             with self._server.connect() as live:
+                self._check_not_there(replay, live)
                 return requeue.requeue(live, entry, names, invariants=self._invariants, about_to_commit=about_to_commit)
+
+    def _check_not_there(self, of: ReplayWrites, live: Connection) -> None:
+        """Raise Refused where a swap was taken back: the live database is then the one that was written to, with all
+        that waits."""
+        if of.restore_point in shelf.names(self._points) and self._kept(of).identity == identity(live):
+            raise Refused(
+                f"{self._server.live} is the database again to which this was written: it is in it already",
+                hint="lastgood quarantine discard ID -m 'the swap was taken back'",
+            )
 
     def _names(self, of: ReplayWrites) -> Names:
         """What the migration renamed, as far as restore point and replaced database are still there."""
@@ -564,7 +578,7 @@ class PostgresTarget:
             return (Check(name="database answers", passed=False, detail=error.message),)
         answers = [Check(name="database answers", passed=facts.exists)]
         if self._pooler:
-            kept_out = self._pooler.obstacles()
+            kept_out = self.thrown_out_because()
             answers.append(Check(name="PgBouncer hands on", passed=not kept_out, detail="; ".join(kept_out)))
         if not fingerprint:
             return tuple(answers)
