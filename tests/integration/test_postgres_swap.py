@@ -78,8 +78,10 @@ def test_a_swap_is_taken_back_with_all_that_was_there_and_what_came_since_stays_
     embedded.sql("INSERT INTO customers (full_name) VALUES ('written on the new schema')")
     migrated = embedded.target.observe().fingerprint
     embedded.go_back()
+    assert embedded.target.observe().foreign == {embedded.restore_point}
     embedded.sql("INSERT INTO customers (name) VALUES ('written since')")
     beside = embedded.swap_back()
+    assert embedded.target.observe().foreign == frozenset()
     assert embedded.target.observe().fingerprint == migrated
     assert embedded.one("SELECT count(*) FROM customers WHERE full_name = 'written on the new schema'") == 1
     assert embedded.one("SELECT count(*) FROM customers WHERE name = 'written since'", database=beside) == 1

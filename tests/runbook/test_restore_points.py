@@ -42,6 +42,13 @@ def test_what_was_exchanged_is_listed_with_what_was_expected(team: Team) -> None
     assert f"its manifest is {'another one'[:12]}, expected {manifest[:12]}" in listed.why_not
 
 
+def test_what_is_of_a_database_that_was_replaced_is_no_way_back(team: Team) -> None:
+    team.deploy(BAD)
+    team.stack.database = replace(team.stack.database, foreign=team.stack.database.restore_points)
+    (listed,) = look(team.rooms())
+    assert "is of a database that was replaced since" in listed.why_not
+
+
 def test_what_is_gone_is_said_to_be_gone(team: Team) -> None:
     team.deploy(BAD)
     team.stack.database = replace(team.stack.database, manifests=(), databases=frozenset({"app"}))

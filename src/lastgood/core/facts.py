@@ -75,9 +75,9 @@ class DatabaseFacts:
 
     fingerprint: of the live schema. migrations: finished ones, oldest first; failed_migrations: started, not finished.
     restore_points: ids whose dump is present and whose trial restore was proved; manifests: the SHA-256 of what lies
-    there of each of them, by id. databases: every database of the server.
-    exports: ids of finished exports of rows written since a restore point. swaps: ids in the outside ledger.
-    dumps: names of finished safety dumps.
+    there of each of them, by id; foreign: those of another database than the one that has the name now.
+    databases: every database of the server. exports: ids of finished exports of rows written since a
+    restore point. swaps: ids in the outside ledger. dumps: names of finished safety dumps.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
     capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
     caught up, and of those that are finished. pools: whether its clients come through a pooler that can make them wait;
@@ -93,6 +93,7 @@ class DatabaseFacts:
     failed_migrations: tuple[str, ...] = ()
     restore_points: frozenset[str] = frozenset()
     manifests: tuple[tuple[str, str], ...] = ()
+    foreign: frozenset[str] = frozenset()
     databases: frozenset[str] = frozenset()
     exports: frozenset[str] = frozenset()
     dumps: frozenset[str] = frozenset()

@@ -526,6 +526,8 @@ def why_no_way_back(point: RestorePoint, database: DatabaseFacts) -> str:
     """Say why the database could not go back to a restore point now; empty when it could."""
     if point.clone not in database.databases:
         return f"{point.clone}, the clone of restore point {point.id}, is gone"
+    if point.id in database.foreign:
+        return f"restore point {point.id} is of a database that was replaced since"
     return other_manifest(point.id, point.manifest, database)
 
 

@@ -7,7 +7,7 @@ the server can, it is the snapshot of a slot, from which every later transaction
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -312,6 +312,18 @@ def proved(folder: Path, live: str) -> dict[str, str]:
             if point.database == live and size_of(folder / point.path) == point.size_bytes:
                 found[point.id] = shelf.hashed(_manifest(folder, point.id), what=_named(point.id), hint=HINT)
     return found
+
+
+def foreign(folder: Path, of: Collection[str], live: Connection) -> frozenset[str]:
+    """Return those restore points that were taken of another database than the one that is connected to."""
+    found: set[str] = set()
+    for kept in every(folder):
+        if kept.point.id in of:
+            try:
+                of_this_database(live, kept)
+            except Refused:
+                found.add(kept.point.id)
+    return frozenset(found)
 
 
 def first_read(folder: Path, restore_point: str) -> RestorePoint:

@@ -163,6 +163,7 @@ class PostgresTarget:
             finished, failed = histories.known(live)
             return replace(
                 facts,
+                foreign=points.foreign(self._points, facts.restore_points, live),
                 fingerprint=catalog.fingerprint(catalog.objects(live)),
                 size_bytes=int(row[0]) if row else 0,
                 migrations=finished,
