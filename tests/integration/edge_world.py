@@ -15,9 +15,13 @@ from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld
 
 # Asks its sibling by the name that both have always used, and says what it and the sibling are.
+# In one piece, with a header: httpd takes the first bytes of anything else for a line of its own.
 FRONT: Final = """\
 mkdir -p /www/cgi-bin
-printf '#!/bin/sh\\necho; echo VERSION-$(wget -q -O - http://api:8080/)\\n' > /www/cgi-bin/ask
+cat > /www/cgi-bin/ask <<'END'
+#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\nVERSION-%s' "$(wget -q -O - http://api:8080/)"
+END
 chmod 755 /www/cgi-bin/ask
 exec httpd -f -p 8080 -h /www
 """
