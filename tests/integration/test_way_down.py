@@ -20,6 +20,7 @@ from lastgood.core.release import Down
 from lastgood.core.report import TerminalState
 from lastgood.runbook.rooms import Rooms
 from lastgood.testing.stack import Behaviour
+from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.own_process import begin, ended
 from tests.contract.rigs.postgres_world import FIRST, SECOND, SHOP, PostgresWorld, step
 from tests.integration.test_postgres import V1, deadly
@@ -239,6 +240,16 @@ def test_what_would_not_give_the_old_release_its_database_back_is_not_chosen(
         before.migrations,
         before.databases,
     )
+
+
+def test_an_error_of_a_down_migration_is_not_taken_for_the_applications(tmp_path: Path) -> None:
+    """On a stock server, whose log names neither application nor database."""
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("ALTER SYSTEM SET log_line_prefix = '%m [%p] '")
+        alone.sql("SELECT pg_reload_conf()")
+        shop = GoingDown(alone, down=f"{DOWN} SELECT missing FROM customers")
+        assert "missing" in shop.way_down().reason
+        assert shop.inspect().errors == ()
 
 
 DELETES = f"{DOWN} DELETE FROM orders WHERE id = 7;"

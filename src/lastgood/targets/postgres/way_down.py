@@ -34,6 +34,7 @@ from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.fitting import STATEMENT_S, copied, unique
 from lastgood.targets.postgres.preflight import room
 from lastgood.targets.postgres.server import Server, hold, holders
+from lastgood.targets.postgres.server_log import OURS
 from lastgood.targets.postgres.writes import stem
 
 FAILED: Final = "failed"
@@ -321,7 +322,7 @@ def _run(connection: Connection, down: Down) -> None:
     ours = connection.execute("SELECT pg_current_xact_id()").fetchone()
     # without parameters psycopg uses the simple protocol: many statements at once
     with _refused(what, connection):
-        connection.execute(text.encode())
+        connection.execute(OURS + text.encode())
     if (
         connection.info.transaction_status is not TransactionStatus.INTRANS
         or connection.execute("SELECT pg_current_xact_id()").fetchone() != ours
