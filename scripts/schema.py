@@ -46,10 +46,10 @@ class Setting:
 
 def variants(text: str) -> tuple[str, str]:
     """Return the example for each of the two engines: as it stands, and with `process` in place of `containers`,
-    `access_log` of `metrics`, and `alembic` of `prisma`."""
+    `access_log` of `metrics`, and `alembic` of `prisma` with a command for `down`."""
     taken = re.sub(r"^containers:.*\n(?:[ #].*\n)*", "", text, flags=re.MULTILINE)
     taken = re.sub(r"^    (?:metrics|prisma):.*\n", "\n", taken, flags=re.MULTILINE)
-    block = re.compile(r"^( *)#(?:process|access_log|alembic):.*\n(?:\1#.*\n)*", flags=re.MULTILINE)
+    block = re.compile(r"^( *)#(?:process|access_log|alembic|down):.*\n(?:\1#.*\n)*", flags=re.MULTILINE)
     return text, block.sub(lambda found: re.sub(r"^( *)#", r"\1", found[0], flags=re.MULTILINE), taken)
 
 

@@ -13,10 +13,11 @@ from lastgood.core.migration import (
     Fit,
     FitsSchema,
     SchemaChange,
+    WayDown,
     WritesSince,
 )
 from lastgood.core.plan import Plan
-from lastgood.core.release import DumpFormat, Release, RestorePoint, ServiceRecord
+from lastgood.core.release import Down, DumpFormat, Release, RestorePoint, ServiceRecord
 from lastgood.core.returning import Deadlines, World, make_plan, make_stand_down_plan, make_swap_back_plan
 from lastgood.testing import world as simulated
 from lastgood.testing.world import START
@@ -72,6 +73,12 @@ EVIDENCE = DatabaseEvidence(
     writes=WritesSince(tables=(("missions", 12),), rate_per_s=2.0),
 )
 FITS = replace(EVIDENCE, old_release=FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran"))
+DOWN = Down(migrations=("m2",), sql="ALTER TABLE missions RENAME COLUMN name TO title")
+GOES_DOWN = replace(
+    EVIDENCE,
+    broken=(),
+    way_down=WayDown(downs=(DOWN,), reason="m2: tried", migrations=("m2",), aside=(("missions.mood", 7), ("moods", 0))),
+)
 UNCHANGED = replace(EVIDENCE, changes=(), broken=(), old_release=FitsSchema(fit=Fit.YES, tried=0, reason="same schema"))
 
 
@@ -202,6 +209,8 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),
     "database-first-behind-an-edge": lambda: rollback_plan(EVIDENCE, edge=True, captured=True),
     "database-first-own-dump": own_dump_plan,
+    "migrations-down": lambda: rollback_plan(GOES_DOWN),
+    "migrations-down-behind-an-edge": lambda: rollback_plan(GOES_DOWN, edge=True),
     "watch-over": lambda: make_stand_down_plan(
         "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=False, captures=True
     ),

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts, Health, InstanceFacts
-from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, SqlError
+from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, SqlError, WayDown
 from lastgood.core.plan import Plan, Role
 from lastgood.core.release import RestorePoint
 from lastgood.core.returning import World, make_plan
 from lastgood.testing.world import START
-from tests.core.examples import DEADLINES, OWN_DUMP, RESTORE_POINT, SERVICES, release
+from tests.core.examples import DEADLINES, GOES_DOWN, OWN_DUMP, RESTORE_POINT, SERVICES, release
 
 OLD = release("old")
 CHANGES = (SchemaChange(object="missions.title", change="is gone (text)"),)
@@ -64,6 +64,7 @@ evidence = st.builds(
     old_release=st.builds(FitsSchema, fit=st.sampled_from(Fit), tried=st.just(3), reason=st.just("tried")),
     writes=st.none(),
     storage_faults=st.sampled_from([(), ("3 checksum failures",)]),
+    way_down=st.sampled_from([None, WayDown(downs=(), reason="m2 ships no way down"), GOES_DOWN.way_down]),
 )
 restore_points = st.builds(
     RestorePoint,

@@ -23,9 +23,11 @@ from lastgood.core.plan import (
     HoldRequests,
     LiftFence,
     Migrate,
+    MigrateDown,
     PassGate,
     PassRequests,
     Plan,
+    RehearseDown,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -44,7 +46,9 @@ from lastgood.core.returning import make_plan
 from lastgood.testing.world import START
 from tests.core.examples import (
     DEADLINES,
+    DOWN,
     EVIDENCE,
+    GOES_DOWN,
     HELD,
     RESTORE_POINT,
     SHAPES,
@@ -100,6 +104,12 @@ SETTLE = Settle(standby="old")
 TAKE = TakeRestorePoint(restore_point="rp-d2")
 MIGRATE = Migrate(release="bad", migrations=("m2", "m3"))
 DUMP = SaveDump(name="app-r1")
+REHEARSE = RehearseDown(
+    rehearsal="down-r1", dump="app-r1", downs=(DOWN,), migrations=("m2", "m3"), made_for="f3", restore_point="rp-d2"
+)
+MIGRATE_DOWN = MigrateDown(
+    aside="down-r1", downs=(DOWN,), migrations=("m2", "m3"), made_for="f3", restore_point="rp-d2", manifest="m1"
+)
 FENCE = Fence(kept_as="app_bad_r1")
 LIFT = LiftFence(kept_as="app_bad_r1")
 EXPORT = ExportWrites(export="export-r1", restore_point="rp-d2", kept_as="app_bad_r1")
@@ -209,6 +219,11 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     ),
     "dump: finished": (DUMP, database(dumps=frozenset({"app-r1"})), Seen.DONE),
     "dump: of another run": (DUMP, database(dumps=frozenset({"app-r2"})), Seen.NOT_DONE),
+    "rehearsal: it went well": (REHEARSE, database(rehearsals=frozenset({"down-r1"})), Seen.DONE),
+    "rehearsal: of another run": (REHEARSE, database(rehearsals=frozenset({"down-r2"})), Seen.NOT_DONE),
+    "migrate down: the history names none of them": (MIGRATE_DOWN, database(migrations=("m1",)), Seen.DONE),
+    "migrate down: the history names one still": (MIGRATE_DOWN, database(migrations=("m1", "m2")), Seen.NOT_DONE),
+    "migrate down: the database is not there": (MIGRATE_DOWN, database(exists=False), Seen.NOT_DONE),
     "fence: renamed": (FENCE, replace(database(exists=False), databases=KEPT), Seen.DONE),
     "fence: after the swap": (FENCE, replace(database(), databases=KEPT | {"app"}), Seen.DONE),
     "fence: not yet": (FENCE, database(), Seen.NOT_DONE),
@@ -268,7 +283,7 @@ def test_facts_of_another_target_cannot_tell(action: Action) -> None:
 
 def test_users_can_notice_these_kinds_of_steps_and_no_other() -> None:
     noticed = {kind for kind, action in ANY_OF.items() if step(action).changes_what_serves}
-    assert noticed == {Serve, Switch, Migrate, Fence, SwapDatabase, ReturnFrontend}
+    assert noticed == {Serve, Switch, Migrate, MigrateDown, Fence, SwapDatabase, ReturnFrontend}
 
 
 # --- what a plan needs from the world --------------------------------------------------------------------------------
@@ -305,6 +320,18 @@ def test_a_clone_that_was_dropped_since_is_named() -> None:
 def test_a_clone_that_was_swapped_in_is_not_missed() -> None:
     swapped = database(swaps=frozenset({"swap-r1"}), manifests=())
     assert agrees(rollback_plan(EVIDENCE), facts("bad"), swapped) == ()
+
+
+def test_down_migrations_are_run_on_the_schema_that_they_were_tried_on_and_on_no_other() -> None:
+    plan, other_schema = rollback_plan(GOES_DOWN), replace(database_facts(), migrations=("m1", "m2"), fingerprint="f9")
+    assert agrees(plan, facts("bad"), replace(other_schema, fingerprint="f2")) == ()
+    said = "the schema is not the one for which the down migrations were tried"
+    assert agrees(plan, facts("bad"), other_schema) == (said,)
+
+
+def test_down_migrations_that_are_done_are_not_missed() -> None:
+    down = replace(database_facts(), migrations=("m1",), fingerprint="f1", manifests=())
+    assert agrees(rollback_plan(GOES_DOWN), facts("bad"), down) == ()
 
 
 @pytest.mark.parametrize(

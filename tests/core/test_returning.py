@@ -24,9 +24,11 @@ from lastgood.core.plan import (
     Fence,
     HoldRequests,
     LiftFence,
+    MigrateDown,
     PassGate,
     PassRequests,
     Plan,
+    RehearseDown,
     ReplayWrites,
     Role,
     SaveDump,
@@ -143,6 +145,39 @@ def test_a_plan_is_bound_to_what_is_kept_of_the_dump() -> None:
     assert (swap.manifest, swap.clone, swap.replay) == ("m9", "app_lg_own-backup", "")
 
 
+def test_what_is_rehearsed_is_what_is_run_and_what_was_shipped() -> None:
+    plan, evidence = (
+        planned("down-migration-old-does-not-fit"),
+        case("down-migration-old-does-not-fit").given.world.evidence,
+    )
+    rehearse, down = plan.step("rehearse-down").action, plan.step("migrate-down").action
+    assert isinstance(rehearse, RehearseDown)
+    assert isinstance(down, MigrateDown)
+    assert evidence is not None
+    assert evidence.way_down is not None
+    assert rehearse.downs == down.downs == evidence.way_down.downs
+    assert rehearse.dump == "app-r1"
+
+
+def test_a_down_migration_says_what_it_takes_away_and_that_no_row_is_lost() -> None:
+    plan = planned("down-migration-old-does-not-fit")
+    assert {step.name: step.loses for step in plan.steps if step.loses} == {"migrate-down": "missions.mood (7)"}
+    assert plan.database is not None
+    assert plan.database.aside == (("missions.mood", 7),)
+    assert plan.database.reasons[-1] == "every row stays where it is, and nothing that was written is lost"
+
+
+@pytest.mark.parametrize(
+    "name,why",
+    [
+        ("down-migration-does-not-hold", "the schema is not that of rp-d2 afterwards: missions.title is gone"),
+        ("down-migration-would-leave-broken-rows", "the migration itself broke rows, which none would mend"),
+    ],
+)
+def test_a_down_migration_that_is_not_chosen_is_told_with_the_reason(name: str, why: str) -> None:
+    assert f"no down migration: {why}" in planned(name).reasons
+
+
 OLDER, NEWER = (
     replace(OWN_DUMP, id=name, taken_at=START + timedelta(hours=hours)) for name, hours in (("own-1", 1), ("own-2", 2))
 )
@@ -247,7 +282,8 @@ def test_no_plan_touches_a_service_that_is_not_in_the_release(plan: Plan) -> Non
 def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Plan) -> None:
     database = [step for step in plan.steps if step.role is Role.DATABASE]
     assert not database or isinstance(database[0].action, SaveDump)
-    assert all(step.needs_approval for step in database[1:])
+    # a rehearsal changes nothing that is live, and whoever is asked should know how it went
+    assert all(step.needs_approval for step in database[1:] if not isinstance(step.action, RehearseDown))
 
 
 @given(plan=plans())
@@ -258,7 +294,9 @@ def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan)
     by_rows = [SaveDump, Fence, ExportWrites, ReplayWrites, SwapDatabase]
     rung = plan.database.rung if plan.database else Rung.D0
     to_an_own_dump = [SaveDump, Fence, SwapDatabase]
-    assert order == {Rung.D3: by_transactions, Rung.D3B: by_rows, Rung.D4: to_an_own_dump}.get(rung, [])
+    down = [SaveDump, RehearseDown, MigrateDown]
+    expected = {Rung.D2: down, Rung.D3: by_transactions, Rung.D3B: by_rows, Rung.D4: to_an_own_dump}
+    assert order == expected.get(rung, [])
 
 
 @given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)
@@ -268,12 +306,14 @@ def test_requests_wait_from_before_the_fence_until_what_serves_fits_the_schema(
 ) -> None:
     plan = plan_or_refusal(world, only)
     kinds = [] if isinstance(plan, Refused) else [type(step.action) for step in plan.steps]
-    can = Fence in kinds and world.containers.can_hold and Role.CONTAINERS in only
+    begins = Fence if Fence in kinds else MigrateDown
+    can = begins in kinds and world.containers.can_hold and Role.CONTAINERS in only
     assert kinds.count(HoldRequests) == kinds.count(PassRequests) == can
     if can:
-        assert kinds.index(Fence) - kinds.index(HoldRequests) == 1
+        assert kinds.index(begins) - kinds.index(HoldRequests) == 1
         before_serving = kinds.index(Serve) > kinds.index(HoldRequests) if Serve in kinds else False
-        last = max(i for i, kind in enumerate(kinds) if kind is SwapDatabase or (kind is Serve and before_serving))
+        ends = (SwapDatabase, MigrateDown)
+        last = max(i for i, kind in enumerate(kinds) if kind in ends or (kind is Serve and before_serving))
         assert kinds.index(PassRequests) == last + 1
 
 
@@ -287,7 +327,22 @@ def test_names_of_steps_are_unique_in_their_plan(plan: Plan) -> None:
 @settings(max_examples=30)
 def test_a_swap_is_planned_exactly_when_the_plan_says_so(plan: Plan) -> None:
     swaps = any(isinstance(step.action, SwapDatabase) for step in plan.steps)
-    assert swaps == bool(plan.database and plan.database.restore_point)
+    rungs = (Rung.D3, Rung.D3B, Rung.D4)
+    assert swaps == bool(plan.database and plan.database.rung in rungs)
+
+
+@given(world=changed(Fit.NO), only=ONLY)
+@settings(max_examples=60)
+def test_migrations_are_taken_down_wherever_that_held_and_the_migration_itself_broke_nothing(
+    world: World, only: frozenset[Role]
+) -> None:
+    plan = plan_or_refusal(world, only)
+    said = world.evidence
+    if isinstance(plan, Refused) or said is None or Role.DATABASE not in only:
+        return
+    broke = any(broken.by_migration for broken in said.broken)
+    holds = bool(said.way_down and said.way_down.downs) and world.restore_point is not None and not world.unusable
+    assert (plan.database is not None and plan.database.rung is Rung.D2) == (holds and not broke)
 
 
 @given(world=changed(Fit.NO), only=ONLY)
@@ -296,7 +351,7 @@ def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: fr
     plan = plan_or_refusal(world, only)
     steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
     serves = [i for i, name in enumerate(steps) if name.startswith("serve-")]
-    assert all("swap-database" in steps[:i] for i in serves)
+    assert all({"swap-database", "migrate-down"} & set(steps[:i]) for i in serves)
 
 
 @given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)
@@ -304,7 +359,7 @@ def test_what_does_not_run_on_a_schema_never_serves_on_it(world: World, only: fr
 def test_an_old_schema_never_comes_back_under_another_release(world: World, only: frozenset[Role]) -> None:
     plan = plan_or_refusal(world, only)
     steps = [] if isinstance(plan, Refused) else [step.name for step in plan.steps]
-    if "swap-database" in steps:
+    if {"swap-database", "migrate-down"} & set(steps):
         changed_ = {f"serve-{service.name}" for service in changed_services(OLD, world.containers)}
         assert changed_ <= set(steps)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
+from lastgood.core.errors import ConfigError, Refused
+from lastgood.core.migration import WayDown
 from lastgood.core.plan import Migrate
-from tests.contract.rigs.postgres_world import PostgresWorld, step
+from lastgood.core.release import Down, Release
+from tests.contract.rigs.postgres_world import STATEMENTS, PostgresWorld, step
 
 ENV = """
 import os
@@ -29,18 +34,39 @@ down_revision = {before!r}
 
 def upgrade():
     op.execute({sql!r})
+
+
+def downgrade():
+    for statement in {down!r}:
+        op.execute(statement)
 """
 RENAME = "ALTER TABLE customers RENAME COLUMN name TO full_name; UPDATE orders SET total = total + 1000"
 
 
-def ship(world: PostgresWorld, release: str, *scripts: tuple[str, str | None, str]) -> None:
+NICK = "ALTER TABLE customers RENAME COLUMN name TO full_name; ALTER TABLE customers ADD COLUMN nickname text"
+NO_NICK = (
+    "ALTER TABLE customers DROP COLUMN nickname",
+    "ALTER TABLE customers RENAME COLUMN full_name TO name",
+)
+V1 = Release(
+    id="v1",
+    recorded_at=datetime(2026, 1, 1, tzinfo=UTC),
+    engine="process",
+    services=(),
+    statements=STATEMENTS,
+    migrations=("a1",),
+)
+
+
+def ship(world: PostgresWorld, release: str, *scripts: tuple[str, str | None, str], down: tuple[str, ...] = ()) -> None:
+    """Write the files of a release. down: what its newest script does to be taken back."""
     root = world.folder / release
     (root / "migrations" / "versions").mkdir(parents=True, exist_ok=True)
     (root / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
     (root / "migrations" / "env.py").write_text(ENV)
     for revision, before, sql in scripts:
         path = root / "migrations" / "versions" / f"{revision}.py"
-        path.write_text(SCRIPT.format(revision=revision, before=before, sql=sql))
+        path.write_text(SCRIPT.format(revision=revision, before=before, sql=sql, down=down))
 
 
 @pytest.fixture
@@ -92,3 +118,81 @@ def test_the_history_goes_back_with_the_schema_and_nothing_written_since_is_lost
     assert (after.migrations, after.fingerprint) == (("a1",), before.fingerprint)
     assert alembic.one("SELECT count(*) FROM orders WHERE total = 900") == 1
     assert alembic.one("SELECT count(*) FROM orders WHERE total > 1000") == 0
+
+
+DOWNGRADE = [sys.executable, "-m", "alembic", "downgrade", "{from}:{to}", "--sql"]
+
+
+def tried(world: PostgresWorld, *downs: Down) -> WayDown:
+    """What a rollback to the first release would find of its way down."""
+    since = world.target.restore_point(world.restore_point)
+    way = world.target.inspect(since=since, target=V1, downs=downs).way_down
+    assert way is not None
+    return way
+
+
+def test_its_own_downgrade_takes_two_releases_down_again_and_every_row_stays(alembic: PostgresWorld) -> None:
+    alembic.migrations = {**alembic.migrations, "down": DOWNGRADE}
+    first, second = ("a1", None, "SELECT 1"), ("b2", "a1", NICK)
+    third = ("c3", "b2", "CREATE TABLE moods (id int PRIMARY KEY, mood text)")
+    ship(alembic, "v2", first, second, down=NO_NICK)
+    ship(alembic, "v3", first, second)
+    ship(alembic, "v3", third, down=("DROP TABLE moods",))
+    alembic.ship("v3", {})  # what every release says to the database
+    migrated(alembic, "v1", "a1")
+    alembic.take()
+    before = alembic.target.observe()
+    downs = alembic.target.ships("v2").downs
+    assert migrated(alembic, "v2", "b2") == ("b2",)
+    downs += alembic.target.ships("v3").downs
+    assert migrated(alembic, "v3", "c3") == ("c3",)
+    assert [down.migrations for down in downs] == [("b2",), ("c3",)]
+    alembic.sql("INSERT INTO customers (full_name, nickname) VALUES ('ada', 'countess')")
+    alembic.sql("INSERT INTO moods VALUES (1, 'good')")
+
+    way = tried(alembic, *downs)
+    assert (way.downs, way.migrations) == (downs, ("c3",))
+    assert dict(way.aside) == {"customers.nickname": 1, "moods": 1}
+    for each in alembic.way_down(*way.downs, migrations=way.migrations):
+        alembic.target.apply(each)
+
+    after = alembic.target.observe()
+    assert (after.migrations, after.fingerprint) == (("a1",), before.fingerprint)
+    assert alembic.one("SELECT count(*) FROM customers WHERE name = 'ada'") == 1
+    aside = alembic.folder / "state" / "aside" / "down-r0"
+    (line,) = [json.loads(line) for line in (aside / "customers.jsonl").read_text().splitlines()]
+    assert line == {"key": {"id": 21}, "values": {"nickname": "countess"}}
+    assert migrated(alembic, "v2", "b2") == ("b2",)  # its history lets the next release be applied
+
+
+def test_a_downgrade_that_does_not_give_the_schema_back_is_not_chosen(alembic: PostgresWorld) -> None:
+    alembic.migrations = {**alembic.migrations, "down": DOWNGRADE}
+    ship(alembic, "v2", ("a1", None, "SELECT 1"), ("b2", "a1", NICK), down=NO_NICK[1:])
+    migrated(alembic, "v1", "a1")
+    alembic.take()
+    downs = alembic.target.ships("v2").downs
+    migrated(alembic, "v2", "b2")
+    way = tried(alembic, *downs)
+    assert way.downs == ()
+    assert way.reason.startswith("the schema is not that of rp-d2 afterwards: customers.nickname is new")
+
+
+def test_a_downgrade_that_cannot_be_had_is_refused_before_anything_is_migrated(alembic: PostgresWorld) -> None:
+    migrated(alembic, "v1", "a1")
+    alembic.migrations = {**alembic.migrations, "down": [sys.executable, "-c", "raise SystemExit('no such revision')"]}
+    with pytest.raises(Refused) as refused:
+        alembic.target.ships("v2")
+    assert refused.value.message.endswith("ended 1: no such revision")
+    alembic.migrations = {**alembic.migrations, "down": [sys.executable, "-c", ""]}
+    with pytest.raises(Refused) as refused:
+        alembic.target.ships("v2")
+    assert refused.value.message.endswith("printed no SQL")
+
+
+def test_with_several_heads_nobody_can_tell_from_which_one_it_goes_down(alembic: PostgresWorld) -> None:
+    migrated(alembic, "v1", "a1")
+    ship(alembic, "v2", ("c3", "a1", "SELECT 1"))
+    alembic.migrations = {**alembic.migrations, "down": DOWNGRADE}
+    with pytest.raises(ConfigError) as error:
+        alembic.target.ships("v2")
+    assert "{from} would be one of b2, c3" in error.value.message

@@ -333,7 +333,7 @@ def test_killed_inside_a_step_the_same_steps_end_the_same(
     """Each step that reaches the place is killed there once and then taken again."""
     embedded.by_rows = by_rows
     killed = 0
-    for each in embedded.steps:
+    for each in (embedded.steps[0], embedded.step_to_migrate(), *embedded.way_back, embedded.end_capture):
         killed += _killed(embedded, each, where, when)
         embedded.target.apply(each)
         if each.name == "migrate":

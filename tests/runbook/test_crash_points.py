@@ -12,7 +12,7 @@ from typing import cast, get_args
 import pytest
 
 from lastgood.core.config import Config, parse_config
-from lastgood.core.plan import Action, CatchUp, EndCapture, HoldRequests, Plan, Role, Switch
+from lastgood.core.plan import Action, CatchUp, EndCapture, HoldRequests, MigrateDown, Plan, Role, Switch
 from lastgood.core.ports import Containers, Database, Frontend
 from lastgood.core.record import ApprovalGiven, RunStarted
 from lastgood.core.run import Finish
@@ -42,7 +42,9 @@ class Simulation:
         self.plan = plan
         self.clock = SteppedClock()
         self.journal = MemoryJournal(self.clock)
-        self.world = World(serving=serving(plan.from_release), held=HELD, migrations=("m1",))
+        down = any(isinstance(step.action, MigrateDown) for step in plan.steps)
+        migrations = ("m1", "m2") if down else ("m1",)
+        self.world = World(serving=serving(plan.from_release), held=HELD, migrations=migrations)
         self.lives = 0
         if any(isinstance(step.action, Switch | HoldRequests) for step in plan.steps):
             self.world.containers = behind_an_edge(self.world.containers, plan.from_release)

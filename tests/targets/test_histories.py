@@ -8,7 +8,8 @@ import pytest
 
 from lastgood.core.config import MigrationsConfig
 from lastgood.core.errors import ConfigError
-from lastgood.targets.postgres.histories import shipped
+from lastgood.core.release import Down
+from lastgood.targets.postgres.histories import downs, filled, shipped
 
 ALEMBIC = MigrationsConfig(alembic="versions", command=("alembic", "upgrade", "head"))
 PRISMA = MigrationsConfig(prisma="prisma", command=("npx", "prisma"))
@@ -93,3 +94,48 @@ def test_of_prisma_every_folder_counts_oldest_first(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path, config: MigrationsConfig) -> None:
     with pytest.raises(ConfigError, match="expected a folder with migrations"):
         shipped(config, tmp_path)
+
+
+# --- the way down ----------------------------------------------------------------------------------------------------
+
+
+def test_a_migration_of_prismas_may_have_its_way_down_beside_it(tmp_path: Path) -> None:
+    for name in ("2_second", "1_first", "3_third"):
+        (tmp_path / "prisma" / name).mkdir(parents=True)
+        (tmp_path / "prisma" / name / "migration.sql").touch()
+    for name in ("3_third", "2_second"):
+        (tmp_path / "prisma" / name / "down.sql").write_text(f"down {name}")
+    assert downs(PRISMA, tmp_path) == (
+        Down(migrations=("2_second",), sql="down 2_second"),
+        Down(migrations=("3_third",), sql="down 3_third"),
+    )
+
+
+def test_a_script_of_alembics_has_none_beside_it(tmp_path: Path) -> None:
+    assert downs(ALEMBIC, tmp_path) == ()
+
+
+DOWNGRADE = ("alembic", "downgrade", "{from}:{to}", "--sql")
+
+
+@pytest.mark.parametrize("there,to", [(("a1",), "a1"), ((), "base")], ids=["from-one-to-the-other", "to-the-beginning"])
+def test_the_command_is_told_from_where_to_where(there: tuple[str, ...], to: str) -> None:
+    config = ALEMBIC.model_copy(update={"down": DOWNGRADE})
+    assert filled(config, new=("b2",), there=there) == ("alembic", "downgrade", f"b2:{to}", "--sql")
+
+
+@pytest.mark.parametrize("new,there,place", [(("b2", "b3"), ("a1",), "{from}"), (("c4",), ("b2", "b3"), "{to}")])
+def test_of_several_heads_none_is_guessed(new: tuple[str, ...], there: tuple[str, ...], place: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        filled(ALEMBIC.model_copy(update={"down": DOWNGRADE}), new=new, there=there)
+    assert error.value.message.startswith(f"database.migrations.down: {place} would be one of")
+
+
+def test_a_command_that_asks_for_no_head_may_have_several() -> None:
+    own = ALEMBIC.model_copy(update={"down": ("bin/down",)})
+    assert filled(own, new=("b2", "b3"), there=("a1",)) == ("bin/down",)
+
+
+def test_of_prismas_migrations_the_newest_are_told() -> None:
+    own = PRISMA.model_copy(update={"down": ("bin/down", "{from}", "{to}")})
+    assert filled(own, new=("3", "4"), there=("1", "2")) == ("bin/down", "4", "2")

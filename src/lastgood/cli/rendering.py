@@ -80,6 +80,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
             yield f"leaves    {gone.total} rows written since {plan.database.restore_point}"
         if since := plan.database.leaves_since:
             yield f"leaves    everything written since {when(since)}; nobody can count it: an own dump has no snapshot"
+        if plan.database.aside is not None:
+            held = ", ".join(f"{place} {values}" for place, values in plan.database.aside if values)
+            yield f"aside     {clean(held or 'nothing')}; every other value stays where it is"
         if plan.database.carries:
             tables = ", ".join(f"{name} {rows}" for name, rows in plan.database.carries.tables if rows)
             total, point = plan.database.carries.total, plan.database.restore_point
@@ -120,6 +123,9 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.losses:
         yield "in quarantine"
         yield from table((f"  {loss.table}", f"{loss.rows} rows", loss.file) for loss in report.losses)
+    if report.aside:
+        yield "set aside, since the old schema has no place for it"
+        yield from table((f"  {left.table}", f"{left.rows} values", left.file) for left in report.aside)
     if report.uncounted:
         yield f"left       {clean(report.uncounted)}"
     yield from (f"remains    {line}" for line in report.remaining)

@@ -417,11 +417,13 @@ class PgBouncerConfig(_Section):
 
 class MigrationsConfig(_Section):
     """Migrations: the folder of Prisma's or of Alembic's, and the command that applies them (DATABASE_URL is set for
-    it)."""
+    it). down: the command that prints the SQL which takes the new ones down again; `{from}` and `{to}` in it are the
+    newest migration of the release and the newest one that the database has."""
 
     prisma: str | None = None
     alembic: str | None = None
     command: Annotated[tuple[str, ...], Field(min_length=1)]
+    down: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     timeout: SomeTime = 600.0
 
     @model_validator(mode="after")

@@ -80,8 +80,9 @@ class DatabaseFacts:
     restore point. swaps: ids in the outside ledger. dumps: names of finished safety dumps.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
     capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
-    caught up, and of those that are finished. pools: whether its clients come through a pooler that can make them wait;
-    paused: whether it does because of us, None when that cannot be told.
+    caught up, and of those that are finished. rehearsals: names of down migrations that went well on a copy. pools:
+    whether its clients come through a pooler that can make them wait; paused: whether it does because of us, None when
+    that cannot be told.
     """
 
     observed_at: datetime
@@ -105,6 +106,7 @@ class DatabaseFacts:
     replays: frozenset[str] = frozenset()
     pools: bool = False
     paused: bool | None = False
+    rehearsals: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

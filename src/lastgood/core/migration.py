@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lastgood.core.release import Down
+
 
 class Rung(StrEnum):
     """How far the database goes back, from the least to the most invasive."""
 
     D0 = "D0 leave the schema"
+    D2 = "D2 down migration"
     D3 = "D3 swap and replay"
     D3B = "D3b swap and replay by rows"
     SWAP = "D3 swap to the clone"
@@ -79,6 +82,21 @@ class FitsSchema:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WayDown:
+    """What came of trying the down migrations on an empty copy of today's schema.
+
+    downs: all that have to be run, oldest first; empty where the schema would not be the old one afterwards. reason:
+    how it went, one sentence. migrations: what leaves the history. aside: (column or table that came since, values that
+    it holds), which the old schema has no place for.
+    """
+
+    downs: tuple[Down, ...]
+    reason: str
+    migrations: tuple[str, ...] = ()
+    aside: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WritesSince:
     """Rows written after a restore point by others than the migration. tables: (table, rows), most rows first.
 
@@ -98,7 +116,8 @@ class WritesSince:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseEvidence:
-    """Everything the database target could find out, read-only, before a plan is made."""
+    """Everything the database target could find out, read-only, before a plan is made. way_down: None where no down
+    migration was shipped, or none is needed."""
 
     database: str
     changes: tuple[SchemaChange, ...]
@@ -108,6 +127,7 @@ class DatabaseEvidence:
     writes: WritesSince | None
     storage_faults: tuple[str, ...] = ()
     size_bytes: int = 0
+    way_down: WayDown | None = None
 
 
 class Blame(StrEnum):

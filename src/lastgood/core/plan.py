@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Rung, WritesSince
-from lastgood.core.release import Release, RestorePoint, ServiceRecord
+from lastgood.core.release import Down, Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
 """For how long new requests are made to wait for a database that is exchanged, whatever becomes of the run."""
@@ -145,6 +145,39 @@ class SaveDump:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RehearseDown:
+    """Restore the dump that was just saved beside, and take the migrations down there: the schema must become that of
+    the restore point, with every row that it had. The copy is removed. Changes nothing that is live.
+
+    downs: oldest first, as their releases shipped them: what is rehearsed is what is run. migrations: what leaves the
+    history. made_for: fingerprint of the schema that they take down, empty for any. manifest: as in RestorePoint.
+    """
+
+    rehearsal: str
+    dump: str
+    downs: tuple[Down, ...]
+    migrations: tuple[str, ...]
+    made_for: str
+    restore_point: str
+    manifest: str = ""
+    kind: Literal["rehearse_down"] = "rehearse_down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateDown:
+    """Take the migrations down in the live database: one transaction, in which it is checked as it was in the
+    rehearsal. aside: names the files with what the old schema has no place for. The others: as in RehearseDown."""
+
+    aside: str
+    downs: tuple[Down, ...]
+    migrations: tuple[str, ...]
+    made_for: str
+    restore_point: str
+    manifest: str = ""
+    kind: Literal["migrate_down"] = "migrate_down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
     """Refuse connections to the live database, end its sessions, rename it to `kept_as`, and let tools connect to it
     there. Where its clients come through a pooler they are made to wait before that.
@@ -251,6 +284,8 @@ DatabaseAction = (
     TakeRestorePoint
     | Migrate
     | SaveDump
+    | RehearseDown
+    | MigrateDown
     | CatchUp
     | Fence
     | LiftFence
@@ -289,6 +324,8 @@ class Step:
                 return Role.FRONTEND
             case TakeRestorePoint() | Migrate() | SaveDump() | CatchUp() | Fence() | LiftFence():
                 return Role.DATABASE
+            case RehearseDown() | MigrateDown():
+                return Role.DATABASE
             case ExportWrites() | ReplayWrites() | SwapDatabase() | EndCapture():
                 return Role.DATABASE
             case _:
@@ -308,7 +345,8 @@ class Step:
     @property
     def changes_what_serves(self) -> bool:
         """Whether users can notice that this step began: the moment from which a deploy is taken up, not undone."""
-        return isinstance(self.action, Serve | Switch | SwapDatabase | Fence | ReturnFrontend | Migrate)
+        noticed = Serve | Switch | SwapDatabase | Fence | ReturnFrontend | Migrate | MigrateDown
+        return isinstance(self.action, noticed)
 
     @property
     def only_spares(self) -> bool:
@@ -332,28 +370,21 @@ def seen(step: Step, facts: Facts) -> Seen:
             PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests()
         ) as action, ContainerFacts():
             return _when(_shows(action, facts))
-        case TakeRestorePoint() as action, DatabaseFacts():
-            return _when(action.restore_point in facts.restore_points)
-        case Migrate() as action, DatabaseFacts():
-            if facts.failed_migrations:
-                return Seen.UNKNOWN
-            return _when(set(action.migrations) <= set(facts.migrations))
-        case SaveDump() as action, DatabaseFacts():
-            return _when(action.name in facts.dumps)
-        case Fence() as action, DatabaseFacts():
-            return _when(action.kept_as in facts.databases)
-        case LiftFence() as action, DatabaseFacts():
-            return _when_let_in(facts.exists and action.kept_as not in facts.databases, facts)
-        case ExportWrites() as action, DatabaseFacts():
-            return _when(action.export in facts.exports)
-        case CatchUp() as action, DatabaseFacts():
-            return _when(action.replay in facts.caught_up)
-        case ReplayWrites() as action, DatabaseFacts():
-            return _when(action.replay in facts.replays)
-        case SwapDatabase() as action, DatabaseFacts():
-            return _when_let_in(action.swap in facts.swaps and facts.exists, facts)
-        case EndCapture(), DatabaseFacts():
-            return _when(not facts.captures and not facts.capture_left)
+        case (
+            TakeRestorePoint()
+            | Migrate()
+            | SaveDump()
+            | RehearseDown()
+            | MigrateDown()
+            | CatchUp()
+            | Fence()
+            | LiftFence()
+            | ExportWrites()
+            | ReplayWrites()
+            | SwapDatabase()
+            | EndCapture()
+        ) as action, DatabaseFacts():
+            return _database_shows(action, facts)
         case ReturnFrontend() as action, FrontendFacts():
             if facts.production != action.deployment:
                 return Seen.UNKNOWN if facts.busy else Seen.NOT_DONE
@@ -361,6 +392,39 @@ def seen(step: Step, facts: Facts) -> Seen:
             return _when(all(shown in ("", action.deployment) for _, shown in facts.domains))
         case _:
             return Seen.UNKNOWN
+
+
+def _database_shows(action: DatabaseAction, facts: DatabaseFacts) -> Seen:
+    match action:
+        case TakeRestorePoint():
+            return _when(action.restore_point in facts.restore_points)
+        case Migrate():
+            if facts.failed_migrations:
+                return Seen.UNKNOWN
+            return _when(set(action.migrations) <= set(facts.migrations))
+        case SaveDump():
+            return _when(action.name in facts.dumps)
+        case RehearseDown():
+            return _when(action.rehearsal in facts.rehearsals)
+        case MigrateDown():
+            # the history is changed in the transaction of the schema: no ledger could tell it better
+            return _when(facts.exists and not set(action.migrations) & set(facts.migrations))
+        case Fence():
+            return _when(action.kept_as in facts.databases)
+        case LiftFence():
+            return _when_let_in(facts.exists and action.kept_as not in facts.databases, facts)
+        case ExportWrites():
+            return _when(action.export in facts.exports)
+        case CatchUp():
+            return _when(action.replay in facts.caught_up)
+        case ReplayWrites():
+            return _when(action.replay in facts.replays)
+        case SwapDatabase():
+            return _when_let_in(action.swap in facts.swaps and facts.exists, facts)
+        case EndCapture():
+            return _when(not facts.captures and not facts.capture_left)
+        case _:
+            assert_never(action)
 
 
 def _when(done: bool) -> Seen:
@@ -420,6 +484,8 @@ class DatabaseDecision:
     restore_point: its id, empty on D0. carries: rows written since it, per table, that are replayed. loses: rows that
     would leave the live data, where nothing is replayed. lossy_because: why transactions are not replayed one by one.
     leaves_since: from when on everything written leaves the live data, where nobody can count it: an own dump.
+    aside: (column or table, values in it) that down migrations take away and that are saved first; None without any.
+    With them, restore_point is what the schema is compared with, and nothing goes back to it.
     """
 
     rung: Rung
@@ -431,6 +497,7 @@ class DatabaseDecision:
     carries: Annotated[WritesSince | None, LATER] = None
     lossy_because: Annotated[tuple[str, ...], LATER] = ()
     leaves_since: Annotated[datetime | None, LATER] = None
+    aside: Annotated[tuple[tuple[str, int], ...] | None, LATER] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -479,8 +546,9 @@ _PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     """Return what a plan needs and `facts` no longer show, one line each; empty when it can start.
 
-    Only preconditions that the facts can tell: every artifact it starts is held, the clone it swaps in exists, and
-    nobody else put anything in the place of what served when it was made.
+    Only preconditions that the facts can tell: every artifact it starts is held, the clone it swaps in exists, the
+    schema that it takes down is the one it was made for, and nobody else put anything in the place of what served when
+    it was made.
     """
     missing: list[str] = []
     containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
@@ -505,6 +573,11 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
             case CatchUp() as action if isinstance(database, DatabaseFacts):
                 if action.replay not in database.caught_up and action.restore_point not in database.captures:
                     missing.append(f"what was written since {action.restore_point} is no longer captured")
+            case MigrateDown() as action if isinstance(database, DatabaseFacts):
+                if seen(step, database) is not Seen.DONE:
+                    missing += filter(None, [other_manifest(action.restore_point, action.manifest, database)])
+                    if action.made_for and database.fingerprint != action.made_for:
+                        missing.append("the schema is not the one for which the down migrations were tried")
             case _:
                 pass
     return tuple(missing)

@@ -20,9 +20,9 @@ from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
-from lastgood.core.release import Missing, Release, RestorePoint, Shipped
+from lastgood.core.release import Down, Missing, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 
 
 class Clock(Protocol):
@@ -146,7 +146,9 @@ class Database(Target, Protocol):
         ...
 
     def ships(self, release: str) -> Shipped:
-        """Read what the files of a prepared release say about the database. Raises ConfigError with the place."""
+        """Read what the files of a prepared release say about the database. Down migrations are those of what the
+        database does not have yet, so it is asked before it is migrated. Raises ConfigError with the place, Refused or
+        Retryable when the down migrations cannot be had."""
         ...
 
     def restore_point(self, restore_point: str) -> RestorePoint:
@@ -178,9 +180,10 @@ class Database(Target, Protocol):
         """
         ...
 
-    def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
-        """Collect the evidence since `since`, and try `target`'s statements on a clone of today's schema. Read-only on
-        the live database. Raises Refused when what is kept of `since` is not what the journal has of it."""
+    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
+        """Collect the evidence since `since`, and try `target`'s statements on a clone of today's schema; where they do
+        not run, the down migrations too. Read-only on the live database. downs: of every release since, oldest first.
+        Raises Refused when what is kept of `since` is not what the journal has of it."""
         ...
 
     def lossy_because(self) -> tuple[str, ...]:
@@ -195,6 +198,14 @@ class Database(Target, Protocol):
 
     def replayed(self, replay: str) -> Replayed:
         """Return what became of the writes in a finished replay. Raises Refused when there is no such replay."""
+        ...
+
+    def rehearsed(self, rehearsal: str) -> Rehearsed:
+        """Return how a rehearsal of down migrations went. Raises Refused when there is no such rehearsal."""
+        ...
+
+    def set_aside(self, aside: str) -> tuple[Loss, ...]:
+        """Return what down migrations took away, and where it is. Raises Refused when nothing is there."""
         ...
 
     def quarantine(self) -> tuple[QuarantineEntry, ...]:

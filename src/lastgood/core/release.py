@@ -82,12 +82,21 @@ class Composed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Down:
+    """SQL that takes migrations down again, as their release shipped it. migrations: those of them, oldest first."""
+
+    migrations: tuple[str, ...]
+    sql: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """An immutable set of what serves together.
 
     id: the name given at deploy time. commit: full git id of the checkout, None where there is no git.
     config_file: the resolved configuration, kept 0600 in the state directory, relative to it.
-    migrations: names of the schema migrations that this release ships, oldest first.
+    migrations: names of the schema migrations that this release ships, oldest first. downs: what takes those of them
+    down again that it brought, oldest first.
     statements: what the release says to the database, kept to be tried on a later schema.
     unresolved: submodules whose commit is not in this checkout, and why, one line each: the artifacts are held all the
     same, but nobody can build them again from the commit.
@@ -107,6 +116,7 @@ class Release:
     unresolved: tuple[str, ...] = ()
     composed: Composed | None = None
     untouched: tuple[Untouched, ...] = ()
+    downs: tuple[Down, ...] = ()
 
     def service(self, name: str) -> ServiceRecord | None:
         """Return the service of that name, None when the release does not have it."""
@@ -135,10 +145,11 @@ class Missing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
     """What the files of a release say about the database. migrations: names, oldest first; statements: SQL, one
-    each."""
+    each; downs: as in Release."""
 
     migrations: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
+    downs: tuple[Down, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,13 +93,22 @@ class DryRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsed:
+    """Down migrations that went well on a copy with all rows. took_s: how long, what is set aside included. rows: over
+    all tables that stay, the same before and after."""
+
+    took_s: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The whole story of a run, for people and for `--json`. owner: whose incident it is.
 
     served_at: when the watch of the release began, None when it never served. decided_at: when the trigger fired or a
     person asked; began_at: when the run began, after planning. serving: the release that serves now, where known.
     parts: which parts went back, empty for the whole release. uncounted: what left the live data and nobody can count,
-    and where it is; empty for nothing.
+    and where it is; empty for nothing. aside: what the down migrations took away, by column or table, and where it is.
     """
 
     run: str
@@ -124,6 +133,7 @@ class Report:
     parts: tuple[str, ...] = ()
     replayed: Replayed | None = None
     uncounted: str = ""
+    aside: tuple[Loss, ...] = ()
 
 
 def announcement(report: Report) -> str:

@@ -4,6 +4,9 @@ If the last good release can run on today's schema, containers and frontend go b
 containers alone would make things worse: the database goes first, and the whole plan waits for a person. If nobody can
 tell, a person is asked before anything serves from the old release. Where it can run, the database goes back only for
 rows that the migration itself broke, and what cannot be had for that never holds up the containers.
+
+A down migration comes before a swap wherever one was tried and gives the old schema back: every row stays where it is.
+It mends no row, so it is none where the migration itself broke some.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from lastgood.core.plan import (
     Fence,
     HoldRequests,
     LiftFence,
+    MigrateDown,
     PassRequests,
     Plan,
     Purpose,
+    RehearseDown,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -228,11 +233,16 @@ def _decide_database(
 
 
 def _leave(draft: _Draft, evidence: DatabaseEvidence, reasons: tuple[str, ...], said: str) -> None:
-    """The schema stays, and with it every row that breaks an invariant: so many by now, and the release that may write
-    more of them serves still."""
+    """The schema stays, and with it every row."""
     draft.decision = DatabaseDecision(rung=Rung.D0, reasons=reasons, size_bytes=evidence.size_bytes)
     if said:
         draft.skipped.append(f"database: {said}")
+    _name_invalid_rows(draft, evidence)
+
+
+def _name_invalid_rows(draft: _Draft, evidence: DatabaseEvidence) -> None:
+    """What breaks an invariant stays where every row does: so many by now, and the release that may write more of them
+    serves still."""
     for broken in evidence.broken:
         keys = ", ".join(broken.keys[:5])
         rows = "1 row breaks" if broken.rows == 1 else f"{broken.rows} rows break"
@@ -284,11 +294,19 @@ def _swap_first(
         )
     _check_what_will_serve(target, world, only=only)
     point, reasons = _way_back(world), (*verdict.reasons, fit.reason)
-    if isinstance(point, str) and world.own_dump is None:
+    down = _down(world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
+    if isinstance(point, str) and world.own_dump is None and down is None:
         raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points add FILE")
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
     if verdict.blame is not Blame.MIGRATION:
         draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
+    if down is not None:
+        draft.decision, draft.before = down
+        _name_invalid_rows(draft, evidence)
+        return
+    if evidence.way_down:
+        broke = "" if not evidence.way_down.downs else "the migration itself broke rows, which none would mend"
+        draft.reasons.append(f"no down migration: {broke or evidence.way_down.reason}")
     if not isinstance(point, str):
         draft.decision, draft.before = _swap(point, world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
     elif own := world.own_dump:
@@ -378,6 +396,62 @@ def _swap_to_own(
     return decision, [_save_dump(name, plan_id, deadlines), *_fence(world, name, kept_as, deadlines), swap]
 
 
+def _down(
+    world: World, evidence: DatabaseEvidence, reasons: tuple[str, ...], *, plan_id: str, deadlines: Deadlines
+) -> tuple[DatabaseDecision, list[Step]] | None:
+    """The down migrations: safety dump, rehearsal on that dump, then a person, then one transaction. None where they do
+    not give the old schema back, or would leave what is broken as it is.
+
+    The release that is left cannot run on the old schema, so requests wait as they do for a swap.
+    """
+    way, point, database = evidence.way_down, world.restore_point, world.database
+    if way is None or not way.downs or point is None or database is None or world.unusable:
+        return None
+    if any(broken.by_migration for broken in evidence.broken):
+        return None
+    name, dump, aside = evidence.database, _save_dump(evidence.database, plan_id, deadlines), f"down-{plan_id}"
+    decision = DatabaseDecision(
+        rung=Rung.D2,
+        reasons=(*reasons, way.reason, "every row stays where it is, and nothing that was written is lost"),
+        restore_point=point.id,
+        restore_point_taken_at=point.taken_at,
+        size_bytes=evidence.size_bytes,
+        aside=way.aside,
+    )
+    which = ", ".join(way.migrations)
+    rehearse = Step(
+        name="rehearse-down",
+        action=RehearseDown(
+            rehearsal=aside,
+            dump=f"{name}-{plan_id}",
+            downs=way.downs,
+            migrations=way.migrations,
+            made_for=database.fingerprint,
+            restore_point=point.id,
+            manifest=point.manifest,
+        ),
+        deadline_s=deadlines.database_s,
+        explain=f"take {which} down in a copy of that dump, and compare",
+    )
+    down = Step(
+        name="migrate-down",
+        action=MigrateDown(
+            aside=aside,
+            downs=way.downs,
+            migrations=way.migrations,
+            made_for=database.fingerprint,
+            restore_point=point.id,
+            manifest=point.manifest,
+        ),
+        deadline_s=deadlines.database_s,
+        explain=f"take {which} down in {name}, in one transaction",
+        loses=", ".join(f"{place} ({values})" for place, values in way.aside if values),
+        needs_approval=True,
+    )
+    hold = [_hold(deadlines)] if world.containers.can_hold else []
+    return decision, [dump, rehearse, *hold, down]
+
+
 def _save_dump(name: str, plan_id: str, deadlines: Deadlines) -> Step:
     return Step(
         name="save-dump",
@@ -387,15 +461,18 @@ def _save_dump(name: str, plan_id: str, deadlines: Deadlines) -> Step:
     )
 
 
-def _fence(world: World, name: str, kept_as: str, deadlines: Deadlines) -> list[Step]:
-    """The fence, and before it the hold where there is something that can."""
-    hold = Step(
+def _hold(deadlines: Deadlines) -> Step:
+    return Step(
         name="hold-requests",
         action=HoldRequests(),
         deadline_s=deadlines.fence_s,
         explain=f"requests from outside wait, for at most {HELD_AT_MOST_S:.0f} s, and those under way end",
         needs_approval=True,
     )
+
+
+def _fence(world: World, name: str, kept_as: str, deadlines: Deadlines) -> list[Step]:
+    """The fence, and before it the hold where there is something that can."""
     pooled = world.database is not None and world.database.pools
     waits = "clients of the pooler wait, transactions under way end; " if pooled else ""
     fence = Step(
@@ -405,7 +482,7 @@ def _fence(world: World, name: str, kept_as: str, deadlines: Deadlines) -> list[
         explain=f"{waits}end every session of {name} and rename it to {kept_as}",
         needs_approval=True,
     )
-    return [hold, fence] if world.containers.can_hold else [fence]
+    return [_hold(deadlines), fence] if world.containers.can_hold else [fence]
 
 
 def _swap(

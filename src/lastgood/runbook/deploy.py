@@ -166,7 +166,7 @@ def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
     release = rooms.containers.prepare(name, rooms.clock.now())
     if rooms.database:
         shipped = rooms.database.ships(name)
-        release = replace(release, migrations=shipped.migrations, statements=shipped.statements)
+        release = replace(release, migrations=shipped.migrations, statements=shipped.statements, downs=shipped.downs)
     known = rooms.memory.history().releases.get(name)
     if not override and (barred := _barred_by_another_name(rooms.memory.history(), release)):
         raise Refused(

@@ -27,9 +27,11 @@ from lastgood.core.plan import (
     CatchUp,
     Fence,
     HoldRequests,
+    MigrateDown,
     PassGate,
     Plan,
     Purpose,
+    RehearseDown,
     ReplayWrites,
     Role,
     Step,
@@ -39,8 +41,8 @@ from lastgood.core.plan import (
 from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
-from lastgood.core.release import RestorePoint, Standing
-from lastgood.core.report import Check, Replayed, Report, TerminalState, announcement
+from lastgood.core.release import Down, RestorePoint, Standing
+from lastgood.core.report import Check, Loss, Replayed, Report, TerminalState, announcement
 from lastgood.core.returning import (
     World,
     lift_by_hand,
@@ -144,7 +146,8 @@ def plan_rollback(
     point = restore_point_before(history, target.release.id)
     left = history.releases.get(bad_release(history))
     began_at = undone.deployment.started_at if undone else None
-    seen = _look_at_database(rooms, point, tuple(history.restore_points.values()), target, before=began_at)
+    known, downs = tuple(history.restore_points.values()), _downs(history, undone)
+    seen = _look_at_database(rooms, point, known, target, downs, before=began_at)
     frontend, frontend_unseen = _look_at_frontend(rooms)
     still = _still_serves(history)
     world = World(
@@ -188,6 +191,15 @@ def _undone(deployments: Collection[DeploymentHistory], target: str) -> Deployme
     return next((d for d in reversed([*deployments]) if d.deployment.previous == target), None)
 
 
+def _downs(history: History, undone: DeploymentHistory | None) -> tuple[Down, ...]:
+    """What every release that is undone shipped to take its own migrations down again, oldest first."""
+    if undone is None:
+        return ()
+    deployments = [*history.deployments.values()]
+    since = (history.releases[d.deployment.release].release for d in deployments[deployments.index(undone) :])
+    return tuple(dict.fromkeys(down for release in since for down in release.downs))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SeenDatabase:
     """What looking at the database showed. unusable: why the restore point was no ground to compare with, so that the
@@ -205,6 +217,7 @@ def _look_at_database(
     point: RestorePoint | None,
     known: tuple[RestorePoint, ...],
     target: ReleaseHistory,
+    downs: tuple[Down, ...],
     *,
     before: datetime | None,
 ) -> _SeenDatabase:
@@ -216,7 +229,7 @@ def _look_at_database(
         try:
             facts = database.observe()
             own = own_dump_for(target.fingerprint, known, facts, before=before)
-            evidence, unusable = _evidence(database, point, own, target)
+            evidence, unusable = _evidence(database, point, own, target, downs)
         except Refused as error:
             return _SeenDatabase(not_seen=error.message)
         except (Retryable, OutcomeUnknown) as error:
@@ -229,14 +242,18 @@ def _look_at_database(
 
 
 def _evidence(
-    database: Database, point: RestorePoint | None, own: RestorePoint | None, target: ReleaseHistory
+    database: Database,
+    point: RestorePoint | None,
+    own: RestorePoint | None,
+    target: ReleaseHistory,
+    downs: tuple[Down, ...],
 ) -> tuple[DatabaseEvidence | None, str]:
     """Compare with the restore point; where that is not what was proved, or there is none, with the own dump. Raises
     Refused where neither can be compared with."""
     unusable = ""
     if point is not None:
         try:
-            return database.inspect(since=point, target=target.release), ""
+            return database.inspect(since=point, target=target.release, downs=downs), ""
         except Refused as error:
             if own is None:
                 raise
@@ -355,6 +372,7 @@ def finish(rooms: Rooms, run: str) -> Report:
     checks = verify(rooms, plan, target, point)
     good = all(check.passed for check in checks)
     replayed, notes = _replayed(rooms, plan)
+    aside, told = _set_aside(rooms, plan)
     report = _report(
         rooms,
         started,
@@ -362,7 +380,8 @@ def finish(rooms: Rooms, run: str) -> Report:
         checks=checks,
         replayed=replayed,
         uncounted=_left(plan),
-        notes=notes,
+        aside=aside,
+        notes=(*notes, *told),
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
@@ -545,6 +564,18 @@ def _replayed(rooms: Rooms, plan: Plan) -> tuple[Replayed | None, tuple[str, ...
         )
 
 
+def _set_aside(rooms: Rooms, plan: Plan) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
+    """What the down migrations took away, and on which rung; or a note why that cannot be told now."""
+    action = next((s.action for s in plan.steps if isinstance(s.action, MigrateDown)), None)
+    if rooms.database is None or action is None or plan.database is None:
+        return (), ()
+    rung = f"database: {plan.database.rung.value}, every row stayed in its place"
+    try:
+        return rooms.database.set_aside(action.aside), (rung,)
+    except LastgoodError as error:
+        return (), (rung, f"what {action.aside} set aside cannot be counted: {error.message}")
+
+
 def _left(plan: Plan) -> str:
     """What left the live data and could not be counted, once the plan is carried out: that of a swap to an own dump."""
     kept_as = next((s.action.kept_as for s in plan.steps if isinstance(s.action, SwapDatabase)), "")
@@ -560,6 +591,7 @@ def _report(
     checks: tuple[Check, ...] = (),
     replayed: Replayed | None = None,
     uncounted: str = "",
+    aside: tuple[Loss, ...] = (),
     notes: tuple[str, ...] = (),
     next_steps: tuple[str, ...] = (),
 ) -> Report:
@@ -597,6 +629,7 @@ def _report(
         losses=replayed.losses if replayed else (),
         replayed=replayed,
         uncounted=uncounted,
+        aside=aside,
         remaining=plan.invalid_rows,
         next_steps=(*next_steps, *advice),
         notes=(*filter(None, (run.started.proof,)), *plan.skipped, *plan.warnings, *notes),
@@ -678,8 +711,11 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
                 f"{decision.carries.rate_per_s:.1f} more a second; what does not fit goes to quarantine, "
                 "and the replaced database is kept"
             )
+        if decision.aside is not None:
+            held = ", ".join(f"{place} {values}" for place, values in decision.aside if values)
+            lines.append(f"sets aside     {held or 'nothing'}; every other value stays where it is")
         lines += [f"by rows        {why}: only the last state of a row can be told" for why in decision.lossy_because]
-        swapped = [n for n, step in enumerate(plan.steps) if isinstance(step.action, SwapDatabase)]
+        swapped = [n for n, step in enumerate(plan.steps) if isinstance(step.action, SwapDatabase | MigrateDown)]
         if waits := [service for n in swapped for step in plan.steps[n:] for service, _ in step.serves]:
             lines.append(f"then           {', '.join(waits)} of {plan.to_release} must serve before they answer again")
     lines += [f"stays          {line}" for line in plan.invalid_rows]
@@ -688,8 +724,11 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
 
 
 def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
-    """Try the replay of a plan, take it back, and say what would become of what was written; empty for a plan without
-    one."""
+    """Try the replay of a plan, take it back, and say what would become of what was written; or say how the rehearsal
+    of its down migrations went. Empty for a plan without either."""
+    down = next((s.action for s in plan.steps if isinstance(s.action, RehearseDown)), None)
+    if down is not None and rooms.database is not None:
+        return _rehearsed(rooms.database, down)
     action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp)), None)
     if action is None or rooms.database is None:
         return ()
@@ -706,6 +745,17 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
     lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
     return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+
+
+def _rehearsed(database: Database, action: RehearseDown) -> tuple[str, ...]:
+    try:
+        done = database.rehearsed(action.rehearsal)
+    except LastgoodError as error:
+        return (f"rehearsed      not yet: {error.message}",)
+    return (
+        f"rehearsed      on a copy with all rows: {done.rows} before and after, and the schema is the old one",
+        f"pause          about {done.took_s:.1f} s in which nobody can write, as in the rehearsal",
+    )
 
 
 def incident(rooms: Rooms, name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import ReleaseHistory
-from lastgood.core.plan import Plan, ReturnFrontend, Role, SwapDatabase
+from lastgood.core.plan import MigrateDown, Plan, ReturnFrontend, Role, SwapDatabase
 from lastgood.core.ports import Database
 from lastgood.core.release import RestorePoint
 from lastgood.core.report import Check
@@ -28,7 +28,8 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
         groups.append(("containers", lambda: rooms.containers.checks(target.release)))
     database, replaced = rooms.database, _replaced(plan)
     if database is not None and {Role.CONTAINERS, Role.DATABASE} & set(plan.scope):
-        fingerprint = restore_point.fingerprint if replaced and restore_point else ""
+        went_back = replaced or any(isinstance(s.action, MigrateDown) for s in plan.steps)
+        fingerprint = restore_point.fingerprint if went_back and restore_point else ""
         groups.append(("database", partial(database.checks, fingerprint)))
     if (frontend := rooms.frontend) is not None and Role.FRONTEND in plan.scope:
         returned = next(

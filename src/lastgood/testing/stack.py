@@ -19,11 +19,20 @@ from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
-from lastgood.core.migration import BrokenInvariant, DatabaseEvidence, Fit, FitsSchema, SchemaChange, WritesSince
+from lastgood.core.migration import (
+    BrokenInvariant,
+    DatabaseEvidence,
+    Fit,
+    FitsSchema,
+    SchemaChange,
+    WayDown,
+    WritesSince,
+)
 from lastgood.core.plan import (
     CatchUp,
     Migrate,
     PassGate,
+    RehearseDown,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -47,9 +56,9 @@ from lastgood.core.reading import (
     Violations,
     Window,
 )
-from lastgood.core.release import DumpFormat, Missing, Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.release import Down, DumpFormat, Missing, Release, RestorePoint, ServiceRecord, Shipped
 from lastgood.core.repair import ColumnRepair, RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 from lastgood.testing.world import (
     Hand,
     SteppedClock,
@@ -77,7 +86,7 @@ class Behaviour:
 
     answers: its feature does its work. breaks_rows: its requests leave one more invalid row at each look. boots: its
     services become healthy. passes_smoke: the team's own tests pass on it. migrations: what it ships.
-    migration_breaks: how many rows its migrations break.
+    migration_breaks: how many rows its migrations break. goes_down: it ships a way down for each of them.
     """
 
     errors: float = 0.0
@@ -89,6 +98,7 @@ class Behaviour:
     passes_smoke: bool = True
     migrations: tuple[str, ...] = ()
     migration_breaks: int = 0
+    goes_down: bool = False
 
 
 WELL: Final = Behaviour()
@@ -110,7 +120,8 @@ class Stack(World):
     lossy_because: what keeps the server from keeping every transaction since a restore point.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
-    those.
+    those. aside: what the old schema has no place for, by column. loses_rows: what the copy shows when the migrations
+    are taken down in it, empty when all is well.
     """
 
     def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
@@ -140,6 +151,9 @@ class Stack(World):
         self.committed: dict[int, str] = {}
         self.loses_answers = False
         self.broken_at: dict[str, dict[str, bool]] = {}
+        self.aside: Counter[str] = Counter()
+        self.loses_rows = ""
+        self.failed_downs: dict[tuple[Down, ...], str] = {}
         self._served_since: dict[str, datetime] = {}
         self.frontend: FrontendFacts = replace(self.frontend, production="", deployments=(), domains=((DOMAIN, ""),))
 
@@ -210,6 +224,9 @@ class Stack(World):
                 raise Refused(f"{SERVICES[0]} of {release} exited with 1 at the gate", hint="less gate.log")
             case ReturnFrontend(deployment=deployment) if self.frontend.busy:
                 raise Refused(f"{deployment} waits behind another promotion", hint="lastgood rollback")
+            case RehearseDown(downs=downs) if self.loses_rows:
+                self.failed_downs[downs] = self.loses_rows
+                raise Refused(self.loses_rows, hint="lastgood plan")
             case _:
                 super().take(step)
         match step.action:
@@ -412,7 +429,13 @@ class MemoryDatabase(Hand):
 
     def ships(self, release: str) -> Shipped:
         content = self._stack.on_disk or release
-        return Shipped(migrations=("m1", *self._stack.behaves.get(content, WELL).migrations), statements=("SELECT 1",))
+        behaves = self._stack.behaves.get(content, WELL)
+        new = behaves.migrations if behaves.goes_down else ()
+        return Shipped(
+            migrations=("m1", *behaves.migrations),
+            statements=("SELECT 1",),
+            downs=tuple(Down(migrations=(name,), sql=f"down {name}") for name in new),
+        )
 
     def restore_point(self, restore_point: str) -> RestorePoint:
         if restore_point not in self._stack.points:
@@ -448,7 +471,7 @@ class MemoryDatabase(Hand):
         if other := other_manifest(restore_point.id, restore_point.manifest, self.observe()):
             raise Refused(other, hint="lastgood restore-points list")
 
-    def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
+    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
         self._check(since)
         facts, broken = self.observe(), self._stack.broken
         changed = facts.fingerprint != since.fingerprint
@@ -469,7 +492,18 @@ class MemoryDatabase(Hand):
             old_release=self._stack.fits if changed else same,
             writes=None if since.own else WritesSince(tables=tuple(self._stack.written.most_common()), rate_per_s=2.0),
             size_bytes=facts.size_bytes,
+            way_down=self._way_down(target, tuple(downs)) if changed and self._stack.fits.fit is Fit.NO else None,
         )
+
+    def _way_down(self, target: Release, downs: tuple[Down, ...]) -> WayDown | None:
+        new = tuple(name for name in self.observe().migrations if name not in target.migrations)
+        if not downs:
+            return None
+        if failed := self._stack.failed_downs.get(downs):
+            return WayDown(downs=(), reason=f"they were tried before: {failed}")
+        if missing := set(new) - {name for down in downs for name in down.migrations}:
+            return WayDown(downs=(), reason=f"{', '.join(sorted(missing))} ships no way down")
+        return WayDown(downs=downs, reason="tried", migrations=new, aside=tuple(self._stack.aside.items()))
 
     def lossy_because(self) -> tuple[str, ...]:
         self._answer()
@@ -486,6 +520,17 @@ class MemoryDatabase(Hand):
         if replay not in self._stack.replayed:
             raise Refused(f"replay {replay} is not there", hint="lastgood explain")
         return self._stack.replayed[replay]
+
+    def rehearsed(self, rehearsal: str) -> Rehearsed:
+        self._answer()
+        if rehearsal not in self._stack.database.rehearsals:
+            raise Refused(f"rehearsal {rehearsal} is not there", hint="lastgood plan")
+        return Rehearsed(took_s=0.4, rows=self._stack.written.total())
+
+    def set_aside(self, aside: str) -> tuple[Loss, ...]:
+        self._answer()
+        held = self._stack.aside.items()
+        return tuple(Loss(table=place, rows=n, file=f"aside/{aside}/{TABLE}.jsonl") for place, n in held)
 
     def quarantine(self) -> tuple[QuarantineEntry, ...]:
         return tuple(self._stack.quarantine)

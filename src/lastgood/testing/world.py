@@ -34,8 +34,10 @@ from lastgood.core.plan import (
     HoldRequests,
     LiftFence,
     Migrate,
+    MigrateDown,
     PassGate,
     PassRequests,
+    RehearseDown,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -290,6 +292,13 @@ class World:
                 self.database = replace(database, migrations=finished, fingerprint=fingerprint_of(finished))
             case SaveDump(name=name):
                 self.database = replace(database, dumps=database.dumps | {name})
+            case RehearseDown(rehearsal=rehearsal, dump=dump):
+                self._check((dump,), database.dumps)
+                self.database = replace(database, rehearsals=database.rehearsals | {rehearsal})
+            case MigrateDown(migrations=migrations):
+                self._check(migrations, database.migrations)
+                left = tuple(each for each in database.migrations if each not in migrations)
+                self.database = replace(database, migrations=left, fingerprint=fingerprint_of(left))
             case Fence(kept_as=kept_as):
                 names = database.databases - {database.database} | {kept_as}
                 self.database = replace(database, exists=False, databases=names, paused=database.pools)

@@ -18,8 +18,10 @@ from lastgood.core.plan import (
     HoldRequests,
     LiftFence,
     Migrate,
+    MigrateDown,
     PassGate,
     PassRequests,
+    RehearseDown,
     ReplayWrites,
     ReturnFrontend,
     Role,
@@ -29,10 +31,12 @@ from lastgood.core.plan import (
     SwapDatabase,
     TakeRestorePoint,
 )
+from lastgood.core.release import Down
 from lastgood.testing.stack import SERVICES, MemoryContainers, MemoryDatabase, MemoryFrontend, Stack, artifact_of
 from lastgood.testing.world import START, Hand, SteppedClock, clone_of
 
 KEPT_AS = "app_bad_r1"
+DOWN = Down(migrations=("m2",), sql="down m2")
 
 
 def step(action: Action) -> Step:
@@ -100,6 +104,10 @@ def database(_folder: Path) -> Iterator[MemoryRig]:
             TakeRestorePoint(restore_point="rp"),
             Migrate(release="v2", migrations=("m2",)),
             SaveDump(name="dump"),
+            RehearseDown(
+                rehearsal="w1", dump="dump", downs=(DOWN,), migrations=("m2",), made_for="f2", restore_point="rp"
+            ),
+            MigrateDown(aside="w1", downs=(DOWN,), migrations=("m2",), made_for="f2", restore_point="rp"),
             CatchUp(replay="p1", restore_point="rp"),
             fence,
             LiftFence(kept_as=KEPT_AS),

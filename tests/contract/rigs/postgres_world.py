@@ -18,6 +18,8 @@ from lastgood.core.plan import (
     Fence,
     LiftFence,
     Migrate,
+    MigrateDown,
+    RehearseDown,
     ReplayWrites,
     SaveDump,
     Serve,
@@ -25,6 +27,7 @@ from lastgood.core.plan import (
     SwapDatabase,
     TakeRestorePoint,
 )
+from lastgood.core.release import Down
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import PostgresTarget, shelf
 from lastgood.targets.postgres.connect import Connection, connect
@@ -55,6 +58,9 @@ ALTER TABLE customers RENAME COLUMN name TO full_name;
 ALTER TABLE orders DROP CONSTRAINT orders_total_check;
 UPDATE orders SET total = total - 50;
 """
+NICKNAME = "20250115000000_nickname"
+ADD_NICKNAME = "ALTER TABLE customers ADD COLUMN nickname text"
+NO_NICKNAME = Down(migrations=(NICKNAME,), sql="ALTER TABLE customers DROP COLUMN nickname")
 INVARIANT = "SELECT o.id FROM orders o WHERE o.total <= 0"
 STATEMENTS = ("SELECT id, name FROM customers WHERE id = 1", "INSERT INTO customers (name) VALUES ('statements')")
 
@@ -69,8 +75,9 @@ class PostgresWorld:
 
     def __init__(self, folder: Path, config: PostgresConfig, pause: Callable[[], AbstractContextManager[None]]) -> None:
         self.folder, self.config, self._pause = folder, config, pause
-        for release, migrations in (("v1", {FIRST: SHOP}), ("v2", {FIRST: SHOP, SECOND: RENAME})):
-            self.ship(release, migrations)
+        self.ship("v1", {FIRST: SHOP})
+        self.ship("v2", {FIRST: SHOP, SECOND: RENAME})
+        self.ship("nicknamed", {FIRST: SHOP, NICKNAME: ADD_NICKNAME})
         self.kept_as = f"{config.name}_bad_r1"
         self.invariants: Mapping[str, str] = {"totals-are-positive": INVARIANT}
         self.repairs: Mapping[str, str] = {}
@@ -135,9 +142,36 @@ class PostgresWorld:
     def steps(self) -> Sequence[Step]:
         return (
             step("take", TakeRestorePoint(restore_point=self.restore_point)),
+            step("migrate-up", Migrate(release="nicknamed", migrations=(NICKNAME,))),
+            *self.way_down(NO_NICKNAME),
             self.step_to_migrate(),
             *self.way_back,
             self.end_capture,
+        )
+
+    def way_down(self, *downs: Down, migrations: tuple[str, ...] = (), made_for: str = "") -> Sequence[Step]:
+        """What a rollback does that takes the migrations down. migrations: by default all that are named."""
+        dump = f"{self.config.name}-r0"
+        migrations = migrations or tuple(name for down in downs for name in down.migrations)
+        rehearse = RehearseDown(
+            rehearsal="down-r0",
+            dump=dump,
+            downs=downs,
+            migrations=migrations,
+            made_for=made_for,
+            restore_point=self.restore_point,
+        )
+        migrate = MigrateDown(
+            aside="down-r0",
+            downs=downs,
+            migrations=migrations,
+            made_for=made_for,
+            restore_point=self.restore_point,
+        )
+        return (
+            step("save-dump", SaveDump(name=dump)),
+            step("rehearse-down", rehearse),
+            step("migrate-down", migrate),
         )
 
     @property

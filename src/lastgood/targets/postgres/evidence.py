@@ -5,19 +5,19 @@ Read-only on the live database.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from lastgood.core.migration import DatabaseEvidence, Fit, FitsSchema, SqlError, WritesSince
+from lastgood.core.migration import DatabaseEvidence, Fit, FitsSchema, SqlError, WayDown, WritesSince
 from lastgood.core.ports import Clock
-from lastgood.core.release import Release
-from lastgood.targets.postgres import catalog, restore_point, server_log, shelf
+from lastgood.core.release import Down, Release
+from lastgood.targets.postgres import catalog, restore_point, server_log, shelf, way_down
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, fits
+from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, fits, unique
 from lastgood.targets.postgres.server import Server, databases
 from lastgood.targets.postgres.writes import Comparison, migration_xids
 
@@ -29,14 +29,18 @@ def collect(
     server: Server,
     kept: shelf.KeptPoint,
     target: Release,
+    downs: Sequence[Down],
     *,
+    rewritten: Mapping[int, tuple[int, ...]],
+    rehearsals: Path,
     invariants: Mapping[str, str],
     dumps: Path,
     scratch: Path,
     clock: Clock,
 ) -> DatabaseEvidence:
-    """Collect everything since the restore point. dumps: folder of the restore points. scratch: folder for a dump of
-    the schema, which is removed."""
+    """Collect everything since the restore point. downs: as `Database.inspect` has them. rewritten: columns by table
+    that the migration gave other values. rehearsals: folder of what became of down migrations. dumps: folder of the
+    restore points. scratch: folder for a dump of the schema, which is removed."""
     point = kept.point
     with server.connect() as live:
         restore_point.of_this_database(live, kept)
@@ -52,11 +56,16 @@ def collect(
             writes = None
             if changes and clone and migration is not None:
                 writes = _writes(live, clone, kept, migration, clock)
-        old_release = (
-            _fits(server, kept, target, dumps=dumps, scratch=scratch)
-            if changes
-            else FitsSchema(fit=Fit.YES, tried=0, reason="the schema is the one from before the deploy")
-        )
+            old_release = FitsSchema(fit=Fit.YES, tried=0, reason="the schema is the one from before the deploy")
+            down: WayDown | None = None
+            if changes:
+                with shelf.passing(shelf.folder(scratch) / f"{unique(server)}.dump") as today:
+                    server.tools.dump(server.live, today, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
+                    old_release = _fits(server, kept, target, today, dumps=dumps, scratch=scratch)
+                    if old_release.fit is Fit.NO and downs:
+                        down = way_down.tried(
+                            server, live, clone, kept, target, downs, today, rewritten=rewritten, rehearsals=rehearsals
+                        )
         return DatabaseEvidence(
             database=server.live,
             changes=changes,
@@ -66,20 +75,23 @@ def collect(
             writes=writes,
             storage_faults=_storage_faults(live, errors, point.taken_at),
             size_bytes=int(row[0]) if row else 0,
+            way_down=down,
         )
 
 
-def _fits(server: Server, kept: shelf.KeptPoint, target: Release, *, dumps: Path, scratch: Path) -> FitsSchema:
+def _fits(
+    server: Server, kept: shelf.KeptPoint, target: Release, today: Path, *, dumps: Path, scratch: Path
+) -> FitsSchema:
     """Whether `target` runs on today's schema. An own dump may be in a format of which no schema alone can be restored:
     then it is that of its clone."""
     if kept.point.own is None:
-        return fits(server, target, before=dumps / kept.point.path, scratch=scratch)
+        return fits(server, target, before=dumps / kept.point.path, today=today)
     with shelf.passing(shelf.folder(scratch) / f"{kept.point.id}.dump") as before:
         with server.maintenance() as maintenance:
             there = kept.point.clone in databases(maintenance)
         if there:
             server.tools.dump(kept.point.clone, before, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
-        return fits(server, target, before=before, scratch=scratch)
+        return fits(server, target, before=before, today=today)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import psycopg
 
 from lastgood.core.migration import Fit, FitsSchema
 from lastgood.core.release import Release
-from lastgood.targets.postgres import shelf
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, own_name
 from lastgood.targets.postgres.server_log import OURS
@@ -32,14 +31,11 @@ _UNFIT: Final = ("42", "23502", "23514")
 _NO_PARENT: Final = "23503"
 
 
-def fits(server: Server, target: Release, *, before: Path, scratch: Path) -> FitsSchema:
-    """Try the statements of `target`. before: the dump of the restore point. scratch: folder for a dump of today's
-    schema, which is removed."""
+def fits(server: Server, target: Release, *, before: Path, today: Path) -> FitsSchema:
+    """Try the statements of `target`. before: the dump of the restore point. today: of the schema as it is."""
     if not target.statements:
         return FitsSchema(fit=Fit.UNKNOWN, tried=0, reason=f"{target.id} recorded no statements")
-    with shelf.passing(shelf.folder(scratch) / f"{_unique(server)}.dump") as today:
-        server.tools.dump(server.live, today, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
-        failed = _failures(server, target.statements, today)
+    failed = _failures(server, target.statements, today)
     tried = len(target.statements)
     failed_before = _failures_before(server, tuple(failed), before) if failed else {}
     undecided = ""
@@ -63,7 +59,7 @@ def _failures_before(server: Server, statements: tuple[str, ...], dump: Path) ->
 
 def _failures(server: Server, statements: tuple[str, ...], dump: Path) -> dict[str, psycopg.Error]:
     """Execute each statement on an empty copy of the dump's schema; return the errors of those that fail."""
-    with _empty_copy(server, dump) as name, server.connect(name, statement_s=STATEMENT_S) as copy:
+    with copied(server, dump, schema_only=True) as name, server.connect(name, statement_s=STATEMENT_S) as copy:
         tried = {statement: _error(copy, statement) for statement in statements}
     return {statement: error for statement, error in tried.items() if error is not None}
 
@@ -81,22 +77,23 @@ def _error(connection: Connection, statement: str) -> psycopg.Error | None:
 
 
 @contextmanager
-def _empty_copy(server: Server, dump: Path) -> Generator[str]:
-    """A database with the dump's schema and no rows, gone afterwards. Those of commands that were killed go too."""
-    name = _unique(server)
-    with server.maintenance(statement_s=TRIAL_S) as maintenance:
+def copied(server: Server, dump: Path, *, schema_only: bool, deadline_s: float = TRIAL_S) -> Generator[str]:
+    """Lend a database that a dump was restored into, gone afterwards. Those of commands that were killed go too."""
+    name = unique(server)
+    with server.maintenance(statement_s=deadline_s) as maintenance:
         for left in databases(maintenance):
             if _abandoned(server, left):
                 drop_own(maintenance, server, left)
         try:
             create_beside(maintenance, server, name)
-            server.tools.restore(dump, name, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
+            server.tools.restore(dump, name, session=SESSION, deadline_s=deadline_s, schema_only=schema_only)
             yield name
         finally:
             drop_own(maintenance, server, name)
 
 
-def _unique(server: Server) -> str:
+def unique(server: Server) -> str:
+    """A name for what is gone with this process."""
     return own_name(server.live, f"try_{os.getpid()}_{secrets.token_hex(2)}")
 
 

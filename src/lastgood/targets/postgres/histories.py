@@ -7,7 +7,7 @@ the one before it, and the heads in `alembic_version` (Alembic docs, "Working wi
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from psycopg import sql
 
 from lastgood.core.config import MigrationsConfig
 from lastgood.core.errors import ConfigError
+from lastgood.core.release import Down
 from lastgood.targets.postgres import catalog
 from lastgood.targets.postgres.catalog import ALEMBIC, PRISMA
 from lastgood.targets.postgres.connect import Connection
@@ -34,6 +35,39 @@ def shipped(config: MigrationsConfig, at: Path) -> tuple[str, ...]:
     if unknown := sorted(referred - before.keys()):
         raise ConfigError(f"database.migrations.alembic: {config.alembic}: no script has revision {unknown[0]}")
     return tuple(sorted(before.keys() - referred))
+
+
+def downs(config: MigrationsConfig, at: Path) -> tuple[Down, ...]:
+    """Return what lies beside Prisma's migrations to take them down again, oldest first: a `down.sql` of its own each
+    (Prisma docs, "Generating down migrations"). Raises ConfigError with the place."""
+    if config.prisma is None:
+        return ()
+    files = sorted(_folder(at / config.prisma, "prisma").glob("*/down.sql"))
+    try:
+        return tuple(Down(migrations=(file.parent.name,), sql=file.read_text(encoding="utf-8")) for file in files)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"database.migrations.prisma: {config.prisma}: down.sql cannot be read: {error}") from None
+
+
+def filled(config: MigrationsConfig, *, new: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
+    """Return the command of `down`, with `{from}` and `{to}` filled: the newest of the new migrations, and the newest
+    that the database has, `base` for none. Raises ConfigError where a word asks for one of several heads."""
+    words = config.down or ()
+    for place, names in (("{from}", new), ("{to}", there)):
+        if config.alembic and len(names) > 1 and any(place in word for word in words):
+            raise ConfigError(
+                f"database.migrations.down: {place} would be one of {', '.join(names)}: expected one head"
+            )
+    to = there[-1] if there else "base"
+    return tuple(word.replace("{from}", new[-1]).replace("{to}", to) for word in words)
+
+
+def forget(connection: Connection, migrations: Sequence[str]) -> None:
+    """Take migrations out of Prisma's history. Alembic's own SQL changes its own."""
+    if _exists(connection, PRISMA):
+        connection.execute(
+            sql.SQL("DELETE FROM {} WHERE migration_name = ANY(%s)").format(sql.Identifier(PRISMA)), [list(migrations)]
+        )
 
 
 def known(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:

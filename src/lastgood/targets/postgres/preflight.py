@@ -36,7 +36,7 @@ def obstacles(server: Server, dumps: Path, migrations: MigrationsConfig | None) 
             found.append(f"{said} cannot dump a server of version {served}: database.postgres.bin in lastgood.yaml")
         found += gaps(live, migrations) if migrations else ()
         size = _number(live, "SELECT pg_database_size(current_database())")
-        found += _room(live, server, dumps, size)
+        found += room(live, server, dumps, size)
         prepared = _number(live, "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")
         if prepared:
             found.append(f"{prepared} prepared transactions are open: the fence could not end them")
@@ -99,8 +99,9 @@ def too_small(size: int, dumps: Space, data: Space | None, *, folder: str) -> li
     return found
 
 
-def _room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
-    """Space for the dump here, and for the clone where the server keeps its data, as far as that can be seen."""
+def room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
+    """Return what does not hold a dump here, or a copy where the server keeps its data, one line each, as far as that
+    can be seen. size: of the database."""
     row = live.execute(
         "SELECT setting FROM pg_settings WHERE name = 'data_directory'"  # not shown to every role
     ).fetchone()

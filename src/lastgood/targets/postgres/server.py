@@ -132,17 +132,17 @@ def hold(connection: Connection, what: str) -> None:
     connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"{APPLICATION} {what}"])
 
 
-def holders(server: Server) -> str:
+def holders(server: Server, *, at_all: bool = False) -> str:
     """Say who holds a table so that nobody can read it: `; held by 4711 migrate (idle in transaction)`, at most five;
-    empty when nobody does, or that cannot be seen."""
+    empty when nobody does, or that cannot be seen. at_all: who holds one in any way, so that nobody can alter it."""
     try:
         with server.maintenance() as maintenance:
             rows = maintenance.execute(
                 "SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), a.backend_type), "
                 "coalesce(a.state, '-') FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
-                "WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND a.datname = %s "
-                "ORDER BY 1 LIMIT 5",
-                [server.live],
+                "WHERE l.granted AND l.locktype = 'relation' AND (l.mode = 'AccessExclusiveLock' OR %s) "
+                "AND l.relation >= 16384 AND a.datname = %s ORDER BY 1 LIMIT 5",  # 16384: FirstNormalObjectId
+                [at_all, server.live],
             ).fetchall()
     except (psycopg.Error, LastgoodError):
         return ""

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import NAME_GRAMMAR, RestorePoint
-from lastgood.core.report import Loss, Replayed
+from lastgood.core.report import Loss, Rehearsed, Replayed
 from lastgood.targets.postgres.catalog import Sequence, Table
 from lastgood.targets.postgres.server import Identity
 
@@ -89,6 +89,10 @@ KEPT_IDENTITIES: Final = TypeAdapter(dict[int, str])
 KEPT_REWRITTEN: Final = TypeAdapter(dict[int, tuple[int, ...]])
 """Columns by table that a migration rewrote."""
 KEPT_REPLAY: Final = TypeAdapter(Replayed)
+KEPT_REHEARSAL: Final = TypeAdapter(Rehearsed)
+KEPT_ASIDE: Final = TypeAdapter(tuple[Loss, ...])
+FAILED_DOWN: Final = TypeAdapter(str)
+"""Why down migrations are not to be chosen again."""
 
 
 def folder(path: Path) -> Path:
@@ -122,7 +126,12 @@ def mark(path: Path) -> None:
 
 def write_lines(path: Path, lines: Iterable[object]) -> None:
     """Put objects on disk, one JSON line each, whole."""
-    _write(path, (json_text(line).encode() + b"\n" for line in lines))
+    write_json_lines(path, map(json_text, lines))
+
+
+def write_json_lines(path: Path, lines: Iterable[str]) -> None:
+    """Put what is JSON already on disk, one line each, whole."""
+    _write(path, (line.encode() + b"\n" for line in lines))
 
 
 def json_text(value: object) -> str:

@@ -1,7 +1,7 @@
 """The database target: observes one database of one server, and carries out the steps of a deploy and of a swap.
 
-Migrations are the release's own command; everything else is Postgres' own tools and SQL. The live database is never
-dropped, never restored over, and never written to: it is renamed, and stays.
+Migrations are the release's own command, and down migrations its own SQL; everything else is Postgres' own tools and
+SQL. The live database is never dropped and never restored over: it is renamed, and stays.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import inf
@@ -31,6 +31,8 @@ from lastgood.core.plan import (
     Fence,
     LiftFence,
     Migrate,
+    MigrateDown,
+    RehearseDown,
     ReplayWrites,
     Role,
     SaveDump,
@@ -42,9 +44,9 @@ from lastgood.core.plan import (
 )
 from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
-from lastgood.core.release import Release, RestorePoint, Shipped
+from lastgood.core.release import Down, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 from lastgood.targets import child
 from lastgood.targets.postgres import (
     capture,
@@ -59,6 +61,7 @@ from lastgood.targets.postgres import (
     row_replay,
     shelf,
     swap,
+    way_down,
     writes,
 )
 from lastgood.targets.postgres import restore_point as points
@@ -128,6 +131,7 @@ class PostgresTarget:
         self._migrated = state / "migrated"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
+        self._rehearsals, self._aside = state / "rehearsals", state / "aside"
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -154,6 +158,7 @@ class PostgresTarget:
                 replays=shelf.names(self._replays),
                 pools=self._pooler is not None,
                 paused=self._pooler.paused() if self._pooler else False,
+                rehearsals=shelf.names(self._rehearsals),
             )
             return self._with_contents(facts, maintenance) if facts.exists else facts
 
@@ -192,6 +197,10 @@ class PostgresTarget:
                     self._migrate(action, deadline_s=step.deadline_s)
                 case SaveDump():
                     self._save_dump(action, deadline_s=step.deadline_s)
+                case RehearseDown():
+                    self._rehearse(action, deadline_s=step.deadline_s)
+                case MigrateDown():
+                    self._migrate_down(action, deadline_s=step.deadline_s)
                 case Fence():
                     self._fence(action)
                 case LiftFence():
@@ -212,7 +221,9 @@ class PostgresTarget:
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
 
-    def _kept(self, action: CatchUp | ExportWrites | ReplayWrites | SwapDatabase) -> shelf.KeptPoint:
+    def _kept(
+        self, action: CatchUp | ExportWrites | MigrateDown | RehearseDown | ReplayWrites | SwapDatabase
+    ) -> shelf.KeptPoint:
         """What is kept of a step's restore point, and is what the plan was made with."""
         return points.read(self._points, action.restore_point, manifest=action.manifest)
 
@@ -221,29 +232,63 @@ class PostgresTarget:
         config = self._config.migrations
         if config is None:
             raise ConfigError("database.migrations: expected the command that applies them")
-        missing = set(action.migrations) - set(self.ships(action.release).migrations)
-        if missing:
+        at = self._workdir(action.release)
+        if missing := set(action.migrations) - set(histories.shipped(config, at)):
             raise Refused(f"{action.release} does not ship {', '.join(sorted(missing))}", hint="lastgood releases")
-        words = list(config.command)
-        try:
-            ended = child.run(
-                words,
-                deadline_s=deadline_s,
-                env=dict(os.environ) | {"DATABASE_URL": self._url()},
-                cwd=self._workdir(action.release),
-            )
-        except OSError as error:
-            raise ConfigError(f"database.migrations.command: {words[0]}: {error.strerror}") from None
-        except child.Overran as error:
-            raise OutcomeUnknown(str(error)) from None
-        if ended.code:
-            said = " ".join((ended.err or ended.out).split())[-_LAST_CHARACTERS:]
-            password = self._config.postgres.password
-            raise OutcomeUnknown(
-                f"the migration command ended {ended.code}: {password.hidden_in(said) if password else said}"
-            )
+        _, failed = self._of_the_release("command", config.command, at, deadline_s=deadline_s)
+        if failed:
+            raise OutcomeUnknown(f"the migration command {failed}")
         self._captures.extend()
         self._note_rewritten()
+
+    def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
+        """Run a command of database.migrations where the release's files lie; return what it printed, and how it
+        failed."""
+        try:
+            ended = child.run(
+                words, deadline_s=deadline_s, env=dict(os.environ) | {"DATABASE_URL": self._url()}, cwd=at
+            )
+        except OSError as error:
+            raise ConfigError(f"database.migrations.{setting}: {words[0]}: {error.strerror}") from None
+        except child.Overran as error:
+            return "", str(error)
+        if not ended.code:
+            return ended.out, ""
+        said = " ".join((ended.err or ended.out).split())[-_LAST_CHARACTERS:]
+        password = self._config.postgres.password
+        return "", f"ended {ended.code}: {password.hidden_in(said) if password else said}"
+
+    def _rehearse(self, action: RehearseDown, *, deadline_s: float) -> None:
+        kept, server = self._kept(action), self._server
+        with way_down.failure_kept(self._rehearsals, action), _answers(server, sent=False), ExitStack() as stack:
+            dump = shelf.read(
+                self._dumps / f"{shelf.checked(action.dump)}.json",
+                shelf.KEPT_DUMP,
+                what=f"dump {action.dump}",
+                hint=_HINT,
+            )
+            with server.maintenance() as maintenance:
+                there = kept.point.clone in databases(maintenance)
+            done = way_down.rehearse(
+                server,
+                action,
+                kept,
+                dump=self._dumps / dump.path,
+                scratch=self._scratch,
+                clone=stack.enter_context(server.connect(kept.point.clone)) if there else None,
+                invariants=self._invariants,
+                deadline_s=deadline_s,
+            )
+        shelf.write(
+            shelf.folder(self._rehearsals) / f"{shelf.checked(action.rehearsal)}.json", shelf.KEPT_REHEARSAL, done
+        )
+
+    def _migrate_down(self, action: MigrateDown, *, deadline_s: float) -> None:
+        kept, server = self._kept(action), self._server
+        with way_down.failure_kept(self._rehearsals, action), _answers(server, sent=True):
+            with server.connect() as live:
+                points.of_this_database(live, kept)
+            way_down.carry_out(server, action, kept, shelf.folder(self._aside), deadline_s=deadline_s)
 
     def _note_rewritten(self) -> None:
         """Keep which columns the migration rewrote, while that shows: a replay by rows must know."""
@@ -256,6 +301,15 @@ class PostgresTarget:
     def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
         path = self._migrated / f"{kept.point.id}.json"
         return shelf.read(path, shelf.KEPT_REWRITTEN, what=path.stem, hint=_HINT) if path.exists() else {}
+
+    def _rewritten_since(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
+        """The same of every migration since a restore point: each deploy took one of its own, on the same tables."""
+        found: dict[int, tuple[int, ...]] = {}
+        for later in points.every(self._points):
+            if later.point.database == kept.point.database and later.point.taken_at >= kept.point.taken_at:
+                for table, columns in self._rewritten_by_migration(later).items():
+                    found[table] = (*found.get(table, ()), *columns)
+        return found
 
     def _url(self) -> str:
         """The address in libpq's form, which Prisma and others read."""
@@ -448,7 +502,25 @@ class PostgresTarget:
             if not files:
                 raise ConfigError(f"database.statements: {at / self._config.statements}: no file matches")
             statements = tuple(path.read_text(encoding="utf-8").strip() for path in files)
-        return Shipped(migrations=names, statements=statements)
+        return Shipped(migrations=names, statements=statements, downs=self._downs(at, names))
+
+    def _downs(self, at: Path, shipped: tuple[str, ...]) -> tuple[Down, ...]:
+        """What takes the migrations down again that the database does not have yet."""
+        config = self._config.migrations
+        beside = histories.downs(config, at) if config and not config.down else ()
+        if config is None or not (config.down or beside):
+            return ()
+        with _answers(self._server, sent=False), self._server.connect() as live:
+            there = histories.known(live)[0]
+        new = tuple(name for name in shipped if name not in there)
+        if not config.down or not new:
+            return tuple(down for down in beside if set(down.migrations) <= set(new))
+        words = histories.filled(config, new=new, there=there)
+        printed, failed = self._of_the_release("down", words, at, deadline_s=config.timeout)
+        if failed or not printed.strip():
+            told = failed or "printed no SQL"
+            raise Refused(f"database.migrations.down: {words[0]} {told}", hint="run it by hand")
+        return (Down(migrations=new, sql=printed),)
 
     def restore_point(self, restore_point: str) -> RestorePoint:
         return points.first_read(self._points, restore_point)
@@ -484,13 +556,16 @@ class PostgresTarget:
                 clock=self._clock,
             )
 
-    def inspect(self, *, since: RestorePoint, target: Release) -> DatabaseEvidence:
+    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
         kept = points.as_journaled(self._points, since)
         with _answers(self._server, sent=False):
             return evidence.collect(
                 self._server,
                 kept,
                 target,
+                downs,
+                rewritten=self._rewritten_since(kept),
+                rehearsals=self._rehearsals,
                 invariants=self._invariants,
                 dumps=self._points,
                 scratch=self._scratch,
@@ -519,6 +594,14 @@ class PostgresTarget:
     def replayed(self, replay: str) -> Replayed:
         path = self._replays / f"{shelf.checked(replay)}.json"
         return shelf.read(path, shelf.KEPT_REPLAY, what=f"replay {replay}", hint="lastgood explain")
+
+    def rehearsed(self, rehearsal: str) -> Rehearsed:
+        path = self._rehearsals / f"{shelf.checked(rehearsal)}.json"
+        return shelf.read(path, shelf.KEPT_REHEARSAL, what=f"rehearsal {rehearsal}", hint="lastgood explain")
+
+    def set_aside(self, aside: str) -> tuple[Loss, ...]:
+        path = self._aside / f"{shelf.checked(aside)}.json"
+        return shelf.read(path, shelf.KEPT_ASIDE, what=f"what {aside} set aside", hint="lastgood explain")
 
     def quarantine(self) -> tuple[QuarantineEntry, ...]:
         return tuple(requeue.entries(self._replays))

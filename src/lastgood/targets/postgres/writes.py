@@ -280,7 +280,7 @@ def export(
         was = then.get(table.oid)
         label = was.label if was else table.label
         changes = comparison.changes(table, was, rows_then=rows_then.get(label, 0))
-        lost, again = _export_table(changes, label, f"{_stem(was or table)}.jsonl", into)
+        lost, again = _export_table(changes, label, f"{stem(was or table)}.jsonl", into)
         losses += [lost] if lost.rows else []
         rewritten += [again] if again.rows else []
     gone = then.keys() - {table.oid for table in tables}
@@ -293,7 +293,7 @@ def export(
     return shelf.KeptExport(export=into.name, losses=tuple(losses), rewritten=tuple(rewritten), notes=tuple(notes))
 
 
-def _stem(table: Table) -> str:
+def stem(table: Table) -> str:
     """The table's name where that can be a file's and no other table can have the same."""
     parts = (table.name,) if table.schema == "public" else (table.schema, table.name)
     plain = all(NAME_GRAMMAR.fullmatch(part) and "." not in part for part in parts)
