@@ -16,9 +16,10 @@ LOG=${DOCKERD_LOG:-/var/log/dockerd.log}
 LOCK=/run/lock/lastgood-engine.lock
 PLUGINS=/usr/local/lib/docker/cli-plugins   # seen by Debian's client and by Docker's own
 PLUGIN_SUITE=trixie                         # the stable suite that has Compose v2 and buildx; both need only libc6 >= 2.34
-# For base images from Debian packages, the loopback registry, the edge, and tests with a pooler. An engine that can
-# reach a hub does without.
-BUILDERS=(mmdebstrap busybox-static docker-registry haproxy pgbouncer)
+# For base images from Debian packages, the loopback registry, the edge, and tests with a pooler and with point-in-time
+# recovery. An engine that can reach a hub does without.
+BUILDERS=(mmdebstrap busybox-static docker-registry haproxy pgbouncer pgbackrest postgresql)
+CLUSTERS=/etc/postgresql-common/createcluster.d/lastgood.conf
 
 PATH=$PATH:/usr/sbin:/sbin                  # where dockerd and iptables are
 
@@ -46,13 +47,15 @@ install_packages() {
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
   local log
   log=$(mktemp)
+  # A server of Debian's comes with a cluster that runs; the programs are wanted, not that.
+  if [[ " $* " == *" postgresql "* ]]; then mkdir -p "${CLUSTERS%/*}" && echo 'create_main_cluster = false' >"$CLUSTERS"; fi
   # A third-party list that cannot be refreshed is no reason to stop: if it mattered, the installation fails and says so.
   "${apt[@]}" update >"$log" 2>&1 || say "some package lists could not be refreshed"
   "${apt[@]}" install -y --no-install-recommends "$@" >>"$log" 2>&1 || { cat "$log" >&2; exit 1; }
-  rm -f "$log"
+  rm -f "$log" "$CLUSTERS"
   # Where systemd runs, Debian starts what it installs. The registry and the proxy are wanted as programs, not as daemons.
   if [ -d /run/systemd/system ]; then
-    for daemon in docker-registry haproxy pgbouncer; do
+    for daemon in docker-registry haproxy pgbouncer pgbackrest; do
       if [[ " $* " == *" $daemon "* ]]; then systemctl disable --now "$daemon" >&2 || true; fi
     done
   fi

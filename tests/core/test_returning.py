@@ -210,6 +210,20 @@ def test_of_a_persons_own_dumps_the_newest_that_fits_is_chosen(
     assert (found.id if found else None) == chosen
 
 
+@pytest.mark.parametrize(
+    "recoverable,hint",
+    [("rp-d2", "lastgood restore-points recover --to rp-d2"), ("", "lastgood restore-points add FILE")],
+)
+def test_where_no_restore_point_is_left_the_refusal_names_the_way_that_is(recoverable: str, hint: str) -> None:
+    given = case("clone-gone-old-does-not-fit").given
+    with pytest.raises(Refused) as refused:
+        replace(
+            case("clone-gone-old-does-not-fit"),
+            given=replace(given, world=replace(given.world, recoverable=recoverable)),
+        ).plan()
+    assert refused.value.hint == hint
+
+
 def test_the_database_that_is_replaced_keeps_one_name_through_fence_export_and_swap() -> None:
     actions = [step.action for step in planned("old-does-not-fit-migration-to-blame").steps]
     kept_as = {a.kept_as for a in actions if isinstance(a, Fence | ExportWrites | ReplayWrites | SwapDatabase)}

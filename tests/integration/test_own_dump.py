@@ -579,15 +579,19 @@ def team_of(world: PostgresWorld) -> Callable[..., str]:
     journal.append(ReleaseCompleted(release="v1", fingerprint=left(world)))
     journal.append(ReleaseJudged(release="v1", good=True, by="ada"))
     postgres = world.config.model_dump(mode="json", exclude_none=True, exclude={"password"})
-    assert world.config.password is not None
-    postgres["password"] = world.config.password.reveal()
+    if world.config.password:
+        postgres["password"] = world.config.password.reveal()
     config = {
         "version": 1,
         "stack": "shop",
         "state": "state",
         "watch": {"window": "1m"},
         "process": {"services": {"web": {"command": ["true"], "port": 8080}}},
-        "database": {"postgres": postgres, "restore_points": {"path": "restore-points"}},
+        "database": {
+            "postgres": postgres,
+            "restore_points": {"path": "restore-points"},
+            "pgbackrest": world.pgbackrest,
+        },
     }
     (world.folder / "lastgood.yaml").write_text(json.dumps(config))
 

@@ -10,13 +10,14 @@ from typing import Final
 import pytest
 
 from lastgood.core.errors import Refused
+from lastgood.core.facts import BackupFacts
 from lastgood.core.migration import Fit, FitsSchema, Rung
-from lastgood.core.plan import Role
-from lastgood.core.record import RestorePointKept
+from lastgood.core.plan import Plan, Role
+from lastgood.core.record import ReleaseCompleted, RestorePointKept
 from lastgood.core.report import TerminalState
 from lastgood.runbook.doctor import Answer, examine
-from lastgood.runbook.restore_points import Added, add, check, look
-from lastgood.runbook.rollback import BY_LASTGOOD
+from lastgood.runbook.restore_points import Added, add, check, look, recover
+from lastgood.runbook.rollback import BY_LASTGOOD, plan_rollback
 from lastgood.testing.stack import Behaviour
 from lastgood.testing.world import START, Crash, clone_of
 from tests.runbook.team import BAD, OLD, Team
@@ -225,3 +226,118 @@ def test_the_way_to_an_own_dump_is_never_gone_without_a_person(team: Team) -> No
     assert team.run.started.by == BY_LASTGOOD
     assert team.report.terminal is TerminalState.DENIED
     assert team.stack.database.exists
+
+
+# --- what pgBackRest brings back -------------------------------------------------------------------------------------
+
+
+def with_backups(team: Team) -> Team:
+    """There is a backup of pgBackRest's since before everything that happens here."""
+    team.stack.backups = BackupFacts(oldest_at=START - timedelta(days=1), newest_at=START - timedelta(hours=3))
+    return team
+
+
+def lose_clone(team: Team) -> str:
+    """Of the newest deploy's restore point nothing can be swapped in any more. Return its name."""
+    name = next(reversed(team.stack.points))
+    team.stack.database = replace(
+        team.stack.database, databases=team.stack.database.databases - {team.stack.points[name].clone}
+    )
+    return name
+
+
+def recovered(team: Team, to: str | None = None) -> Added:
+    with team.journal.claim(team.who):
+        return recover(team.rooms(), to=to, at=None)
+
+
+def test_what_only_pgbackrest_could_bring_back_is_refused_with_what_to_type(team: Team) -> None:
+    with_backups(team).deploy(BAD, MIGRATING)
+    team.stack.fits = CANNOT_RUN
+    name = lose_clone(team)
+    with pytest.raises(Refused, match="is gone") as refused:
+        team.roll_back()
+    assert refused.value.hint == f"lastgood restore-points recover --to {name}"
+
+
+def test_what_is_gone_with_its_disk_is_said_with_what_to_type(team: Team) -> None:
+    with_backups(team).deploy(BAD, MIGRATING)
+    (name, _), *_ = team.stack.database.manifests
+    lose_restore_point(team)
+    plan = plan_rollback(team.rooms(), team.history.releases[OLD], plan_id="r1")
+    assert any(line.endswith(f"; next: lastgood restore-points recover --to {name})") for line in plan.skipped)
+
+
+@pytest.mark.parametrize(
+    "backups",
+    [None, BackupFacts(), BackupFacts(oldest_at=START + timedelta(days=1), newest_at=START + timedelta(days=1))],
+    ids=["not-configured", "none", "too-young"],
+)
+def test_what_pgbackrest_cannot_bring_back_is_not_proposed(team: Team, backups: BackupFacts | None) -> None:
+    with_backups(team).deploy(BAD, MIGRATING)
+    team.stack.fits, team.stack.backups = CANNOT_RUN, backups
+    lose_clone(team)
+    with pytest.raises(Refused, match="is gone") as refused:
+        team.roll_back()
+    assert refused.value.hint == "lastgood restore-points add FILE"
+
+
+def test_a_rollback_goes_to_what_was_recovered_and_says_that_nothing_since_is_in_it(team: Team) -> None:
+    with_backups(team).deploy(BAD, MIGRATING)
+    team.stack.fits = CANNOT_RUN
+    name = lose_clone(team)
+    added_now = recovered(team, to=name)
+    assert (added_now.new, added_now.fits) == (True, OLD)
+    assert added_now.restore_point.log == team.history.restore_points[name].log
+    assert recovered(team).new is False
+    team.when_asked(team.approve)
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.run.plan.database is not None
+    assert team.run.plan.database.rung is Rung.D5
+    since = f"everything written since {added_now.restore_point.taken_at:%Y-%m-%d %H:%M:%S} UTC"
+    assert report.uncounted == f"{since}; it is in app_bad_{report.run}"
+
+
+def test_what_was_recovered_counts_also_where_nobody_knows_the_schema_that_the_release_left(team: Team) -> None:
+    with_backups(team).deploy(BAD, MIGRATING)
+    team.stack.fits = CANNOT_RUN
+    for known in team.history.releases.values():
+        team.journal.append(ReleaseCompleted(release=known.release.id))
+    recovered(team, to=lose_clone(team))
+    team.when_asked(team.approve)
+    team.roll_back()
+    assert team.run.plan.database is not None
+    assert team.run.plan.database.rung is Rung.D5
+
+
+def test_a_place_that_no_deploy_noted_is_refused_with_the_known_ones(team: Team) -> None:
+    with pytest.raises(Refused, match="no restore point has a place in the server's log"):
+        recovered(team)
+    with_backups(team).deploy(BAD)
+    with pytest.raises(Refused, match=f"'rp-none' has no place .* known: {next(iter(team.stack.points))}"):
+        recovered(team, to="rp-none")
+
+
+def test_the_doctor_says_what_would_keep_a_recovery_from_working(team: Team) -> None:
+    assert all(f.check != "point-in-time recovery" for f in examine(team.rooms()))
+    with_backups(team)
+    fine = next(f for f in examine(team.rooms()) if f.check == "point-in-time recovery")
+    assert (fine.answer, fine.hint) == (Answer.OK, "")
+    assert fine.evidence.endswith(", 3 h ago")
+    team.stack.backups = BackupFacts(wrong=("stanza main has no backup: pgbackrest --stanza=main backup",))
+    finding = next(f for f in examine(team.rooms()) if f.check == "point-in-time recovery")
+    assert finding.answer is Answer.FAILED
+    assert "stanza main has no backup" in finding.evidence
+
+
+def test_a_deploy_goes_on_without_and_its_plan_says_so(team: Team) -> None:
+    team.stack.backups = BackupFacts(wrong=("stanza main has no backup: pgbackrest --stanza=main backup",))
+    plans: list[Plan] = []
+
+    def confirm(plan: Plan) -> bool:
+        plans.append(plan)
+        return True
+
+    team.deploy(BAD, confirm=confirm)
+    assert any("pgBackRest could not bring this moment back: stanza main has no" in w for w in plans[0].warnings)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lastgood.targets.postgres.preflight import Space, _space_here, too_small
+from lastgood.targets.postgres.preflight import Space, space, too_small
 
 SIZE = 1_000_000_000
 
@@ -41,7 +41,7 @@ def test_what_is_too_small_is_named(dumps: Space, data: Space | None, said: list
 
 def test_a_filesystem_is_known_by_the_same_id_from_inside_a_container(tmp_path: Path) -> None:
     shown = subprocess.run(["stat", "-f", "-c", "%i", tmp_path], capture_output=True, text=True, check=True, timeout=10)
-    here = _space_here(str(tmp_path))
+    here = space(None, str(tmp_path))
     assert here is not None
     assert here.fsid == shown.stdout.strip()
     assert here.free > 0

@@ -675,7 +675,39 @@ def restore_points_add(
         out(line)
 
 
-def _moment(text: str | None) -> datetime | None:
+@restore_points.command("recover")
+def restore_points_recover(
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="NAME", help="Restore point of the deploy before which; default: the newest one."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="A moment instead, as 2026-11-26T14:02:00Z.")
+    ] = None,
+    config: ConfigOption = Path(CONFIG_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """Recover the database to a moment, by pgBackRest.
+
+    Writes a side cluster, removed again, a dump, a database beside the live one, and the journal. The live database is
+    not touched. For catastrophes: `plan` then goes back to it where there is nothing better.
+
+    Example: lastgood restore-points recover --at 2026-11-26T14:02:00Z
+    """
+    if to is not None and at is not None:
+        raise ConfigError("expected one of --to and --at")
+    rooms = opened(config)
+    moment = _moment(at, option="--at")
+    with leased(rooms):
+        recovered = points.recover(rooms, to=to, at=moment)
+    if as_json:
+        show(recovered, points.Added)
+        return
+    for line in added_lines(recovered, rooms.clock.now()):
+        out(line)
+
+
+def _moment(text: str | None, *, option: str = "--taken-at") -> datetime | None:
     if text is None:
         return None
     try:
@@ -683,7 +715,7 @@ def _moment(text: str | None) -> datetime | None:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise ConfigError(f"--taken-at {text}: expected a time with its zone, as 2026-11-26T14:02:00Z")
+        raise ConfigError(f"{option} {text}: expected a time with its zone, as 2026-11-26T14:02:00Z")
     return moment.astimezone(UTC)
 
 

@@ -257,13 +257,16 @@ def added_lines(added: Added, now: datetime) -> Iterator[str]:
         f"its schema is the one that {added.fits} left" if added.fits else "no good release has recorded its schema"
     )
     yield clean(f"proved      restored beside as {point.clone}: {rows} rows in {tables} tables; {schema}")
-    yield f"would lose  everything written since {when(point.taken_at)}: an own dump has no snapshot, so nothing can be"
+    what = "what was recovered" if point.log else "an own dump"
+    yield f"would lose  everything written since {when(point.taken_at)}: {what} has no snapshot, so nothing can be"
     yield "            replayed or counted. It would stay in the replaced database, which is kept"
     yield clean(f"kept        {point.path}, beside the other restore points, until you remove it: lastgood never does")
     yield "next: lastgood plan"
 
 
 def _own(point: RestorePoint) -> str:
+    if point.own and point.log:
+        return f"recovered by pgBackRest{f' up to {point.log.name}' if point.log.name else ''}"
     return f"own dump, {point.own.value}" if point.own else "taken by lastgood"
 
 

@@ -47,6 +47,9 @@ _A_TEXT: Final = "expected a text, ${VAR} or file:PATH"
 _A_NAME: Final = "expected a name of letters, digits, dot, dash or underscore, not starting with a dash"
 _ADDRESS: Final = r"https?://[^\s]+"
 _AN_ADDRESS: Final = "expected an address like http://127.0.0.1:8000/health"
+# Postgres' settings and pgBackRest's take no more than that without quotes of their own.
+_ABSOLUTE: Final = "(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"
+_AN_ABSOLUTE: Final = "expected an absolute path of letters, digits, dot, dash and underscore, like /var/lib/x"
 _LONGEST_S: Final = 366 * _UNITS_S["d"]
 
 
@@ -108,6 +111,12 @@ def _address(value: object) -> str:
     return value
 
 
+def _absolute(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_ABSOLUTE, value):
+        raise ValueError(_AN_ABSOLUTE)
+    return value
+
+
 def _whole(value: object) -> int:
     """A whole number, as YAML reads it or as a reference leaves it: text."""
     if isinstance(value, bool) or not re.fullmatch("-?[0-9]{1,18}", str(value)):
@@ -135,6 +144,7 @@ Quantile = Annotated[float, BeforeValidator(_quantile), _text(_QUANTILE, _A_QUAN
 Size = Annotated[int, BeforeValidator(_size), _text(_SIZE, _A_SIZE)]
 SecretText = Annotated[Secret, BeforeValidator(_secret), _text(".+", _A_TEXT)]
 Name = Annotated[str, BeforeValidator(_name), _text(NAME_GRAMMAR.pattern, _A_NAME)]
+AbsolutePath = Annotated[str, BeforeValidator(_absolute), _text(_ABSOLUTE, _AN_ABSOLUTE)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Port = Annotated[
@@ -446,6 +456,17 @@ class RestorePointsConfig(_Section):
     timeout: SomeTime = 3600.0
 
 
+class PgBackRestConfig(_Section):
+    """pgBackRest, which keeps backups and log of the whole server. path: folder for a side cluster, inside the
+    container where there is one; made when it is needed, and empty otherwise. user: who owns the server's data. config:
+    pgBackRest's own file, by default where it looks itself."""
+
+    stanza: Name
+    path: AbsolutePath = "/var/lib/postgresql/lastgood-recovery"
+    user: Name = "postgres"
+    config: AbsolutePath | None = None
+
+
 class DatabaseConfig(_Section):
     """The database that belongs to the release. pgbouncer: what its clients go through, where it is one. statements:
     glob of what the release says to it, tried on today's schema."""
@@ -455,6 +476,7 @@ class DatabaseConfig(_Section):
     migrations: MigrationsConfig | None = None
     statements: str | None = None
     restore_points: RestorePointsConfig = RestorePointsConfig()
+    pgbackrest: PgBackRestConfig | None = None
 
 
 class VercelConfig(_Section):

@@ -35,6 +35,7 @@ def make_deploy_plan(
     database: DatabaseFacts | None,
     restore_point: str,
     lossy_because: tuple[str, ...] = (),
+    unrecoverable: tuple[str, ...] = (),
     rung: str,
     boot_s: float,
     restore_s: float,
@@ -43,7 +44,8 @@ def make_deploy_plan(
     """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
 
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
-    transactions written after it from being replayed one by one. boot_s, restore_s, migrate_s:
+    transactions written after it from being replayed one by one. unrecoverable: what keeps pgBackRest from bringing it
+    back, where that is configured. boot_s, restore_s, migrate_s:
     deadlines.
     A service that already runs the wanted artifact is left alone.
     """
@@ -89,9 +91,12 @@ def make_deploy_plan(
         steps=tuple(steps),
         rung=rung,
         skipped=tuple(skipped),
-        warnings=tuple(
-            f"after a rollback of the database only the last state of rows written since could be put back: {why}"
-            for why in lossy_because
+        warnings=(
+            *(
+                f"after a rollback of the database only the last state of rows written since could be put back: {why}"
+                for why in lossy_because
+            ),
+            *(f"in a catastrophe pgBackRest could not bring this moment back: {why}" for why in unrecoverable),
         ),
         found=found(release, containers),
     )

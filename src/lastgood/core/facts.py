@@ -110,6 +110,16 @@ class DatabaseFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupFacts:
+    """What pgBackRest has of the server. oldest_at, newest_at: when its first and its last backup ended, None without
+    one. wrong: what would keep the server from being recovered from them, one line each, with what to do."""
+
+    oldest_at: datetime | None = None
+    newest_at: datetime | None = None
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendDeployment:
     """One deployment at the frontend host. state: READY, BUILDING, ERROR, ... in the host's own words."""
 

@@ -23,6 +23,8 @@ class Rung(StrEnum):
     """Of plans made before rows were replayed."""
     D4 = "D4 swap to an own dump"
     """An operator's own dump, restored beside: nothing that was written since it can be put into it."""
+    D5 = "D5 swap to what pgBackRest recovered"
+    """The same, of a dump of what the server was at a moment of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
-from lastgood.core.release import Down, Missing, Release, RestorePoint, Shipped
+from lastgood.core.release import Down, LogPoint, Missing, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 
@@ -177,6 +177,26 @@ class Database(Target, Protocol):
         name, taken_at: None for what the dump says. expected: fingerprints of the schema by release, one of which it
         must have where there are any. known: what the journal has. Raises Refused, nothing left of it, with what is
         wrong and what was expected.
+        """
+        ...
+
+    def backups(self) -> BackupFacts | None:
+        """Return what pgBackRest has of the server; None where it is not configured. Changes nothing."""
+        ...
+
+    def recover(
+        self,
+        to: LogPoint,
+        *,
+        expected: Mapping[str, str],
+        known: Collection[RestorePoint],
+        deadline_s: float,
+        progress: Callable[[str], None],
+    ) -> RestorePoint:
+        """Bring the database beside as it was at a place in the server's log, and keep that as `register` keeps a dump.
+        What was recovered to the same place already is returned as it was.
+
+        Safe to repeat. Raises as `register` does: then nothing of it is left, nor of the side cluster.
         """
         ...
 

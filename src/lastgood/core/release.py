@@ -172,6 +172,16 @@ class DumpFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogPoint:
+    """A place in the server's write-ahead log, up to which pgBackRest can bring a server back. at: by the server's
+    clock. name, lsn: as Postgres has them there; empty where only a time was asked for."""
+
+    at: datetime
+    name: str = ""
+    lsn: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestorePoint:
     """A named place that the database can return to; it counts only when proved by a trial restore.
 
@@ -183,6 +193,8 @@ class RestorePoint:
     unseen, and empty in that file itself and in journals that are older than it.
     own: an operator's own dump, in that format; None for what lastgood took. It has no snapshot that anybody knows, so
     taken_at is what the dump or a person says, and what was written since cannot be told from what was there.
+    log: where it stands in the server's log, None where pgBackRest is not configured; of an own one: up to where
+    pgBackRest recovered what was dumped, None where a person made the dump.
     """
 
     id: str
@@ -200,3 +212,4 @@ class RestorePoint:
     lossy_because: tuple[str, ...] = ()
     manifest: str = ""
     own: DumpFormat | None = None
+    log: LogPoint | None = None

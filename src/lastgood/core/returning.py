@@ -60,8 +60,9 @@ class World:
 
     restore_point: the proved one from before the deployment. fingerprint: of the schema that the target release left,
     empty when it is not known; so is frontend_target, its deployment.
-    own_dump: an operator's, for where that restore point is no way back. unusable: why nothing was compared with that
-    restore point, empty where it was.
+    own_dump: an operator's, for where that restore point is no way back. recoverable: the restore point whose place in
+    the log pgBackRest could bring back, for where there is no such dump either; empty without. unusable: why nothing
+    was compared with that restore point, empty where it was.
     frontend_unseen, database_unseen: why a configured one could not be looked at. migrated: whether the release that is
     left brought migrations. untouched: whether the target serves all the while, because the release that is left never
     came to serve. rung: what the container target says of itself.
@@ -73,6 +74,7 @@ class World:
     evidence: DatabaseEvidence | None = None
     restore_point: RestorePoint | None = None
     own_dump: RestorePoint | None = None
+    recoverable: str = ""
     unusable: str = ""
     fingerprint: str = ""
     frontend: FrontendFacts | None = None
@@ -296,7 +298,10 @@ def _swap_first(
     point, reasons = _way_back(world), (*verdict.reasons, fit.reason)
     down = _down(world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
     if isinstance(point, str) and world.own_dump is None and down is None:
-        raise Refused(f"the database would have to go back, and {point}", hint="lastgood restore-points add FILE")
+        raise Refused(
+            f"the database would have to go back, and {point}",
+            hint=recover_by_hand(world.recoverable) or "lastgood restore-points add FILE",
+        )
     draft.reasons.append(f"{target.id} cannot run on today's schema: {fit.reason}")
     if verdict.blame is not Blame.MIGRATION:
         draft.warnings.append(f"the migration is not proved to be the cause ({verdict.blame.value})")
@@ -310,7 +315,8 @@ def _swap_first(
     if not isinstance(point, str):
         draft.decision, draft.before = _swap(point, world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
     elif own := world.own_dump:
-        draft.warnings.append(f"{point}: the database goes back to an own dump, {own.id}")
+        which = f"what pgBackRest recovered, {own.id}" if own.log else f"an own dump, {own.id}"
+        draft.warnings.append(f"{point}: the database goes back to {which}")
         if not world.fingerprint:
             draft.warnings.append(f"it is not known whether the schema of {own.id} is the one that {target.id} left")
         draft.decision, draft.before = _swap_to_own(own, world, evidence, reasons, plan_id=plan_id, deadlines=deadlines)
@@ -329,8 +335,8 @@ def own_dump_for(
 ) -> RestorePoint | None:
     """Return the newest of an operator's own dumps with that schema to which the database could go back now.
 
-    fingerprint: that the target release left. Where it is not known, the dump must be older than `before`, when the
-    deployment began that is undone.
+    fingerprint: that the target release left. Where it is not known, the dump must be older than `before`, until when
+    the deployment that is undone had changed nothing.
     """
     fit = (
         point
@@ -372,7 +378,7 @@ def _swap_to_own(
     name = evidence.database
     kept_as, since = f"{name}_bad_{plan_id}", f"{own.taken_at:%Y-%m-%d %H:%M:%S} UTC"
     decision = DatabaseDecision(
-        rung=Rung.D4,
+        rung=Rung.D5 if own.log else Rung.D4,
         reasons=reasons,
         restore_point=own.id,
         restore_point_taken_at=own.taken_at,
@@ -630,6 +636,11 @@ def make_lift_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
         explain=f"{fence.kept_as} gets its name back",
     )
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind the fence")
+
+
+def recover_by_hand(restore_point: str) -> str:
+    """What a person types where only pgBackRest can bring the database back; empty when it cannot."""
+    return f"lastgood restore-points recover --to {restore_point}" if restore_point else ""
 
 
 def lift_by_hand(plan: Plan) -> str:

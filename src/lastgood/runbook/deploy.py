@@ -206,11 +206,21 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
         database=database,
         restore_point=history.restore_point_id(_next_deployment(history)),
         lossy_because=lossy,
+        unrecoverable=_unrecoverable(rooms),
         rung=rooms.containers.rung(),
         boot_s=deadlines.boot_s,
         restore_s=deadlines.database_s,
         migrate_s=config.migrations.timeout if config and config.migrations else deadlines.database_s,
     )
+
+
+def _unrecoverable(rooms: Rooms) -> tuple[str, ...]:
+    """What would keep pgBackRest from bringing this moment back. It is the last resort, and no reason to refuse."""
+    try:
+        backups = rooms.database.backups() if rooms.database else None
+    except LastgoodError as error:
+        return (error.message,)
+    return backups.wrong if backups else ()
 
 
 def _next_deployment(history: History) -> str:

@@ -47,6 +47,7 @@ def examine(rooms: Rooms) -> tuple[Finding, ...]:
         ("containers", lambda: _containers(rooms, history)),
         ("files", lambda: _files(rooms)),
         ("database", lambda: _database(rooms, history)),
+        ("point-in-time recovery", lambda: _backups(rooms)),
         ("frontend", lambda: _frontend(rooms, history)),
         ("signals", lambda: _signals(rooms)),
     )
@@ -190,6 +191,21 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         answer=Answer.FAILED if lossy and _lossless(rooms) else Answer.OK,
         evidence=now + then,
         hint="mend that before the next lastgood deploy: require_lossless" if lossy and _lossless(rooms) else "",
+    )
+
+
+def _backups(rooms: Rooms) -> Iterator[Finding]:
+    """Point-in-time recovery, where it is configured."""
+    backups = rooms.database.backups() if rooms.database else None
+    if backups is None:
+        return
+    age_h = (rooms.clock.now() - backups.newest_at).total_seconds() / 3600 if backups.newest_at else 0.0
+    last = f"last backup {backups.newest_at:%Y-%m-%d %H:%M} UTC, {age_h:.0f} h ago" if backups.newest_at else ""
+    yield Finding(
+        check="point-in-time recovery",
+        answer=Answer.FAILED if backups.wrong else Answer.OK,
+        evidence="; ".join(filter(None, (*backups.wrong, last))),
+        hint="mend that before it is needed: it is the way back of last resort" if backups.wrong else "",
     )
 
 

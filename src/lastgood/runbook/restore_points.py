@@ -3,7 +3,7 @@ dump among them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.plan import why_no_way_back
 from lastgood.core.ports import Database
 from lastgood.core.record import RestorePointKept
-from lastgood.core.release import RestorePoint
+from lastgood.core.release import LogPoint, RestorePoint
 from lastgood.runbook.rooms import Rooms
 
 
@@ -91,22 +91,68 @@ def add(rooms: Rooms, dump: Path, *, name: str | None, taken_at: datetime | None
     It must have the schema that a good release left to which a rollback would go, where that is recorded. Raises
     Refused, nothing changed, when it is not whole, not of this database, or not of that schema.
     """
+    deadline_s = rooms.deadlines.database_s
+
+    def register(database: Database, expected: Mapping[str, str], known: Collection[RestorePoint]) -> RestorePoint:
+        if missing := database.preflight():
+            raise Refused(f"no restore point could be made: {'; '.join(missing)}", hint="lastgood doctor")
+        rooms.story(f"copying {dump}, restoring it beside and proving it (at most {deadline_s:,.0f} s)")
+        return database.register(
+            dump, name=name, taken_at=taken_at, expected=expected, known=known, deadline_s=deadline_s
+        )
+
+    return _added(rooms, register)
+
+
+def recover(rooms: Rooms, *, to: str | None, at: datetime | None) -> Added:
+    """Have pgBackRest bring the database back beside, and make that a restore point. Needs the RUN lease.
+
+    to: restore point whose place in the server's log is meant, by default the newest that has one; at: a moment
+    instead. What a catastrophe left is not asked whether a deploy could begin on it. Raises Refused as `add` does, and
+    where pgBackRest cannot bring that back.
+    """
+    place, deadline_s = _place(rooms, to) if at is None else LogPoint(at=at), rooms.deadlines.database_s
+
+    def recovered(database: Database, expected: Mapping[str, str], known: Collection[RestorePoint]) -> RestorePoint:
+        rooms.story(f"recovering the database of {place.at:%Y-%m-%d %H:%M:%S} UTC (at most {deadline_s:,.0f} s)")
+        return database.recover(
+            place,
+            expected=expected,
+            known=known,
+            deadline_s=deadline_s,
+            progress=lambda line: rooms.story(f"  {line}"),
+        )
+
+    return _added(rooms, recovered)
+
+
+def _place(rooms: Rooms, name: str | None) -> LogPoint:
+    """The place in the server's log of a restore point that was taken at a deploy."""
+    points = rooms.memory.history().restore_points.values()
+    places = {point.id: point.log for point in points if point.log and point.own is None}
+    if not places:
+        raise Refused(
+            "no restore point has a place in the server's log: each deploy notes one where pgBackRest is configured",
+            hint="lastgood restore-points recover --at TIME",
+        )
+    chosen = name or next(reversed(places))
+    if chosen not in places:
+        raise Refused(
+            f"restore point {chosen!r} has no place in the server's log; known: {', '.join(places)}",
+            hint="lastgood restore-points list",
+        )
+    return places[chosen]
+
+
+def _added(
+    rooms: Rooms, kept_by: Callable[[Database, Mapping[str, str], Collection[RestorePoint]], RestorePoint]
+) -> Added:
+    """Journal what a database keeps as a restore point, where nothing speaks against it."""
     database, history = database_of(rooms), rooms.memory.history()
     if (run := history.open_run) is not None:
         raise Refused(f"{run.plan.purpose.value} {run.started.run} did not finish", hint="lastgood rollback")
-    if missing := database.preflight():
-        raise Refused(f"no restore point could be made: {'; '.join(missing)}", hint="lastgood doctor")
     expected = {known.release.id: known.fingerprint for known in history.goes_back_to() if known.fingerprint}
-    deadline_s = rooms.deadlines.database_s
-    rooms.story(f"copying {dump}, restoring it beside and proving it (at most {deadline_s:,.0f} s)")
-    kept = database.register(
-        dump,
-        name=name,
-        taken_at=taken_at,
-        expected=expected,
-        known=tuple(history.restore_points.values()),
-        deadline_s=deadline_s,
-    )
+    kept = kept_by(database, expected, tuple(history.restore_points.values()))
     new = history.restore_points.get(kept.id) != kept
     if new:
         rooms.memory.note(RestorePointKept(restore_point=kept))

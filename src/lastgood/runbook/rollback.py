@@ -37,6 +37,7 @@ from lastgood.core.plan import (
     Step,
     SwapDatabase,
     Switch,
+    why_no_way_back,
 )
 from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
@@ -52,6 +53,7 @@ from lastgood.core.returning import (
     make_plan,
     make_stand_down_plan,
     own_dump_for,
+    recover_by_hand,
 )
 from lastgood.core.run import Finish, Stop, began_serving_change, outcomes
 from lastgood.runbook.carry_out import carry_out
@@ -146,6 +148,8 @@ def plan_rollback(
     point = restore_point_before(history, target.release.id)
     left = history.releases.get(bad_release(history))
     began_at = undone.deployment.started_at if undone else None
+    if began_at and point and point.log:  # what pgBackRest recovers of a deployment is of when its plan had begun
+        began_at = max(began_at, point.log.at)
     known, downs = tuple(history.restore_points.values()), _downs(history, undone)
     seen = _look_at_database(rooms, point, known, target, downs, before=began_at)
     frontend, frontend_unseen = _look_at_frontend(rooms)
@@ -157,6 +161,7 @@ def plan_rollback(
         evidence=seen.evidence,
         restore_point=point,
         own_dump=seen.own_dump,
+        recoverable=seen.recoverable,
         unusable=seen.unusable,
         fingerprint=target.fingerprint,
         frontend=frontend,
@@ -203,11 +208,13 @@ def _downs(history: History, undone: DeploymentHistory | None) -> tuple[Down, ..
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SeenDatabase:
     """What looking at the database showed. unusable: why the restore point was no ground to compare with, so that the
-    own dump was taken for it. not_seen: why nothing could be seen."""
+    own dump was taken for it. recoverable: the restore point to whose place in the log pgBackRest could go, asked only
+    where there is no other way back. not_seen: why nothing could be seen."""
 
     facts: DatabaseFacts | None = None
     evidence: DatabaseEvidence | None = None
     own_dump: RestorePoint | None = None
+    recoverable: str = ""
     unusable: str = ""
     not_seen: str = ""
 
@@ -231,14 +238,31 @@ def _look_at_database(
             own = own_dump_for(target.fingerprint, known, facts, before=before)
             evidence, unusable = _evidence(database, point, own, target, downs)
         except Refused as error:
-            return _SeenDatabase(not_seen=error.message)
+            by_hand = recover_by_hand(_recoverable(database, point))
+            return _SeenDatabase(not_seen=error.message + (f"; next: {by_hand}" if by_hand else ""))
         except (Retryable, OutcomeUnknown) as error:
             if attempt + 1 == LOOKS:
                 return _SeenDatabase(not_seen=error.message)
             rooms.clock.sleep(error.delay_s if isinstance(error, Retryable) else 1.0)
         else:
-            return _SeenDatabase(facts=facts, evidence=evidence, own_dump=own, unusable=unusable)
+            none_left = own is None and (point is None or unusable or why_no_way_back(point, facts))
+            recoverable = _recoverable(database, point) if none_left else ""
+            return _SeenDatabase(
+                facts=facts, evidence=evidence, own_dump=own, recoverable=recoverable, unusable=unusable
+            )
     return _SeenDatabase(not_seen="not asked")
+
+
+def _recoverable(database: Database, point: RestorePoint | None) -> str:
+    """The restore point, where pgBackRest has a backup from before its place in the log; else empty."""
+    if point is None or point.log is None:
+        return ""
+    try:
+        backups = database.backups()
+    except LastgoodError:  # nothing that a person could type would work now
+        return ""
+    begins_at = backups.oldest_at if backups else None
+    return point.id if begins_at and begins_at < point.log.at else ""
 
 
 def _evidence(

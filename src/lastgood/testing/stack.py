@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
 from lastgood.core.migration import (
     BrokenInvariant,
     DatabaseEvidence,
@@ -56,7 +56,16 @@ from lastgood.core.reading import (
     Violations,
     Window,
 )
-from lastgood.core.release import Down, DumpFormat, Missing, Release, RestorePoint, ServiceRecord, Shipped
+from lastgood.core.release import (
+    Down,
+    DumpFormat,
+    LogPoint,
+    Missing,
+    Release,
+    RestorePoint,
+    ServiceRecord,
+    Shipped,
+)
 from lastgood.core.repair import ColumnRepair, RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 from lastgood.testing.world import (
@@ -119,6 +128,7 @@ class Stack(World):
     wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
+    backups: what pgBackRest has, None where there is none.
     quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
     those. aside: what the old schema has no place for, by column. loses_rows: what the copy shows when the migrations
     are taken down in it, empty when all is well.
@@ -147,6 +157,7 @@ class Stack(World):
         )
         self.lossy_because: tuple[str, ...] = ()
         self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
+        self.backups: BackupFacts | None = None
         self.quarantine: list[QuarantineEntry] = []
         self.committed: dict[int, str] = {}
         self.loses_answers = False
@@ -260,6 +271,9 @@ class Stack(World):
 
     def _keep(self, restore_point: str) -> None:
         self.broken_at[restore_point] = dict(self.broken)
+        log = LogPoint(at=self.clock.now(), name=f"log-{restore_point}", lsn="0/1") if self.backups else None
+        if log:
+            self.own_dumps[log.name] = (log.at, self.database.migrations)
         self.points[restore_point] = RestorePoint(
             id=restore_point,
             database=DATABASE,
@@ -274,6 +288,7 @@ class Stack(World):
             captured=restore_point in self.database.captures,
             lossy_because=self.lossy_because,
             manifest=manifest_of(restore_point),
+            log=log,
         )
 
     def keep_own(self, file: str, name: str | None) -> RestorePoint:
@@ -289,6 +304,7 @@ class Stack(World):
             snapshot="",
             fingerprint=fingerprint_of(migrations),
             own=DumpFormat.PLAIN,
+            log=None,
         )
         self.points[restore_point] = point
         return point
@@ -466,6 +482,29 @@ class MemoryDatabase(Hand):
                 f"{dump}: its schema is not the one that {' or '.join(expected)} left", hint="lastgood releases"
             )
         return self._stack.keep_own(dump.name, name)
+
+    def backups(self) -> BackupFacts | None:
+        self._answer()
+        return self._stack.backups
+
+    def recover(
+        self,
+        to: LogPoint,
+        *,
+        expected: Mapping[str, str],
+        known: Collection[RestorePoint],
+        deadline_s: float,
+        progress: Callable[[str], None],
+    ) -> RestorePoint:
+        """What is brought back is what the restore point of that place holds."""
+        if self._stack.backups is None:
+            raise Refused("pgBackRest is not configured", hint="database.pgbackrest in lastgood.yaml")
+        progress("restoring a backup")
+        point = self.register(
+            Path(to.name), name=f"at-{to.name}", taken_at=to.at, expected=expected, known=known, deadline_s=deadline_s
+        )
+        self._stack.points[point.id] = replace(point, log=to)
+        return self._stack.points[point.id]
 
     def _check(self, restore_point: RestorePoint) -> None:
         if other := other_manifest(restore_point.id, restore_point.manifest, self.observe()):

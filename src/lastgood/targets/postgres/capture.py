@@ -9,7 +9,7 @@ it has no key and its identity is not FULL (55000), and it takes a superuser.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +159,24 @@ class Captures:
             except (psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType):  # its index is gone since
                 connection.execute(statement.format(table.identifier, sql.SQL("DEFAULT")))
         connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(slot)))
+
+    def uncovering(self, published: Iterable[tuple[str, int | None, str | None, str | None]]) -> str:
+        """Return SQL that does as much in a copy of the whole server, where every table has the number that it has in
+        the database itself; empty when there is nothing to do.
+
+        published: (publication of ours, number of a table, its schema, its name) there. Of a capture that is over
+        nobody knows any more what the identities were: they are taken to be what a table has by itself.
+        """
+        lines: list[str] = []
+        publications: set[str] = set()
+        for slot, oid, schema, name in published:
+            publications.add(slot)
+            identity = self._identities(slot).get(oid or 0, "DEFAULT")
+            if schema and name and identity != _FULL:
+                table = sql.Identifier(schema, name).as_string(None)
+                lines.append(f"ALTER TABLE ONLY {table} REPLICA IDENTITY {identity};")
+        lines += [f"DROP PUBLICATION {sql.Identifier(slot).as_string(None)};" for slot in sorted(publications)]
+        return " ".join(lines)
 
     def end(self) -> None:
         """End them all, wherever the database is by now. Safe to repeat. The slots first: a table that is locked must

@@ -27,7 +27,7 @@ import psycopg
 
 from lastgood.core.errors import Refused
 from lastgood.core.ports import Clock
-from lastgood.core.release import NAME_GRAMMAR, DumpFormat, RestorePoint
+from lastgood.core.release import NAME_GRAMMAR, DumpFormat, LogPoint, RestorePoint
 from lastgood.targets.postgres import catalog, plain_dump, restore_point, shelf
 from lastgood.targets.postgres.capture import PREFIX, Captures
 from lastgood.targets.postgres.connect import Connection
@@ -81,12 +81,14 @@ def register(
     known: Collection[RestorePoint],
     deadline_s: float,
     clock: Clock,
+    log: LogPoint | None = None,
 ) -> RestorePoint:
     """Keep a dump as a restore point, proved; the same dump again is the same restore point.
 
-    name, taken_at: None for what the dump says. expected: fingerprint of the schema by release; it must be one of them,
-    where there are any. known: the restore points of the journal. Raises Refused with what is wrong and what was
-    expected: then nothing of it is left, neither here nor on the server.
+    name, taken_at: None for what the dump says. log: up to where what was dumped had been recovered. expected:
+    fingerprint of the schema by release; it must be one of them, where there are any. known: the restore points of the
+    journal. Raises Refused with what is wrong and what was expected: then nothing of it is left, neither here nor on
+    the server.
     """
     until = clock.now() + timedelta(seconds=deadline_s)
 
@@ -102,18 +104,18 @@ def register(
         digest = restore_point.hash_of(path, kind, what=f"copy of {what}")
         copy = _Copy(path=path, kind=kind, what=what, told=told, sha256=digest)
         alike = (p for p in known if p.own and p.sha256 == digest and p.database == server.live)
-        if (same := next((p for p in alike if _is_there(server, folder, p, deadline_s=left_s())), None)) is not None:
+        if (same := next((p for p in alike if is_there(server, folder, p, deadline_s=left_s())), None)) is not None:
             return same
         chosen = _checked_name(server, name or f"own-{moment:%Y%m%d-%H%M%S}")
         for other in (*known, *(kept.point for kept in restore_point.every(folder))):
             if other.id == chosen and not (other.own and other.sha256 == digest):
                 taken = f"{chosen} is the name of another restore point"
                 raise Refused(f"{taken}: expected a free one", hint="lastgood restore-points add FILE --name NAME")
-        kept = _made(server, folder, copy, chosen, moment, expected=expected, left_s=left_s, clock=clock)
+        kept = _made(server, folder, copy, chosen, moment, log, expected=expected, left_s=left_s, clock=clock)
     return restore_point.first_read(folder, kept.point.id)
 
 
-def _is_there(server: Server, folder: Path, point: RestorePoint, *, deadline_s: float) -> bool:
+def is_there(server: Server, folder: Path, point: RestorePoint, *, deadline_s: float) -> bool:
     """Whether an own dump is still what was proved, in every byte: what is not must be made anew."""
     try:
         kept = restore_point.as_journaled(folder, point)
@@ -130,6 +132,7 @@ def _made(
     copy: _Copy,
     name: str,
     moment: datetime,
+    log: LogPoint | None,
     *,
     expected: Mapping[str, str],
     left_s: Callable[[], float],
@@ -159,6 +162,7 @@ def _made(
                 snapshot="",
                 clone=clone,
                 own=copy.kind,
+                log=log,
             )
             kept = _proved(server, folder, point, copy, expected=expected, statement_s=left_s(), clock=clock)
             shelf.write(folder / f"{name}.json", shelf.KEPT_POINT, kept)

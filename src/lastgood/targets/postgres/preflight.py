@@ -106,14 +106,15 @@ def room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
         "SELECT setting FROM pg_settings WHERE name = 'data_directory'"  # not shown to every role
     ).fetchone()
     container = server.config.container
-    data = None
-    if row:
-        data = _space_in_container(container, row[0]) if container else _space_here(row[0])
-    here = _space_here(str(dumps))
+    data = space(container, row[0]) if row else None
+    here = space(None, str(dumps))
     return too_small(size, here, data, folder=dumps.name) if here else []
 
 
-def _space_here(directory: str) -> Space | None:
+def space(container: str | None, directory: str) -> Space | None:
+    """Look at the filesystem of a folder, of this host without a container. None where it cannot be seen."""
+    if container:
+        return _space_in_container(container, directory)
     try:
         seen = os.statvfs(directory)
     except OSError:

@@ -20,7 +20,7 @@ from psycopg import sql
 
 from lastgood.core.errors import Bug, Refused, Retryable
 from lastgood.core.ports import Clock
-from lastgood.core.release import DumpFormat, RestorePoint
+from lastgood.core.release import DumpFormat, LogPoint, RestorePoint
 from lastgood.targets.postgres import capture, catalog, shelf, writes
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection
@@ -65,11 +65,13 @@ def take(
     *,
     keep: int,
     lossless: bool,
+    mark: Callable[[], LogPoint | None],
     deadline_s: float,
     clock: Clock,
 ) -> None:
     """Take and prove a restore point; older ones than the newest `keep` are removed. lossless: take none without a
-    capture; else what keeps one from beginning is written down with the restore point.
+    capture; else what keeps one from beginning is written down with the restore point. mark: called as the last, gives
+    its place in the server's log where that is archived.
 
     What an earlier attempt left is removed first, and earlier captures end: the server keeps its log for one at a
     time. Raises Refused when the copy is not what was dumped: then neither dump nor clone nor capture is left.
@@ -107,6 +109,7 @@ def take(
                 with server.connect(clone) as copy:  # the dump shows what the capture did to the schema
                     captures.uncover(copy, slot, snapshot.tables)
             proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
+            log = mark()
         except BaseException:
             for put_back in (captures.end, lambda: clean_up(server, maintenance, clone, dump)):
                 with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
@@ -126,6 +129,7 @@ def take(
             proved_at=clock.now(),
             captured=begun is not None,
             lossy_because=lossy,
+            log=log,
         )
         kept = shelf.KeptPoint(
             point=point,

@@ -7,6 +7,7 @@ SQL. The live database is never dropped and never restored over: it is renamed, 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +23,7 @@ import psycopg
 
 from lastgood.core.config import DatabaseConfig
 from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import DatabaseFacts
+from lastgood.core.facts import BackupFacts, DatabaseFacts
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     CatchUp,
@@ -44,7 +45,7 @@ from lastgood.core.plan import (
 )
 from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
-from lastgood.core.release import Down, Release, RestorePoint, Shipped
+from lastgood.core.release import Down, LogPoint, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 from lastgood.targets import child
@@ -55,6 +56,7 @@ from lastgood.targets.postgres import (
     evidence,
     histories,
     own_dump,
+    recovery,
     repair,
     replay,
     requeue,
@@ -190,6 +192,7 @@ class PostgresTarget:
                         action.restore_point,
                         keep=self._config.restore_points.keep,
                         lossless=self._config.restore_points.require_lossless,
+                        mark=lambda: self._mark(action.restore_point),
                         deadline_s=step.deadline_s,
                         clock=self._clock,
                     )
@@ -220,6 +223,11 @@ class PostgresTarget:
                     self._let_in()
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
+
+    def _mark(self, restore_point: str) -> LogPoint | None:
+        if self._config.pgbackrest is None:
+            return None
+        return recovery.mark(self._server, restore_point, secrets.token_hex(3))
 
     def _kept(
         self, action: CatchUp | ExportWrites | MigrateDown | RehearseDown | ReplayWrites | SwapDatabase
@@ -554,6 +562,37 @@ class PostgresTarget:
                 known=known,
                 deadline_s=deadline_s,
                 clock=self._clock,
+            )
+
+    def backups(self) -> BackupFacts | None:
+        if (config := self._config.pgbackrest) is None:
+            return None
+        with _answers(self._server, sent=False):
+            return recovery.look(self._server, config)
+
+    def recover(
+        self,
+        to: LogPoint,
+        *,
+        expected: Mapping[str, str],
+        known: Collection[RestorePoint],
+        deadline_s: float,
+        progress: Callable[[str], None],
+    ) -> RestorePoint:
+        if (config := self._config.pgbackrest) is None:
+            raise Refused("pgBackRest is not configured", hint="database.pgbackrest in lastgood.yaml")
+        with _answers(self._server, sent=False):
+            return recovery.recover(
+                self._server,
+                config,
+                self._points,
+                to,
+                owner=str(self._points),
+                expected=expected,
+                known=known,
+                deadline_s=deadline_s,
+                clock=self._clock,
+                progress=progress,
             )
 
     def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:

@@ -78,6 +78,11 @@ class Tools:
         """Return what pg_restore tells of a dump without restoring it. Raises as `restore` does."""
         return self._read(dump, ["--list"], session=APPLICATION, deadline_s=deadline_s)
 
+    def ask(self, query: str, database: str, *, session: str, deadline_s: float) -> str:
+        """Return what a server answers that only the tools reach: one row of one column. Raises as `dump` does."""
+        words = ["--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", f"--command={query}"]
+        return self._run("psql", [*words, *self._to(database)], session=session, deadline_s=deadline_s).strip()
+
     def _read(self, dump: Path, words: list[str], *, session: str, deadline_s: float) -> str:
         """Have pg_restore read a dump. A folder cannot be told through a pipe: the container is given a copy."""
         if not dump.is_dir():
@@ -152,11 +157,13 @@ class Tools:
 
     def _session(self, name: str) -> dict[str, str]:
         """Variables of libpq, which docker passes on by name."""
+        # inside the container its address is not needed; a folder there is the socket's of another server
+        beside = self._config.host.startswith("/")
         session = {
             "PGUSER": self._config.user,
             "PGAPPNAME": name,
             "PGCONNECT_TIMEOUT": str(CONNECT_S),
-            "PGHOST": "127.0.0.1" if self._config.container else self._config.host,
+            "PGHOST": "127.0.0.1" if self._config.container and not beside else self._config.host,
             "PGPORT": str(self._config.port),
         }
         if self._config.password:
