@@ -131,7 +131,9 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         # it opens its socket for this user, and then goes on as nobody
         "user": "0:0",
         "entrypoint": ["haproxy", "-db", "-f", f"{INSIDE}/{CONFIG_FILE}"],
-        "restart": "unless-stopped",
+        # an engine that was killed stops what it finds running when it is started again, and takes that for a person's
+        # wish: `unless-stopped` would leave the ports closed (seen with 20.10.24)
+        "restart": "always",
         "volumes": [{"type": "bind", "source": str(edge.folder), "target": INSIDE}],
         "networks": {network: {"aliases": aliases} for network in networks},
         "ports": [_published(port, inside[service]) for service in inside for port in _ports(project, service)],
