@@ -18,18 +18,23 @@ DEADLINE_S: Final = 5.0
 """A source that has not answered by then is down for this interval; the next one starts on time."""
 GRACE_S: Final = 0.2
 """How long a new question beside the watch is waited for; hosts that are well answer within."""
-TRIES: Final = 3
+PATIENCE_S: Final = 30.0
+"""An engine that was killed and is started again first stops what it finds running, ten seconds for what is deaf."""
+LEAST_PAUSE_S: Final = 0.5
 _T = TypeVar("_T")
 
 
 def patiently(clock: Clock, look: Callable[[], _T]) -> _T:
-    """Look; where nobody answers now, again after a pause, three times in all. Raises the last Retryable."""
-    for _ in range(TRIES - 1):
+    """Look; where nobody answers now, again after a pause, for PATIENCE_S in all. Raises the last Retryable."""
+    began = clock.now()
+    while True:
         try:
             return look()
         except Retryable as error:
-            clock.sleep(error.delay_s)
-    return look()
+            pause_s = max(error.delay_s, LEAST_PAUSE_S)
+            if (clock.now() - began).total_seconds() + pause_s > PATIENCE_S:
+                raise
+            clock.sleep(pause_s)
 
 
 class Aside(Generic[_T]):
