@@ -443,6 +443,7 @@ def test_a_server_that_is_lost_is_brought_back_by_the_words_that_a_person_is_tol
         point = shop.target.restore_point(shop.restore_point)
         assert point.log is not None
         shop.sql("DROP TABLE orders CASCADE")
+        kept.pgbackrest("check")  # returns when all of the log up to now is in the archive
         kept.server.stop()
         with pytest.raises(Refused, match="with every one of its databases, and what was written after") as refused:
             recovered(shop, point.log)
@@ -451,7 +452,7 @@ def test_a_server_that_is_lost_is_brought_back_by_the_words_that_a_person_is_tol
         as_owner(*words)
         kept.server.start()
         until = CLOCK.now() + timedelta(seconds=20)
-        while shop.one("SELECT pg_is_in_recovery()"):
+        while shop.one("SELECT pg_is_in_recovery()", database="postgres"):
             assert CLOCK.now() < until
             CLOCK.sleep(0.05)
         assert shop.one("SELECT count(*) FROM orders") == 100
