@@ -425,9 +425,10 @@ class Engine:
         them (docs.docker.com/reference/cli/docker/container/stats); 0 for one that is gone or does not run."""
         with _asking():
             try:
-                seen = self._api.stats(container, stream=False, one_shot=True).get("memory_stats") or {}
+                shown = self._api.stats(container, stream=False, one_shot=True)
             except docker.errors.NotFound:
                 return 0
+        seen = cast("Json", shown.get("memory_stats") or {})
         details = cast("Json", seen.get("stats") or {})
         droppable = details.get("total_inactive_file", details.get("inactive_file", 0))  # cgroup v1, v2
         return int(max(0, seen.get("usage", 0) - droppable))
