@@ -3,6 +3,7 @@ what becomes of one that does not hold."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lastgood.core.errors import OutcomeUnknown, Retryable
 from lastgood.core.migration import Fit, FitsSchema, Rung
 from lastgood.core.record import StepStarted
+from lastgood.core.release import Down
 from lastgood.core.report import Report, TerminalState
 from lastgood.runbook.rollback import choose_target, plan_rollback
 from lastgood.testing.stack import Behaviour
@@ -105,6 +107,19 @@ def test_a_release_that_ships_no_way_down_goes_back_by_a_swap(team: Team) -> Non
     team.deploy(BAD, Behaviour(errors=0.3, migrations=("m2",)))
     team.stack.fits = FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title")
     assert rung(team) is Rung.D3B
+
+
+def test_a_way_down_that_a_known_release_did_not_ship_before_is_kept_from_its_next_deploy(team: Team) -> None:
+    behaviour = Behaviour(errors=0.3, migrations=("m2",))
+    team.deploy(BAD, behaviour)
+    recorded = team.history.releases[BAD].release
+    team.stack.fits = FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title")
+    assert agreed(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    team.unfreeze()
+    team.deploy(BAD, replace(behaviour, goes_down=True), override=True)
+    down = Down(migrations=("m2",), sql="down m2")
+    assert team.history.releases[BAD].release == replace(recorded, downs=(down,))
+    assert rung(team) is Rung.D2
 
 
 def test_a_table_that_is_held_is_tried_for_again(down: Team) -> None:
