@@ -49,6 +49,8 @@ _COMMIT: Final = re.compile(r"\bCOMMIT\s*;\s*\Z", re.IGNORECASE)
 # What the server would not say again in a quiet hour (PostgreSQL docs, appendix A): rolled back by itself, out of
 # something, a lock that was not to be had, cancelled, shutting down, the system below. All else is about the script.
 _NOT_NOW: Final = ("40", "53", "55P03", "57014", "57P", "58")
+_EVERY_ROW: Final = "SET LOCAL row_security = off"
+"""What a policy hides is an error then; it would be neither set aside nor looked at."""
 # By these a script could hold up, fool or escape what is looked at after it.
 _SETTINGS: Final = (
     "lock_timeout",
@@ -158,13 +160,19 @@ def rehearse(
         # taken back, since a script may alter what all databases of the server share
         copy.transaction(force_rollback=True),
     ):
+        copy.execute(_EVERY_ROW)
         before = {each: _breaking(copy, text) for each, text in invariants.items()}
+        rows = _counted(copy, (now for now, then in pairs if then))
         began = monotonic()
         try:
-            _, rows = _carry_out(copy, action, pairs, kept, into)
+            _carry_out(copy, action, pairs, kept, into)
             took_s = monotonic() - began
         finally:
             shutil.rmtree(into, ignore_errors=True)
+        stay = [then for _, then in pairs if then]
+        for then, was, left in zip(stay, rows, _counted(copy, stay), strict=True):
+            if was != left:
+                raise Unsound(f"{then.label} has {was} rows, and would have {left} afterwards", hint=_HINT)
         if kept.point.captured and clone is not None and took_s > HELD_AT_MOST_S:
             told = f"nobody could write for {took_s:.0f} s, longer than requests wait"
             raise Unsound(f"{told}: a swap to {kept.point.id} is shorter", hint=_HINT)
@@ -175,7 +183,7 @@ def rehearse(
             if known is not None and (new := (_breaking(copy, text) or frozenset()) - known):
                 keys = ", ".join(sorted(new)[:5])
                 raise Unsound(f"rows would break the invariant {each} afterwards: {keys}", hint=_HINT)
-    return Rehearsed(took_s=took_s, rows=rows)
+    return Rehearsed(took_s=took_s, rows=sum(rows))
 
 
 def carry_out(server: Server, action: MigrateDown, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> None:
@@ -191,7 +199,7 @@ def carry_out(server: Server, action: MigrateDown, kept: shelf.KeptPoint, folder
         try:
             with live.transaction():
                 ours = _own_folder(live, into)
-                aside, _ = _carry_out(live, action, _pairs(live, kept), kept, ours)
+                aside = _carry_out(live, action, _pairs(live, kept), kept, ours)
                 shelf.write(manifest, shelf.KEPT_ASIDE, (*_still_there(manifest), *aside))
         except psycopg.errors.LockNotAvailable as error:
             by = holders(server, at_all=True)
@@ -304,10 +312,9 @@ def _carry_out(
     pairs: Sequence[Pair],
     kept: shelf.KeptPoint,
     into: Path,
-) -> tuple[tuple[Loss, ...], int]:
-    """Keep writers out, set aside, take down, compare: in the transaction of the caller. Returns what was set aside,
-    and how many rows stayed."""
-    connection.execute("SET LOCAL row_security = off")  # what a policy hides would be neither set aside nor counted
+) -> tuple[Loss, ...]:
+    """Keep writers out, set aside, take down, compare: in the transaction of the caller. Returns what was set aside."""
+    connection.execute(_EVERY_ROW)
     # readers may go on until a statement alters what they read; the order is the same for everybody
     names = sql.SQL(", ").join(
         sql.SQL("ONLY {}").format(table.identifier) for table in catalog.tables(connection, history=True)
@@ -316,7 +323,8 @@ def _carry_out(
     if action.made_for and catalog.fingerprint(catalog.objects(connection)) != action.made_for:
         raise Refused("the schema is not the one for which the down migrations were tried", hint=_HINT)
     aside = _save(connection, pairs, action.migrations, into)
-    return aside, _take_down(connection, pairs, kept, action.downs, action.migrations)
+    _take_down(connection, pairs, kept, action.downs, action.migrations)
+    return aside
 
 
 def _take_down(
@@ -325,11 +333,12 @@ def _take_down(
     kept: shelf.KeptPoint,
     downs: Sequence[Down],
     migrations: Sequence[str],
-) -> int:
-    """Run them, newest first. Returns how many rows the tables of the old schema hold. Raises Unsound when anything is
-    not as it was."""
+) -> None:
+    """Run them, newest first. Raises Unsound when anything is not as it was."""
+    if ("track_counts", "on") not in _settings(connection):
+        raise Refused("track_counts is off: nothing tells whether a down migration writes to rows", hint=_HINT)
     stay = [(now, then) for now, then in pairs if then is not None]
-    before, numbers = _counted(connection, (now for now, _ in stay)), _given_out(connection)
+    held, numbers = [then for now, then in stay if _holds_rows(connection, now)], _given_out(connection)
     places = _places(connection, stay)
     for down in reversed(downs):
         _run(connection, down)
@@ -343,12 +352,11 @@ def _take_down(
         other = f"the schema is not that of {kept.point.id} afterwards: {change.object} {change.change}"
         raise Unsound(other, hint=_HINT)
     _check_places(connection, places)
-    _check_rows(connection, stay, before)
+    _check_rows(connection, [then for _, then in stay], held)
     for name, last in _given_out(connection).items():
         earlier = numbers.get(name)
         if earlier is not None and (last is None or last < earlier):
             raise Unsound(f"the sequence {name} would give out numbers again that it gave out before", hint=_HINT)
-    return sum(before)
 
 
 def _places(connection: Connection, stay: Iterable[tuple[Table, Table]]) -> dict[tuple[str, str, str], Place]:
@@ -380,14 +388,18 @@ def _check_places(connection: Connection, before: Mapping[tuple[str, str, str], 
             raise Unsound(f"{label} would be another column afterwards, without the values of today's", hint=_HINT)
 
 
-def _check_rows(connection: Connection, stay: Sequence[tuple[Table, Table]], before: Sequence[int]) -> None:
-    """Raise Unsound where rows came or went, or were written to: going back changes no value that stays."""
-    after = _counted(connection, (then for _, then in stay))
-    for (now, then), was, rows in zip(stay, before, after, strict=True):
-        if was != rows:
-            raise Unsound(f"{now.label} has {was} rows, and {then.label} would have {rows} afterwards", hint=_HINT)
+def _check_rows(connection: Connection, stay: Iterable[Table], held: Iterable[Table]) -> None:
+    """Raise Unsound where rows came or went, or were written to: going back changes no value that stays. held: those
+    with rows before.
+
+    Nobody can write meanwhile, so none are counted here: the server counts every row that is written, but for a table
+    that is rewritten, which leaves them all, and TRUNCATE, which leaves none.
+    """
+    for then in held:
+        if not _holds_rows(connection, then):
+            raise Unsound(f"{then.label} has rows, and would have none afterwards", hint=_HINT)
     written = _written(connection)
-    for _, then in stay:
+    for then in stay:
         if touched := written.get((then.schema, then.name)):
             raise Unsound(f"the down migration itself writes to {touched} rows of {then.label}", hint=_HINT)
 
@@ -408,6 +420,11 @@ def _given_out(connection: Connection) -> dict[str, int | None]:
         f"{each.schema}.{each.name}": each.last if each.last is None else each.last * (1 if each.step > 0 else -1)
         for each in catalog.sequences(connection)
     }
+
+
+def _holds_rows(connection: Connection, table: Table) -> bool:
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(table.identifier)
+    return connection.execute(query).fetchone() == (True,)
 
 
 def _counted(connection: Connection, tables: Iterable[Table]) -> list[int]:
