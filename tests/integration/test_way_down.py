@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lastgood.core.plan import Seen, Step, TakeRestorePoint, seen
 from lastgood.core.release import Down
 from lastgood.core.report import TerminalState
 from lastgood.runbook.rooms import Rooms
+from lastgood.targets.postgres import way_down
 from lastgood.testing.stack import Behaviour
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.own_process import begin, ended
@@ -86,10 +87,10 @@ class GoingDown:
         self.world.sql("INSERT INTO coupons VALUES ('spring', 10)")
 
     def aside(self, name: str) -> list[dict[str, Any]]:
-        """A file of what was set aside."""
-        path = self.world.folder / "state" / "aside" / "down-r0" / f"{name}.jsonl"
-        assert path.stat().st_mode & 0o777 == 0o600
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        """What was set aside of a table, by every transaction."""
+        paths = sorted((self.world.folder / "state" / "aside" / "down-r0").glob(f"*/{name}.jsonl"))
+        assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
     def scratch(self) -> list[str]:
         """Databases of ours beside the clone."""
@@ -215,6 +216,47 @@ def test_a_release_ships_the_way_down_of_what_it_brings_and_of_nothing_else(embe
             id="what-was-removed-held-values",
         ),
         pytest.param(
+            f"{UP}; ALTER TABLE audit DROP COLUMN at",
+            f"{DOWN}; ALTER TABLE audit ADD COLUMN at timestamptz DEFAULT now()",
+            "the migration removed audit.at, and what was written to it before is only captured",
+            id="what-was-removed-was-empty-at-the-restore-point",
+        ),
+        pytest.param(
+            f"{UP}; ALTER TABLE audit RENAME COLUMN what TO words",
+            f"{DOWN}; ALTER TABLE audit DROP COLUMN words, ADD COLUMN what text",
+            "audit.what would be another column afterwards, without the values of today's",
+            id="a-rename-is-written-as-drop-and-add",
+        ),
+        pytest.param(
+            UP,
+            DOWN.replace(
+                "RENAME COLUMN full_name TO name",
+                "DROP COLUMN full_name, ADD COLUMN name text NOT NULL UNIQUE DEFAULT ''; "
+                "ALTER TABLE customers ALTER COLUMN name DROP DEFAULT",
+            ),
+            "customers.name would be another column afterwards",
+            id="a-rename-is-written-as-drop-and-add-with-a-default",
+        ),
+        pytest.param(
+            f"{UP}; ALTER TABLE audit ALTER COLUMN what TYPE varchar(9)",
+            f"{DOWN}; ALTER TABLE audit DROP COLUMN what, ADD COLUMN what text",
+            "audit.what would be another column afterwards",
+            id="a-change-of-type-is-written-as-drop-and-add",
+        ),
+        pytest.param(
+            UP,
+            f"{DOWN} DO $$ BEGIN RAISE EXCEPTION 'in use' USING ERRCODE = '55006'; END $$",
+            "in use (55006)",
+            id="it-fails-for-good-by-a-code-that-sounds-like-later",
+        ),
+        pytest.param(UP, f"{DOWN} SET lock_timeout = 0", "sets lock_timeout", id="it-waits-for-ever"),
+        pytest.param(
+            UP,
+            f"{DOWN} SET LOCAL session_replication_role = replica",
+            "sets session_replication_role",
+            id="it-keeps-triggers-out",
+        ),
+        pytest.param(
             f"{UP}; UPDATE orders SET total = total * 2",
             f"{DOWN}; UPDATE orders SET total = total / 2",
             "the migration gave orders.total other values, which are only at rp-d2",
@@ -264,7 +306,15 @@ INVARIANTS = {
     "nicknames-are-told": "SELECT id FROM customers WHERE nickname = ''",
 }
 ON_DATA: Mapping[str, tuple[str, str]] = {
-    "rows-are-deleted": (DELETES, "orders has 100 rows, and orders would have 99 afterwards"),
+    "rows-are-deleted": (DELETES, "the down migration itself writes to 1 rows of orders"),
+    "all-rows-go": (
+        f"{DOWN} TRUNCATE orders;",
+        "orders has rows, and would have none afterwards",
+    ),
+    "rows-go-unseen": (
+        f"{DOWN} SET track_counts = off; DELETE FROM orders WHERE id = 7; SET track_counts = on;",
+        "orders has 100 rows, and would have 99 afterwards",
+    ),
     "values-are-changed": (
         f"{DOWN} UPDATE orders SET total = 5000 WHERE id < 9;",
         "the down migration itself writes to 7 rows of orders",  # one was deleted
@@ -316,7 +366,56 @@ def test_what_a_rehearsal_refused_is_not_chosen_again(embedded: PostgresWorld) -
         embedded.target.apply(rehearse)
     way = shop.way_down()
     assert way.downs == ()
-    assert way.reason == "they were refused before: orders has 100 rows, and orders would have 99 afterwards"
+    assert way.reason == "they were refused before: the down migration itself writes to 1 rows of orders"
+
+
+def test_what_passes_is_not_held_against_it(embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = GoingDown(embedded)
+    dump, rehearse, _ = shop.steps()
+    embedded.target.apply(dump)
+    with monkeypatch.context() as patch:
+        patch.setattr(way_down, "room", lambda *_: ("4 bytes are free",))
+        with pytest.raises(Refused) as refused:
+            embedded.target.apply(rehearse)
+    assert refused.value.message == "there is no room for a copy: 4 bytes are free"
+    assert shop.way_down().downs
+
+    def busy(*_: object) -> Iterator[tuple[str, int]]:
+        raise psycopg.errors.LockNotAvailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(way_down, "_held", busy)
+        assert shop.way_down().reason.startswith("they could not be tried: ")
+    embedded.target.apply(rehearse)
+
+
+def test_where_nobody_could_write_for_longer_than_requests_wait_a_swap_is_chosen(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = GoingDown(embedded)
+    dump, rehearse, _ = shop.steps()
+    embedded.target.apply(dump)
+    monkeypatch.setattr(way_down, "HELD_AT_MOST_S", 0.0)
+    with pytest.raises(Refused):
+        embedded.target.apply(rehearse)
+    assert shop.way_down().reason.startswith("they were refused before: nobody could write for ")
+
+
+def test_what_every_transaction_set_aside_is_kept(embedded: PostgresWorld) -> None:
+    """The command was killed after the commit, and the bad release migrated forward again when it came up."""
+    shop = GoingDown(embedded)
+    shop.write()
+    dump, rehearse, migrate = shop.steps()
+    embedded.target.apply(dump)
+    embedded.target.apply(rehearse)
+    assert _killed(embedded, migrate, "way_down.carry_out", "after")
+    embedded.migrate()
+    embedded.sql("INSERT INTO customers (full_name, nickname) VALUES ('grace', 'admiral')")
+    assert seen(migrate, embedded.target.observe()) is Seen.NOT_DONE
+    embedded.target.apply(migrate)
+    assert {line["values"]["nickname"] for line in shop.aside("customers")} == {"countess", "three", "admiral"}
+    told = [(loss.table, loss.rows) for loss in embedded.target.set_aside("down-r0")]
+    assert [rows for table, rows in told if table == "customers.nickname"] == [2, 1]
 
 
 @pytest.mark.parametrize("reads", ["SELECT 1 FROM customers", "LOCK TABLE customers IN ACCESS EXCLUSIVE MODE"])
@@ -337,8 +436,10 @@ def test_a_table_that_somebody_holds_is_waited_for_a_little_and_the_holder_is_na
     assert embedded.target.observe().migrations == (FIRST,)
 
 
-def test_nobody_writes_between_what_is_set_aside_and_the_commit(embedded: PostgresWorld) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_nobody_writes_between_what_is_set_aside_and_the_commit(embedded: PostgresWorld, isolation: str) -> None:
     """Whatever a writer was told is committed is in a table or in a file."""
+    embedded.sql(f"ALTER DATABASE {embedded.config.name} SET default_transaction_isolation = '{isolation}'")
     shop = GoingDown(embedded)
     dump, rehearse, migrate = shop.steps()
     embedded.target.apply(dump)
@@ -432,12 +533,14 @@ KILLED_AT: Sequence[tuple[str, str]] = (
 def test_killed_inside_a_step_it_is_done_exactly_once(embedded: PostgresWorld, where: str, when: str) -> None:
     shop = GoingDown(embedded)
     shop.write()
-    killed = 0
+    killed: list[str] = []
     for each in shop.steps():
-        killed += _killed(embedded, each, where, when)
+        if _killed(embedded, each, where, when):
+            killed.append(each.name)
         embedded.target.apply(each)
         assert seen(each, embedded.target.observe()) is Seen.DONE
-    assert killed
+    # only a rehearsal makes a copy
+    assert ("rehearse-down" if where == "fitting.copied" else "migrate-down") in killed
     assert embedded.target.observe().fingerprint == shop.before.fingerprint
     assert embedded.one("SELECT count(*) FROM orders") == 100
     assert len(shop.aside("customers")) == 2

@@ -3,11 +3,15 @@ what becomes of one that does not hold."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from lastgood.core.errors import OutcomeUnknown, Retryable
 from lastgood.core.migration import Fit, FitsSchema, Rung
 from lastgood.core.record import StepStarted
+from lastgood.core.release import Down
 from lastgood.core.report import Report, TerminalState
 from lastgood.runbook.rollback import choose_target, plan_rollback
 from lastgood.testing.stack import Behaviour
@@ -19,6 +23,10 @@ GOES_DOWN = Behaviour(errors=0.3, migrations=("m2",), goes_down=True)
 
 @pytest.fixture
 def down(team: Team) -> Team:
+    return going_down(team)
+
+
+def going_down(team: Team) -> Team:
     """v2 serves on a schema that v1 cannot run on, and ships the way down; rows were written since."""
     team.deploy(BAD, GOES_DOWN)
     team.stack.fits = FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title")
@@ -101,6 +109,19 @@ def test_a_release_that_ships_no_way_down_goes_back_by_a_swap(team: Team) -> Non
     assert rung(team) is Rung.D3B
 
 
+def test_a_way_down_that_a_known_release_did_not_ship_before_is_kept_from_its_next_deploy(team: Team) -> None:
+    behaviour = Behaviour(errors=0.3, migrations=("m2",))
+    team.deploy(BAD, behaviour)
+    recorded = team.history.releases[BAD].release
+    team.stack.fits = FitsSchema(fit=Fit.NO, tried=3, reason="42703 column title")
+    assert agreed(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    team.unfreeze()
+    team.deploy(BAD, replace(behaviour, goes_down=True), override=True)
+    down = Down(migrations=("m2",), sql="down m2")
+    assert team.history.releases[BAD].release == replace(recorded, downs=(down,))
+    assert rung(team) is Rung.D2
+
+
 def test_a_table_that_is_held_is_tried_for_again(down: Team) -> None:
     down.fails("migrate-down", Retryable("a table is not to be had; held by 4711 psql (active)", delay_s=2.0))
     assert agreed(down).terminal is TerminalState.ROLLED_BACK_VERIFIED
@@ -112,12 +133,16 @@ def test_an_answer_that_was_lost_is_looked_for_and_nothing_is_repeated(down: Tea
     assert down.stack.effects["migrate-down"] == 1
 
 
-def test_killed_anywhere_in_it_the_next_command_ends_it_the_same(down: Team) -> None:
-    down.stack.crashes = Crashes(6)  # after its effect, before it was seen
-    down.when_asked(down.approve)
-    with pytest.raises(Crash):
-        down.roll_back()
-    assert down.stack.effects["migrate-down"] == 1
-    down.stack.crashes = Crashes()
-    assert down.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert down.stack.effects["migrate-down"] == 1
+def test_killed_anywhere_in_it_the_next_command_ends_it_the_same(tmp_path: Path) -> None:
+    whole = going_down(Team.with_a_good_release(tmp_path / "whole"))
+    counting = whole.journal.crashes = whole.stack.crashes = Crashes()
+    assert agreed(whole).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    for at in range(1, counting.count + 1):
+        team = going_down(Team.with_a_good_release(tmp_path / str(at)))
+        team.journal.crashes = team.stack.crashes = Crashes(at)
+        with pytest.raises(Crash):
+            agreed(team)
+        if team.history.open_run is not None or team.history.open_deployment is not None:
+            team.roll_back()
+        assert team.report.terminal is TerminalState.ROLLED_BACK_VERIFIED, f"killed at {at}"
+        assert (team.stack.effects, team.stack.database.migrations) == (whole.stack.effects, ("m1",)), f"killed at {at}"

@@ -4,7 +4,7 @@ events."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import assert_never
 
@@ -244,7 +244,7 @@ def _take_release(history: History, event: ReleaseRecorded | ReleaseCompleted | 
     match event:
         case ReleaseRecorded(release=release):
             known = history.releases.setdefault(release.id, ReleaseHistory(release=release))
-            if known.let_go:
+            if known.let_go or release == replace(known.release, downs=release.downs):
                 known.release, known.let_go = release, ""
         case ReleaseCompleted():
             known = history.releases[event.release]

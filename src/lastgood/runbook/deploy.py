@@ -177,7 +177,9 @@ def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
         raise Refused(f"{name} was recorded with other content before", hint="lastgood deploy --release ANOTHER-NAME")
     warn(rooms, release)
     if known is not None and not known.let_go:
-        return known.release
+        if not release.downs or release.downs == known.release.downs:  # of what the database has already, none is told
+            return known.release
+        release = replace(known.release, downs=release.downs)
     rooms.memory.note(ReleaseRecorded(release=release))
     return release
 

@@ -67,7 +67,9 @@ def connect(
             # values read the same whatever the database or the role has set
             options=f"-c statement_timeout={statement_s * 1000:.0f} -c lock_timeout={LOCK_S * 1000:.0f} "
             # and what is committed is on disk: a slot tells no transaction before it is
-            "-c DateStyle=ISO -c TimeZone=UTC -c extra_float_digits=1 -c synchronous_commit=on",
+            "-c DateStyle=ISO -c TimeZone=UTC -c extra_float_digits=1 -c synchronous_commit=on "
+            # and what is read behind a lock is what its last holder left, not what was there before it was waited for
+            r"-c default_transaction_isolation=read\ committed",
             autocommit=autocommit,
         )
     except psycopg.OperationalError as error:

@@ -24,11 +24,11 @@ from pydantic import TypeAdapter
 
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.migration import WayDown
-from lastgood.core.plan import MigrateDown, RehearseDown
+from lastgood.core.plan import HELD_AT_MOST_S, MigrateDown, RehearseDown
 from lastgood.core.release import Down, Release
 from lastgood.core.report import Loss, Rehearsed
 from lastgood.targets.postgres import catalog, histories, shelf
-from lastgood.targets.postgres.broken import NO_ANSWER, keys_that_break
+from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.catalog import PRISMA, Table
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.fitting import STATEMENT_S, copied, unique
@@ -46,8 +46,28 @@ _DOWNS: Final = TypeAdapter(tuple[Down, ...])
 # What Alembic prints round its SQL (`--sql`, Alembic docs, "Generating SQL Scripts"): the transaction is ours here.
 _BEGIN: Final = re.compile(r"\A(?:\s|--[^\n]*\n)*BEGIN\s*;", re.IGNORECASE)
 _COMMIT: Final = re.compile(r"\bCOMMIT\s*;\s*\Z", re.IGNORECASE)
+# What the server would not say again in a quiet hour (PostgreSQL docs, appendix A): rolled back by itself, out of
+# something, a lock that was not to be had, cancelled, shutting down, the system below. All else is about the script.
+_NOT_NOW: Final = ("40", "53", "55P03", "57014", "57P", "58")
+_EVERY_ROW: Final = "SET LOCAL row_security = off"
+"""What a policy hides is an error then; it would be neither set aside nor looked at."""
+# By these a script could hold up, fool or escape what is looked at after it.
+_SETTINGS: Final = (
+    "lock_timeout",
+    "statement_timeout",
+    "session_replication_role",
+    "role",
+    "track_counts",
+    "row_security",
+)
 Pair = tuple[Table, Table | None]
 """A table now, and what it was at the restore point; None where it came since."""
+Place = tuple[int, int]
+"""A column, whatever it is called: oid of its table, and its number there."""
+
+
+class Unsound(Refused):
+    """Down migrations would not give back what was, whenever they are run. Nothing changed."""
 
 
 def tried(
@@ -64,6 +84,28 @@ def tried(
 ) -> WayDown:
     """Try them on an empty copy. downs: of every release since the target, oldest first. today: a dump of the schema as
     it is. rewritten, rehearsals: as `evidence.collect` has them."""
+    try:
+        return _tried(server, live, clone, kept, target, downs, today, rewritten=rewritten, rehearsals=rehearsals)
+    except Refused as refused:
+        return WayDown(downs=(), reason=refused.message)
+    except psycopg.Error as error:
+        if live.broken or (clone is not None and clone.broken):
+            raise
+        return WayDown(downs=(), reason=f"they could not be tried: {_said(error)}")
+
+
+def _tried(
+    server: Server,
+    live: Connection,
+    clone: Connection | None,
+    kept: shelf.KeptPoint,
+    target: Release,
+    downs: Sequence[Down],
+    today: Path,
+    *,
+    rewritten: Mapping[int, tuple[int, ...]],
+    rehearsals: Path,
+) -> WayDown:
     finished, unfinished = histories.known(live)
     # the clone knows better: the target may run on a migration that it does not ship
     before = histories.known(clone)[0] if clone else target.migrations
@@ -76,20 +118,18 @@ def tried(
         or _gone_for_good(pairs, clone, kept, rewritten)
         or _failed(rehearsals, downs, kept.point.id, catalog.fingerprint(catalog.objects(live)))
     )
-    if not why_not:
-        try:
-            with (
-                copied(server, today, schema_only=True) as name,
-                server.connect(name, statement_s=STATEMENT_S) as copy,
-                copy.transaction(force_rollback=True),
-            ):
-                _take_down(copy, pairs, kept, downs, migrations)
-        except Refused as refused:
-            why_not = refused.message
-        except psycopg.errors.QueryCanceled:
-            why_not = f"on a copy without rows it took longer than {STATEMENT_S:.0f} s"
     if why_not:
         return WayDown(downs=(), reason=why_not)
+    try:
+        with (
+            copied(server, today, schema_only=True) as name,
+            server.connect(name, statement_s=STATEMENT_S) as copy,
+            copy.transaction(force_rollback=True),
+        ):
+            _take_down(copy, pairs, kept, downs, migrations)
+    except psycopg.errors.QueryCanceled:
+        slow = f"on a copy without rows it took longer than {STATEMENT_S:.0f} s"
+        return WayDown(downs=(), reason=slow)
     reason = f"{', '.join(migrations)}: tried on a copy, the schema is then that of {kept.point.id}"
     aside = tuple((label, values) for label, values in _held(live, pairs) if values)
     return WayDown(downs=tuple(downs), reason=reason, migrations=migrations, aside=aside)
@@ -120,21 +160,30 @@ def rehearse(
         # taken back, since a script may alter what all databases of the server share
         copy.transaction(force_rollback=True),
     ):
+        copy.execute(_EVERY_ROW)
         before = {each: _breaking(copy, text) for each, text in invariants.items()}
+        rows = _counted(copy, (now for now, then in pairs if then))
         began = monotonic()
         try:
-            _, rows = _carry_out(copy, action, pairs, kept, into)
+            _carry_out(copy, action, pairs, kept, into)
             took_s = monotonic() - began
         finally:
             shutil.rmtree(into, ignore_errors=True)
+        stay = [then for _, then in pairs if then]
+        for then, was, left in zip(stay, rows, _counted(copy, stay), strict=True):
+            if was != left:
+                raise Unsound(f"{then.label} has {was} rows, and would have {left} afterwards", hint=_HINT)
+        if kept.point.captured and clone is not None and took_s > HELD_AT_MOST_S:
+            told = f"nobody could write for {took_s:.0f} s, longer than requests wait"
+            raise Unsound(f"{told}: a swap to {kept.point.id} is shorter", hint=_HINT)
         for each, text in invariants.items():
             known = before[each]
             if known is None and clone is not None:  # it asks for columns of the old schema
                 known = _breaking(clone, text)
             if known is not None and (new := (_breaking(copy, text) or frozenset()) - known):
                 keys = ", ".join(sorted(new)[:5])
-                raise Refused(f"rows would break the invariant {each} afterwards: {keys}", hint=_HINT)
-    return Rehearsed(took_s=took_s, rows=rows)
+                raise Unsound(f"rows would break the invariant {each} afterwards: {keys}", hint=_HINT)
+    return Rehearsed(took_s=took_s, rows=sum(rows))
 
 
 def carry_out(server: Server, action: MigrateDown, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> None:
@@ -142,26 +191,49 @@ def carry_out(server: Server, action: MigrateDown, kept: shelf.KeptPoint, folder
 
     Raises Refused with what would not be as it was, or Retryable, naming who holds a table: then nothing changed.
     """
-    into = shelf.folder(folder) / shelf.checked(action.aside)
+    into, manifest = shelf.folder(folder) / shelf.checked(action.aside), folder / f"{action.aside}.json"
     with server.connect(statement_s=deadline_s) as live:
         hold(live, f"{server.live} way down")  # a session of a killed command may still be at it
         if not set(action.migrations) & set(histories.known(live)[0]):
             return
         try:
             with live.transaction():
-                aside, _ = _carry_out(live, action, _pairs(live, kept), kept, into)
-                shelf.write(folder / f"{action.aside}.json", shelf.KEPT_ASIDE, aside)
+                ours = _own_folder(live, into)
+                aside = _carry_out(live, action, _pairs(live, kept), kept, ours)
+                shelf.write(manifest, shelf.KEPT_ASIDE, (*_still_there(manifest), *aside))
         except psycopg.errors.LockNotAvailable as error:
             by = holders(server, at_all=True)
             raise Retryable(f"database {server.live}: a table is not to be had{by}", delay_s=_AGAIN_S) from error
 
 
+def _own_folder(live: Connection, into: Path) -> Path:
+    """The folder of this transaction. Those of transactions that were taken back go; any other holds what is in no
+    table any more: a bad release that came up after a commit may have migrated forward again."""
+    row = live.execute("SELECT pg_current_xact_id()::text").fetchone()
+    ours = str(row[0]) if row else ""
+    for left in (path for path in into.glob("*") if path.is_dir()):
+        # the server tells of no transaction that is yet to come, and after a crash it may give out a number again
+        status = "SELECT CASE WHEN %s::xid8 < pg_current_xact_id() THEN pg_xact_status(%s::xid8) END"
+        if left.name == ours or live.execute(status, [left.name, left.name]).fetchone() == ("aborted",):
+            shutil.rmtree(left)
+    return shelf.folder(into) / ours
+
+
+def _still_there(manifest: Path) -> tuple[Loss, ...]:
+    """What earlier transactions set aside, as far as it was kept."""
+    if not manifest.exists():
+        return ()
+    losses = shelf.read(manifest, shelf.KEPT_ASIDE, what=f"what {manifest.stem} set aside", hint="lastgood explain")
+    return tuple(loss for loss in losses if Path(loss.file).exists())
+
+
 @contextmanager
 def failure_kept(rehearsals: Path, action: RehearseDown | MigrateDown) -> Generator[None]:
-    """Note what refuses these down migrations for this schema, so that no plan chooses them again."""
+    """Note what is wrong with these down migrations for this schema, so that no plan chooses them again. A trouble that
+    passes is not."""
     try:
         yield
-    except Refused as refused:
+    except Unsound as refused:
         name = _key(action.downs, action.restore_point, action.made_for)
         shelf.write(
             shelf.folder(shelf.folder(rehearsals) / FAILED) / f"{name}.json", shelf.FAILED_DOWN, refused.message
@@ -214,8 +286,10 @@ def _gone_for_good(
     for then in kept.tables:
         table = now.get(then.oid)
         gone = [name for number, name in then.columns.items() if table is None or number not in table.columns]
-        if gone and rows.get(then.label) and (held := _first_held(clone, then, gone)):
+        if gone and rows.get(then.label) != 0 and (held := _first_held(clone, then, gone)):
             return f"the migration removed {then.label}.{held}, and what it held is only at {kept.point.id}"
+        if gone and kept.point.captured:  # it may have been filled between the two, which only the capture knows
+            return f"the migration removed {then.label}.{gone[0]}, and what was written to it before is only captured"
         if changed := [then.columns[number] for number in rewritten.get(then.oid, ()) if number in then.columns]:
             return f"the migration gave {then.label}.{changed[0]} other values, which are only at {kept.point.id}"
     return ""
@@ -238,9 +312,9 @@ def _carry_out(
     pairs: Sequence[Pair],
     kept: shelf.KeptPoint,
     into: Path,
-) -> tuple[tuple[Loss, ...], int]:
-    """Keep writers out, set aside, take down, compare: in the transaction of the caller. Returns what was set aside,
-    and how many rows stayed."""
+) -> tuple[Loss, ...]:
+    """Keep writers out, set aside, take down, compare: in the transaction of the caller. Returns what was set aside."""
+    connection.execute(_EVERY_ROW)
     # readers may go on until a statement alters what they read; the order is the same for everybody
     names = sql.SQL(", ").join(
         sql.SQL("ONLY {}").format(table.identifier) for table in catalog.tables(connection, history=True)
@@ -249,7 +323,8 @@ def _carry_out(
     if action.made_for and catalog.fingerprint(catalog.objects(connection)) != action.made_for:
         raise Refused("the schema is not the one for which the down migrations were tried", hint=_HINT)
     aside = _save(connection, pairs, action.migrations, into)
-    return aside, _take_down(connection, pairs, kept, action.downs, action.migrations)
+    _take_down(connection, pairs, kept, action.downs, action.migrations)
+    return aside
 
 
 def _take_down(
@@ -258,40 +333,75 @@ def _take_down(
     kept: shelf.KeptPoint,
     downs: Sequence[Down],
     migrations: Sequence[str],
-) -> int:
-    """Run them, newest first. Returns how many rows the tables of the old schema hold. Raises Refused when anything is
-    not as it was."""
+) -> None:
+    """Run them, newest first. Raises Unsound when anything is not as it was."""
+    if ("track_counts", "on") not in _settings(connection):
+        raise Refused("track_counts is off: nothing tells whether a down migration writes to rows", hint=_HINT)
     stay = [(now, then) for now, then in pairs if then is not None]
-    before, numbers = _counted(connection, (now for now, _ in stay)), _given_out(connection)
+    held, numbers = [then for now, then in stay if _holds_rows(connection, now)], _given_out(connection)
+    places = _places(connection, stay)
     for down in reversed(downs):
         _run(connection, down)
     histories.forget(connection, migrations)
     with _refused("the rows afterwards", connection):
         connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     if left := set(migrations) & set(histories.known(connection)[0]):
-        raise Refused(f"after its down migration the history still names {', '.join(sorted(left))}", hint=_HINT)
+        raise Unsound(f"after its down migration the history still names {', '.join(sorted(left))}", hint=_HINT)
     change = next(iter(catalog.difference(kept.schema, catalog.objects(connection))), None)
     if change is not None:
         other = f"the schema is not that of {kept.point.id} afterwards: {change.object} {change.change}"
-        raise Refused(other, hint=_HINT)
-    _check_rows(connection, stay, before)
+        raise Unsound(other, hint=_HINT)
+    _check_places(connection, places)
+    _check_rows(connection, [then for _, then in stay], held)
     for name, last in _given_out(connection).items():
         earlier = numbers.get(name)
         if earlier is not None and (last is None or last < earlier):
-            raise Refused(f"the sequence {name} would give out numbers again that it gave out before", hint=_HINT)
-    return sum(before)
+            raise Unsound(f"the sequence {name} would give out numbers again that it gave out before", hint=_HINT)
 
 
-def _check_rows(connection: Connection, stay: Sequence[tuple[Table, Table]], before: Sequence[int]) -> None:
-    """Raise Refused where rows came or went, or were written to: going back changes no value that stays."""
-    after = _counted(connection, (then for _, then in stay))
-    for (now, then), was, rows in zip(stay, before, after, strict=True):
-        if was != rows:
-            raise Refused(f"{now.label} has {was} rows, and {then.label} would have {rows} afterwards", hint=_HINT)
+def _places(connection: Connection, stay: Iterable[tuple[Table, Table]]) -> dict[tuple[str, str, str], Place]:
+    """Where the values of every column that stays are, by (schema, table, column) of the restore point. A copy numbers
+    its tables and columns anew, so their names of today lead to them."""
+    here = {(table.schema, table.name): table for table in catalog.tables(connection)}
+    found: dict[tuple[str, str, str], Place] = {}
+    for now, then in stay:
+        table = here.get((now.schema, now.name))
+        numbers = {name: number for number, name in table.columns.items()} if table else {}
+        for number in now.columns.keys() & then.columns.keys():
+            if table is None or now.columns[number] not in numbers:
+                raise Refused(f"{now.label}.{now.columns[number]} is gone meanwhile", hint=_HINT)
+            found[then.schema, then.name, then.columns[number]] = (table.oid, numbers[now.columns[number]])
+    return found
+
+
+def _check_places(connection: Connection, before: Mapping[tuple[str, str, str], Place]) -> None:
+    """Raise Unsound where a column has its old name again and is another one: the values went with the one that had
+    them, as they do where a rename is written as DROP and ADD."""
+    after = {
+        (table.schema, table.name, name): (table.oid, number)
+        for table in catalog.tables(connection)
+        for number, name in table.columns.items()
+    }
+    for (schema, table, name), place in before.items():
+        if after.get((schema, table, name)) != place:
+            label = f"{table}.{name}" if schema == "public" else f"{schema}.{table}.{name}"
+            raise Unsound(f"{label} would be another column afterwards, without the values of today's", hint=_HINT)
+
+
+def _check_rows(connection: Connection, stay: Iterable[Table], held: Iterable[Table]) -> None:
+    """Raise Unsound where rows came or went, or were written to: going back changes no value that stays. held: those
+    with rows before.
+
+    Nobody can write meanwhile, so none are counted here: the server counts every row that is written, but for a table
+    that is rewritten, which leaves them all, and TRUNCATE, which leaves none.
+    """
+    for then in held:
+        if not _holds_rows(connection, then):
+            raise Unsound(f"{then.label} has rows, and would have none afterwards", hint=_HINT)
     written = _written(connection)
-    for _, then in stay:
+    for then in stay:
         if touched := written.get((then.schema, then.name)):
-            raise Refused(f"the down migration itself writes to {touched} rows of {then.label}", hint=_HINT)
+            raise Unsound(f"the down migration itself writes to {touched} rows of {then.label}", hint=_HINT)
 
 
 def _written(connection: Connection) -> dict[tuple[str, str], int]:
@@ -312,6 +422,11 @@ def _given_out(connection: Connection) -> dict[str, int | None]:
     }
 
 
+def _holds_rows(connection: Connection, table: Table) -> bool:
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(table.identifier)
+    return connection.execute(query).fetchone() == (True,)
+
+
 def _counted(connection: Connection, tables: Iterable[Table]) -> list[int]:
     return [rows for _, rows in catalog.count_rows(connection, tuple(tables))]
 
@@ -319,7 +434,7 @@ def _counted(connection: Connection, tables: Iterable[Table]) -> list[int]:
 def _run(connection: Connection, down: Down) -> None:
     """Execute one script as it is. The server reads it: what cannot be in a transaction, or ends ours, is refused."""
     text, what = _without_its_own_transaction(down.sql), f"the down migration of {', '.join(down.migrations)}"
-    ours = connection.execute("SELECT pg_current_xact_id()").fetchone()
+    ours, settings = connection.execute("SELECT pg_current_xact_id()").fetchone(), _settings(connection)
     # without parameters psycopg uses the simple protocol: many statements at once
     with _refused(what, connection):
         connection.execute(OURS + text.encode())
@@ -327,8 +442,15 @@ def _run(connection: Connection, down: Down) -> None:
         connection.info.transaction_status is not TransactionStatus.INTRANS
         or connection.execute("SELECT pg_current_xact_id()").fetchone() != ours
     ):
-        raise Refused(f"{what} ends the transaction that it runs in", hint=_HINT)
+        raise Unsound(f"{what} ends the transaction that it runs in", hint=_HINT)
+    if changed := sorted(dict(_settings(connection) - settings)):
+        raise Unsound(f"{what} sets {', '.join(changed)}", hint=_HINT)
     connection.execute("RESET search_path")  # pg_dump's way of setting it, and it would outlive the script
+
+
+def _settings(connection: Connection) -> set[tuple[str, str]]:
+    rows = connection.execute("SELECT name, current_setting(name) FROM unnest(%s::text[]) name", [list(_SETTINGS)])
+    return {(name, value) for name, value in rows}
 
 
 def _without_its_own_transaction(text: str) -> str:
@@ -343,10 +465,13 @@ def _refused(what: str, connection: Connection) -> Generator[None]:
     try:
         yield
     except psycopg.Error as error:
-        if connection.broken or (error.sqlstate or "").startswith(NO_ANSWER):
+        if connection.broken or (error.sqlstate or "").startswith(_NOT_NOW):
             raise
-        said = error.diag.message_primary or str(error)
-        raise Refused(f"{what}: {said} ({error.sqlstate})", hint=_HINT) from error
+        raise Unsound(f"{what}: {_said(error)}", hint=_HINT) from error
+
+
+def _said(error: psycopg.Error) -> str:
+    return f"{error.diag.message_primary or error} ({error.sqlstate})"
 
 
 def _breaking(connection: Connection, invariant: str) -> frozenset[str] | None:
@@ -377,7 +502,6 @@ def _held(connection: Connection, pairs: Iterable[Pair]) -> Iterator[tuple[str, 
 def _save(connection: Connection, pairs: Sequence[Pair], migrations: Sequence[str], into: Path) -> tuple[Loss, ...]:
     """Write what is taken away, a file for each table, a line for each row, by its primary key; and the rows of the
     history. Returns what they hold."""
-    shutil.rmtree(into, ignore_errors=True)  # of an attempt that was taken back
     shelf.folder(into)
     losses: list[Loss] = []
     for now, then in pairs:
