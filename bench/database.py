@@ -180,6 +180,7 @@ class Ground:
         config = self.folder / "pgbackrest.conf"
         config.write_text(
             f"[global]\nrepo1-path={self.folder}/repo\nlog-level-file=off\nlock-path={self.folder}/lock\nstart-fast=y\n"
+            "log-level-stderr=error\n"
             f"compress-type=lz4\nprocess-max=2\n[main]\npg1-path={self.server.data}\n"
             f"pg1-socket-path={self.config.host}\npg1-user={self.config.user}\npg1-database=postgres\n"
         )

@@ -213,6 +213,12 @@ def test_the_same_again_is_the_same_and_nothing_is_done(shop: PostgresWorld) -> 
         assert recovered(shop, moment, known=known, progress=said.append) == own
     assert said == []
     assert everything(shop) == before
+
+
+@pytest.mark.full
+def test_one_that_is_damaged_is_made_anew_under_another_name(shop: PostgresWorld) -> None:
+    moment = now(shop)
+    own = recovered(shop, moment)
     (shop.folder / "restore-points" / own.path).write_bytes(b"")
     again = recovered(shop, moment, known=(own,))
     assert again.id == f"{own.id}-2"
@@ -254,7 +260,9 @@ def while_a_restore_runs() -> None:
     child.run = leave  # type: ignore[assignment] # of this process only
 
 
-@pytest.mark.parametrize("at", [while_the_side_cluster_serves, while_a_restore_runs])
+@pytest.mark.parametrize(
+    "at", [while_the_side_cluster_serves, pytest.param(while_a_restore_runs, marks=pytest.mark.full)]
+)
 def test_what_a_killed_command_left_is_cleared_and_made_anew(
     shop: PostgresWorld, kept: Kept, at: Callable[[], None]
 ) -> None:
@@ -267,23 +275,21 @@ def test_what_a_killed_command_left_is_cleared_and_made_anew(
     assert shop.one("SELECT count(*) FROM orders", database=own.clone) == 100
 
 
+@pytest.mark.full
 def test_a_pid_that_was_left_and_is_somebody_elses_by_now_is_not_ended(shop: PostgresWorld, kept: Kept) -> None:
-    moment = now(shop)
+    moment, live = now(shop), postgres_embedded.postmaster(kept.folder)
     killed(shop, moment, while_the_side_cluster_serves)
-    live = postgres_embedded.postmaster(kept.folder)
-    mine = kept.side / "data" / "postmaster.pid"
-    pid, _, rest = mine.read_text().partition("\n")
-    mine.write_text(f"{live}\n{rest}")
-    try:
-        recovered(shop, moment)
-    finally:
-        os.kill(int(pid), signal.SIGQUIT)  # of which the file was made to say nothing
-        until = time.monotonic() + 20
-        while servers_in(kept.side):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    left_behind = kept.side / "data" / "postmaster.pid"
+    pid, _, rest = left_behind.read_text().partition("\n")
+    os.kill(int(pid), signal.SIGQUIT)
+    until = time.monotonic() + 20
+    while servers_in(kept.side):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    left_behind.write_text(f"{live}\n{rest}")
+    recovered(shop, moment)
+    assert is_clear(kept)
     assert postgres_embedded.postmaster(kept.folder) == live
-    assert shop.one("SELECT 1") == 1
 
 
 def yet_to_come(world: PostgresWorld) -> LogPoint:
@@ -373,6 +379,7 @@ def test_a_broken_archive_is_said_by_doctor_at_the_deploy_and_here(
     assert is_clear(kept)
 
 
+@pytest.mark.full
 def test_a_database_that_was_not_there_yet_is_refused_and_nothing_is_left(
     kept: Kept, tmp_path: Path, shop: PostgresWorld
 ) -> None:

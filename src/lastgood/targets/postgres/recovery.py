@@ -37,7 +37,7 @@ RECOVERED: Final = ".recovered"
 """The dump's name until it was copied to be kept."""
 ARCHIVED_S: Final = 60.0
 """pgBackRest's own patience with an archive (option archive-timeout)."""
-_AGAIN_S: Final = 0.5
+_AGAIN_S: Final = 0.2
 _QUICK_S: Final = 30.0
 _REMOVE_S: Final = 300.0
 _REMOVALS: Final = 3
