@@ -66,7 +66,16 @@ def test_a_stanza_is_read() -> None:
     assert read_info(said(), "main") == Stanza(
         name="main",
         system="7577220012345678901",
-        backups=(Backup(label="20261127-140000F", ended_at=T0, lsn=0x2000138, size_bytes=23206947),),
+        backups=(
+            Backup(
+                label="20261127-140000F",
+                ended_at=T0,
+                timeline=1,
+                begins=0x2000028,
+                lsn=0x2000138,
+                size_bytes=23206947,
+            ),
+        ),
         archived="000000010000000000000004",
     )
 
@@ -121,7 +130,14 @@ THREE: Final = Stanza(
     name="main",
     system="7",
     backups=tuple(
-        Backup(label=f"b{hour}", ended_at=T0 + timedelta(hours=hour), lsn=hour << 24, size_bytes=1)
+        Backup(
+            label=f"b{hour}",
+            ended_at=T0 + timedelta(hours=hour),
+            timeline=1,
+            begins=(hour << 24) - 1,
+            lsn=hour << 24,
+            size_bytes=1,
+        )
         for hour in (1, 2, 3)
     ),
     archived="",
@@ -147,6 +163,40 @@ def test_what_is_older_than_the_first_backup_is_refused_with_the_first_moment(to
     with pytest.raises(Refused, match=r"expected 2026-11-27T15:00:01\+00:00 or later") as refused:
         backup_for(THREE, to)
     assert refused.value.hint == "lastgood restore-points recover --at 2026-11-27T15:00:01Z"
+
+
+def branched(label: str, hour: int, timeline: str, begins: str, ends: str) -> dict[str, object]:
+    segment = f"{timeline}0000000000000002"
+    return backup(
+        label,
+        T0 + timedelta(hours=hour),
+        lsn={"start": begins, "stop": ends},
+        archive={"start": segment, "stop": segment},
+    )
+
+
+@pytest.mark.parametrize(
+    "to",
+    [LogPoint(at=T0 + timedelta(hours=2, minutes=30)), LogPoint(at=T0 + timedelta(hours=3), name="x", lsn="0/2F00000")],
+)
+def test_a_backup_of_what_was_written_before_the_server_itself_was_brought_back_is_none(to: LogPoint) -> None:
+    """It went on from before that one's end, on another timeline, to which nothing leads from there."""
+    backups = [
+        branched("whole", 1, "00000001", "0/1000028", "0/1000138"),
+        branched("on-the-branch-that-was-left", 2, "00000001", "0/2000028", "0/2000138"),
+        branched("of-today", 4, "0000000A", "0/1800028", "0/3000138"),
+    ]
+    assert backup_for(read_info(said(backup=backups), "main"), to).label == "whole"
+
+
+def test_a_backup_from_before_the_server_was_brought_back_leads_to_both_timelines() -> None:
+    backups = [
+        branched("older", 1, "00000001", "0/1000028", "0/1000138"),
+        branched("newer", 4, "00000002", "0/1800028", "0/1800138"),
+    ]
+    stanza = read_info(said(backup=backups), "main")
+    assert backup_for(stanza, LogPoint(at=T0 + timedelta(hours=2))).label == "older"
+    assert backup_for(stanza, LogPoint(at=T0 + timedelta(hours=5))).label == "newer"
 
 
 def test_a_stanza_without_a_backup_is_refused() -> None:
