@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 import pytest
 
 from lastgood.core.config import PgBackRestConfig, PostgresConfig
-from lastgood.core.errors import Refused
-from lastgood.core.release import LogPoint
+from lastgood.core.errors import Refused, Retryable
+from lastgood.core.release import LogPoint, RestorePoint
 from lastgood.targets.postgres import shelf
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.pgbackrest import Backup, PgBackRest, Stanza, backup_for, position, read_info, target
-from lastgood.targets.postgres.recovery import by_hand
+from lastgood.targets.postgres.recovery import by_hand, recover
 from lastgood.targets.postgres.server import Server
+from lastgood.testing.world import SteppedClock
 
 T0: Final = datetime(2026, 11, 27, 14, 0, tzinfo=UTC)
 
@@ -250,6 +255,71 @@ def test_a_container_that_is_lost_is_brought_back_in_another_one_of_its_image() 
         "pgbackrest --stanza=main --log-level-file=off --delta --type=time '--target=2026-11-27 14:00:00+00:00' "
         "--target-action=promote restore"
     )
+
+
+def test_where_pgbackrest_does_not_say_what_it_has_it_finds_the_backup_of_a_moment_by_itself() -> None:
+    server = Server(PostgresConfig(name="app", user="app"))
+    tool = PgBackRest(config=PgBackRestConfig(stanza="main", config="/nowhere/pgbackrest.conf"), container=None)
+    typed = by_hand(server, tool, LogPoint(at=T0, name="lastgood_rp-d2_a1", lsn="0/3"))
+    assert "--set" not in typed
+    assert "--delta --type=time '--target=2026-11-27 14:00:00+00:00' --target-action=promote restore" in typed
+
+
+TOO_MANY: Final = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
+
+
+@contextmanager
+def busy(folder: Path) -> Generator[list[int]]:
+    """A server that lets nobody in any more; yields how often it was asked, as a list of that length."""
+    asked: list[int] = []
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / ".s.PGSQL.5432"))
+        listening.listen()
+
+        def refuse() -> None:
+            with suppress(OSError):  # it was shut
+                while True:
+                    with listening.accept()[0] as client:
+                        if client.recv(1000):
+                            asked.append(1)
+                            client.sendall(b"E" + (len(TOO_MANY) + 4).to_bytes(4) + TOO_MANY)
+
+        thread = Thread(target=refuse)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def recovered(folder: Path) -> RestorePoint:
+    server = Server(PostgresConfig(name="app", user="app", host=str(folder)))
+    return recover(
+        server,
+        PgBackRestConfig(stanza="main", config="/nowhere/pgbackrest.conf"),
+        folder,
+        LogPoint(at=T0),
+        owner="x",
+        expected={},
+        known=(),
+        deadline_s=9.0,
+        clock=SteppedClock(),
+        progress=lambda _: None,
+    )
+
+
+def test_a_server_that_is_busy_is_not_taken_for_lost(tmp_path: Path) -> None:
+    with busy(tmp_path) as asked, pytest.raises(Retryable, match="too many clients already") as refused:
+        recovered(tmp_path)
+    assert "--delta" not in f"{refused.value.message} {refused.value.hint}"
+    assert len(asked) == 3
+
+
+def test_where_nothing_listens_a_person_is_told_how_all_of_it_comes_back(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="with every one of its databases") as refused:
+        recovered(tmp_path)
+    assert "--delta" in refused.value.hint
 
 
 def test_a_capture_is_taken_back_in_a_copy_by_the_numbers_of_the_tables(tmp_path: Path) -> None:

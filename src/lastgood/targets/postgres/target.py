@@ -567,7 +567,7 @@ class PostgresTarget:
         if (config := self._config.pgbackrest) is None:
             return None
         with _answers(self._server, sent=False):
-            return recovery.look(self._server, config)
+            return recovery.look(self._server, config, owner=str(self._points))
 
     def recover(
         self,
