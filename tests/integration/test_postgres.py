@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -269,6 +270,18 @@ def test_a_wrong_password_is_refused_with_the_place_to_mend(tmp_path: Path) -> N
         refused = until_refused(alone)
     assert "password" in refused.message
     assert "lastgood.yaml" in refused.hint
+
+
+def test_a_migration_command_that_prints_its_address_does_not_show_the_password(embedded: PostgresWorld) -> None:
+    fails = [sys.executable, "-c", "import os; raise SystemExit('x' * 580 + os.environ['DATABASE_URL'] + 'pass word')"]
+    embedded.migrations = {**embedded.migrations, "command": fails, "down": fails}
+    with pytest.raises(OutcomeUnknown) as up:
+        embedded.target.apply(embedded.step_to_migrate())
+    with pytest.raises(Refused) as down:
+        embedded.target.ships("v2")
+    for said in (up.value.message, down.value.message):
+        assert "ended 1: " in said
+        assert "word" not in said
 
 
 def until_refused(world: PostgresWorld) -> Refused:

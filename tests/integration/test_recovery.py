@@ -270,9 +270,27 @@ def test_what_a_killed_command_left_is_cleared_and_made_anew(
     shop.sql("DROP TABLE orders CASCADE")
     killed(shop, moment, at)
     assert not is_clear(kept)
+    assert any(f"{kept.side} holds a copy of the whole server that a recovery left" in line for line in wrong(shop))
     own = recovered(shop, moment)
     assert is_clear(kept)
+    assert wrong(shop) == ()
     assert shop.one("SELECT count(*) FROM orders", database=own.clone) == 100
+
+
+@pytest.mark.full
+def test_what_a_killed_command_left_is_cleared_where_nothing_else_is_to_be_done(
+    shop: PostgresWorld, kept: Kept
+) -> None:
+    """Neither what was recovered before nor a moment that no backup reaches leaves it standing."""
+    moment = now(shop)
+    own = recovered(shop, moment)
+    killed(shop, now(shop), while_the_side_cluster_serves)
+    assert recovered(shop, moment) == own
+    assert is_clear(kept)
+    killed(shop, now(shop), while_the_side_cluster_serves)
+    with pytest.raises(Refused, match="the first backup of stanza main ended after"):
+        recovered(shop, before_the_first_backup(shop))
+    assert is_clear(kept)
 
 
 @pytest.mark.full
@@ -290,6 +308,44 @@ def test_a_pid_that_was_left_and_is_somebody_elses_by_now_is_not_ended(shop: Pos
     recovered(shop, moment)
     assert is_clear(kept)
     assert postgres_embedded.postmaster(kept.folder) == live
+
+
+@dataclass(frozen=True, slots=True)
+class SetWrong:
+    """A host's clock that is set wrong."""
+
+    by: timedelta
+
+    def now(self) -> datetime:
+        return CLOCK.now() + self.by
+
+    def sleep(self, seconds: float) -> None:
+        CLOCK.sleep(seconds)
+
+
+def test_a_moment_is_over_when_it_is_by_the_servers_clock(shop: PostgresWorld) -> None:
+    target = shop.target
+    target._clock = SetWrong(timedelta(hours=-2))
+    given: dict[str, object] = {"expected": {}, "known": (), "deadline_s": DEADLINE_S, "progress": lambda _: None}
+    moment = now(shop)
+    assert target.recover(moment, **given).taken_at == moment.at  # type: ignore[arg-type] # of the test's own
+    target._clock = SetWrong(timedelta(hours=2))
+    with pytest.raises(Refused, match="is yet to come"):
+        target.recover(yet_to_come(shop), **given)  # type: ignore[arg-type] # of the test's own
+
+
+def test_what_was_set_for_the_live_server_does_not_act_in_the_side_cluster(shop: PostgresWorld, kept: Kept) -> None:
+    pid_file, ended = kept.folder / "log" / "live.pid", kept.folder / "log" / "ended"
+    as_owner("sh", "-c", 'echo live > "$0"', str(pid_file))
+    try:
+        kept.set(external_pid_file=str(pid_file), recovery_end_command=f"touch {ended}")
+        kept.pgbackrest("--type=incr", "backup")
+        time.sleep(1.1)
+        recovered(shop, now(shop))
+        assert pid_file.read_text() == "live\n"
+        assert not ended.exists()
+    finally:
+        kept.set(external_pid_file="", recovery_end_command="")
 
 
 def yet_to_come(world: PostgresWorld) -> LogPoint:
@@ -341,6 +397,7 @@ def test_a_folder_with_what_is_not_ours_is_left_alone(shop: PostgresWorld, kept:
         with pytest.raises(Refused, match=r"holds what lastgood did not make here"):
             recovered(shop, now(shop))
         assert theirs.read_text() == "mine"
+        assert any("holds what lastgood did not make here" in line for line in wrong(shop))
     finally:
         for path in kept.side.iterdir():
             path.unlink()
@@ -349,6 +406,8 @@ def test_a_folder_with_what_is_not_ours_is_left_alone(shop: PostgresWorld, kept:
 def test_a_disk_that_is_too_small_is_said_before_it_is_full(
     shop: PostgresWorld, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What a killed command left has gone by then: it may be all that is missing."""
+    killed(shop, now(shop), while_the_side_cluster_serves)
     monkeypatch.setattr(preflight, "space", lambda *_: Space(fsid="a", free=1_000_000))
     with pytest.raises(Refused, match="side has 1 MB free: expected"):
         recovered(shop, now(shop))
@@ -442,8 +501,8 @@ def test_a_server_that_is_lost_is_brought_back_by_the_words_that_a_person_is_tol
         shop.take()
         point = shop.target.restore_point(shop.restore_point)
         assert point.log is not None
-        shop.sql("DROP TABLE orders CASCADE")
-        kept.pgbackrest("check")  # returns when all of the log up to now is in the archive
+        shop.sql("DROP TABLE orders CASCADE; SELECT pg_switch_wal()")
+        kept.pgbackrest("--type=incr", "backup")  # the newest, and from after the target
         kept.server.stop()
         with pytest.raises(Refused, match="with every one of its databases, and what was written after") as refused:
             recovered(shop, point.log)
@@ -452,7 +511,13 @@ def test_a_server_that_is_lost_is_brought_back_by_the_words_that_a_person_is_tol
         as_owner(*words)
         kept.server.start()
         until = CLOCK.now() + timedelta(seconds=20)
-        while shop.one("SELECT pg_is_in_recovery()", database="postgres"):
+        while shop.one("SELECT pg_is_in_recovery()", database="postgres"):  # its own may not be there yet
             assert CLOCK.now() < until
             CLOCK.sleep(0.05)
         assert shop.one("SELECT count(*) FROM orders") == 100
+        # and from then on the backup that is on the branch that was left is passed over
+        shop.sql("INSERT INTO audit (what) VALUES ('since')")
+        moment = now(shop)
+        kept.pgbackrest("--type=full", "backup")
+        own = recovered(shop, moment)
+        assert shop.sql("SELECT what FROM audit", database=own.clone) == [("since",)]

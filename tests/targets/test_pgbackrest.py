@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 import pytest
 
 from lastgood.core.config import PgBackRestConfig, PostgresConfig
-from lastgood.core.errors import Refused
-from lastgood.core.release import LogPoint
+from lastgood.core.errors import Refused, Retryable
+from lastgood.core.release import LogPoint, RestorePoint
 from lastgood.targets.postgres import shelf
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.pgbackrest import Backup, PgBackRest, Stanza, backup_for, position, read_info, target
-from lastgood.targets.postgres.recovery import by_hand
+from lastgood.targets.postgres.recovery import by_hand, recover
 from lastgood.targets.postgres.server import Server
+from lastgood.testing.world import SteppedClock
 
 T0: Final = datetime(2026, 11, 27, 14, 0, tzinfo=UTC)
 
@@ -66,7 +71,16 @@ def test_a_stanza_is_read() -> None:
     assert read_info(said(), "main") == Stanza(
         name="main",
         system="7577220012345678901",
-        backups=(Backup(label="20261127-140000F", ended_at=T0, lsn=0x2000138, size_bytes=23206947),),
+        backups=(
+            Backup(
+                label="20261127-140000F",
+                ended_at=T0,
+                timeline=1,
+                begins=0x2000028,
+                lsn=0x2000138,
+                size_bytes=23206947,
+            ),
+        ),
         archived="000000010000000000000004",
     )
 
@@ -121,7 +135,14 @@ THREE: Final = Stanza(
     name="main",
     system="7",
     backups=tuple(
-        Backup(label=f"b{hour}", ended_at=T0 + timedelta(hours=hour), lsn=hour << 24, size_bytes=1)
+        Backup(
+            label=f"b{hour}",
+            ended_at=T0 + timedelta(hours=hour),
+            timeline=1,
+            begins=(hour << 24) - 1,
+            lsn=hour << 24,
+            size_bytes=1,
+        )
         for hour in (1, 2, 3)
     ),
     archived="",
@@ -147,6 +168,40 @@ def test_what_is_older_than_the_first_backup_is_refused_with_the_first_moment(to
     with pytest.raises(Refused, match=r"expected 2026-11-27T15:00:01\+00:00 or later") as refused:
         backup_for(THREE, to)
     assert refused.value.hint == "lastgood restore-points recover --at 2026-11-27T15:00:01Z"
+
+
+def branched(label: str, hour: int, timeline: str, begins: str, ends: str) -> dict[str, object]:
+    segment = f"{timeline}0000000000000002"
+    return backup(
+        label,
+        T0 + timedelta(hours=hour),
+        lsn={"start": begins, "stop": ends},
+        archive={"start": segment, "stop": segment},
+    )
+
+
+@pytest.mark.parametrize(
+    "to",
+    [LogPoint(at=T0 + timedelta(hours=2, minutes=30)), LogPoint(at=T0 + timedelta(hours=3), name="x", lsn="0/2F00000")],
+)
+def test_a_backup_of_what_was_written_before_the_server_itself_was_brought_back_is_none(to: LogPoint) -> None:
+    """It went on from before that one's end, on another timeline, to which nothing leads from there."""
+    backups = [
+        branched("whole", 1, "00000001", "0/1000028", "0/1000138"),
+        branched("on-the-branch-that-was-left", 2, "00000001", "0/2000028", "0/2000138"),
+        branched("of-today", 4, "0000000A", "0/1800028", "0/3000138"),
+    ]
+    assert backup_for(read_info(said(backup=backups), "main"), to).label == "whole"
+
+
+def test_a_backup_from_before_the_server_was_brought_back_leads_to_both_timelines() -> None:
+    backups = [
+        branched("older", 1, "00000001", "0/1000028", "0/1000138"),
+        branched("newer", 4, "00000002", "0/1800028", "0/1800138"),
+    ]
+    stanza = read_info(said(backup=backups), "main")
+    assert backup_for(stanza, LogPoint(at=T0 + timedelta(hours=2))).label == "older"
+    assert backup_for(stanza, LogPoint(at=T0 + timedelta(hours=5))).label == "newer"
 
 
 def test_a_stanza_without_a_backup_is_refused() -> None:
@@ -200,6 +255,71 @@ def test_a_container_that_is_lost_is_brought_back_in_another_one_of_its_image() 
         "pgbackrest --stanza=main --log-level-file=off --delta --type=time '--target=2026-11-27 14:00:00+00:00' "
         "--target-action=promote restore"
     )
+
+
+def test_where_pgbackrest_does_not_say_what_it_has_it_finds_the_backup_of_a_moment_by_itself() -> None:
+    server = Server(PostgresConfig(name="app", user="app"))
+    tool = PgBackRest(config=PgBackRestConfig(stanza="main", config="/nowhere/pgbackrest.conf"), container=None)
+    typed = by_hand(server, tool, LogPoint(at=T0, name="lastgood_rp-d2_a1", lsn="0/3"))
+    assert "--set" not in typed
+    assert "--delta --type=time '--target=2026-11-27 14:00:00+00:00' --target-action=promote restore" in typed
+
+
+TOO_MANY: Final = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
+
+
+@contextmanager
+def busy(folder: Path) -> Generator[list[int]]:
+    """A server that lets nobody in any more; yields how often it was asked, as a list of that length."""
+    asked: list[int] = []
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / ".s.PGSQL.5432"))
+        listening.listen()
+
+        def refuse() -> None:
+            with suppress(OSError):  # it was shut
+                while True:
+                    with listening.accept()[0] as client:
+                        if client.recv(1000):
+                            asked.append(1)
+                            client.sendall(b"E" + (len(TOO_MANY) + 4).to_bytes(4) + TOO_MANY)
+
+        thread = Thread(target=refuse)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def recovered(folder: Path) -> RestorePoint:
+    server = Server(PostgresConfig(name="app", user="app", host=str(folder)))
+    return recover(
+        server,
+        PgBackRestConfig(stanza="main", config="/nowhere/pgbackrest.conf"),
+        folder,
+        LogPoint(at=T0),
+        owner="x",
+        expected={},
+        known=(),
+        deadline_s=9.0,
+        clock=SteppedClock(),
+        progress=lambda _: None,
+    )
+
+
+def test_a_server_that_is_busy_is_not_taken_for_lost(tmp_path: Path) -> None:
+    with busy(tmp_path) as asked, pytest.raises(Retryable, match="too many clients already") as refused:
+        recovered(tmp_path)
+    assert "--delta" not in f"{refused.value.message} {refused.value.hint}"
+    assert len(asked) == 3
+
+
+def test_where_nothing_listens_a_person_is_told_how_all_of_it_comes_back(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="with every one of its databases") as refused:
+        recovered(tmp_path)
+    assert "--delta" in refused.value.hint
 
 
 def test_a_capture_is_taken_back_in_a_copy_by_the_numbers_of_the_tables(tmp_path: Path) -> None:

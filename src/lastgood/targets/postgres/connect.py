@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Final
+import socket
+from typing import Any, Final, LiteralString
 
 import psycopg
 
 from lastgood.core.config import PostgresConfig
-from lastgood.core.errors import LastgoodError, Refused, Retryable
+from lastgood.core.errors import Bug, LastgoodError, Refused, Retryable
 from lastgood.targets import child
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -81,6 +82,37 @@ def limit_statements(connection: Connection, statement_s: float) -> None:
     connection.execute("SELECT set_config('statement_timeout', %s, false)", [f"{statement_s * 1000:.0f}"])
 
 
+def one(connection: Connection, query: LiteralString, *parameters: str) -> str:
+    """Return the one value of the one row that a query always gives, as text."""
+    row = connection.execute(query, parameters).fetchone()
+    if row is None:
+        raise Bug("a query that always gives a row gave none")
+    return str(row[0])
+
+
+def listens(config: PostgresConfig) -> bool:
+    """Whether anything listens where the server does, True also where that cannot be seen. What listens and does not
+    let in is busy, starting or ending. Raises Retryable when the engine of its container is silent."""
+    host = config.host
+    if config.container:
+        ended = _inspected(config.container)
+        if ended.code or not (address := _address(ended)):
+            return False
+        host = address
+    try:
+        if host.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(CONNECT_S)
+                probe.connect(f"{host}/.s.PGSQL.{config.port}")
+        else:
+            socket.create_connection((host, config.port), timeout=CONNECT_S).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _not_connected(config: PostgresConfig, database: str, error: psycopg.OperationalError) -> LastgoodError:
     said = " ".join(str(error).split())
     place = config.container or f"{config.host}:{config.port}"
@@ -97,18 +129,25 @@ def _not_connected(config: PostgresConfig, database: str, error: psycopg.Operati
 
 def container_address(container: str) -> str:
     """Return the address of a running container. Raises Retryable when there is none or the engine is silent."""
+    ended, hint = _inspected(container), f"docker start {container}"
+    if ended.code:
+        raise Retryable(f"container {container}: {ended.err.strip()}", delay_s=_NOT_NOW_S, hint=hint)
+    address = _address(ended)
+    if address is None:
+        raise Retryable(f"container {container} has no address: it is not running", delay_s=_NOT_NOW_S, hint=hint)
+    return address
+
+
+def _inspected(container: str) -> child.Ended:
     words = ["docker", "inspect", "--type", "container", "--format", "{{json .NetworkSettings.Networks}}", container]
-    hint = f"docker start {container}"
     try:
-        ended = child.run(words, deadline_s=INSPECT_S, env=child.bare_environment(os.environ))
+        return child.run(words, deadline_s=INSPECT_S, env=child.bare_environment(os.environ))
     except FileNotFoundError:
         raise Refused("the docker client is not installed", hint="the README names the packages") from None
     except child.Overran as error:
         raise Retryable(str(error), delay_s=_NOT_NOW_S, hint="docker info") from None
-    if ended.code:
-        raise Retryable(f"container {container}: {ended.err.strip()}", delay_s=_NOT_NOW_S, hint=hint)
-    networks: dict[str, dict[str, str]] = json.loads(ended.out) or {}
-    address = next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), None)
-    if address is None:
-        raise Retryable(f"container {container} has no address: it is not running", delay_s=_NOT_NOW_S, hint=hint)
-    return address
+
+
+def _address(inspected: child.Ended) -> str | None:
+    networks: dict[str, dict[str, str]] = json.loads(inspected.out) or {}
+    return next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), None)

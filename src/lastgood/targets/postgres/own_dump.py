@@ -85,10 +85,10 @@ def register(
 ) -> RestorePoint:
     """Keep a dump as a restore point, proved; the same dump again is the same restore point.
 
-    name, taken_at: None for what the dump says. log: up to where what was dumped had been recovered. expected:
-    fingerprint of the schema by release; it must be one of them, where there are any. known: the restore points of the
-    journal. Raises Refused with what is wrong and what was expected: then nothing of it is left, neither here nor on
-    the server.
+    name, taken_at: None for what the dump says. log: up to where what was dumped had been recovered, which is when it
+    was taken. expected: fingerprint of the schema by release; it must be one of them, where there are any. known: the
+    restore points of the journal. Raises Refused with what is wrong and what was expected: then nothing of it is left,
+    neither here nor on the server.
     """
     until = clock.now() + timedelta(seconds=deadline_s)
 
@@ -100,7 +100,7 @@ def register(
         kind, what = _format(path, source), str(source)
         told = _examined(server, path, kind, what=what, deadline_s=left_s())
         _check_origin(server, told, what=what)
-        moment = _moment(taken_at, told, source, clock)
+        moment = log.at if log else _moment(taken_at, told, source, clock)
         digest = restore_point.hash_of(path, kind, what=f"copy of {what}")
         copy = _Copy(path=path, kind=kind, what=what, told=told, sha256=digest)
         alike = (p for p in known if p.own and p.sha256 == digest and p.database == server.live)

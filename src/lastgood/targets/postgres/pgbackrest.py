@@ -32,7 +32,13 @@ _LAST_CHARACTERS: Final = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lsn:
+    start: str
     stop: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Segments:
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,7 @@ class _Backup:
     database: _OfServer
     info: _Size
     timestamp: _Ended
+    archive: _Segments = _Segments()
     lsn: _Lsn | None = None  # nothing is known of backups of very old versions
     error: bool | None = None
 
@@ -98,11 +105,13 @@ _INFO: Final = TypeAdapter(tuple[_Stanza, ...])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backup:
-    """One backup that can be restored. lsn: where it ended in the log, from when on it is a whole. size_bytes: of the
-    whole server, restored."""
+    """One backup that can be restored. begins: where it begins in the log; lsn: where it ended, from when on it is a
+    whole; timeline: on which. size_bytes: of the whole server, restored."""
 
     label: str
     ended_at: datetime
+    timeline: int
+    begins: int
     lsn: int
     size_bytes: int
 
@@ -138,11 +147,13 @@ def read_info(said: str, name: str) -> Stanza:
         Backup(
             label=one.label,
             ended_at=datetime.fromtimestamp(one.timestamp.stop, tz=UTC),
+            timeline=int(one.archive.stop[:8], 16),  # a segment's name begins with it
+            begins=position(one.lsn.start),
             lsn=position(one.lsn.stop),
             size_bytes=one.info.size,
         )
         for one in found.backup
-        if one.database.id == server.id and not one.error and one.lsn
+        if one.database.id == server.id and not one.error and one.lsn and one.archive.stop
     ]
     return Stanza(
         name=name,
@@ -162,20 +173,29 @@ def position(lsn: str) -> int:
 def backup_for(stanza: Stanza, to: LogPoint) -> Backup:
     """Return the newest backup that was whole before a place in the log: of a name, pgBackRest by itself would take the
     newest of all. Its ends are known to the second. Raises Refused when there is none."""
+    backups = _on_this_branch(stanza.backups)
     found = [
         backup
-        for backup in stanza.backups
+        for backup in backups
         if (backup.lsn <= position(to.lsn) if to.lsn else backup.ended_at < to.at.replace(microsecond=0))
     ]
     if found:
         return found[-1]
-    if not stanza.backups:
+    if not backups:
         raise Refused(f"stanza {stanza.name} has no backup", hint=f"pgbackrest --stanza={stanza.name} backup")
-    first = stanza.backups[0].ended_at + timedelta(seconds=1)
+    first = backups[0].ended_at + timedelta(seconds=1)
     raise Refused(
         f"the first backup of stanza {stanza.name} ended after {shown(to)}: expected {first.isoformat()} or later",
         hint=f"lastgood restore-points recover --at {first:%Y-%m-%dT%H:%M:%SZ}",
     )
+
+
+def _on_this_branch(backups: tuple[Backup, ...]) -> list[Backup]:
+    """Leave out those that ended on a branch that was left. A server that was brought back goes on from an earlier
+    place on a new timeline, and a recovery follows the newest one alone (PostgreSQL 15 docs, 26.3.5)."""
+    return [
+        one for one in backups if not any(one.timeline < later.timeline and later.begins < one.lsn for later in backups)
+    ]
 
 
 def shown(to: LogPoint) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -27,7 +27,7 @@ from lastgood.core.release import LogPoint, RestorePoint
 from lastgood.targets.postgres import own_dump, preflight, shelf
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import PREFIX, Captures
-from lastgood.targets.postgres.connect import APPLICATION, MAINTENANCE, Connection
+from lastgood.targets.postgres.connect import APPLICATION, MAINTENANCE, Connection, listens, one
 from lastgood.targets.postgres.pgbackrest import Backup, PgBackRest, Stanza, backup_for, shown, target
 from lastgood.targets.postgres.server import Server, databases, identity
 from lastgood.targets.postgres.tools import Tools
@@ -37,7 +37,8 @@ RECOVERED: Final = ".recovered"
 """The dump's name until it was copied to be kept."""
 ARCHIVED_S: Final = 60.0
 """pgBackRest's own patience with an archive (option archive-timeout)."""
-_AGAIN_S: Final = 0.5
+_LOOKS: Final = 3
+_AGAIN_S: Final = 0.2
 _QUICK_S: Final = 30.0
 _REMOVE_S: Final = 300.0
 _REMOVALS: Final = 3
@@ -49,6 +50,10 @@ _PORT: Final = 5432
 _SOCKET: Final = f".s.PGSQL.{_PORT}"
 _OWN: Final = ("data", "tablespaces", "log", _ACCESS, _SOCKET, f"{_SOCKET}.lock")
 _LOG_LINES: Final = 8
+_BRANCHED: Final = (
+    "where the server that serves was itself brought back since, an older backup may lead there: restored elsewhere by "
+    "a person (pgbackrest --set=LABEL restore), dumped, and given to lastgood restore-points add"
+)
 _FROM_LIVE: Final = ("max_prepared_transactions", "max_locks_per_transaction")
 """What a recovery may need as much of as there was (PostgreSQL 15 docs, 27.4.3)."""
 _SETTINGS: Final = {
@@ -58,13 +63,20 @@ _SETTINGS: Final = {
     "ssl": "off",
     # whom it lets in knows that the recovery is over
     "hot_standby": "off",
-    # it must not do what the live server does for others: archive, fetch from a publisher, run a scheduler's jobs
+    # it must not do what the live server does for others: archive, fetch from a publisher, run a scheduler's jobs, say
+    # which process it is
     "archive_mode": "off",
     "max_logical_replication_workers": "0",
     "shared_preload_libraries": "",
     "session_preload_libraries": "",
     "local_preload_libraries": "",
     "synchronous_standby_names": "",
+    "primary_conninfo": "",
+    "primary_slot_name": "",
+    "archive_cleanup_command": "",
+    "recovery_end_command": "",
+    "recovery_min_apply_delay": "0",
+    "external_pid_file": "",
     "autovacuum": "off",
     # it lives beside a server that serves, and not for long
     "shared_buffers": "128MB",
@@ -93,18 +105,29 @@ def mark(server: Server, restore_point: str, name: str) -> LogPoint | None:
     return LogPoint(at=row[1], name=f"lastgood_{restore_point[:40]}_{name}", lsn=row[0]) if row else None
 
 
-def look(server: Server, config: PgBackRestConfig) -> BackupFacts:
-    """Ask pgBackRest and the server what a recovery would find. Changes nothing."""
+def look(server: Server, config: PgBackRestConfig, *, owner: str) -> BackupFacts:
+    """Ask pgBackRest and the server what a recovery would find. owner: as `recover` has it. Changes nothing."""
+    tool = PgBackRest(config=config, container=server.config.container)
+    left = _left(_side(server, tool, programs="", owner=owner))
     with server.maintenance() as connection:
         sent = _sent(connection)  # first: what is sent meanwhile is there, and was not sent elsewhere
         try:
-            stanza = PgBackRest(config=config, container=server.config.container).info()
-        except Refused as error:
-            return BackupFacts(wrong=(f"{error.message}: {error.hint}",))
-        wrong = (*_another_server(connection, stanza), *_archiving(sent, stanza), *_rights(connection, server))
+            stanza = tool.info()
+        except Refused as error:  # of both, where nothing could be run
+            return BackupFacts(wrong=tuple(dict.fromkeys((f"{error.message}: {error.hint}", *left))))
+        wrong = (*_another_server(connection, stanza), *_archiving(sent, stanza), *_rights(connection, server), *left)
     if not stanza.backups:
         return BackupFacts(wrong=(f"stanza {stanza.name} has no backup: {_type(stanza, 'backup')}", *wrong))
     return BackupFacts(oldest_at=stanza.backups[0].ended_at, newest_at=stanza.backups[-1].ended_at, wrong=wrong)
+
+
+def _left(side: _Side) -> list[str]:
+    try:
+        there = side.refuse_others()
+    except Refused as error:
+        return [f"{error.message}: {error.hint}"]
+    clear = "which the next one clears: lastgood restore-points recover --at TIME"
+    return [f"{side.tool.config.path} holds a copy of the whole server that a recovery left, {clear}"] if there else []
 
 
 def _type(stanza: Stanza, command: str) -> str:
@@ -167,8 +190,10 @@ def _rights(connection: Connection, server: Server) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Live:
-    """What the server that serves says. programs: the folder of its own. settings: of `_FROM_LIVE`."""
+    """What the server that serves says. now: by its clock. programs: the folder of its own. settings: of
+    `_FROM_LIVE`."""
 
+    now: datetime
     system: str
     programs: str
     settings: Mapping[str, str]
@@ -197,15 +222,15 @@ def recover(
     def left_s() -> float:
         return max((until - clock.now()).total_seconds(), 1.0)
 
-    if to.at > clock.now():
-        raise Refused(f"{shown(to)} is yet to come: expected a moment that is over", hint="date --utc")
     tool = PgBackRest(config=config, container=server.config.container)
-    live = _live(server, tool, to)
+    live = _live(server, tool, to, clock=clock)
+    side = _side(server, tool, programs=live.programs, owner=owner)
+    side.clear()  # first: what a killed command left may fill the disk, and must not outlive what is refused now
+    if to.at > live.now:
+        raise Refused(f"{shown(to)} is yet to come: expected a moment that is over", hint="date --utc")
     if (same := _recovered_before(server, folder, to, known, deadline_s=left_s())) is not None:
         return same
     backup = _backup(server, tool, to)
-    side = _Side(tool=tool, programs=live.programs, mark=f"# lastgood: side cluster of {server.live}, {owner}\n")
-    side.refuse_others()
     _refuse_without_room(server, config.path, backup, folder)
     _wait_for_archive(server, tool, to, clock=clock)
     try:
@@ -227,7 +252,7 @@ def recover(
                 folder,
                 dump,
                 name=_free_name(folder, to, known),
-                taken_at=to.at,
+                taken_at=None,
                 expected=expected,
                 known=known,
                 deadline_s=left_s(),
@@ -240,20 +265,37 @@ def recover(
         raise
 
 
-def _live(server: Server, tool: PgBackRest, to: LogPoint) -> _Live:
-    """Look at the server that serves. Raises Refused, with what a person types, where none does."""
+def _live(server: Server, tool: PgBackRest, to: LogPoint, *, clock: Clock) -> _Live:
+    """Look at the server that serves. Raises Refused, with what a person types, where none is there; Retryable where it
+    lets nobody in."""
+    with _connected(server, tool, to, clock=clock) as connection:
+        if server.live not in databases(connection):
+            raise Refused(
+                f"there is no database {server.live}, beside which it could be recovered: expected an empty one",
+                hint=f"createdb {server.live}",
+            )
+        return _Live(
+            now=datetime.fromisoformat(one(connection, "SELECT clock_timestamp()::text")),
+            system=identity(connection).system,
+            programs=_programs(server, connection),
+            settings={name: one(connection, "SELECT current_setting(%s)", name) for name in _FROM_LIVE},
+        )
+
+
+def _connected(server: Server, tool: PgBackRest, to: LogPoint, *, clock: Clock) -> Connection:
+    """Connect; as often as a rollback tries, for what serves may be too busy, or starting."""
+    for _ in range(_LOOKS - 1):
+        try:
+            return server.maintenance()
+        except Retryable as error:
+            clock.sleep(error.delay_s)
     try:
-        with server.maintenance() as connection:
-            if server.live not in databases(connection):
-                raise Refused(
-                    f"there is no database {server.live}, beside which it could be recovered: expected an empty one",
-                    hint=f"createdb {server.live}",
-                )
-            settings = {name: _one(connection, f"SHOW {name}") for name in _FROM_LIVE}
-            return _Live(system=identity(connection).system, programs=_programs(server, connection), settings=settings)
+        return server.maintenance()
     except Retryable as error:
+        if listens(server.config):
+            raise
         raise Refused(
-            f"{error.message}: beside a server that does not answer nothing can be recovered. Where it is lost, a "
+            f"{error.message}: beside a server that is not there nothing can be recovered. Where it is lost, a "
             f"person brings all of it back, with every one of its databases, and what was written after {shown(to)} is "
             "gone from them: stop it, copy its data directory, type what follows, start it",
             hint=by_hand(server, tool, to),
@@ -263,29 +305,24 @@ def _live(server: Server, tool: PgBackRest, to: LogPoint) -> _Live:
 def _programs(server: Server, connection: Connection) -> str:
     """Not on PATH where Debian lays them out."""
     try:
-        return _one(connection, "SELECT setting FROM pg_config WHERE name = 'BINDIR'")
+        return one(connection, "SELECT setting FROM pg_config WHERE name = 'BINDIR'")
     except psycopg.errors.InsufficientPrivilege:
         return server.config.bin or ""
 
 
 def by_hand(server: Server, tool: PgBackRest, to: LogPoint) -> str:
     """What brings the whole server back, for a person to type. pgBackRest answers on this host while the server is
-    away; what it has is then known. In a container that is gone, of a moment it finds the backup by itself."""
-    to, chosen = (to if not tool.container else LogPoint(at=to.at)), []
+    away; what it has is then known. Else it must find the backup by itself, which it does of a moment only."""
+    place = target(LogPoint(at=to.at))
     if not tool.container:
         with suppress(LastgoodError):
-            chosen = [f"--set={backup_for(tool.info(), to).label}"]
-    words = tool.words("--delta", *chosen, *target(to), "restore")
+            place = [f"--set={backup_for(tool.info(), to).label}", *target(to)]
+    words = tool.words("--delta", *place, "restore")
     if container := server.config.container:
         image = f"$(docker inspect --format '{{{{.Config.Image}}}}' {shlex.quote(container)})"
         begins = ["docker", "run", "--rm", "--volumes-from", container, "--user", tool.config.user]
         return f"{shlex.join(begins)} {image} {shlex.join(words)}"
     return f"sudo -u {shlex.join([tool.config.user, *words])}"
-
-
-def _one(connection: Connection, query: str) -> str:
-    row = connection.execute(query.encode()).fetchone()
-    return str(row[0]) if row else ""
 
 
 def _recovered_before(
@@ -313,7 +350,7 @@ def _backup(server: Server, tool: PgBackRest, to: LogPoint) -> Backup:
 def _refuse_without_room(server: Server, path: str, backup: Backup, folder: Path) -> None:
     """A whole server beside, and then, for each, a dump, its copy and a clone. All that can be seen may be one disk."""
     with server.maintenance() as connection:
-        of_one = int(_one(connection, f"SELECT pg_database_size({_literal(server.live)})"))
+        of_one = int(one(connection, "SELECT pg_database_size(%s)", server.live))
     needed = (backup.size_bytes + 3 * of_one) * preflight.CLONE_SHARE
     places = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
     free = next((s.free for place in places if (s := preflight.space(server.config.container, place))), None)
@@ -326,20 +363,16 @@ def _refuse_without_room(server: Server, path: str, backup: Backup, folder: Path
             raise Refused(f"{where} has {left / 1e6:,.0f} MB free: expected {wanted / 1e6:,.0f} MB", hint="df -h")
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _wait_for_archive(server: Server, tool: PgBackRest, to: LogPoint, *, clock: Clock) -> None:
     """Have all of the log in the archive that the recovery reads, and for a moment something behind it: a recovery that
     meets nothing later does not know that it is there (PostgreSQL 15 docs, 20.5.5)."""
     with server.maintenance() as connection:
         if to.lsn:
-            needed = _one(connection, f"SELECT pg_walfile_name({_literal(to.lsn)})")
+            needed = one(connection, "SELECT pg_walfile_name(%s)", to.lsn)
         else:
             try:
                 connection.execute("SELECT pg_current_xact_id()")  # its commit bears a time
-                needed = _one(connection, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+                needed = one(connection, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
                 connection.execute("SELECT pg_switch_wal()")
             except psycopg.errors.InsufficientPrivilege:
                 raise Refused("; ".join(_rights(connection, server)), hint="lastgood doctor") from None
@@ -382,7 +415,7 @@ def _uncover(server: Server, reached: Tools, folder: Path) -> None:
         "nspname, relname)), '[]') "
         "FROM pg_publication p LEFT JOIN pg_publication_rel r ON prpubid = p.oid "
         "LEFT JOIN pg_class c ON c.oid = prrelid LEFT JOIN pg_namespace n ON n.oid = relnamespace "
-        f"WHERE starts_with(pubname, {_literal(PREFIX)})"
+        f"WHERE starts_with(pubname, '{PREFIX}')"
     )
     if sql := Captures(server, folder / points.CAPTURES).uncovering(json.loads(published)):
         ask(sql)
@@ -392,6 +425,10 @@ def _free_name(folder: Path, to: LogPoint, known: Collection[RestorePoint]) -> s
     taken = {point.id for point in known} | shelf.names(folder)
     name = f"at-{to.at:%Y%m%d-%H%M%S}"
     return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+
+def _side(server: Server, tool: PgBackRest, *, programs: str, owner: str) -> _Side:
+    return _Side(tool=tool, programs=programs, mark=f"# lastgood: side cluster of {server.live}, {owner}\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,7 +520,7 @@ class _Side:
             if not self._runs() or left_s() <= 1.0:
                 said = self.tool.ended(["tail", "-n", f"{_LOG_LINES}", log], deadline_s=_QUICK_S).out
                 raise Refused(
-                    f"the server did not come up to {shown(to)}: {' '.join(said.split())}",
+                    f"the server did not come up to {shown(to)}: {' '.join(said.split())}; {_BRANCHED}",
                     hint=f"pgbackrest --stanza={self.tool.config.stanza} info",
                 )
             clock.sleep(_AGAIN_S)

@@ -13,17 +13,17 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, LiteralString
+from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from lastgood.core.errors import Bug, Refused, Retryable
+from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.core.release import DumpFormat, LogPoint, RestorePoint
 from lastgood.targets.postgres import capture, catalog, shelf, writes
 from lastgood.targets.postgres.capture import Captures
-from lastgood.targets.postgres.connect import APPLICATION, Connection
+from lastgood.targets.postgres.connect import APPLICATION, Connection, one
 from lastgood.targets.postgres.properties import properties
 from lastgood.targets.postgres.server import (
     Identity,
@@ -174,8 +174,8 @@ def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: 
         if exported:
             connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
         else:
-            exported = _one(connection, "SELECT pg_export_snapshot()")
-        taken_at = datetime.fromisoformat(_one(connection, "SELECT now()::text"))
+            exported = one(connection, "SELECT pg_export_snapshot()")
+        taken_at = datetime.fromisoformat(one(connection, "SELECT now()::text"))
         boundary = _boundary(connection)
         tables = catalog.tables(connection)
         # Counted first: the locks that pg_dump needs are then had, or not to be had, by a connection that can say so.
@@ -209,22 +209,15 @@ def _prove(server: Server, maintenance: Connection, clone: str, snapshot: _Snaps
             was, now = next((a, b) for a, b in zip(snapshot.rows, rows, strict=True) if a != b)
             raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
         connection.execute("ANALYZE")
-        return _one(connection, "SELECT pg_current_snapshot()::text")
+        return one(connection, "SELECT pg_current_snapshot()::text")
 
 
 def _boundary(connection: Connection) -> str:
     """Return the snapshot as text that the server reads again. That of a slot may begin behind its own end, where
     transactions were aborted while the slot was made: what is before its beginning is over all the same (PostgreSQL
     source, XidInMVCCSnapshot asks for xmin first)."""
-    xmin, xmax, running = _one(connection, "SELECT pg_current_snapshot()::text").split(":")
+    xmin, xmax, running = one(connection, "SELECT pg_current_snapshot()::text").split(":")
     return f"{xmin}:{max(int(xmin), int(xmax))}:{running}"
-
-
-def _one(connection: Connection, query: LiteralString) -> str:
-    row = connection.execute(query).fetchone()
-    if row is None:
-        raise Bug("a SELECT without FROM gave no row")
-    return str(row[0])
 
 
 def _retire(server: Server, folder: Path, maintenance: Connection, taken: RestorePoint, *, keep: int) -> None:

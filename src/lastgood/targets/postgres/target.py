@@ -49,6 +49,7 @@ from lastgood.core.release import Down, LogPoint, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
 from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
 from lastgood.targets import child
+from lastgood.targets.masking import Masker
 from lastgood.targets.postgres import (
     capture,
     catalog,
@@ -252,19 +253,17 @@ class PostgresTarget:
     def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
         failed."""
+        given = {"DATABASE_URL": self._url()}
         try:
-            ended = child.run(
-                words, deadline_s=deadline_s, env=dict(os.environ) | {"DATABASE_URL": self._url()}, cwd=at
-            )
+            ended = child.run(words, deadline_s=deadline_s, env=dict(os.environ) | given, cwd=at)
         except OSError as error:
             raise ConfigError(f"database.migrations.{setting}: {words[0]}: {error.strerror}") from None
         except child.Overran as error:
             return "", str(error)
         if not ended.code:
             return ended.out, ""
-        said = " ".join((ended.err or ended.out).split())[-_LAST_CHARACTERS:]
-        password = self._config.postgres.password
-        return "", f"ended {ended.code}: {password.hidden_in(said) if password else said}"
+        said = Masker([given]).clean(ended.err or ended.out)  # before it is cut, or a part of a secret might be left
+        return "", f"ended {ended.code}: {' '.join(said.split())[-_LAST_CHARACTERS:]}"
 
     def _rehearse(self, action: RehearseDown, *, deadline_s: float) -> None:
         kept, server = self._kept(action), self._server
@@ -568,7 +567,7 @@ class PostgresTarget:
         if (config := self._config.pgbackrest) is None:
             return None
         with _answers(self._server, sent=False):
-            return recovery.look(self._server, config)
+            return recovery.look(self._server, config, owner=str(self._points))
 
     def recover(
         self,
