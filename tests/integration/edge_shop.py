@@ -119,7 +119,8 @@ class EdgeShop(Shop):
         assert [step.name for step in self.report.steps] == list(self.rung.steps)
         assert self.serving == GOOD
         assert self.world.answer() == f"{GOOD}-{GOOD}"
-        assert self.containers() == self.expected()
+        there, expected = self.containers(), self.expected()
+        assert there == expected, f"{there}, expected {expected}"
         assert self.networks() == [f"{self.world.project}_default"]
         assert self.world.container("db").id == self.database
         run = next(run for run in reversed(self.history.runs.values()) if run.ended and run.ended.report)

@@ -49,9 +49,11 @@ def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     serving = tuple(c for c in own if c.service not in named) + tuple(c for c in routed if c.name in named[c.service])
     idle = [c for c in routed if c not in serving and (is_twin(c) or c.service in edge.switchable)]
     others = [t for t in twins if t.service not in named]
+    # what cannot stand twice has a twin only for the gate, which never serves, up or not
+    kept = [c for c in idle if not c.is_up and not c.is_made_only and c.service in edge.switchable]
     return Look(
         serving=serving,
-        beside=(*(c for c in idle if c.is_up or c.is_made_only), *others, *leftovers),
+        beside=(*(c for c in idle if c not in kept), *others, *leftovers),
         stateful=stateful,
-        stopped=tuple(c for c in idle if not c.is_up and not c.is_made_only),
+        stopped=tuple(kept),
     )
