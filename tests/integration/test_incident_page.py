@@ -68,7 +68,7 @@ def test_a_row_that_waits_in_quarantine_is_put_back(swapped: PostgresWorld) -> N
 def test_a_swap_is_taken_back(swapped: PostgresWorld) -> None:
     psql(swapped, block("pg_terminate_backend"), database="postgres")
     assert swapped.sql("SELECT count(*) FROM customers WHERE full_name = 'Grace'") == [(1,)]
-    assert swapped.sql("SELECT count(*) FROM customers", database="shop_restored_r1") == [(22,)]
+    assert swapped.sql("SELECT count(*) FROM customers", database="shop_aside_r1") == [(22,)]
 
 
 def test_a_fence_is_lifted_by_hand(swapped: PostgresWorld) -> None:

@@ -323,6 +323,7 @@ class SetWrong:
         CLOCK.sleep(seconds)
 
 
+@pytest.mark.full
 def test_a_moment_is_over_when_it_is_by_the_servers_clock(shop: PostgresWorld) -> None:
     target = shop.target
     target._clock = SetWrong(timedelta(hours=-2))
@@ -334,6 +335,7 @@ def test_a_moment_is_over_when_it_is_by_the_servers_clock(shop: PostgresWorld) -
         target.recover(yet_to_come(shop), **given)  # type: ignore[arg-type] # of the test's own
 
 
+@pytest.mark.full
 def test_what_was_set_for_the_live_server_does_not_act_in_the_side_cluster(shop: PostgresWorld, kept: Kept) -> None:
     pid_file, ended = kept.folder / "log" / "live.pid", kept.folder / "log" / "ended"
     as_owner("sh", "-c", 'echo live > "$0"', str(pid_file))

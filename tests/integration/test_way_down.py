@@ -418,7 +418,13 @@ def test_what_every_transaction_set_aside_is_kept(embedded: PostgresWorld) -> No
     assert [rows for table, rows in told if table == "customers.nickname"] == [2, 1]
 
 
-@pytest.mark.parametrize("reads", ["SELECT 1 FROM customers", "LOCK TABLE customers IN ACCESS EXCLUSIVE MODE"])
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "SELECT 1 FROM customers",
+        pytest.param("LOCK TABLE customers IN ACCESS EXCLUSIVE MODE", marks=pytest.mark.full),
+    ],
+)
 def test_a_table_that_somebody_holds_is_waited_for_a_little_and_the_holder_is_named(
     embedded: PostgresWorld, reads: str
 ) -> None:
@@ -436,7 +442,10 @@ def test_a_table_that_somebody_holds_is_waited_for_a_little_and_the_holder_is_na
     assert embedded.target.observe().migrations == (FIRST,)
 
 
-@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+@pytest.mark.parametrize(
+    "isolation",
+    ["read committed", pytest.param("repeatable read", marks=pytest.mark.full), "serializable"],
+)
 def test_nobody_writes_between_what_is_set_aside_and_the_commit(embedded: PostgresWorld, isolation: str) -> None:
     """Whatever a writer was told is committed is in a table or in a file."""
     embedded.sql(f"ALTER DATABASE {embedded.config.name} SET default_transaction_isolation = '{isolation}'")
