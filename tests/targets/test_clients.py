@@ -6,19 +6,19 @@ import pytest
 
 from lastgood.targets.postgres.clients import Clients, check
 
-WEB, AGENT = ("hyper web", 3), ("hyper agent", 1)
+WEB, AGENT, NEWER = ("hyper", "web v1", 3), ("reports", "", 1), ("hyper", "web v2", 2)
 
 
 @pytest.mark.parametrize(
     "before,now,beside,passed,detail",
     [
-        ((WEB, AGENT), (WEB, AGENT), (), True, "hyper web x3, hyper agent x1 connected"),
-        ((WEB, AGENT), (("hyper web", 1),), (), True, "hyper web x1 connected; not back yet: hyper agent x1"),
-        ((WEB,), (), (), False, "hyper web x3 before, and nobody of them is back"),
-        ((WEB,), (AGENT,), (), False, "hyper web x3 before, and nobody of them is back"),
+        ((WEB, AGENT), (WEB, AGENT), (), True, "hyper web v1 x3, reports x1 connected"),
+        ((WEB, AGENT), (NEWER,), (), True, "hyper web v2 x2 connected; not back yet: reports x1"),
+        ((WEB,), (), (), False, "hyper web v1 x3 before, and nobody of them is back"),
+        ((WEB,), (AGENT,), (), False, "hyper web v1 x3 before, and nobody of them is back"),
         ((), (), (), True, "nobody was connected before"),
-        ((), (WEB,), (), True, "hyper web x3 connected"),
-        ((WEB,), (WEB,), (AGENT,), False, "hyper agent x1 in app_bad_r1, which is no longer live"),
+        ((), (WEB,), (), True, "hyper web v1 x3 connected"),
+        ((WEB,), (WEB,), (AGENT,), False, "reports x1 in app_bad_r1, which is no longer live"),
     ],
 )
 def test_a_swap_is_proved_by_who_came_back(
@@ -29,5 +29,5 @@ def test_a_swap_is_proved_by_who_came_back(
 
 
 def test_many_clients_are_counted_and_not_all_named() -> None:
-    many = tuple((f"hyper {number}", 1) for number in range(9))
+    many = tuple(("hyper", f"{number}", 1) for number in range(9))
     assert check(many, many, (), replaced="app_bad_r1").detail.endswith("hyper 4 x1 and 4 more connected")

@@ -11,20 +11,20 @@ from lastgood.core.report import Check
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 
 NAMED: Final = 5
-Clients = tuple[tuple[str, int], ...]
-"""(role, and what it calls itself where it does; how many sessions)"""
+Clients = tuple[tuple[str, str, int], ...]
+"""(role, what it calls itself, how many sessions). Another release may call itself otherwise: the role is who it is."""
 CLIENTS: Final = TypeAdapter(Clients)
 
 
 def of(maintenance: Connection, database: str) -> Clients:
     """Return who is connected to a database, but for lastgood, sorted."""
     return tuple(
-        (str(who), int(sessions))
-        for who, sessions in maintenance.execute(
-            "SELECT coalesce(usename, '-') || coalesce(' ' || nullif(application_name, ''), ''), count(*) "
+        (str(role), str(name), int(sessions))
+        for role, name, sessions in maintenance.execute(
+            "SELECT coalesce(usename, '-'), coalesce(application_name, ''), count(*) "
             # of other roles' sessions, most is hidden from a role that may not read it
             "FROM pg_stat_activity WHERE datname = %s AND coalesce(backend_type, 'client backend') = 'client backend' "
-            "AND NOT starts_with(coalesce(application_name, ''), %s) GROUP BY 1 ORDER BY 1",
+            "AND NOT starts_with(coalesce(application_name, ''), %s) GROUP BY 1, 2 ORDER BY 1, 2",
             [database, APPLICATION],
         )
     )
@@ -37,14 +37,15 @@ def check(before: Clients, now: Clients, beside: Clients, *, replaced: str) -> C
     name = "database clients"
     if beside:
         return Check(name=name, passed=False, detail=f"{_said(beside)} in {replaced}, which is no longer live")
-    back = [one for one in now if one[0] in dict(before)]
-    missing = [one for one in before if one[0] not in dict(now)]
-    if before and not back:
+    roles = {role for role, _, _ in now}
+    missing = [one for one in before if one[0] not in roles]
+    if before and len(missing) == len(before):
         return Check(name=name, passed=False, detail=f"{_said(before)} before, and nobody of them is back")
     told = f"{_said(now)} connected" if now else "nobody was connected before"
     return Check(name=name, passed=True, detail=told + (f"; not back yet: {_said(missing)}" if missing else ""))
 
 
-def _said(clients: Sequence[tuple[str, int]]) -> str:
+def _said(clients: Sequence[tuple[str, str, int]]) -> str:
     more = f" and {len(clients) - NAMED} more" if len(clients) > NAMED else ""
-    return ", ".join(f"{who} x{sessions}" for who, sessions in clients[:NAMED]) + more
+    named = (" ".join(filter(None, (role, name, f"x{sessions}"))) for role, name, sessions in clients[:NAMED])
+    return ", ".join(named) + more
