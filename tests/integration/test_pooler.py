@@ -357,6 +357,7 @@ def test_what_keeps_clients_from_being_made_to_wait_is_told(embedded: PostgresWo
             the_pooler(embedded).pause()
         embedded.pgbouncer = embedded.pgbouncer.model_copy(update={"user": "reader"})
         assert embedded.target.thrown_out_because() == ("reader is not among the admin_users of PgBouncer",)
+        assert all(check.passed for check in embedded.target.checks(""))  # whoever comes is handed on all the same
 
 
 def waiting(address: str) -> set[str]:

@@ -108,6 +108,16 @@ class Pooler:
             found.append(f"{self.config.user} is not among the admin_users of PgBouncer")
         return tuple(found)
 
+    def keeps_out(self) -> str:
+        """Why its clients do not come through now; empty when they do."""
+        try:
+            waits = any(pool.paused for pool in self._pools())
+        except _Away as error:
+            return f"PgBouncer does not answer: {error}"
+        except LastgoodError as error:
+            return error.message
+        return f"PgBouncer makes the clients of {self.live} wait: {self.by_hand()}" if waits else ""
+
     def _pools(self) -> list[_Pool]:
         """Those that lead to the live database."""
         wanted = self.config.databases

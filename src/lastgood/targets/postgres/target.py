@@ -700,8 +700,8 @@ class PostgresTarget:
             return (Check(name="database answers", passed=False, detail=error.message),)
         answers = [Check(name="database answers", passed=facts.exists)]
         if self._pooler:
-            kept_out = self.thrown_out_because()
-            answers.append(Check(name="PgBouncer hands on", passed=not kept_out, detail="; ".join(kept_out)))
+            kept_out = self._pooler.keeps_out()
+            answers.append(Check(name="PgBouncer hands on", passed=not kept_out, detail=kept_out))
         if not fingerprint:
             return tuple(answers)
         same = facts.fingerprint == fingerprint
