@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 ENGINE_SCRIPT = Path(__file__).parent.parent / "scripts" / "engine.sh"
-# A story deploys, watches and rolls back: the longest watch two full minutes. A test may still set its own.
+# A story deploys, watches and rolls back: the longest watch a full minute. A test may still set its own.
 SYSTEM_TIMEOUT_S = 900
 
 # No deadline: a slow machine is not a wrong program. The failing example is printed, so that it can become a test.

@@ -189,7 +189,7 @@ def test_a_release_ships_the_way_down_of_what_it_brings_and_of_nothing_else(embe
 @pytest.mark.parametrize(
     "up,down,why",
     [
-        pytest.param(UP, None, "", id="none-is-shipped"),
+        pytest.param(UP, None, "", id="none-is-shipped", marks=pytest.mark.full),
         pytest.param(
             UP,
             DOWN.replace("DROP TABLE coupons;", ""),
@@ -208,6 +208,7 @@ def test_a_release_ships_the_way_down_of_what_it_brings_and_of_nothing_else(embe
             f"{DOWN}; DROP INDEX CONCURRENTLY orders_at_idx",
             "cannot run inside a transaction block (25001)",
             id="it-cannot-be-in-a-transaction",
+            marks=pytest.mark.full,
         ),
         pytest.param(
             f"{UP}; DROP VIEW paid; ALTER TABLE orders DROP COLUMN at",
@@ -220,6 +221,7 @@ def test_a_release_ships_the_way_down_of_what_it_brings_and_of_nothing_else(embe
             f"{DOWN}; ALTER TABLE audit ADD COLUMN at timestamptz DEFAULT now()",
             "the migration removed audit.at, and what was written to it before is only captured",
             id="what-was-removed-was-empty-at-the-restore-point",
+            marks=pytest.mark.full,
         ),
         pytest.param(
             f"{UP}; ALTER TABLE audit RENAME COLUMN what TO words",
@@ -236,20 +238,25 @@ def test_a_release_ships_the_way_down_of_what_it_brings_and_of_nothing_else(embe
             ),
             "customers.name would be another column afterwards",
             id="a-rename-is-written-as-drop-and-add-with-a-default",
+            marks=pytest.mark.full,
         ),
         pytest.param(
             f"{UP}; ALTER TABLE audit ALTER COLUMN what TYPE varchar(9)",
             f"{DOWN}; ALTER TABLE audit DROP COLUMN what, ADD COLUMN what text",
             "audit.what would be another column afterwards",
             id="a-change-of-type-is-written-as-drop-and-add",
+            marks=pytest.mark.full,
         ),
         pytest.param(
             UP,
             f"{DOWN} DO $$ BEGIN RAISE EXCEPTION 'in use' USING ERRCODE = '55006'; END $$",
             "in use (55006)",
             id="it-fails-for-good-by-a-code-that-sounds-like-later",
+            marks=pytest.mark.full,
         ),
-        pytest.param(UP, f"{DOWN} SET lock_timeout = 0", "sets lock_timeout", id="it-waits-for-ever"),
+        pytest.param(
+            UP, f"{DOWN} SET lock_timeout = 0", "sets lock_timeout", id="it-waits-for-ever", marks=pytest.mark.full
+        ),
         pytest.param(
             UP,
             f"{DOWN} SET LOCAL session_replication_role = replica",
@@ -261,6 +268,7 @@ def test_a_release_ships_the_way_down_of_what_it_brings_and_of_nothing_else(embe
             f"{DOWN}; UPDATE orders SET total = total / 2",
             "the migration gave orders.total other values, which are only at rp-d2",
             id="values-were-changed",
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -337,8 +345,12 @@ ON_DATA: Mapping[str, tuple[str, str]] = {
     ),
 }
 
+SHORT_ON_DATA = frozenset({"rows-are-deleted", "rows-go-unseen", "an-invariant-of-the-old-schema-breaks"})
 
-@pytest.mark.parametrize("case", ON_DATA)
+
+@pytest.mark.parametrize(
+    "case", [case if case in SHORT_ON_DATA else pytest.param(case, marks=pytest.mark.full) for case in ON_DATA]
+)
 def test_what_only_shows_on_real_rows_shows_in_the_rehearsal_and_live_is_untouched(
     embedded: PostgresWorld, case: str
 ) -> None:
@@ -527,15 +539,20 @@ def test_after_a_rehearsal_that_refuses_the_next_rollback_swaps_and_loses_nothin
     assert embedded.one("SELECT count(*) FROM customers WHERE name = 'ada'") == 1
 
 
-KILLED_AT: Sequence[tuple[str, str]] = (
+KILLED_AT = [
     ("fitting.copied", "before"),
-    ("way_down._save", "after"),
     ("way_down._run", "after"),
-    ("way_down._take_down", "after"),
-    ("shelf.write", "before"),
-    ("shelf.write", "after"),
-    ("way_down.carry_out", "after"),
-)
+    *(
+        pytest.param(*moment, marks=pytest.mark.full)
+        for moment in (
+            ("way_down._save", "after"),
+            ("way_down._take_down", "after"),
+            ("shelf.write", "before"),
+            ("shelf.write", "after"),
+            ("way_down.carry_out", "after"),
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("where,when", KILLED_AT)

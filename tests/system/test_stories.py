@@ -33,7 +33,7 @@ TRIGGER = {
 SENTENCE = "🚨 Deployment failed. Rollback to v2.0.3 completed. System operating normally. Investigation started."
 SMOKE = ("login", "create mission", "chat with agent")
 EDGE_STEPS = ("pass-gate", "switch-traffic", "settle")
-STORY_S = 600
+STORY_S, LEAVING_S = 600, 60
 FIGURES = Path(os.environ["LASTGOOD_FIGURES"]) if os.environ.get("LASTGOOD_FIGURES") else None
 """Where each story leaves its figures, for the table in docs/figures.md."""
 
@@ -49,19 +49,23 @@ class Story:
 
 def play(fault: str, engine: str, folder: Path) -> Story:
     """Run the demo as a person would, in an empty folder."""
-    file = folder / "figures.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "lastgood", "demo", "--fault", fault, "--engine", engine, "--json", str(file)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=STORY_S,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    told = done.stdout + done.stderr
-    assert file.exists(), told
-    return Story(code=done.returncode, figures=json.loads(file.read_text()), told=told)
+    file, told = folder / "figures.json", folder / "told"
+    with told.open("w") as sink:
+        story = subprocess.Popen(
+            [sys.executable, "-m", "lastgood", "demo", "--fault", fault, "--engine", engine, "--json", str(file)],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        code = story.wait(timeout=STORY_S)
+    except subprocess.TimeoutExpired:
+        story.terminate()  # as after Ctrl-C: it leaves nothing behind
+        story.wait(timeout=LEAVING_S)
+        pytest.fail(f"not at its end after {STORY_S} s:\n{told.read_text()}", pytrace=False)
+    assert file.exists(), told.read_text()
+    return Story(code=code, figures=json.loads(file.read_text()), told=told.read_text())
 
 
 def stories() -> list[Any]:
@@ -83,6 +87,7 @@ def stories() -> list[Any]:
 def test_story(fault: str, engine: str, tmp_path: Path) -> None:
     story = play(fault, engine, tmp_path)
     figures, right = story.figures, RIGHT_END[fault]
+    print(story.told)  # noqa: T201 # shown where the test fails
     if FIGURES:
         FIGURES.mkdir(parents=True, exist_ok=True)
         with (FIGURES / f"{engine}-{fault}.jsonl").open("a") as file:

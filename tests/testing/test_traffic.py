@@ -160,6 +160,7 @@ def test_failures_are_counted_by_when_they_happened() -> None:
     assert (counts.sent, counts.failed) == (7, 5)
     assert counts.failed_before_decision == 1
     assert counts.failed_during_switch == 2
+    assert list(counts.failed_with.items()) == [("500", 2), ("timeout", 1), ("refused", 1), ("reset", 1)]
 
 
 def test_the_leaving_release_answers_for_its_own_errors() -> None:

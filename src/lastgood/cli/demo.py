@@ -54,7 +54,7 @@ RIGHT_END: Final[Mapping[str, TerminalState]] = {
     "blip": TerminalState.HEALTHY_KEPT,
     "good": TerminalState.HEALTHY_KEPT,
 }
-SHORT_WINDOW: Final = "120s"
+SHORT_WINDOW: Final = "60s"
 """Watch window of releases that are to be kept; the bad ones are watched for the configured hour, and do not last."""
 WATCH_LINE_EVERY_S: Final = 15.0
 TRAFFIC_BEFORE_S: Final = 3.0
@@ -339,6 +339,8 @@ def _tell(figures: Figures, *, keep: bool) -> None:
         f"{counts.failed_before_decision:,} before the decision, "
         f"{figures.failed_until_switch:,} until the switch, {counts.failed_during_switch:,} in it"
     )
+    if counts.failed_with:
+        print("          with " + ", ".join(f"{number:,} {status}" for status, number in counts.failed_with.items()))
     print(
         f"missions  {missions.acknowledged:,} acknowledged, {missions.missing:,} missing"
         + (f", {missions.announced_lost:,} announced and in quarantine" if missions.announced_lost else "")

@@ -18,7 +18,7 @@ import random
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -128,13 +128,15 @@ class Request:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """The figures of one ledger. What failed neither before the decision nor in the switch failed between or after.
-    crossed: requests on which services of more than one release worked."""
+    crossed: requests on which services of more than one release worked. failed_with: how many of `failed` for each
+    status or `Lost`, as text, the most first."""
 
     sent: int
     failed: int
     failed_before_decision: int
     failed_during_switch: int
     crossed: int
+    failed_with: dict[str, int]
 
 
 def read_ledger(path: Path) -> tuple[Request, ...]:
@@ -185,6 +187,7 @@ def summary(
         failed_before_decision=len(before),
         failed_during_switch=len(during),
         crossed=sum(request.crossed for request in requests),
+        failed_with=dict(Counter(str(request.status) for request in failed).most_common()),
     )
 
 

@@ -11,7 +11,10 @@ from hypercode_http import RELEASE
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 _MOST_CONNECTIONS: Final = 8
-_WAIT_S: Final = 2.0  # for a free connection; after that the request is answered with an error instead of queueing
+# For a free connection, and for a new one. Longer than a busy machine may need, shorter than users wait: a core that
+# gives up sooner turns a slow minute into an outage.
+_WAIT_S: Final = 10.0
+_CONNECT_S: Final = 5
 
 
 def make_pool(database_url: str) -> Pool:
@@ -25,7 +28,7 @@ def make_pool(database_url: str) -> Pool:
         check=AsyncConnectionPool.check_connection,
         kwargs={
             "autocommit": True,
-            "connect_timeout": 2,
+            "connect_timeout": _CONNECT_S,
             "application_name": f"hypercode-core {RELEASE}",
             "options": "-c statement_timeout=5s",
         },

@@ -21,7 +21,7 @@ class Settings:
             database_url=_required(environment, "DATABASE_URL"),
             token_secret=_required(environment, "TOKEN_SECRET").encode(),
             orchestrator_url=environment.get("ORCHESTRATOR_URL", "http://127.0.0.1:8081"),
-            chat_deadline_s=float(environment.get("CHAT_DEADLINE_S", "2")),
+            chat_deadline_s=float(environment.get("CHAT_DEADLINE_S", "4")),
         )
 
 
