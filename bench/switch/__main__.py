@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=150.0, help="requests per second, over all services")
     parser.add_argument("--services", type=int, nargs="+", default=[1], help="stacks of so many services")
     parser.add_argument("--switches", type=int, default=0, help="L0 switches back and forth, and their percentiles")
-    parser.add_argument("--json", type=Path, help="append every figure to this file, for bench.switch.page")
+    parser.add_argument("--json", type=Path, help="append every figure to this file, for bench.switch.report")
     asked = parser.parse_args()
     # so that a run that is ended from outside cleans up as well
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -72,8 +72,12 @@ def prepared(world: EdgeWorld, target: ComposeTarget, version: str) -> Release:
 def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: EdgeWorld, target: ComposeTarget) -> None:
     database = world.container("db").id
     r0 = recorded(target, "r0")
+    assert target.rung().startswith("L2 start first (api, web): what serves now was started without the edge")
     with traffic(world) as answers:
         assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
+        assert [c.detail for c in target.checks(r0) if c.name == "containers that are never touched"] == [
+            "db, lastgood-edge"
+        ]
         assert "L0" in target.rung()
         r1 = prepared(world, target, "1")
         assert carry(target, r1, standby="r0") == ["pass-gate", "switch-traffic", "serve-worker", "settle"]
@@ -171,6 +175,51 @@ def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeT
     assert world.answer() == "0-0"
 
 
+def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(world: EdgeWorld, target: ComposeTarget) -> None:
+    """Docker's last word on it is that it is healthy."""
+    world.services["api"]["healthcheck"] |= {"interval": "2s", "retries": 100}
+    world.write()
+    world.image("api", "0", script="httpd -f -p 8080 -h /www & echo $! >/pid; while :; do sleep 1; done")
+    r0 = target.prepare("r0", datetime.now(UTC))
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    (dead,) = (c for c in world.candidates() if c.name == f"{world.project}-api-r0")
+    dead.exec_run(["sh", "-c", "kill -9 $(cat /pid)"])
+    assert target.rung("r0").startswith("L0 warm (api, web)")
+    with traffic(world) as answers:
+        carry(target, r0)
+    assert set(answers) <= {"1-1", "0-0"}, answers
+    assert world.answer() == "0-0"
+    assert dead.id not in {c.id for c in world.candidates()}
+
+
+def test_a_service_without_a_health_check_gets_requests_when_it_takes_them(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    del world.services["api"]["healthcheck"]
+    world.write()
+    world.version("1")
+    world.image("api", "1", script="sleep 8; exec httpd -f -p 8080 -h /www")
+    r1 = target.prepare("r1", datetime.now(UTC))
+    with traffic(world) as answers:
+        carry(target, r1, standby="r0")
+    assert set(answers) == {"0-0", "1-1"}, answers
+
+
+def test_more_instances_than_the_edge_has_room_for_are_refused_before_anything_starts(world: EdgeWorld) -> None:
+    world.services["api"]["deploy"] = {"replicas": 5}
+    world.write()
+    plan = set_up_edge(world.settings(), root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    assert dict(plan.routes) == {"web": 8080}
+    assert plan.left_out["api"] == "it asks for 5 instances, and the edge has room for 4 of each release"
+    target = world.behind(world.settings(routes={"api": 8080, "web": 8080}))
+    said = "api asks for 5 instances, and the edge has room for 4 of each release: ask for fewer, or take api out of"
+    assert [line for line in target.preflight() if line.startswith(said)] != []
+
+
 @pytest.mark.full
 def test_what_was_switched_away_from_stays_stopped_when_the_engine_would_start_it(
     world: EdgeWorld, target: ComposeTarget
@@ -261,8 +310,17 @@ def test_an_edge_without_its_socket_is_said_and_nothing_is_touched(world: EdgeWo
     gate = steps_to(target, r0)
     assert gate == []
     (world.root / ".lastgood" / "edge" / "haproxy.sock").unlink()
-    with pytest.raises(Retryable, match="the edge does not answer"):
+    with pytest.raises(Retryable, match=r"the edge does not answer on its socket .*haproxy\.sock") as said:
         target.observe()
+    assert world.answer() == "0-0"
+    world.run(*said.value.hint.split())
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            assert {i.release for i in target.observe().serving if i.service != "worker"} == {"r0"}
+            break
+        except Retryable:
+            time.sleep(0.1)
     assert world.answer() == "0-0"
 
 

@@ -64,7 +64,11 @@ MOMENTS: Final[dict[str, dict[str, Dies]]] = {
         "what served is removed": Dies(at=REMOVE, later=1),
         "the replacement is renamed": Dies(at=RENAME),
     },
-    RECREATED.name: {},
+    RECREATED.name: {  # by Compose: its container, its requests
+        "the candidate is started": Dies(at=START),
+        "what served is stopped": Dies(at=STOP),
+        "what takes its place is renamed": Dies(at=RENAME),
+    },
 }
 
 
@@ -178,7 +182,7 @@ class TestEngineKilledOnL3(KilledEngine):
     rung = HELD
 
 
-class TestEngineStartedAgainOnL4(StartedAgain):
+class TestEngineKilledOnL4(KilledEngine):
     rung = RECREATED
 
 

@@ -149,7 +149,7 @@ class Running:
         while not (folder / SOCKET_FILE).exists():
             assert self.process.poll() is None, "haproxy did not start"
             time.sleep(0.02)
-        self.runtime = Runtime(folder)
+        self.runtime = Runtime(folder, anew="docker restart edge")
 
     def answer(self) -> str:
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as line:
@@ -272,7 +272,7 @@ def test_an_edge_that_was_started_before_this_was_known_does_not_hold(edge: Runn
         while not (before / SOCKET_FILE).exists():
             assert process.poll() is None
             time.sleep(0.02)
-        assert Runtime(before).holds_everybody() is None
+        assert Runtime(before, anew="docker restart edge").holds_everybody() is None
     finally:
         process.terminate()
         process.wait()
@@ -342,6 +342,6 @@ def test_one_that_hangs_after_it_was_told_is_unknown(tmp_path: Path, monkeypatch
         deaf.bind(str(tmp_path / SOCKET_FILE))
         deaf.listen()
         with pytest.raises(OutcomeUnknown, match="was told and did not answer"):
-            Runtime(tmp_path).move(to=[("web", "s0")], away=[])
+            Runtime(tmp_path, anew="docker restart edge").move(to=[("web", "s0")], away=[])
         with pytest.raises(Retryable):
-            Runtime(tmp_path).slots()
+            Runtime(tmp_path, anew="docker restart edge").slots()

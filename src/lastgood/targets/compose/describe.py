@@ -3,7 +3,7 @@ kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import chain, combinations
@@ -16,6 +16,7 @@ from lastgood.targets.checkout import checkout
 from lastgood.targets.compose.code import keep_code
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.foreign import refuse_compose_1
+from lastgood.targets.compose.haproxy import MOST_INSTANCES
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import held_as
 from lastgood.targets.compose.obstacles import obstacles, slow_to_start
@@ -143,11 +144,24 @@ def unusable(stack: Stack, project: Project) -> tuple[str, ...]:
     if missing := [s for s in stack.config.services if s not in project.services]:
         has = ", ".join(project.services)
         return (f"containers.services names {', '.join(missing)}, which the compose file does not have; it has: {has}",)
-    return tuple(
-        line
-        for service in stack.config.services
-        for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
+    return (
+        *(
+            line
+            for service in stack.config.services
+            for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
+        ),
+        *_too_many(stack, project),
     )
+
+
+def _too_many(stack: Stack, project: Project) -> Iterator[str]:
+    edge = stack.config.edge
+    for service in edge.routes if edge else ():
+        if service in project.services and (asked := project.instances(service) or 1) > MOST_INSTANCES:
+            yield (
+                f"{service} asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release: "
+                f"ask for fewer, or take {service} out of containers.edge.routes"
+            )
 
 
 def _image_id(engine: Engine, service: str, reference: str, *, project: str, built: bool) -> str:

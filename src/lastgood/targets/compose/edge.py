@@ -6,6 +6,7 @@ Only the edge says who serves: a container that runs beside has no port and no n
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,7 @@ PATIENCE_S: Final = 0.75
 POLL_S: Final = 0.02
 RESOLVED_S: Final = 10.0
 """The edge asks for an address every second."""
+CONNECT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Edge:
     @property
     def runtime(self) -> Runtime:
         """The edge's socket."""
-        return Runtime(self.folder)
+        return Runtime(self.folder, anew=f"docker restart {self.stack.name}-{self.config.service}-1")
 
     @property
     def switchable(self) -> frozenset[str]:
@@ -73,6 +75,12 @@ class Edge:
             taken[slot.name] = container
         self._wait_for_addresses(service, taken, ends_at=ends_at)
         return tuple(taken)
+
+    def listens(self, service: str, container: Container) -> bool:
+        """Whether a container takes connections on the port of its route: Docker's word on its health may be old, or
+        there is none. An address that this host does not reach counts as one that does, since the edge may reach it."""
+        refused = [not _takes_connections(at, self.config.routes[service]) for at in container.addresses]
+        return not (refused and all(refused))
 
     def _free(
         self, service: str, slots: Sequence[Slot], taken: Mapping[str, Container], busy: Mapping[tuple[str, str], int]
@@ -168,3 +176,13 @@ class Edge:
             )
             for service, port in self.config.routes.items()
         ]
+
+
+def _takes_connections(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=CONNECT_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        pass  # not a no: a network that only containers are in
+    return True

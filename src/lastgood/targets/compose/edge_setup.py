@@ -18,7 +18,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.ports import Clock
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Engine, connect
-from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, publish_from
+from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES, publish_from
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.shape import Kind, found_past_names, shape_of
@@ -57,6 +57,10 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
             left_out[name] = "it is not known on which port it serves"
         elif others := _beside(project, name, shape.port):
             left_out[name] = f"it publishes {others} as well, which HTTP requests do not tell apart"
+        elif (asked := project.instances(name) or 1) > MOST_INSTANCES:
+            left_out[name] = (
+                f"it asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release"
+            )
         else:
             routes[name] = shape.port
             if shape.alone:

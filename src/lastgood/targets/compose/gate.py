@@ -218,6 +218,7 @@ class _Gate:
         return found[0]
 
     def _wait(self, record: ServiceRecord, candidate: str, *, ends_at: datetime) -> None:
+        """Wait until it is healthy and, behind an edge, takes connections. Raises Refused when it will not be."""
         began = self.stack.clock.now()
         while True:
             container = self.engine.container(candidate)
@@ -225,15 +226,20 @@ class _Gate:
                 raise Refused(f"somebody removed the candidate of {record.name}", hint="lastgood history")
             facts, now = container.facts(), self.stack.clock.now()
             settled = facts.health is Health.NONE and now - container.started_at >= timedelta(seconds=SETTLE_S)
-            if facts.running and (facts.health is Health.HEALTHY or settled):
+            well = facts.running and (facts.health is Health.HEALTHY or settled)
+            if well and (self.edge is None or not self._switches(record) or self.edge.listens(record.name, container)):
                 return
             if facts.exit_code is not None:
                 out_of_memory = ", out of memory" if facts.oom_killed else ""
                 raise self._failed(record, candidate, f"exited with {facts.exit_code}{out_of_memory}")
             if facts.health is Health.UNHEALTHY:
                 raise self._failed(record, candidate, "is unhealthy")
-            if now >= ends_at:
-                raise self._failed(record, candidate, f"is not healthy after {(now - began).total_seconds():.0f} s")
+            # one from before has had its time to boot; what is made anew in its place needs what is left
+            late = container.started_at + timedelta(seconds=self.stack.config.boot)
+            given_up = well and candidate not in self.made and now >= max(late, began + timedelta(seconds=SETTLE_S))
+            if given_up or now >= ends_at:
+                how = "takes no connection" if well else "is not healthy"
+                raise self._failed(record, candidate, f"{how} after {(now - began).total_seconds():.0f} s")
             self.stack.clock.sleep(POLL_S)
 
     def _failed(self, record: ServiceRecord, candidate: str, how: str) -> Refused:

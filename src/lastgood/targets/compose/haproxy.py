@@ -35,6 +35,8 @@ FIRST_PORT: Final = 20_000
 """Inside the edge each service is published from a port of its own, from here on: two services may listen on one."""
 SLOTS: Final = 8
 """Instances of a service that can be named at once, over all releases."""
+MOST_INSTANCES: Final = SLOTS // 2
+"""Of one release, so that the next one can stand beside it."""
 ASK_S: Final = 5.0
 MOST_BYTES: Final = 4 << 20
 _TAKEN: Final = ("changed its FQDN", "no need to change")
@@ -176,10 +178,10 @@ def _turned(services: Iterable[str], to: str) -> list[str]:
 
 
 class Runtime:
-    """The socket of a running HAProxy. folder: where it lies on this host."""
+    """The socket of a running HAProxy. folder: where it lies on this host. anew: the command that makes it anew."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, anew: str) -> None:
+        self._folder, self._anew = folder, anew
 
     def slots(self) -> tuple[Slot, ...]:
         """Return every slot as HAProxy has it now. Raises Retryable when it does not answer."""
@@ -250,14 +252,14 @@ class Runtime:
         try:
             return self._said(command)
         except OSError as error:
-            raise _away(error) from error
+            raise self._away(error) from error
 
     def _tell(self, commands: Sequence[str]) -> None:
         """HAProxy carries a line out as a whole; it answers nothing, or one line for what it does not take."""
         try:
             said = self._said("; ".join(commands))
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise _away(error) from error
+            raise self._away(error) from error
         except OSError as error:
             raise OutcomeUnknown("the edge was told and did not answer", hint="lastgood doctor") from error
         refused = [line for line in said.splitlines() if line and not any(known in line for known in _TAKEN)]
@@ -277,8 +279,8 @@ class Runtime:
                     raise OSError("the answer has no end")
             return answer.decode("utf-8", errors="replace")
 
-
-def _away(error: OSError) -> Retryable:
-    return Retryable(
-        f"the edge does not answer on its socket: {error.strerror or error}", delay_s=1.0, hint="lastgood doctor"
-    )
+    def _away(self, error: OSError) -> Retryable:
+        path = self._folder / SOCKET_FILE
+        return Retryable(
+            f"the edge does not answer on its socket {path}: {error.strerror or error}", delay_s=1.0, hint=self._anew
+        )

@@ -68,7 +68,7 @@ class ComposeTarget:
             clock=clock,
             private=tuple(path.resolve() for path in private),
         )
-        # Containers that are never touched, as they were before this process recreated anything: ID to service.
+        # Containers that are never touched, as they were before this process did anything: ID to service.
         self._untouched: dict[str, str] = {}
         self._edge = Edge(config.edge, self._stack) if config.edge else None
 
@@ -107,6 +107,7 @@ class ComposeTarget:
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
+            self._untouched = self._untouched or untouchable(self._stack, engine)
             if isinstance(action, PassGate | Serve | Switch):
                 refuse_compose_1(engine, self._stack.name)
             match action:
@@ -135,8 +136,6 @@ class ComposeTarget:
 
     def _serve(self, engine: Engine, action: Serve, *, deadline_s: float) -> None:
         kept = self._kept(action.release)
-        if not self._untouched:
-            self._untouched = untouchable(self._stack, engine)
         if self._edge and action.service in self._edge.config.one_at_a_time:
             recreate_behind(self._stack, engine, self._edge, kept, action, deadline_s=deadline_s)
         else:
