@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from pydantic import TypeAdapter
 
+from lastgood.core.deploying import found
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
 from lastgood.core.plan import (
     Action,
@@ -360,6 +361,15 @@ def test_what_somebody_else_put_there_since_is_named(plan: Plan) -> None:
     now = facts(plan.from_release)
     hotfix = replace(now, serving=(instance("core", "core-hotfix"), *now.serving[1:]))
     assert agrees(plan, hotfix) == ("core: core-hotfix serves, which was not there when the plan was made",)
+
+
+def test_what_somebody_else_started_beside_an_edge_since_is_named_and_what_was_there_is_not() -> None:
+    plan, now = rollback_plan(None), replace(facts("bad"), switchable=frozenset({"core"}))
+    stray = replace(now, candidates=(instance("core", "core-hotfix"),))
+    assert agrees(plan, stray) == ("core: core-hotfix runs beside, which was not there when the plan was made",)
+    assert found(release("old"), stray)[-1] == ("core", "core-hotfix")
+    assert agrees(replace(plan, found=found(release("old"), stray)), stray) == ()
+    assert agrees(plan, replace(now, candidates=(replace(instance("core", "core-standby"), release="old"),))) == ()
 
 
 def test_what_the_plan_itself_put_there_is_no_surprise() -> None:

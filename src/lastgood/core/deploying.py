@@ -104,7 +104,8 @@ def make_deploy_plan(
 
 def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
     """Return (service, artifact) of what runs of the release's services, to be compared before the first effect."""
-    return tuple((i.service, i.artifact) for i in containers.serving if i.running and release.service(i.service))
+    there = (*containers.serving, *containers.strays)
+    return tuple((i.service, i.artifact) for i in there if i.running and release.service(i.service))
 
 
 def changed_services(

@@ -68,6 +68,12 @@ class ContainerFacts:
         """Return the serving instances of a service, empty when there is none."""
         return tuple(i for i in self.serving if i.service == service)
 
+    @property
+    def strays(self) -> tuple[InstanceFacts, ...]:
+        """What runs beside, of a service that switches, and is bound to no release: started by somebody else, or before
+        there was an edge."""
+        return tuple(i for i in self.candidates if i.running and not i.release and i.service in self.switchable)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseFacts:

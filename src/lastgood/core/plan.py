@@ -507,7 +507,7 @@ class Plan:
     from_release: what serves now, empty on a first deploy. warnings: what a person should know before saying yes.
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
-    found: (service, artifact) of what served of the release's services when it was made.
+    found: (service, artifact) of what ran of the release's services when it was made.
     """
 
     id: str
@@ -616,12 +616,13 @@ def strangers(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
 
 
 def put_by_others(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
-    """Return what serves and was neither found nor put there by the plan, one line each. A service that was down then
-    may have come back."""
+    """Return what serves, or was started beside, and was neither found nor put there by the plan, one line each. A
+    service that was down then may have come back."""
     found = set(plan.found)
     known = found | {served for step in plan.steps for served in step.serves}
     return tuple(
-        f"{i.service}: {i.artifact[:19]} serves, which was not there when the plan was made"
-        for i in containers.serving
+        f"{i.service}: {i.artifact[:19]} {does}, which was not there when the plan was made"
+        for does, there in (("serves", containers.serving), ("runs beside", containers.strays))
+        for i in there
         if i.running and (i.service, i.artifact) not in known and any(service == i.service for service, _ in found)
     )
