@@ -35,10 +35,11 @@ system: setup
 	@$(ENGINE)
 	@rm -rf $(FIGURES)
 	@set -e; export LASTGOOD_FIGURES=$(CURDIR)/$(FIGURES); for round in $$(seq $(ROUNDS)); do \
-	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) --dist load --maxschedchunk 1 --durations=0 -m '$(SYSTEM) and not edge' tests/system/test_stories.py; done
+	  echo "system  stories, round $$round of $(ROUNDS)"; $(PYTEST) -n $(JOBS) --dist load --maxschedchunk 1 --durations=0 -m '$(SYSTEM) and not edge' tests/system/test_stories.py; done; \
+	  if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist worksteal -m edge tests/system/test_stories.py; fi
 	@scripts/figures.py $(FIGURES)
 	@$(PYTEST) -n $(JOBS) --dist worksteal -m '$(SYSTEM)' tests/system/test_kill_points.py
-	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist worksteal -m edge tests/system/test_stories.py; $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration tests/targets tests/examples; fi
+	@if [ '$(SYSTEM)' = system ]; then $(PYTEST) -n 2 --dist loadscope -m 'full and not system' tests/integration tests/targets tests/examples; fi
 
 ## write the generated parts of the docs anew
 docs: setup

@@ -21,7 +21,7 @@ from lastgood.testing.slack import SlackStandIn
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import EffectCounter, edge_image
 from tests.integration.edge_world import FRONT, EdgeWorld
-from tests.integration.shop import Shop
+from tests.integration.shop import KILLED, Shop
 
 GOOD: Final = "v1"
 
@@ -102,12 +102,22 @@ class EdgeShop(Shop):
 
     def bad_release(self) -> str:
         """Deploy the next bad one, with the freeze of the rollback before lifted. Returns its name."""
-        if self.history.frozen:
-            self.lastgood("unfreeze", "-m", "the next one")
-        self._number += 1
+        self._next()
         self.bad(self.bad_name)
         assert self.world.answer() == f"{self.bad_name}-{self.bad_name}"
         return self.bad_name
+
+    def bad_release_that_dies(self, point: str) -> str:
+        """Deploy the next bad one by a command that dies at a kill point. Returns its name."""
+        self._next()
+        self.build(self.bad_name)
+        self.lastgood("deploy", "--release", self.bad_name, "--no-watch", "--yes", code=KILLED, die_at=point)
+        return self.bad_name
+
+    def _next(self) -> None:
+        if self.history.frozen:
+            self.lastgood("unfreeze", "-m", "the next one")
+        self._number += 1
 
     # --- what must be true afterwards ----------------------------------------------------------------------------
 
@@ -127,6 +137,17 @@ class EdgeShop(Shop):
         done = [r.event.step for r in run.records if isinstance(r.event, StepSeen) and r.event.seen is Seen.DONE]
         assert done == list(self.rung.steps)
         assert f"{self.rung.name} " in run.plan.rung, run.plan.rung
+
+    def check_nothing_is_left_of_a_deploy(self) -> None:
+        """v1 serves from one container of each service and from none twice; of the bad one nothing runs."""
+        assert self.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+        assert [check for check in self.report.checks if not check.passed] == []
+        assert self.serving == GOOD
+        assert self.world.answer() == f"{GOOD}-{GOOD}"
+        running = {name: image for name, (up, image) in self.containers().items() if up}
+        assert running == {name: image for name, (up, image) in self.expected().items() if up}
+        assert self.networks() == [f"{self.world.project}_default"]
+        assert self.world.container("db").id == self.database
 
     @property
     def told_of_success(self) -> int:
@@ -179,6 +200,13 @@ def edge_shop(folder: Path, rung: Rung, *, address: str = "127.0.0.1", restart: 
             yield shop
         finally:
             world.clear()
+
+
+def possible(rung: Rung, bad: str) -> set[str]:
+    """What users may see of a rollback: one release or the other, and where web cannot stand twice also one that asks
+    the other's."""
+    both = {f"{bad}-{bad}", f"{GOOD}-{GOOD}"}
+    return both | {f"{bad}-{GOOD}"} if rung.alone else both
 
 
 @contextmanager

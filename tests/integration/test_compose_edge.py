@@ -17,7 +17,7 @@ from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget, edge_file, set_up_edge
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import edge_image
-from tests.integration.edge_world import EdgeWorld, traffic
+from tests.integration.edge_world import FRONT, EdgeWorld, traffic
 
 pytestmark = [pytest.mark.needs_docker, pytest.mark.timeout(240)]
 
@@ -194,6 +194,7 @@ def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(world: Ed
     assert dead.id not in {c.id for c in world.candidates()}
 
 
+@pytest.mark.full
 def test_a_service_without_a_health_check_gets_requests_when_it_takes_them(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
@@ -207,6 +208,20 @@ def test_a_service_without_a_health_check_gets_requests_when_it_takes_them(
     with traffic(world) as answers:
         carry(target, r1, standby="r0")
     assert set(answers) == {"0-0", "1-1"}, answers
+
+
+@pytest.mark.full
+def test_a_service_that_ends_while_its_sibling_boots_is_started_again(world: EdgeWorld, target: ComposeTarget) -> None:
+    carry(target, recorded(target, "r0"))
+    world.services["web"]["depends_on"] = {"api": {"condition": "service_healthy"}}
+    world.services["api"]["healthcheck"]["retries"] = 50
+    world.write()
+    world.version("1")
+    world.image("api", "1", script="sleep 4; exec httpd -f -p 8080 -h /www")
+    world.image("web", "1", script="wget -q -O - http://api:8080/ || exit 3\n" + FRONT.replace("VERSION", "1"))
+    r1 = target.prepare("r1", datetime.now(UTC))
+    carry(target, r1, standby="r0")
+    assert world.answer() == "1-1"
 
 
 def test_more_instances_than_the_edge_has_room_for_are_refused_before_anything_starts(world: EdgeWorld) -> None:

@@ -21,6 +21,7 @@ from tests.integration.edge_shop import (
     Rung,
     counted,
     edge_shop,
+    possible,
 )
 from tests.integration.edge_world import traffic
 from tests.integration.shop import KILLED
@@ -56,17 +57,18 @@ IN_THE_MIDDLE = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every moment of every step of the class's rung."""
-    cls: type[KilledCommand] | None = metafunc.cls
+    cls: type[KilledCommand | KilledDeploy] | None = metafunc.cls
     if cls is not None and "moment" in metafunc.fixturenames:
         metafunc.parametrize("moment", IN_THE_MIDDLE[cls.rung.name])
     if cls is not None and "point" in metafunc.fixturenames:
         named = [f"{moment}:{step}" for step in cls.rung.steps for moment in MOMENTS]
-        metafunc.parametrize("point", ["after-plan:rollback", *named, "before-end:rollback"])
+        others = ("after-plan:rollback", "before-end:rollback") if issubclass(cls, KilledCommand) else ()
+        metafunc.parametrize("point", [*named, *others])
 
 
 @pytest.fixture(scope="class")
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeShop]:
-    cls: type[KilledCommand] | None = request.cls
+    cls: type[KilledCommand | KilledDeploy] | None = request.cls
     assert cls is not None
     with edge_shop(tmp_path_factory.mktemp(cls.rung.name), cls.rung) as made:
         yield made
@@ -88,7 +90,7 @@ class KilledCommand:
         assert shop.told_of_success - told == 1
         assert {what: times for what, times in happened.items() if what[0] in ONCE and times > 1} == {}
         if self.rung is not RECREATED:
-            assert set(answers) <= self.answers(bad), answers
+            assert set(answers) <= possible(self.rung, bad), answers
 
     def test_a_rollback_that_dies_in_the_middle_of_a_step_goes_on(
         self, shop: EdgeShop, moment: str, tmp_path: Path
@@ -107,13 +109,24 @@ class KilledCommand:
         shop.check_it_went_back_whole()
         assert shop.told_of_success - told == 1
         if self.rung is not RECREATED:
-            assert set(answers) <= self.answers(bad), answers
+            assert set(answers) <= possible(self.rung, bad), answers
 
-    def answers(self, bad: str) -> set[str]:
-        """What users may see: one release or the other, and where web cannot stand twice also one that asks the
-        other's."""
-        both = {f"{bad}-{bad}", f"{GOOD}-{GOOD}"}
-        return both | {f"{bad}-{GOOD}"} if self.rung.alone else both
+
+class KilledDeploy:
+    """One stack on one rung, on which deploy after deploy dies."""
+
+    rung: ClassVar[Rung]
+
+    def test_a_deploy_that_dies_is_undone_by_rollback(self, shop: EdgeShop, point: str) -> None:
+        told = shop.told_of_success
+        with traffic(shop.world, pause_s=PAUSE_S) as answers:
+            bad = shop.bad_release_that_dies(point)
+            shop.roll_back()
+        shop.check_nothing_is_left_of_a_deploy()
+        assert shop.told_of_success - told == 1
+        if self.rung is not RECREATED:
+            forwards = {f"{GOOD}-{bad}"} if self.rung.alone else set[str]()
+            assert set(answers) <= possible(self.rung, bad) | forwards, answers
 
 
 class TestKilledOnL0(KilledCommand):
@@ -133,4 +146,16 @@ class TestKilledOnL3(KilledCommand):
 
 
 class TestKilledOnL4(KilledCommand):
+    rung = RECREATED
+
+
+class TestDeployKilledOnL0(KilledDeploy):
+    rung = WARM
+
+
+class TestDeployKilledOnL3(KilledDeploy):
+    rung = HELD
+
+
+class TestDeployKilledOnL4(KilledDeploy):
     rung = RECREATED

@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import OutcomeUnknown, Retryable
 from lastgood.core.plan import HELD_AT_MOST_S
+from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     INSIDE,
@@ -26,10 +29,22 @@ from lastgood.targets.compose.haproxy import (
     configuration,
     publish_from,
 )
+from lastgood.targets.compose.kept import Shelf
+from lastgood.targets.compose.stack import Stack
+from tests.contract.rigs.clock import CLOCK
 
 WEB = Route(service="web", port=8080, patience_s=0.75, names=("web", "shop-web"))
 API = Route(service="api", port=8080, patience_s=0.75, names=("api",))
 UPLOADS = Route(service="uploads", port=9000, patience_s=70.0, names=("uploads",))
+# RFC 6455, 1.3, with its example of a key; HAProxy looks at it
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
 pytestmark = [pytest.mark.needs_server, pytest.mark.timeout(60)]
 
 
@@ -93,6 +108,29 @@ def answering(text: str, asked: list[bytes]) -> Generator[int]:
         thread.start()
         yield server.getsockname()[1]
         over.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def talking() -> Generator[int]:
+    """A server on loopback that makes a websocket of each connection, and says again what it is told on it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    threading.Thread(target=talk, args=(client,), daemon=True).start()
+
+        def talk(client: socket.socket) -> None:
+            with client, contextlib.suppress(OSError):
+                client.recv(4096)
+                client.sendall(SWITCHED)
+                while said := client.recv(4096):
+                    client.sendall(said)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
 
 
@@ -316,6 +354,36 @@ def test_who_served_serves_on_while_the_engine_is_away_and_nobody_knows_names(tm
         finally:
             edge.process.terminate()
             edge.process.wait()
+
+
+def test_a_websocket_outlives_the_move_and_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    config = ContainersConfig.model_validate(
+        {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 8080}}}
+    )
+    assert config.edge is not None
+    stack = Stack(config=config, root=tmp_path, state=tmp_path, shelf=Shelf(tmp_path), clock=CLOCK)
+    edge = Edge(config.edge, stack)
+    edge.folder.mkdir()
+    with talking() as one, answering("two", []) as two, naming() as names:
+        running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
+        try:
+            while not all(slot.address for slot in running.runtime.slots() if slot.ready and slot.service == "web"):
+                time.sleep(0.1)
+            running.runtime.move(to=[("web", "s0")], away=[("web", "s1")])
+            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as line:
+                line.sendall(UPGRADE)
+                assert line.recv(4096).startswith(b"HTTP/1.1 101 ")
+                running.runtime.move(to=[("web", "s1")], away=[("web", "s0")])
+                assert running.answer() == "two"
+                line.sendall(b"still here")
+                assert line.recv(4096) == b"still here"
+                edge.drain(["web"], ends_at=CLOCK.now() + timedelta(seconds=0.5))
+                assert line.recv(4096) == b""
+            edge.drain(["web"], ends_at=CLOCK.now() + timedelta(seconds=30))  # nothing is left to wait for
+            assert running.runtime.sessions()["web", "s0"] == 0
+        finally:
+            running.process.terminate()
+            running.process.wait()
 
 
 def test_what_it_answers_is_counted(edge: Running) -> None:

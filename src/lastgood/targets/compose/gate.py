@@ -67,7 +67,8 @@ def pass_gate(
     forget_stopped(engine, seen, keep=gate.release)
     try:
         started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
-        for record, beside in started:
+        for record, beside in sorted(started, key=lambda pair: gate.depth(pair[0].name)):
+            gate.start_again(record, beside)
             gate.settle(record, beside, ends_at=ends_at)
     except OutcomeUnknown as error:
         gate.clear()
@@ -181,6 +182,21 @@ class _Gate:
 
     def _alias(self, service: str) -> str:
         return f"{self.stack.name}.{service}.{self.release}"
+
+    def depth(self, service: str) -> int:
+        """How many of the release's services stand below this one, each depending on the next."""
+        below = [s for s in self.project.dependencies(service) if s in {r.name for r in self.kept.services}]
+        return 1 + max((self.depth(s) for s in below), default=-1)
+
+    def start_again(self, record: ServiceRecord, beside: Sequence[str]) -> None:
+        """Start again what ended while the siblings that it depends on, settled by now, were still booting: all are
+        started at once, since most services wait for each other and few end."""
+        if not self._switches(record) or not self.depth(record.name):
+            return
+        for candidate in beside:
+            container = self.engine.container(candidate)
+            if container is not None and container.facts().exit_code is not None:
+                self.engine.start(candidate, named=f"the candidate of {record.name} from {self.release}")
 
     def clear(self) -> None:
         """Remove what this gate made, and all that an earlier gate left."""
