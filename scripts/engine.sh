@@ -121,13 +121,14 @@ start_engine() {
 }
 
 # Without systemd all containers together weigh as much as one process beside them, and starve where tests and builds
-# keep the machine busy. Under systemd each weighs as much as another service: as much for sixteen of them here.
+# keep the machine busy. Here their group gets the weight of sixteen processes. Best effort: an engine is one without.
 weigh_containers() {
   local cpu=/sys/fs/cgroup/cpu
   if [ -f /sys/fs/cgroup/cgroup.controllers ]; then cpu=/sys/fs/cgroup; fi
   mkdir -p "$cpu/docker" 2>/dev/null || return 0
-  if [ -f "$cpu/docker/cpu.shares" ]; then echo 16384 >"$cpu/docker/cpu.shares"; fi
-  if [ -f "$cpu/docker/cpu.weight" ]; then echo 1600 >"$cpu/docker/cpu.weight"; fi
+  if [ -f "$cpu/cgroup.subtree_control" ]; then echo +cpu 2>/dev/null >"$cpu/cgroup.subtree_control" || :; fi
+  if [ -f "$cpu/docker/cpu.shares" ]; then echo 16384 2>/dev/null >"$cpu/docker/cpu.shares" || :; fi
+  if [ -f "$cpu/docker/cpu.weight" ]; then echo 1600 2>/dev/null >"$cpu/docker/cpu.weight" || :; fi
 }
 
 # What only a person can do about it. Returns 3.

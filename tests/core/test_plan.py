@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from pydantic import TypeAdapter
 
-from lastgood.core.deploying import found
+from lastgood.core.deploying import beside
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
 from lastgood.core.plan import (
     Action,
@@ -41,6 +41,7 @@ from lastgood.core.plan import (
     Switch,
     TakeRestorePoint,
     seen,
+    started_beside,
     world_agrees,
 )
 from lastgood.core.returning import make_plan
@@ -363,13 +364,30 @@ def test_what_somebody_else_put_there_since_is_named(plan: Plan) -> None:
     assert agrees(plan, hotfix) == ("core: core-hotfix serves, which was not there when the plan was made",)
 
 
-def test_what_somebody_else_started_beside_an_edge_since_is_named_and_what_was_there_is_not() -> None:
-    plan, now = rollback_plan(None), replace(facts("bad"), switchable=frozenset({"core"}))
-    stray = replace(now, candidates=(instance("core", "core-hotfix"),))
-    assert agrees(plan, stray) == ("core: core-hotfix runs beside, which was not there when the plan was made",)
-    assert found(release("old"), stray)[-1] == ("core", "core-hotfix")
-    assert agrees(replace(plan, found=found(release("old"), stray)), stray) == ()
-    assert agrees(plan, replace(now, candidates=(replace(instance("core", "core-standby"), release="old"),))) == ()
+BESIDE = replace(facts("bad"), switchable=frozenset({"core"}), candidates=(instance("core", "core-hotfix"),))
+
+
+def test_what_somebody_else_started_beside_an_edge_since_is_named() -> None:
+    said = ("core: core-hotfix runs beside, which was not there when the plan was made",)
+    assert started_beside(rollback_plan(None), BESIDE) == said
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_what_stood_beside_when_the_plan_was_made_is_nobodys_surprise(running: bool) -> None:
+    then = replace(BESIDE, candidates=(replace(BESIDE.candidates[0], running=running),))
+    plan = replace(rollback_plan(None), beside=beside(then))
+    assert started_beside(plan, BESIDE) == ()
+
+
+def test_a_standby_is_no_stray() -> None:
+    standby = replace(BESIDE, candidates=(replace(BESIDE.candidates[0], release="old"),))
+    assert started_beside(rollback_plan(None), standby) == ()
+
+
+def test_what_somebody_else_started_beside_is_not_what_the_gate_has_to_clear() -> None:
+    clear = Step(name="clear-candidates", action=ClearCandidates(), deadline_s=5.0, explain="clear")
+    assert seen(clear, BESIDE) is Seen.DONE
+    assert seen(clear, replace(BESIDE, switchable=frozenset())) is Seen.NOT_DONE
 
 
 def test_what_the_plan_itself_put_there_is_no_surprise() -> None:
@@ -436,7 +454,7 @@ def variants(value: object, place: str = "plan") -> Iterator[tuple[str, Any]]:
     "shape", sorted(SHAPES.keys() - {"watch-over", "swap-back"})
 )  # which found nothing, so there is no pair to vary
 def test_the_hash_changes_with_every_field_of_the_plan(shape: str) -> None:
-    plan = SHAPES[shape]()
+    plan = replace(SHAPES[shape](), beside=(("core", "core-hotfix"),))
     same = [where for where, varied in variants(plan) if varied != plan and varied.hash == plan.hash]
     assert not same
 

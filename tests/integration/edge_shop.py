@@ -138,7 +138,7 @@ class EdgeShop(Shop):
         assert done == list(self.rung.steps)
         assert f"{self.rung.name} " in run.plan.rung, run.plan.rung
 
-    def check_nothing_is_left_of_a_deploy(self) -> None:
+    def check_nothing_runs_of_a_deploy(self) -> None:
         """v1 serves from one container of each service and from none twice; of the bad one nothing runs."""
         assert self.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
         assert [check for check in self.report.checks if not check.passed] == []

@@ -72,7 +72,7 @@ def prepared(world: EdgeWorld, target: ComposeTarget, version: str) -> Release:
 def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: EdgeWorld, target: ComposeTarget) -> None:
     database = world.container("db").id
     r0 = recorded(target, "r0")
-    assert target.rung().startswith("L2 start first (api, web): what serves now was started without the edge")
+    assert target.rung().startswith("L2 start first (api, web): what serves now was started by compose")
     with traffic(world) as answers:
         assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
         assert [c.detail for c in target.checks(r0) if c.name == "containers that are never touched"] == [
@@ -175,8 +175,12 @@ def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeT
     assert world.answer() == "0-0"
 
 
-def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(world: EdgeWorld, target: ComposeTarget) -> None:
+@pytest.mark.parametrize("instances", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(
+    world: EdgeWorld, target: ComposeTarget, instances: int
+) -> None:
     """Docker's last word on it is that it is healthy."""
+    world.services["api"]["deploy"] = {"replicas": instances}
     world.services["api"]["healthcheck"] |= {"interval": "2s", "retries": 100}
     world.write()
     world.image("api", "0", script="httpd -f -p 8080 -h /www & echo $! >/pid; while :; do sleep 1; done")
@@ -184,14 +188,16 @@ def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(world: Ed
     carry(target, r0)
     r1 = prepared(world, target, "1")
     carry(target, r1, standby="r0")
-    (dead,) = (c for c in world.candidates() if c.name == f"{world.project}-api-r0")
+    dead = max((c for c in world.candidates() if f"{world.project}-api-r0" in str(c.name)), key=lambda c: str(c.name))
     dead.exec_run(["sh", "-c", "kill -9 $(cat /pid)"])
     assert target.rung("r0").startswith("L0 warm (api, web)")
     with traffic(world) as answers:
         carry(target, r0)
     assert set(answers) <= {"1-1", "0-0"}, answers
     assert world.answer() == "0-0"
-    assert dead.id not in {c.id for c in world.candidates()}
+    there = {c.id for c in world.candidates() if f"{world.project}-api-r0" in str(c.name)}
+    assert dead.id not in there
+    assert len(there) == instances
 
 
 @pytest.mark.full

@@ -32,9 +32,10 @@ def hint_in(said: str) -> str:
     return said.split(" hint: ")[1].splitlines()[0]
 
 
-def test_a_foreign_deploy_during_the_rollback_is_left_alone(shop: EdgeShop) -> None:
+@pytest.mark.parametrize("point", ["after-plan:rollback", "after-seen:pass-gate"])
+def test_a_foreign_deploy_during_the_rollback_is_left_alone(shop: EdgeShop, point: str) -> None:
     bad = shop.bad_release()
-    shop.roll_back(code=KILLED, die_at="after-seen:pass-gate")
+    shop.roll_back(code=KILLED, die_at=point)
     shop.build("hotfix")
     files = ("--file", "docker-compose.yml", "--file", "docker-compose.edge.yml")
     shop.world.compose(*files, "up", "--detach", "--wait", "--no-deps", "web")

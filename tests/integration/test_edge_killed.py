@@ -122,7 +122,7 @@ class KilledDeploy:
         with traffic(shop.world, pause_s=PAUSE_S) as answers:
             bad = shop.bad_release_that_dies(point)
             shop.roll_back()
-        shop.check_nothing_is_left_of_a_deploy()
+        shop.check_nothing_runs_of_a_deploy()
         assert shop.told_of_success - told == 1
         if self.rung is not RECREATED:
             forwards = {f"{GOOD}-{bad}"} if self.rung.alone else set[str]()

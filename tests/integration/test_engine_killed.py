@@ -26,7 +26,6 @@ from tests.integration.edge_shop import (
     EdgeShop,
     Rung,
     edge_shop,
-    possible,
 )
 from tests.integration.edge_world import traffic
 
@@ -152,7 +151,7 @@ class KilledEngine(StartedAgain):
         self, stack: Stack, moment: str, record_property: Callable[[str, object], None], *, done: bool
     ) -> None:
         shop, gate = stack.shop, stack.gate
-        bad = shop.bad_release()
+        shop.bad_release()
         told, struck = shop.told_of_success, gate.struck
         gate.fault = replace(MOMENTS[self.rung.name][moment], done=done, back_after_s=AWAY_S)
         shop.host = gate.url
@@ -165,8 +164,6 @@ class KilledEngine(StartedAgain):
         assert gate.struck - struck == 1, "the moment never came"
         shop.check_it_went_back_whole()
         assert shop.told_of_success - told == 1
-        if self.live_restore:  # the containers run on, and so does the edge: nobody notices that there is no engine
-            assert set(answers) <= possible(self.rung, bad), answers
 
 
 class TestEngineKilledOnL0(KilledEngine):

@@ -340,7 +340,7 @@ def _tell(figures: Figures, *, keep: bool) -> None:
         f"{figures.failed_until_switch:,} until the switch, {counts.failed_during_switch:,} in it"
     )
     if counts.failed_with:
-        print("          with " + ", ".join(f"{number:,} {status}" for status, number in counts.failed_with.items()))
+        print("          with " + ", ".join(f"{number:,} x {status}" for status, number in counts.failed_with.items()))
     print(
         f"missions  {missions.acknowledged:,} acknowledged, {missions.missing:,} missing"
         + (f", {missions.announced_lost:,} announced and in quarantine" if missions.announced_lost else "")

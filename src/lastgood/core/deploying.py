@@ -99,13 +99,18 @@ def make_deploy_plan(
             *(f"in a catastrophe pgBackRest could not bring this moment back: {why}" for why in unrecoverable),
         ),
         found=found(release, containers),
+        beside=beside(containers),
     )
 
 
 def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
     """Return (service, artifact) of what runs of the release's services, to be compared before the first effect."""
-    there = (*containers.serving, *containers.strays)
-    return tuple((i.service, i.artifact) for i in there if i.running and release.service(i.service))
+    return tuple((i.service, i.artifact) for i in containers.serving if i.running and release.service(i.service))
+
+
+def beside(containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
+    """Return (service, artifact) of what stands beside and is of no release."""
+    return tuple((i.service, i.artifact) for i in containers.strays)
 
 
 def changed_services(

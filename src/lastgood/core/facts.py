@@ -70,9 +70,9 @@ class ContainerFacts:
 
     @property
     def strays(self) -> tuple[InstanceFacts, ...]:
-        """What runs beside, of a service that switches, and is bound to no release: started by somebody else, or before
-        there was an edge."""
-        return tuple(i for i in self.candidates if i.running and not i.release and i.service in self.switchable)
+        """What stands beside, of a service that switches, and is bound to no release: started by somebody else, or
+        before there was an edge."""
+        return tuple(i for i in self.candidates if not i.release and i.service in self.switchable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

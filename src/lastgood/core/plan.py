@@ -447,7 +447,7 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
         case Switch(release=release, artifacts=artifacts):
             return all(_has_switched(release, *wanted, facts) for wanted in artifacts)
         case ClearCandidates():
-            return not facts.candidates
+            return set(facts.candidates) <= set(facts.strays)
         case Settle(standby=standby):
             return all(facts.standby_runs and standby and i.release == standby for i in facts.candidates)
         case HoldRequests():
@@ -507,7 +507,8 @@ class Plan:
     from_release: what serves now, empty on a first deploy. warnings: what a person should know before saying yes.
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
-    found: (service, artifact) of what ran of the release's services when it was made.
+    found: (service, artifact) of what served of the release's services when it was made; beside: of what stood beside
+    them and is of no release.
     """
 
     id: str
@@ -524,6 +525,7 @@ class Plan:
     database: DatabaseDecision | None = None
     scope: tuple[Role, ...] = tuple(Role)
     found: tuple[tuple[str, str], ...] = ()
+    beside: Annotated[tuple[tuple[str, str], ...], LATER] = ()
 
     @property
     def needs_approval(self) -> bool:
@@ -616,13 +618,23 @@ def strangers(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
 
 
 def put_by_others(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
-    """Return what serves, or was started beside, and was neither found nor put there by the plan, one line each. A
-    service that was down then may have come back."""
+    """Return what serves and was neither found nor put there by the plan, one line each. A service that was down then
+    may have come back."""
     found = set(plan.found)
     known = found | {served for step in plan.steps for served in step.serves}
     return tuple(
-        f"{i.service}: {i.artifact[:19]} {does}, which was not there when the plan was made"
-        for does, there in (("serves", containers.serving), ("runs beside", containers.strays))
-        for i in there
+        f"{i.service}: {i.artifact[:19]} serves, which was not there when the plan was made"
+        for i in containers.serving
         if i.running and (i.service, i.artifact) not in known and any(service == i.service for service, _ in found)
+    )
+
+
+def started_beside(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return what somebody started beside an edge since the plan was made, one line each. It gets no requests, and
+    would be stopped at the end."""
+    known = {*plan.found, *plan.beside}
+    return tuple(
+        f"{i.service}: {i.artifact[:19]} runs beside, which was not there when the plan was made"
+        for i in containers.strays
+        if i.running and (i.service, i.artifact) not in known
     )

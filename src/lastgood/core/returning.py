@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from lastgood.core.deploying import changed_services, clear_step, found, gate_step, serve_steps, settle_step
+from lastgood.core.deploying import beside, changed_services, clear_step, found, gate_step, serve_steps, settle_step
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
@@ -137,6 +137,7 @@ def make_plan(
         database=draft.decision,
         scope=tuple(role for role in Role if role in only),
         found=found(target, world.containers),
+        beside=beside(world.containers),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final, assert_never
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import ContainerFacts
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import Plan, Role, Seen, Step, seen, world_agrees
+from lastgood.core.plan import Plan, Role, Seen, Step, seen, started_beside, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
 from lastgood.core.report import TerminalState
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change, lapsed_hold
@@ -71,7 +71,7 @@ def carry_out(
                     )
                 before(step)
                 _hold_again(rooms, history, step)
-                _apply(rooms, plan, step, attempt)
+                _apply(rooms, plan, step, attempt, moved=began_serving_change(plan, history.records))
             case _:
                 assert_never(decided)
 
@@ -95,14 +95,16 @@ def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
 def _hold_again(rooms: Rooms, history: RunHistory, step: Step) -> None:
     """Let requests wait again where a step of the database relies on that and the time of the hold has run out."""
     if step.role is Role.DATABASE and (found := lapsed_hold(history.plan, history.records, step, rooms.clock.now())):
-        _apply(rooms, history.plan, *found)
+        _apply(rooms, history.plan, *found, moved=True)
 
 
 def _changed(drift: tuple[str, ...]) -> Refused:
     return Refused(f"the world changed since the plan was made: {'; '.join(drift)}", hint="lastgood plan")
 
 
-def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int) -> None:
+def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -> None:
+    """Take one step, and look what came of it. moved: whether users could notice a step of the plan already. Until then
+    nobody's container is stopped unasked; from then on going through with it is better than half of it."""
     run = plan.id
     killpoint("before-intent", step.name)
     began = rooms.clock.now()
@@ -117,8 +119,10 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int) -> None:
             engine = step.role is Role.CONTAINERS
             facts = patiently(rooms.clock, target.observe) if engine else target.observe()
             if seen(step, facts) is not Seen.DONE:
-                if isinstance(facts, ContainerFacts) and (drift := world_agrees(plan, {step.role: facts})):
-                    raise _changed(drift)
+                if isinstance(facts, ContainerFacts):
+                    drift = world_agrees(plan, {step.role: facts})
+                    if drift := drift if moved else (*drift, *started_beside(plan, facts)):
+                        raise _changed(drift)
                 target.apply(step)
     except (ConfigError, Refused, NeedsHuman) as error:
         _note_failed(rooms, run, step, error, again=False, needs_human=isinstance(error, NeedsHuman))

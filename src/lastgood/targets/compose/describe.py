@@ -156,7 +156,7 @@ def unusable(stack: Stack, project: Project) -> tuple[str, ...]:
 
 def _too_many(stack: Stack, project: Project) -> Iterator[str]:
     edge = stack.config.edge
-    for service in edge.routes if edge else ():
+    for service in (s for s in edge.routes if s not in edge.one_at_a_time) if edge else ():
         if service in project.services and (asked := project.instances(service) or 1) > MOST_INSTANCES:
             yield (
                 f"{service} asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release: "

@@ -15,8 +15,8 @@ from typing import Final
 
 from lastgood.core.config import EdgeConfig
 from lastgood.core.errors import NeedsHuman, Retryable
-from lastgood.targets.compose.engine import Container
-from lastgood.targets.compose.haproxy import CONFIG_FILE, SLOTS, Route, Runtime, Slot, configuration
+from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.haproxy import CONFIG_FILE, FIRST_PORT, SLOTS, Route, Runtime, Slot, configuration
 from lastgood.targets.compose.kept import replace_private
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.stack import Stack
@@ -76,11 +76,16 @@ class Edge:
         self._wait_for_addresses(service, taken, ends_at=ends_at)
         return tuple(taken)
 
-    def listens(self, service: str, container: Container) -> bool:
+    def listens(self, engine: Engine, service: str, container: Container) -> bool:
         """Whether a container takes connections on the port of its route: Docker's word on its health may be old, or
-        there is none. An address that this host does not reach counts as one that does, since the edge may reach it."""
-        refused = [not _takes_connections(at, self.config.routes[service]) for at in container.addresses]
-        return not (refused and all(refused))
+        there is none. A no counts only where this host reaches the edge's own container: a firewall says no as well."""
+        port = self.config.routes.get(service)
+        if port is None or not container.addresses:
+            return True
+        if not all(_refuses(address, port) for address in container.addresses):
+            return True
+        own = [c for c in engine.of_project() if c.service == self.config.service]
+        return not any(_reached(address, FIRST_PORT) for c in own for address in c.addresses)
 
     def _free(
         self, service: str, slots: Sequence[Slot], taken: Mapping[str, Container], busy: Mapping[tuple[str, str], int]
@@ -178,11 +183,20 @@ class Edge:
         ]
 
 
-def _takes_connections(address: str, port: int) -> bool:
+def _reached(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _refuses(address: str, port: int) -> bool:
+    """Whether the answer is no. No answer is none: only containers may be in that network."""
     try:
         socket.create_connection((address, port), timeout=CONNECT_S).close()
     except ConnectionRefusedError:
-        return False
+        return True
     except OSError:
-        pass  # not a no: a network that only containers are in
-    return True
+        pass
+    return False

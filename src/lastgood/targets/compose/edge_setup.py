@@ -57,7 +57,7 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
             left_out[name] = "it is not known on which port it serves"
         elif others := _beside(project, name, shape.port):
             left_out[name] = f"it publishes {others} as well, which HTTP requests do not tell apart"
-        elif (asked := project.instances(name) or 1) > MOST_INSTANCES:
+        elif not shape.alone and (asked := project.instances(name) or 1) > MOST_INSTANCES:
             left_out[name] = (
                 f"it asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release"
             )

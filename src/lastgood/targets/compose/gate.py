@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain, count
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
@@ -68,7 +69,7 @@ def pass_gate(
     try:
         started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
         for record, beside in sorted(started, key=lambda pair: gate.depth(pair[0].name)):
-            gate.start_again(record, beside)
+            gate.start_ended(record, beside)
             gate.settle(record, beside, ends_at=ends_at)
     except OutcomeUnknown as error:
         gate.clear()
@@ -85,14 +86,12 @@ def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
             engine.remove(container.id)
 
 
-def clear_candidates(engine: Engine, seen: Look, *, stop_s: float) -> None:
-    """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves; what
-    compose made for a service of an edge is stopped and kept."""
+def clear_candidates(engine: Engine, seen: Look) -> None:
+    """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves, and not
+    what somebody started beside an edge."""
     for container in seen.beside:
         if is_twin(container) or container.is_leftover:
             engine.remove(container.id)
-        else:
-            engine.stop(container.id, stop_s=stop_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +149,10 @@ class _Gate:
                 self.engine.remove(old.id)
         for stopped in (c for c in there if not c.is_up):
             self.engine.start(stopped.id, named=stopped.name)
-        fresh = [self._make(record, ends_at=ends_at, number=n) for n in range(1, copies + 1)[len(there) :]]
+        fresh = [self._make(record, ends_at=ends_at) for _ in range(copies - len(there))]
         return [*(c.id for c in there), *fresh]
 
-    def _make(self, record: ServiceRecord, *, ends_at: datetime, number: int) -> str:
+    def _make(self, record: ServiceRecord, *, ends_at: datetime) -> str:
         labels = {
             LABEL_CANDIDATE: self._mark,
             LABEL_SERVICE: record.name,
@@ -161,7 +160,7 @@ class _Gate:
             LABEL_CONFIG: record.config_hash,
         }
         mold = self._mold(record, labels, ends_at=ends_at)
-        ties = self._ties(record, number) if self._switches(record) else None
+        ties = self._ties(record) if self._switches(record) else None
         if ties:
             labels = {**mold.labels_of_its_own, **labels, LABEL_RESTART: self.project.restart_policy(record.name)}
         made = self.engine.twin(mold, labels, ties=ties)
@@ -170,12 +169,12 @@ class _Gate:
         self.engine.start(made, named=f"the candidate of {record.name} from {self.release}")
         return made
 
-    def _ties(self, record: ServiceRecord, number: int) -> Ties:
+    def _ties(self, record: ServiceRecord) -> Ties:
         """What makes it find its siblings, and them it: by the names that all of them have always used."""
         siblings = [s.name for s in self.kept.services if self._switches(s)]
-        plain = f"{self.stack.name}-{record.name}-{self.release}"
+        plain, taken = f"{self.stack.name}-{record.name}-{self.release}", {c.name for c in self.engine.candidates()}
         return Ties(
-            name=plain if number == 1 else f"{plain}-{number}",
+            name=next(name for name in chain([plain], (f"{plain}-{n}" for n in count(2))) if name not in taken),
             alias=self._alias(record.name),
             links=tuple((self._alias(s), name) for s in siblings for name in self.project.names(s)),
         )
@@ -183,12 +182,17 @@ class _Gate:
     def _alias(self, service: str) -> str:
         return f"{self.stack.name}.{service}.{self.release}"
 
+    def _listens(self, record: ServiceRecord, container: Container) -> bool:
+        if self.edge is None or not self._switches(record):
+            return True
+        return self.edge.listens(self.engine, record.name, container)
+
     def depth(self, service: str) -> int:
-        """How many of the release's services stand below this one, each depending on the next."""
+        """0 for a service that depends on no other of the release, else one more than the deepest of those."""
         below = [s for s in self.project.dependencies(service) if s in {r.name for r in self.kept.services}]
         return 1 + max((self.depth(s) for s in below), default=-1)
 
-    def start_again(self, record: ServiceRecord, beside: Sequence[str]) -> None:
+    def start_ended(self, record: ServiceRecord, beside: Sequence[str]) -> None:
         """Start again what ended while the siblings that it depends on, settled by now, were still booting: all are
         started at once, since most services wait for each other and few end."""
         if not self._switches(record) or not self.depth(record.name):
@@ -210,14 +214,14 @@ class _Gate:
 
         Raises Refused when one ends, is unhealthy, or is neither at `ends_at`.
         """
-        for number, candidate in enumerate(beside, start=1):
+        for candidate in beside:
             try:
                 self._wait(record, candidate, ends_at=ends_at)
             except Refused:
                 if candidate in self.made or not self._switches(record):
                     raise
                 self.engine.remove(candidate)
-                self._wait(record, self._make(record, ends_at=ends_at, number=number), ends_at=ends_at)
+                self._wait(record, self._make(record, ends_at=ends_at), ends_at=ends_at)
         if self.edge is not None and self._switches(record):
             twins = [c for c in self.engine.candidates() if c.service == record.name and self._is(c) and c.is_up]
             self.edge.admit(record.name, twins, ends_at=ends_at)
@@ -243,7 +247,7 @@ class _Gate:
             facts, now = container.facts(), self.stack.clock.now()
             settled = facts.health is Health.NONE and now - container.started_at >= timedelta(seconds=SETTLE_S)
             well = facts.running and (facts.health is Health.HEALTHY or settled)
-            if well and (self.edge is None or not self._switches(record) or self.edge.listens(record.name, container)):
+            if well and self._listens(record, container):
                 return
             if facts.exit_code is not None:
                 out_of_memory = ", out of memory" if facts.oom_killed else ""
@@ -252,7 +256,8 @@ class _Gate:
                 raise self._failed(record, candidate, "is unhealthy")
             # one from before has had its time to boot; what is made anew in its place needs what is left
             late = container.started_at + timedelta(seconds=self.stack.config.boot)
-            given_up = well and candidate not in self.made and now >= max(late, began + timedelta(seconds=SETTLE_S))
+            replaceable = self._switches(record) and candidate not in self.made
+            given_up = replaceable and now >= max(late, began + timedelta(seconds=SETTLE_S))
             if given_up or now >= ends_at:
                 how = "takes no connection" if well else "is not healthy"
                 raise self._failed(record, candidate, f"{how} after {(now - began).total_seconds():.0f} s")

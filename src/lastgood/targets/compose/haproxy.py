@@ -280,7 +280,9 @@ class Runtime:
             return answer.decode("utf-8", errors="replace")
 
     def _away(self, error: OSError) -> Retryable:
-        path = self._folder / SOCKET_FILE
+        nobody_listens = isinstance(error, FileNotFoundError | ConnectionRefusedError)
         return Retryable(
-            f"the edge does not answer on its socket {path}: {error.strerror or error}", delay_s=1.0, hint=self._anew
+            f"the edge does not answer on its socket {self._folder / SOCKET_FILE}: {error.strerror or error}",
+            delay_s=1.0,
+            hint=self._anew if nobody_listens else "lastgood doctor",
         )

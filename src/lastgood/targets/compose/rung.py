@@ -47,7 +47,7 @@ def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) ->
         return Chosen(rung=ContainerRung.HELD, why="no second copy of it may run")
     if not release:
         if not all(is_twin(c) for c in seen.serving if c.service == service):
-            why = "what serves now was started without the edge, and does not stay beside"
+            why = "what serves now was started by compose, and does not stay beside"
             return Chosen(rung=ContainerRung.START_FIRST, why=why)
         return {
             Standby.RUNNING: Chosen(rung=ContainerRung.WARM, why=f"what serves now stays running beside{_up_to(edge)}"),

@@ -26,7 +26,7 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
     before anything moved; OutcomeUnknown when the edge did not say that it did."""
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     seen = look(stack, engine, edge)
-    ready = _ready(edge, seen, kept.name, action)
+    ready = _ready(engine, edge, seen, kept.name, action)
     if down := [service for service, found in ready.items() if not found]:
         there = {c.service for c in (*seen.beside, *seen.stopped, *seen.serving) if stands(c, c.service, kept.name)}
         if gone := [service for service in down if service not in there]:
@@ -35,7 +35,7 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
         # died since, and Docker has not noticed.
         gate = PassGate(release=action.release, artifacts=action.artifacts)
         pass_gate(stack, engine, edge, kept, gate, deadline_s=deadline_s)
-        ready = _ready(edge, look(stack, engine, edge), kept.name, action)
+        ready = _ready(engine, edge, look(stack, engine, edge), kept.name, action)
     to: dict[str, dict[str, Container]] = {}
     for service, found in ready.items():
         if not found:
@@ -46,7 +46,7 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
     edge.move(stack.shelf.project(kept), to)
 
 
-def _ready(edge: Edge, seen: Look, release: str, action: Switch) -> dict[str, list[Container]]:
+def _ready(engine: Engine, edge: Edge, seen: Look, release: str, action: Switch) -> dict[str, list[Container]]:
     """The instances of the release that can take each service's requests now; none of a service where one does not
     listen."""
     there = (*seen.beside, *seen.serving)
@@ -54,7 +54,9 @@ def _ready(edge: Edge, seen: Look, release: str, action: Switch) -> dict[str, li
         service: [c for c in there if stands(c, service, release) and c.image == artifact and c.facts().serves]
         for service, artifact in action.artifacts
     }
-    return {service: own if all(edge.listens(service, c) for c in own) else [] for service, own in found.items()}
+    return {
+        service: own if all(edge.listens(engine, service, c) for c in own) else [] for service, own in found.items()
+    }
 
 
 def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline_s: float) -> None:

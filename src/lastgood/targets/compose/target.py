@@ -68,7 +68,7 @@ class ComposeTarget:
             clock=clock,
             private=tuple(path.resolve() for path in private),
         )
-        # Containers that are never touched, as they were before this process did anything: ID to service.
+        # Containers that are never touched, as they were before the steps that this process takes: ID to service.
         self._untouched: dict[str, str] = {}
         self._edge = Edge(config.edge, self._stack) if config.edge else None
 
@@ -107,7 +107,8 @@ class ComposeTarget:
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
-            self._untouched = self._untouched or untouchable(self._stack, engine)
+            if isinstance(action, PassGate) or not self._untouched:  # a process that watches for an hour does it twice
+                self._untouched = untouchable(self._stack, engine)
             if isinstance(action, PassGate | Serve | Switch):
                 refuse_compose_1(engine, self._stack.name)
             match action:
@@ -123,7 +124,7 @@ class ComposeTarget:
                     settle(self._stack, engine, self._fronted(step), action, deadline_s=step.deadline_s)
                 case ClearCandidates():
                     seen_now = look(self._stack, engine, self._edge)
-                    clear_candidates(engine, seen_now, stop_s=self._stack.config.stop)
+                    clear_candidates(engine, seen_now)
                 case HoldRequests():
                     answered_s = min(ANSWERED_WITHIN_S, step.deadline_s)
                     ends_at = self._stack.clock.now() + timedelta(seconds=answered_s)
