@@ -145,9 +145,10 @@ def test_a_standby_that_is_gone_is_started_from_the_held_image(world: EdgeWorld,
     "standby, there, rung",
     [
         ("stopped", {"exited"}, "L1 start the standby (api, web)"),
-        pytest.param("none", set[str](), "L2 start first (api, web)", marks=pytest.mark.full),
+        ("none", set[str](), "L2 start first (api, web)"),
     ],
 )
+@pytest.mark.full
 def test_a_standby_that_should_not_run_does_not(
     world: EdgeWorld, target: ComposeTarget, standby: str, there: set[str], rung: str
 ) -> None:

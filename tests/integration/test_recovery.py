@@ -204,6 +204,7 @@ def test_a_moment_holds_what_was_written_before_it_and_nothing_later(shop: Postg
     assert is_clear(kept)
 
 
+@pytest.mark.full
 def test_the_same_again_is_the_same_and_nothing_is_done(shop: PostgresWorld) -> None:
     """As after a kill between the proof and the journal, which does not know of it."""
     moment = now(shop)
@@ -405,6 +406,7 @@ def test_a_folder_with_what_is_not_ours_is_left_alone(shop: PostgresWorld, kept:
             path.unlink()
 
 
+@pytest.mark.full
 def test_a_disk_that_is_too_small_is_said_before_it_is_full(
     shop: PostgresWorld, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body)
 
     def answer(self, body):
+        if self.path.startswith("/slow"):
+            note("answered")
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -73,12 +75,13 @@ note("end")
 """
 
 
-def free_port() -> int:
-    """A port that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(*names: str) -> dict[str, int]:
+    """Different ports that nobody has at this moment."""
+    with ExitStack() as opened:
+        probes = {name: opened.enter_context(socket.socket()) for name in names}
+        for probe in probes.values():
+            probe.bind(("127.0.0.1", 0))
+        return {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
 
 
 class ProcessWorld:
@@ -92,7 +95,7 @@ class ProcessWorld:
         (self.source / "service.py").write_text(SERVICE)
         self.effects_file = folder / "effects"
         self.effects_file.touch()
-        self.ports = {"web": free_port(), "worker": free_port()}
+        self.ports = free_ports("web", "worker")
         self.write("0")
 
     def write(self, version: str) -> None:
