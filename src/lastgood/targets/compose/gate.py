@@ -218,7 +218,7 @@ class _Gate:
             try:
                 self._wait(record, candidate, ends_at=ends_at)
             except Refused:
-                if candidate in self.made or not self._switches(record):
+                if candidate in self.made:
                     raise
                 self.engine.remove(candidate)
                 self._wait(record, self._make(record, ends_at=ends_at), ends_at=ends_at)
@@ -256,8 +256,7 @@ class _Gate:
                 raise self._failed(record, candidate, "is unhealthy")
             # one from before has had its time to boot; what is made anew in its place needs what is left
             late = container.started_at + timedelta(seconds=self.stack.config.boot)
-            replaceable = self._switches(record) and candidate not in self.made
-            given_up = replaceable and now >= max(late, began + timedelta(seconds=SETTLE_S))
+            given_up = candidate not in self.made and now >= max(late, began + timedelta(seconds=SETTLE_S))
             if given_up or now >= ends_at:
                 how = "takes no connection" if well else "is not healthy"
                 raise self._failed(record, candidate, f"{how} after {(now - began).total_seconds():.0f} s")
