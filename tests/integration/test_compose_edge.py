@@ -14,6 +14,7 @@ from lastgood.core.deploying import changed_services, gate_step, serve_steps
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Seen, Step, Switch, seen
 from lastgood.core.release import Release
+from lastgood.runbook.looking import patiently
 from lastgood.targets.compose import ComposeTarget, edge_file, set_up_edge
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import edge_image
@@ -67,6 +68,11 @@ def recorded(target: ComposeTarget, name: str) -> Release:
 def prepared(world: EdgeWorld, target: ComposeTarget, version: str) -> Release:
     world.version(version)
     return target.prepare(f"r{version}", datetime.now(UTC))
+
+
+def releases_of(target: ComposeTarget) -> set[str]:
+    """What serves behind the edge."""
+    return {i.release for i in target.observe().serving if i.service != "worker"}
 
 
 def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: EdgeWorld, target: ComposeTarget) -> None:
@@ -336,13 +342,7 @@ def test_an_edge_without_its_socket_is_said_and_nothing_is_touched(world: EdgeWo
         target.observe()
     assert world.answer() == "0-0"
     world.run(*said.value.hint.split())
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        try:
-            assert {i.release for i in target.observe().serving if i.service != "worker"} == {"r0"}
-            break
-        except Retryable:
-            time.sleep(0.1)
+    assert patiently(CLOCK, lambda: releases_of(target)) == {"r0"}
     assert world.answer() == "0-0"
 
 
