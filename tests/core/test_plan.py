@@ -364,6 +364,7 @@ def test_what_somebody_else_put_there_since_is_named(plan: Plan) -> None:
     assert agrees(plan, hotfix) == ("core: core-hotfix serves, which was not there when the plan was made",)
 
 
+STANDBY = replace(facts("bad"), switchable=frozenset({"core"}), candidates=of("old", instance("core", "core-old")))
 BESIDE = replace(facts("bad"), switchable=frozenset({"core"}), candidates=(instance("core", "core-hotfix"),))
 
 
@@ -388,6 +389,29 @@ def test_what_somebody_else_started_beside_is_not_what_the_gate_has_to_clear() -
     clear = Step(name="clear-candidates", action=ClearCandidates(), deadline_s=5.0, explain="clear")
     assert seen(clear, BESIDE) is Seen.DONE
     assert seen(clear, replace(BESIDE, switchable=frozenset())) is Seen.NOT_DONE
+
+
+@pytest.mark.parametrize(
+    "there, shown",
+    [
+        pytest.param(STANDBY, Seen.DONE, id="it stands ready"),
+        pytest.param(replace(STANDBY, standby_runs=False), Seen.NOT_DONE, id="it has no room to"),
+        pytest.param(replace(STANDBY, switchable=frozenset()), Seen.NOT_DONE, id="the gate's, of what has no standby"),
+        pytest.param(
+            replace(STANDBY, candidates=of("bad", *STANDBY.candidates)), Seen.NOT_DONE, id="another release's"
+        ),
+        pytest.param(
+            replace(STANDBY, candidates=(replace(STANDBY.candidates[0], running=False),)),
+            Seen.NOT_DONE,
+            id="one that was never started",
+        ),
+    ],
+)
+def test_a_standby_that_stood_ready_before_the_gate_is_not_the_gates_to_clear(
+    there: ContainerFacts, shown: Seen
+) -> None:
+    action = ClearCandidates(standby="old")
+    assert seen(Step(name="clear-candidates", action=action, deadline_s=5.0, explain="clear"), there) is shown
 
 
 def test_what_the_plan_itself_put_there_is_no_surprise() -> None:

@@ -267,6 +267,11 @@ def test_clearing_a_gate_leaves_the_release_that_serves() -> None:
     assert (clear.from_release, clear.to_release) == ("bad", "bad")
 
 
+def test_behind_an_edge_the_standby_stays_for_the_next_try() -> None:
+    clear = make_clear_plan(rollback_plan(None, edge=True), plan_id="r2", now=START, deadlines=DEADLINES)
+    assert [step.action for step in clear.steps] == [ClearCandidates(standby="old")]
+
+
 def test_behind_an_edge_the_bad_release_leaves_the_traffic_at_once_and_nothing_of_it_stays_up() -> None:
     plan = rollback_plan(None, edge=True)
     assert [s.name for s in plan.steps] == ["pass-gate", "switch-traffic", "serve-agent", "settle", "return-frontend"]

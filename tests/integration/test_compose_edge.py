@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lastgood.core.deploying import changed_services, gate_step, serve_steps
+from lastgood.core.deploying import changed_services, clear_step, gate_step, serve_steps
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Seen, Step, Switch, seen
 from lastgood.core.release import Release
@@ -164,6 +164,32 @@ def test_a_standby_that_should_not_run_does_not(
     carry(target, r1, standby="r0")
     assert {c.status for c in world.candidates() if c.labels["lastgood.release"] == "r0"} == there
     assert target.rung("r0").startswith(rung)
+
+
+@pytest.mark.parametrize(
+    "standby, there, rung",
+    [
+        ("running", {"running"}, "L0 warm (api, web)"),
+        ("stopped", {"exited"}, "L1 start the standby (api, web)"),
+        ("none", set[str](), "L2 start first (api, web)"),
+    ],
+)
+@pytest.mark.full
+def test_a_rollback_that_went_no_further_than_the_gate_leaves_the_standby_as_it_should_be(
+    world: EdgeWorld, target: ComposeTarget, standby: str, there: set[str], rung: str
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s", standby=standby))
+    carry(target, r1, standby="r0")
+    target.apply(steps_to(target, r0)[0])
+    clear = clear_step(boot_s=60.0, standby="r0")
+    target.apply(clear)
+    assert seen(clear, target.observe()) is Seen.DONE
+    assert {c.status for c in world.candidates() if c.labels["lastgood.release"] == "r0"} == there
+    assert target.rung("r0").startswith(rung)
+    assert world.answer() == "1-1"
 
 
 @pytest.mark.full

@@ -69,6 +69,17 @@ def test_a_gate_that_fails_moves_nothing_and_leaves_nothing_of_it_beside(team: T
     assert (serving(team), beside(team)) == ({OLD}, set())
 
 
+def test_a_rollback_that_is_refused_before_the_switch_keeps_the_standby_for_the_next_try(team: Team) -> None:
+    team.deploy(behaviour=ERRORS)
+    containers = team.stack.containers
+    team.stack.containers = replace(containers, candidates=containers.candidates[1:])  # somebody removed one
+    team.fails("pass-gate", Refused("the disk is full", hint="df -h"))
+    assert team.watch().terminal is not TerminalState.ROLLED_BACK_VERIFIED
+    assert (serving(team), beside(team)) == ({BAD}, {OLD})
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (serving(team), beside(team)) == ({OLD}, set())
+
+
 def test_a_standby_that_cannot_be_stopped_is_said_and_the_release_is_good(team: Team) -> None:
     team.deploy(behaviour=WELL)
     team.fails("settle", *[Refused("the engine refused to stop it")] * 3)

@@ -215,11 +215,11 @@ def settle_step(*, boot_s: float, standby: str = "") -> Step:
     )
 
 
-def clear_step(*, boot_s: float) -> Step:
-    """Remove what the gate started."""
+def clear_step(*, boot_s: float, standby: str = "") -> Step:
+    """Remove what the gate started, but `standby`."""
     return Step(
         name="clear-candidates",
-        action=ClearCandidates(),
+        action=ClearCandidates(standby=standby),
         deadline_s=boot_s,
-        explain="remove what was started beside and does not serve",
+        explain=(f"{standby} stays ready beside; " if standby else "") + "remove what was started and does not serve",
     )

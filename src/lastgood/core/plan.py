@@ -88,8 +88,12 @@ class Switch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClearCandidates:
-    """End what the gate started and what no longer serves. Never touches a serving or a stateful instance."""
+    """End what the gate started and what no longer serves. Never touches a serving or a stateful instance.
 
+    standby: release whose instances stay beside, ready to serve; empty for none.
+    """
+
+    standby: Annotated[str, LATER] = ""
     kind: Literal["clear_candidates"] = "clear_candidates"
 
 
@@ -446,16 +450,22 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
             return bool(facts.of(service)) and all(i.serves and runs(action, i) for i in facts.of(service))
         case Switch(release=release, artifacts=artifacts):
             return all(_has_switched(release, *wanted, facts) for wanted in artifacts)
-        case ClearCandidates():
-            return set(facts.candidates) <= set(facts.strays)
+        case ClearCandidates(standby=standby):
+            ready = (i for i in facts.candidates if i.running and i.service in facts.switchable)
+            stays = {*facts.strays, *(i for i in ready if _stands_ready(i, standby, facts))}
+            return set(facts.candidates) <= stays
         case Settle(standby=standby):
-            return all(facts.standby_runs and standby and i.release == standby for i in facts.candidates)
+            return all(_stands_ready(i, standby, facts) for i in facts.candidates)
         case HoldRequests():
             return facts.holding
         case PassRequests():
             return not facts.holding
         case _:
             assert_never(action)
+
+
+def _stands_ready(instance: InstanceFacts, standby: str, facts: ContainerFacts) -> bool:
+    return facts.standby_runs and instance.release == standby != ""
 
 
 def runs(wanted: Serve | ServiceRecord, instance: InstanceFacts) -> bool:

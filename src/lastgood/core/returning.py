@@ -39,6 +39,7 @@ from lastgood.core.plan import (
     SaveDump,
     Step,
     SwapDatabase,
+    Switch,
     why_no_way_back,
 )
 from lastgood.core.release import Release, RestorePoint
@@ -661,8 +662,10 @@ def make_pass_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
 
 
 def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
-    """The compensation for a plan that stopped after its gate: remove what that started. Needs no approval."""
-    step = clear_step(boot_s=deadlines.boot_s)
+    """The compensation for a plan that stopped after its gate: remove what that started. A release to go back to that
+    stands ready beside stays there, for the next try. Needs no approval."""
+    returns = plan.purpose is Purpose.ROLLBACK and any(isinstance(s.action, Switch) for s in plan.steps)
+    step = clear_step(boot_s=deadlines.boot_s, standby=plan.to_release if returns else "")
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
 
 

@@ -25,6 +25,7 @@ from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
     CatchUp,
+    ClearCandidates,
     Fence,
     HoldRequests,
     MigrateDown,
@@ -34,9 +35,11 @@ from lastgood.core.plan import (
     RehearseDown,
     ReplayWrites,
     Role,
+    Seen,
     Step,
     SwapDatabase,
     Switch,
+    seen,
     why_no_way_back,
 )
 from lastgood.core.ports import Database
@@ -503,17 +506,19 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
     states = {o.name: o.state for o in outcomes(plan, run.records)}
     if any(isinstance(step.action, Switch) for step in plan.steps if states[step.name] != "not started"):
         return ""
+    new = new_run_id(rooms.memory.history())
+    clear = make_clear_plan(plan, plan_id=new, now=rooms.clock.now(), deadlines=rooms.deadlines)
+    (step,) = clear.steps
     try:
-        if not rooms.containers.observe().candidates:
+        if seen(step, rooms.containers.observe()) is Seen.DONE:
             return ""
     except LastgoodError as error:
         return f"whether the gate left anything running is not known: {error.message}"
-    new = new_run_id(rooms.memory.history())
-    clear = make_clear_plan(plan, plan_id=new, now=rooms.clock.now(), deadlines=rooms.deadlines)
-    failed = _compensate(rooms, clear, after=plan)
-    return (
-        f"what the gate had started still runs: {failed.reason}" if failed else "what the gate had started was removed"
-    )
+    if failed := _compensate(rooms, clear, after=plan):
+        return f"what the gate had started still runs: {failed.reason}"
+    if step.action == ClearCandidates():
+        return "what the gate had started was removed"
+    return f"what the gate had started was removed, but for the standby of {plan.to_release}"
 
 
 def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:

@@ -267,9 +267,7 @@ class World:
                 self.containers = replace(containers, serving=(*others, instance_of(service, artifact)))
             case Switch(release=release, artifacts=artifacts):
                 self._switch(release, dict(artifacts))
-            case ClearCandidates():
-                self.containers = replace(containers, candidates=())
-            case Settle(standby=standby):
+            case ClearCandidates(standby=standby) | Settle(standby=standby):
                 stays = standby if containers.standby_runs else ""
                 kept = tuple(i for i in containers.candidates if stays and i.release == stays)
                 self.containers = replace(containers, candidates=kept)

@@ -86,14 +86,6 @@ def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
             engine.remove(container.id)
 
 
-def clear_candidates(engine: Engine, seen: Look) -> None:
-    """Remove what the gate made, and the containers with which compose was interrupted. Nothing that serves, and not
-    what somebody started beside an edge."""
-    for container in seen.beside:
-        if is_twin(container) or container.is_leftover:
-            engine.remove(container.id)
-
-
 @dataclass(frozen=True, slots=True)
 class _Gate:
     """The gate of one release. made: IDs of what it started."""

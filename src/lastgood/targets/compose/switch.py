@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from lastgood.core.config import Standby
 from lastgood.core.errors import Refused
-from lastgood.core.plan import PassGate, Settle, Switch
+from lastgood.core.plan import ClearCandidates, PassGate, Settle, Switch
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.gate import pass_gate
@@ -74,6 +74,28 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
     if edge.config.standby is Standby.NONE:
         for container in standby:
             engine.remove(container.id)
+
+
+def clear_candidates(stack: Stack, engine: Engine, edge: Edge | None, action: ClearCandidates) -> None:
+    """Remove what the gate made, and the containers with which compose was interrupted; keep the standby as the
+    configuration says. Touches nothing that serves, and not what somebody started beside an edge."""
+    beside = look(stack, engine, edge).beside
+    standby = [c for c in beside if _stands_ready(c, edge, action.standby)]
+    for container in beside:
+        if container not in standby and (is_twin(container) or container.is_leftover):
+            engine.remove(container.id)
+    if edge is None or may_run_beside(engine, edge, standby):
+        return
+    for container in standby:
+        if edge.config.standby is Standby.NONE:
+            engine.remove(container.id)
+        else:
+            engine.stop(container.id, stop_s=stack.config.stop)
+
+
+def _stands_ready(container: Container, edge: Edge | None, release: str) -> bool:
+    switches = edge is not None and container.service in edge.switchable
+    return switches and container.facts().running and stands(container, container.service, release)
 
 
 def may_run_beside(engine: Engine, edge: Edge, standby: list[Container]) -> bool:

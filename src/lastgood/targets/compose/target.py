@@ -39,7 +39,7 @@ from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
-from lastgood.targets.compose.gate import clear_candidates, pass_gate
+from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.look import is_twin, look
@@ -47,7 +47,7 @@ from lastgood.targets.compose.missing import missing
 from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
 from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
-from lastgood.targets.compose.switch import may_run_beside, settle, switch
+from lastgood.targets.compose.switch import clear_candidates, may_run_beside, settle, switch
 
 
 class ComposeTarget:
@@ -123,8 +123,7 @@ class ComposeTarget:
                 case Settle():
                     settle(self._stack, engine, self._fronted(step), action, deadline_s=step.deadline_s)
                 case ClearCandidates():
-                    seen_now = look(self._stack, engine, self._edge)
-                    clear_candidates(engine, seen_now)
+                    clear_candidates(self._stack, engine, self._edge, action)
                 case HoldRequests():
                     answered_s = min(ANSWERED_WITHIN_S, step.deadline_s)
                     ends_at = self._stack.clock.now() + timedelta(seconds=answered_s)
