@@ -14,7 +14,7 @@ from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
 from tests.contract.rigs.clock import CLOCK
-from tests.contract.rigs.compose import ComposeWorld
+from tests.contract.rigs.compose import ComposeWorld, edge_image
 
 pytestmark = pytest.mark.needs_docker
 
@@ -49,6 +49,43 @@ def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: Com
     assert [c.name for c in checks if not c.passed] == []
     assert "containers that are never touched" in [c.name for c in checks]
     assert stack.candidates() == []
+
+
+# As nginx does with the name of an upstream, it asks once, when it starts, where web is.
+ASKS_ONCE = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 5s
+    timeout server 5s
+listen front
+    bind :8080
+    server web web:8080 init-addr libc
+"""
+
+
+@pytest.mark.full
+def test_a_proxy_in_front_that_looked_names_up_once_goes_on_finding_what_is_recreated(stack: ComposeWorld) -> None:
+    (stack.root / "proxy.cfg").write_text(ASKS_ONCE)
+    stack.services["proxy"] = {
+        "image": edge_image(stack.client),
+        "command": ["haproxy", "-db", "-f", "/proxy.cfg"],
+        "pull_policy": "never",
+        "volumes": ["./proxy.cfg:/proxy.cfg:ro"],
+        "ports": stack.services["web"].pop("ports"),
+        "depends_on": ["web"],
+    }
+    stack.write()
+    stack.compose("up", "--detach", "--wait")
+    proxy, target = stack.container("proxy").id, stack.target()
+    good = deployed(stack, target, "v1")
+    assert stack.page() == "v1"
+    deployed(stack, target, "v2")
+    assert stack.page() == "v2"
+    stack.put(target, good)
+    assert stack.page() == "v1"
+    assert stack.container("proxy").id == proxy
+    assert all(check.passed for check in target.checks(good))
 
 
 @pytest.mark.full
