@@ -192,6 +192,40 @@ def test_a_rollback_that_went_no_further_than_the_gate_leaves_the_standby_as_it_
     assert world.answer() == "1-1"
 
 
+def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder whose name compose would take for a variable."""
+    world = EdgeWorld(tmp_path / "a $HOME b")
+    monkeypatch.setenv("LASTGOOD_EDGE_IMAGE", edge_image(world.client))
+    fixed = {name: f"{world.project}.{name}" for name in ("api", "web")}
+    for name, container in fixed.items():
+        world.services[name]["container_name"] = container
+    world.write()
+    front = FRONT.replace("http://api:", f"http://{fixed['api']}:")
+    try:
+        world.image("web", "0", script=front.replace("VERSION", "0"))
+        world.up("docker-compose.yml")
+        set_up_edge(world.settings(), root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+        target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s"))
+        with pytest.raises(Retryable, match="there is no edge") as nothing:
+            target.observe()
+        subprocess.run(nothing.value.hint, shell=True, cwd=world.root, check=True, capture_output=True)  # noqa: S602 # as a person types it
+        world.up("docker-compose.yml", edge_file(world.settings()))
+        assert {world.answer() for _ in range(10)} == {"0-0"}
+        carry(target, recorded(target, "r0"))
+        world.image("web", "1", script=front.replace("VERSION", "1"))
+        world.image("api", "1")
+        carry(target, target.prepare("r1", datetime.now(UTC)), standby="r0")
+        assert {world.answer() for _ in range(10)} == {"1-1"}
+        db = str(world.container("db").id)
+        ask = ["docker", "exec", db, "wget", "-q", "-O", "-", f"http://{fixed['web']}:8080/cgi-bin/ask"]
+        asked = [subprocess.run(ask, check=True, capture_output=True, timeout=20) for _ in range(10)]
+        assert {answer.stdout.strip() for answer in asked} == {b"1-1"}
+    finally:
+        world.clear()
+
+
 @pytest.mark.full
 def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")

@@ -49,6 +49,20 @@ def test_a_foreign_deploy_during_the_rollback_is_left_alone(shop: EdgeShop, poin
     assert shop.world.answer() == f"{GOOD}-{GOOD}"
 
 
+def test_copies_that_somebody_started_beside_what_serves_are_told_and_nothing_is_called_proved(shop: EdgeShop) -> None:
+    shop.bad_release()
+    shop.roll_back()
+    files = ("--file", "docker-compose.yml", "--file", "docker-compose.edge.yml")
+    shop.world.compose(*files, "up", "--detach", "--wait", "--no-deps", "web")
+    assert "web of no release: started past lastgood" in shop.lastgood("doctor", code=1)
+    said = shop.roll_back(GOOD, code=NEEDS_HUMAN)
+    command = f"docker stop {shop.world.project}-web-1"
+    assert command in said
+    subprocess.run(command.split(), check=True, timeout=60, capture_output=True)
+    shop.roll_back(GOOD)
+    assert "of no release" not in shop.lastgood("doctor")
+
+
 def test_an_edge_whose_socket_is_gone_is_brought_back_by_the_command_that_is_named(shop: EdgeShop) -> None:
     bad = shop.bad_release()
     (edge_of(shop) / "haproxy.sock").unlink()

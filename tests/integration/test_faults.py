@@ -174,6 +174,7 @@ def test_a_leftover_that_has_the_name_of_a_service_is_found_before_the_first_is_
     shop.bad("v2")
     before = shop.seen()
     leftover = stack.client.containers.create(f"{stack.project}/db:latest", name=name)
+    assert f"container {name} exists" in shop.lastgood("doctor", code=1)
     said = shop.roll_back(code=REFUSED)
     assert f"container {name} exists and is not a part of project {stack.project}" in said
     shop.check_nothing_was_touched(before)
@@ -221,9 +222,10 @@ def test_compose_1_over_the_project_stops_the_rollback_before_anything_is_touche
     stack = shop.stack
     labels = {**stack.container("db").labels, "com.docker.compose.version": "1.29.2"}
     stack.client.containers.create(f"{stack.project}/db:latest", name=f"{stack.project}_db_1", labels=labels)
+    assert "was made by docker-compose 1.29.2" in shop.lastgood("doctor", code=1)
     said = shop.roll_back(code=REFUSED)
     assert f"{stack.project}_db_1 was made by docker-compose 1.29.2" in said
-    assert f"docker compose --project-name {stack.project} up --detach" in said
+    assert f"docker compose --project-name {stack.project} --file docker-compose.yml up --detach" in said
     shop.check_nothing_was_touched(before)
     assert "was made by docker-compose 1.29.2" in shop.deploy("v3", code=REFUSED)
 

@@ -77,6 +77,21 @@ def deploy_and_die(team: Team) -> None:
         team.deploy("v3", WELL)
 
 
+def deploy_past_us(team: Team) -> None:
+    """Somebody recreates a service from another image."""
+    facts = team.stack.containers
+    serving = tuple(replace(i, artifact="core-hotfix") if i.service == "core" else i for i in facts.serving)
+    team.stack.containers = replace(facts, serving=serving)
+
+
+def start_beside(team: Team) -> None:
+    """Somebody has compose start its own copy behind an edge."""
+    facts = team.stack.containers
+    copy = replace(facts.serving[0], release="", instance="1234567890abcdef")
+    bound = tuple(replace(i, release=BAD) for i in facts.serving)
+    team.stack.containers = replace(facts, serving=bound, candidates=(copy,), switchable=frozenset({copy.service}))
+
+
 FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
     "the journal was changed": (
         "journal",
@@ -85,6 +100,8 @@ FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
     ),
     "a run did not finish": ("runs", "of v3 did not finish", deploy_and_die),
     "a service is sick": ("containers", "not serving: agent", lambda team: team.stack.sicken("agent")),
+    "somebody deployed past us": ("what serves", f"core: not what was recorded as {BAD}", deploy_past_us),
+    "somebody started a copy beside": ("beside the edge", "core of no release", start_beside),
     "the files make no release": (
         "files",
         "web runs code from a bind mount",

@@ -640,8 +640,8 @@ def put_by_others(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
 
 
 def started_beside(plan: Plan, containers: ContainerFacts) -> tuple[str, ...]:
-    """Return what somebody started beside an edge since the plan was made, one line each. It gets no requests, and
-    would be stopped at the end."""
+    """Return what somebody started beside an edge since the plan was made, one line each. It gets no requests from
+    outside, and would be stopped at the end."""
     known = {*plan.found, *plan.beside}
     return tuple(
         f"{i.service}: {i.artifact[:19]} runs beside, which was not there when the plan was made"

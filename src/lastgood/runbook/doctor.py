@@ -9,7 +9,7 @@ from enum import StrEnum
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, FrontendFacts
 from lastgood.core.history import History
-from lastgood.core.plan import why_no_way_back
+from lastgood.core.plan import runs, why_no_way_back
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook.holding import ways_back
@@ -104,9 +104,33 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"{len(facts.serving)} serving" + (f"; not serving: {', '.join(down)}" if down else ""),
         hint="lastgood status" if down or not facts.serving else "",
     )
+    yield from _past_us(history, facts)
     good = history.last_good(before=bad_release(history))
     yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung(good.release.id if good else ""))
     yield from _ways_back(rooms, history)
+
+
+def _past_us(history: History, facts: ContainerFacts) -> Iterator[Finding]:
+    """What somebody deployed without lastgood: in the place of the release that serves, or beside it."""
+    serving = history.releases.get(history.serving)
+    if serving is not None and history.open_run is None:
+        records = {record.name: record for record in serving.release.services}
+        others = sorted({i.service for i in facts.serving if i.service in records and not runs(records[i.service], i)})
+        if others:
+            yield Finding(
+                check="what serves",
+                answer=Answer.FAILED,
+                evidence=f"{', '.join(others)}: not what was recorded as {history.serving}; deployed past lastgood?",
+                hint="lastgood record   (or go back: lastgood rollback)",
+            )
+    if beside := [i for i in facts.strays if i.running]:
+        yield Finding(
+            check="beside the edge",
+            answer=Answer.FAILED,
+            evidence=f"{', '.join(sorted({i.service for i in beside}))} of no release: "
+            "started past lastgood, and asked by name inside of the stack",
+            hint=f"docker stop {' '.join(i.instance[:12] for i in beside)}",
+        )
 
 
 def _ways_back(rooms: Rooms, history: History) -> Iterator[Finding]:

@@ -132,7 +132,7 @@ def describe_running(
 def _usable(stack: Stack, engine: Engine) -> Project:
     """Resolve the files on disk. Raises Refused when a service could not be rolled back as it is, naming every
     reason."""
-    refuse_compose_1(engine, stack.name)
+    refuse_compose_1(engine, stack)
     project = stack.resolve()
     if found := unusable(stack, project):
         raise Refused("; ".join(found), hint="lastgood doctor")

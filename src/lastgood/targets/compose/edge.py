@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from lastgood.core.config import EdgeConfig
@@ -167,7 +168,9 @@ class Edge:
             replace_private(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:
             path = self.folder / CONFIG_FILE
-            raise NeedsHuman(f"{path} cannot be written: {error.strerror}", hint=f"df {path.parent}") from error
+            raise NeedsHuman(
+                f"{path} cannot be written: {error.strerror}", hint=f"df {quote(str(path.parent))}"
+            ) from error
 
     def routes(self, project: Project) -> list[Route]:
         """How each service is reached, in the configuration's order."""

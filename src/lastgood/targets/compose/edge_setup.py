@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Final, cast
 
 from lastgood.core.config import ContainersConfig, EdgeConfig
@@ -109,20 +110,24 @@ def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) ->
         why = "; ".join(f"{name} ({reason})" for name, reason in plan.left_out.items())
         raise Refused(f"no service of this project can stand behind an edge: {why}", hint="lastgood doctor")
     if into.exists():
-        raise Refused(f"{into} is there already", hint=f"less {into}")
+        raise Refused(f"{into} is there already", hint=f"less {quote(str(into))}")
     config = EdgeConfig(routes=plan.routes, one_at_a_time=tuple(plan.one_at_a_time))
     edge = Edge(config, stack)
     edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    edge.write(project, {name: _names_today(project, name) for name in plan.routes})
+    edge.write(project, {name: _names_behind(project, name, edge) for name in plan.routes})
     into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
     return edge
 
 
-def _names_today(project: Project, service: str) -> list[str]:
-    """What compose calls the containers of a service (compose-spec, container_name)."""
-    named = project.service(service).get("container_name")
-    copies = project.instances(service) or 1
-    return [str(named)] if named else [f"{project.name}-{service}-{number}" for number in range(1, copies + 1)]
+def _names_behind(project: Project, service: str, edge: Edge) -> list[str]:
+    """What compose calls the containers of a service that stands behind the edge (compose-spec, container_name)."""
+    if (named := _fixed_name(project, service)) and service not in edge.switchable:
+        return [named]
+    return [f"{project.name}-{service}-{number}" for number in range(1, (project.instances(service) or 1) + 1)]
+
+
+def _fixed_name(project: Project, service: str) -> str:
+    return str(project.service(service).get("container_name") or "")
 
 
 def _compose_file(project: Project, edge: Edge, name: str) -> str:
@@ -138,7 +143,7 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         # an engine that was killed stops what it finds running when it is started again, and takes that for a person's
         # wish: `unless-stopped` would leave the ports closed (seen with 20.10.24)
         "restart": "always",
-        "volumes": [{"type": "bind", "source": str(edge.folder), "target": INSIDE}],
+        "volumes": [{"type": "bind", "source": str(edge.folder).replace("$", "$$"), "target": INSIDE}],
         "networks": {network: {"aliases": aliases} for network in networks},
         "ports": [_published(port, inside[service]) for service in inside for port in _ports(project, service)],
     }
@@ -146,9 +151,20 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
     lines += ["services:", f"  {edge.config.service}:"]
     lines += [f"    {key}: {json.dumps(value)}" for key, value in front.items()]
     for service in inside:
-        if _ports(project, service):
-            lines += [f"  {json.dumps(service)}:", "    ports: !reset []"]
+        if given_up := list(_given_up(project, service, edge)):
+            lines += [f"  {json.dumps(service)}:", *(f"    {line}" for line in given_up)]
     return "\n".join(lines) + "\n"
+
+
+def _given_up(project: Project, service: str, edge: Edge) -> Iterator[str]:
+    """What a service leaves to the edge: its ports, and a fixed name. The edge answers to that, and would find itself
+    by it instead of the service."""
+    if _ports(project, service):
+        yield "ports: !reset []"
+    if (named := _fixed_name(project, service)) and service in edge.switchable:
+        yield "container_name: !reset null"
+        networks = cast("Mapping[str, object]", project.service(service).get("networks") or {})
+        yield f"networks: {json.dumps({network: {'aliases': [named]} for network in networks})}"
 
 
 def _ports(project: Project, service: str) -> Sequence[Json]:

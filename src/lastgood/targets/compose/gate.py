@@ -12,10 +12,11 @@ means; the candidate is a copy of the mold, and the mold is removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain, count
+from shlex import quote
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
@@ -25,7 +26,7 @@ from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, Ties
 from lastgood.targets.compose.images import ensure_image
-from lastgood.targets.compose.in_the_way import in_the_way
+from lastgood.targets.compose.in_the_way import in_the_way_of
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import Look, is_twin, look
 from lastgood.targets.compose.obstacles import missing_files
@@ -59,7 +60,8 @@ def pass_gate(
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
     # Of all services now: found at the last one, it would leave half a release.
-    if held := [line for record in records for line in gate.in_the_way(record)]:
+    name = stack.name
+    if held := [line for r in records for line in in_the_way_of(engine, edge, gate.project, r.name, stack=name)]:
         raise Refused("; ".join(held), hint="docker ps --all")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
@@ -116,12 +118,6 @@ class _Gate:
 
     def _is(self, container: Container) -> bool:
         return container.labels.get(LABEL_CANDIDATE) == self._mark
-
-    def in_the_way(self, record: ServiceRecord) -> Iterator[str]:
-        """Name what would keep the service from being recreated in its place. One that switches is not."""
-        if not self._switches(record):
-            published = self.edge is None or record.name not in self.edge.config.one_at_a_time
-            yield from in_the_way(self.engine, self.project, record.name, stack=self.stack.name, published=published)
 
     def _switches(self, record: ServiceRecord) -> bool:
         return self.edge is not None and record.name in self.edge.switchable
@@ -264,5 +260,6 @@ class _Gate:
         scratch = " (its writable volumes were empty, its writable folders read-only)" if shared else ""
         said = masker.tail(log, lines=2) or "nothing"
         return Refused(
-            f"{record.name} of {self.release} {how} at the gate{scratch}; it said: {said}", hint=f"less {path}"
+            f"{record.name} of {self.release} {how} at the gate{scratch}; it said: {said}",
+            hint=f"less {quote(str(path))}",
         )

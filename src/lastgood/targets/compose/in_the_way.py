@@ -10,10 +10,19 @@ import os
 import socket
 from collections.abc import Iterator
 
+from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Engine
 from lastgood.targets.compose.project import Project
 
 Port = tuple[str, int, str]
+
+
+def in_the_way_of(engine: Engine, edge: Edge | None, project: Project, service: str, *, stack: str) -> Iterator[str]:
+    """Name what holds them where there may be an edge: nothing is in the way of a service that switches, and the edge
+    has the ports of one that is recreated behind it."""
+    if edge is None or service not in edge.switchable:
+        published = edge is None or service not in edge.config.one_at_a_time
+        yield from in_the_way(engine, project, service, stack=stack, published=published)
 
 
 def in_the_way(engine: Engine, project: Project, service: str, *, stack: str, published: bool = True) -> Iterator[str]:

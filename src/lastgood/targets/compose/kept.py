@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -250,7 +251,9 @@ def _room_in(state: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise Refused(f"{error.filename or state} cannot be written: {error.strerror}", hint=f"df {state}") from error
+        raise Refused(
+            f"{error.filename or state} cannot be written: {error.strerror}", hint=f"df {quote(str(state))}"
+        ) from error
 
 
 def _files(project: Project, services: Collection[str]) -> Iterator[tuple[tuple[str, str], Path, bytes]]:
@@ -259,7 +262,7 @@ def _files(project: Project, services: Collection[str]) -> Iterator[tuple[tuple[
     for named, path in found.items():
         if path.is_file():
             if path.stat().st_size > FILE_LIMIT_BYTES:
-                raise Refused(f"{path} is too large for a secret or config", hint=f"ls -l {path}")
+                raise Refused(f"{path} is too large for a secret or config", hint=f"ls -l {quote(str(path))}")
             yield named, path, path.read_bytes()
 
 

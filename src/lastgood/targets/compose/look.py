@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lastgood.core.errors import Retryable
 from lastgood.core.facts import InstanceFacts
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
@@ -44,6 +45,8 @@ def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     own = tuple(c for c in composed if c.service in services and c not in leftovers)
     if edge is None:
         return Look(serving=own, beside=(*twins, *leftovers), stateful=stateful)
+    if not any(c.service == edge.config.service for c in composed):
+        raise Retryable("there is no edge: nothing of it was started", delay_s=2.0, hint=stack.by_hand)
     named = edge.serving()
     routed = [c for c in (*own, *twins) if c.service in named]
     serving = tuple(c for c in own if c.service not in named) + tuple(c for c in routed if c.name in named[c.service])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,12 @@ class Stack:
     def name(self) -> str:
         """The compose project's name."""
         return self.config.compose.project
+
+    @property
+    def by_hand(self) -> str:
+        """What a person types, beside lastgood.yaml, to start what the files describe."""
+        files = [word for file in self.config.compose.files for word in ("--file", file)]
+        return shlex.join(["docker", "compose", "--project-name", self.name, *files, "up", "--detach"])
 
     def resolve(self) -> Project:
         """Resolve the files on disk with today's environment. Raises Refused with compose's own words."""

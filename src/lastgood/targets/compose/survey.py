@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Final, cast
 
 from lastgood.core.errors import Refused
@@ -174,7 +175,7 @@ def _on_disk(root: Path) -> _Origin:
     if named := said.get("COMPOSE_FILE"):
         files = tuple(named.split(said.get("COMPOSE_PATH_SEPARATOR", os.pathsep)))
         if gone := [file for file in files if not (root / file).is_file()]:
-            raise Refused(f"COMPOSE_FILE names {gone[0]}, which is not in {root}", hint=f"ls {root}")
+            raise Refused(f"COMPOSE_FILE names {gone[0]}, which is not in {root}", hint=f"ls {quote(str(root))}")
     else:
         files = tuple(name for name in COMPOSE_FILES if (root / name).is_file())[:1]
         if not files:

@@ -110,7 +110,7 @@ class ComposeTarget:
             if isinstance(action, PassGate) or not self._untouched:  # a process that watches for an hour does it twice
                 self._untouched = untouchable(self._stack, engine)
             if isinstance(action, PassGate | Serve | Switch):
-                refuse_compose_1(engine, self._stack.name)
+                refuse_compose_1(engine, self._stack)
             match action:
                 case PassGate():
                     kept = self._kept(action.release)
@@ -170,7 +170,7 @@ class ComposeTarget:
 
     def missing(self, release: Release) -> tuple[Missing, ...]:
         with self._engine() as engine:
-            return tuple(missing(self._stack, engine, release))
+            return tuple(missing(self._stack, engine, self._edge, release))
 
     def hold(self, release: Release) -> None:
         with self._engine() as engine:
@@ -207,8 +207,10 @@ class ComposeTarget:
 
     def checks(self, release: Release) -> tuple[Check, ...]:
         with self._engine() as engine:
-            serving = self._serving(engine)
-            checks = [_runs_as_planned(record, serving) for record in release.services]
+            there = look(self._stack, engine, self._edge)
+            checks = [_runs_as_planned(record, there.serving) for record in release.services]
+            if self._edge:
+                checks.append(_nobody_else(there.beside, self._edge))
             if self._untouched:
                 gone = sorted(s for i, s in self._untouched.items() if i not in untouchable(self._stack, engine))
                 checks.append(
@@ -219,6 +221,15 @@ class ComposeTarget:
                     )
                 )
         return tuple(checks)
+
+
+def _nobody_else(beside: tuple[Container, ...], edge: Edge) -> Check:
+    """What compose starts beside an edge bears the names of the services, and is asked by whoever belongs to no
+    release."""
+    others = [c for c in beside if c.service in edge.switchable and not is_twin(c) and c.is_up]
+    names = " ".join(sorted(c.name for c in others))
+    detail = f"of no release, and asked by name inside of the stack: docker stop {names}" if others else "none runs"
+    return Check(name="other copies", passed=not others, detail=detail)
 
 
 def _runs_as_planned(record: ServiceRecord, serving: tuple[Container, ...]) -> Check:
