@@ -443,24 +443,13 @@ def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_a
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
     carry(target, recorded(target, "r0"))
-    said = subprocess.run(
-        [
-            "docker",
-            "compose",
-            "-p",
-            world.project,
-            "-f",
-            "docker-compose.yml",
-            "-f",
-            "docker-compose.edge.yml",
-            "config",
-        ],
-        cwd=world.root,
-        capture_output=True,
-        text=True,
-        check=False,
+    world.compose("-f", "docker-compose.yml", "-f", "docker-compose.edge.yml", "config")
+    # as docs/guide/edge.md says
+    world.compose("-f", "docker-compose.yml", "up", "-d", "--wait", "--remove-orphans")
+    ours = ["--filter", "label=lastgood.candidate", "--filter", f"name=^/?{world.project}-"]
+    found = subprocess.run(
+        ["docker", "ps", "--all", "--quiet", *ours], check=True, capture_output=True, text=True, timeout=20
     )
-    assert said.returncode == 0, said.stderr
-    world.run("docker", "rm", "--force", f"{world.project}-lastgood-edge-1")
-    world.up("docker-compose.yml")
+    world.run("docker", "rm", "--force", *found.stdout.split())
+    assert world.candidates() == []
     assert world.page() == "0"
