@@ -59,7 +59,6 @@ def test_copies_that_somebody_started_beside_what_serves_are_told_and_nothing_is
     command = f"docker stop {shop.world.project}-web-1"
     assert command in said
     subprocess.run(command.split(), check=True, timeout=60, capture_output=True)
-    shop.roll_back(GOOD)
     assert "of no release" not in shop.lastgood("doctor")
 
 
