@@ -20,10 +20,11 @@ from psycopg.types.json import Jsonb
 
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
-from lastgood.targets.postgres import catalog, shelf, writes
+from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
+from lastgood.targets.postgres.noted import Known
 from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
 from lastgood.targets.postgres.server import hold, note_replayed
 
@@ -107,7 +108,8 @@ class _Enough(Exception):
 class Replay:
     """Of one capture into one clone.
 
-    source: connection to the database that the slot belongs to, under whichever name. held: up to which commit the
+    source: connection to the database that the slot belongs to, under whichever name. migration: whose transactions
+    are skipped. held: up to which commit the
     clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
     database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
@@ -119,6 +121,7 @@ class Replay:
         clone: Connection,
         kept: shelf.KeptPoint,
         *,
+        migration: Known,
         held: int,
         invariants: Mapping[str, str],
         narrow: bool = False,
@@ -133,7 +136,7 @@ class Replay:
         self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
-        self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
+        self._migration, self._doubts = {int(xid) for xid in migration.xids}, migration.doubts
         self.narrow, self.look_s = narrow, 0.0
         began = monotonic()
         self._broken = {} if narrow else self._breaking(None)
@@ -187,7 +190,8 @@ class Replay:
         """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
         repeat."""
         replayed = finish(self._source, self._clone, self._kept, into)
-        return replace(replayed, notes=(*replayed.notes, NARROW)) if self.narrow and self._invariants else replayed
+        narrow = (NARROW,) if self.narrow and self._invariants else ()
+        return replace(replayed, notes=(*replayed.notes, *self._doubts, *narrow))
 
     def _round(self, upto: str, go_on: Callable[[int], None], *, changes_at_once: int | None = BATCH) -> int | None:
         """Replay what the server decodes at once, None for all. Return the position behind it, None when there was
