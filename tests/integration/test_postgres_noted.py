@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import ExitStack
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import psycopg
 import pytest
 
 from lastgood.core.migration import Blame, DatabaseEvidence, judge_migration
+from lastgood.core.plan import CatchUp
 from lastgood.core.release import Release
-from lastgood.targets.postgres import catalog, marks, noted
+from lastgood.targets.postgres import catalog, marks, noted, replay
 from lastgood.testing.world import START
-from tests.contract.rigs.postgres_world import SECOND, PostgresWorld
+from tests.contract.rigs.postgres_world import REPLAY, SECOND, THIRD, PostgresWorld
 
-THIRD: Final = "20250202000000_data"
 SPOIL: Final = "UPDATE orders SET total = total - 50"
 NOTE: Final = "ALTER TABLE customers ADD COLUMN note text"
 
@@ -213,6 +215,74 @@ def test_where_the_marks_cannot_be_read_the_catalogs_tell_and_it_is_said(
     embedded.go_back()
     assert verdict.reasons[-1] in embedded.replayed().notes
     assert embedded.sql("SELECT what FROM audit") == [("later",)]
+
+
+# --- what is not replayed --------------------------------------------------------------------------------------------
+
+
+def skipped(world: PostgresWorld) -> list[dict[str, Any]]:
+    path = Path(world.replayed().skipped_file)
+    assert path.parent.name == REPLAY
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_was_skipped_as_the_migration_s_is_listed_as_the_quarantine_is(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "MOST_SHOWN", 3)
+    went_back_from_two(
+        embedded,
+        f"{NOTE}; UPDATE customers SET note = 'x' WHERE id = 3",
+        "TRUNCATE orders; DELETE FROM customers WHERE id > 15",
+    )
+    first, second = skipped(embedded)
+    assert first["reason"] == second["reason"] == replay.OF_THE_MIGRATION
+    assert first["id"].startswith(f"{first['xid']}-")
+    ((change),) = first["changes"]
+    assert (change["table"], change["kind"], change["new"]["note"]) == ("customers", "updated", "x")
+    assert [change["kind"] for change in second["changes"]] == ["emptied", "deleted", "deleted"]
+    assert second["more"] == 3
+    assert (embedded.replayed().skipped, embedded.replayed().replayed) == (2, 0)
+
+
+def test_a_list_of_what_was_skipped_is_whole_whenever_the_replay_died(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.take()
+    embedded.ship("v2", {SECOND: NOTE, THIRD: "UPDATE customers SET name = 'x' || id"})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    true = replay.Replay._write_down  # where it is killed
+
+    def dies(self: replay.Replay, carried: Any) -> None:  # noqa: ANN401 # as it comes
+        true(self, carried)
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replay.Replay, "_write_down", dies)
+        with pytest.raises(Died):
+            embedded.target.apply(embedded.way_back[1])
+    embedded.go_back()
+    (only,) = skipped(embedded)
+    assert len(only["changes"]) == 20
+
+
+def test_a_transaction_of_which_nothing_has_a_place_is_not_called_replayed(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE TABLE seats (id int PRIMARY KEY, row int); INSERT INTO seats VALUES (1, 1), (2, 1)")
+    rebuilt = (
+        "CREATE TABLE seats_new (id int PRIMARY KEY, row bigint); INSERT INTO seats_new SELECT * FROM seats; "
+        "DROP TABLE seats; ALTER TABLE seats_new RENAME TO seats"
+    )
+    embedded.take()
+    embedded.ship("v2", {SECOND: rebuilt})
+    embedded.migrate()
+    for number in range(3, 6):
+        embedded.sql(f"INSERT INTO seats VALUES ({number}, 2)")
+    embedded.sql("INSERT INTO seats VALUES (6, 2); INSERT INTO audit (what) VALUES ('seat 6')")
+    tried = embedded.target.try_replay(CatchUp(replay=REPLAY, restore_point=embedded.restore_point)).replayed
+    embedded.go_back()
+    for told in (tried, embedded.replayed()):
+        assert (told.total, told.replayed, told.without_place, told.skipped) == (4, 1, 3, 0)
+        assert [(left.table, left.rows) for left in told.left_out] == [("seats", 4)]
 
 
 # --- the triggers ----------------------------------------------------------------------------------------------------
