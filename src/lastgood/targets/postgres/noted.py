@@ -73,7 +73,10 @@ class Migrations:
     points: Path
 
     def begin(self, live: Connection, kept: shelf.KeptPoint) -> None:
-        """Write down that a migration command is about to be run. One that is run again goes on."""
+        """Write down that a migration command is about to be run. One that is run again goes on. Notes of restore
+        points that are gone go too."""
+        for gone in shelf.names(self.points / FOLDER) - shelf.names(self.points):
+            (self.points / FOLDER / f"{gone}.json").unlink(missing_ok=True)
         before = self._read(kept)
         if before is not None and before.open:
             return
@@ -183,8 +186,8 @@ def _looked(live: Connection, kept: shelf.KeptPoint, noted: Noted, *, at_once: b
         doubts.append(_BY_CATALOGS.format("no session wrote to the history of the migrations"))
     if unmarked := marks.gaps(live, (table.oid for table in kept.tables)):
         doubts.append(
-            f"lastgood's trigger was taken from {', '.join(unmarked)}, or was off for a while: what the migration "
-            "wrote there and nowhere else, in a transaction that changed no schema, counts as the application's"
+            f"lastgood's trigger was not on {', '.join(unmarked)} all the while: what the migration wrote there and "
+            "nowhere else, in a transaction that changed no schema, counts as the application's"
         )
     return _with(noted, its | changed - others, doubts)
 
