@@ -58,14 +58,14 @@ class Case:
 
 
 def draw(seed: str, number: int, attempt: int = 0) -> Case:
-    """Draw one. Sixty in a row have every migration, every victim and every step together once."""
+    """Draw one. Seventy-two in a row have every migration, every victim and every step together once."""
     chance = Random(f"{seed}/{number}/{attempt}")  # noqa: S311 # it shall be drawn again
     kills = tuple(Kill)
     return Case(
         seed=seed,
         number=number,
         attempt=attempt,
-        shape_name=NAMES[number % len(NAMES)],
+        shape_name=NAMES[(number + number // (len(kills) * len(STEPS))) % len(NAMES)],
         kill=kills[number % len(kills)],
         step=STEPS[number // len(kills) % len(STEPS)],
         moment=chance.uniform(0, LATEST),

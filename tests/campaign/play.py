@@ -38,7 +38,7 @@ from tests.campaign.ledger import Ended
 from tests.campaign.users import Habits, Users
 from tests.contract.rigs.own_process import begin, ended
 from tests.contract.rigs.postgres_cluster import Cluster
-from tests.contract.rigs.postgres_world import FIRST, REPLAY, SECOND, SHOP, PostgresWorld
+from tests.contract.rigs.postgres_world import FIRST, REPLAY, SHOP, PostgresWorld
 
 TEMPLATE: Final = "shop_template"
 LIVES: Final = 4
@@ -168,7 +168,7 @@ class Rollback:
     def __init__(self, case: Case, folder: Path, cluster: Cluster, usual_s: Mapping[str, float]) -> None:
         self.case, self.folder, self.cluster, self._usual_s = case, folder, cluster, usual_s
         self.world = world_in(folder, cluster, f"shop_{case.number}_{secrets.token_hex(3)}")
-        self.world.ship("v2", {FIRST: SHOP, SECOND: case.shape.migration})
+        self.world.ship("v2", {FIRST: SHOP, **case.shape.files})
         self.steps = tuple(step for step in self.world.way_back if step.name in STEPS)
         self.story: list[str] = []
         self.steps_s: dict[str, float] = {}
@@ -204,7 +204,7 @@ class Rollback:
             self._apart(world.take)
             users.ask("wait 10")
             users.ask("hold")
-            self._apart(world.migrate)
+            self._apart(lambda: world.target.apply(world.step_to_migrate("v2", *case.shape.files)))
             users.ask("later")
             users.ask("go")
             users.ask(f"wait {case.backlog}")
@@ -345,7 +345,7 @@ class Rollback:
         counts = {
             "acknowledged": ends[Ended.ACKNOWLEDGED],
             "unknown": ends[Ended.UNKNOWN],
-            "replayed": replayed.total - replayed.quarantined - replayed.skipped,
+            "replayed": replayed.replayed,
             "quarantined": len(waiting),
             "unaccounted": len(findings.unaccounted),
             "twice": len(findings.twice),

@@ -92,6 +92,12 @@ def test_rows_of_later_transactions_are_told_apart_from_those_of_the_migration()
     )
 
 
+@pytest.mark.parametrize("rows", [broken(by_migration=1), broken(by_others=9)], ids=["migration", "others"])
+def test_who_wrote_the_rows_is_said_together_with_the_doubt_about_it(rows: tuple[BrokenInvariant, ...]) -> None:
+    assert judge_migration(replace(CHANGED, broken=rows, doubts=("nobody knows",))).reasons[-1] == "nobody knows"
+    assert "nobody knows" not in judge_migration(replace(CHANGED, doubts=("nobody knows",))).reasons
+
+
 def test_rows_of_which_nobody_can_tell_are_named_as_such() -> None:
     (reason,) = judge_migration(replace(CHANGED, broken=broken(by_somebody=9))).reasons
     assert reason == "invariant credits: 9 rows broken, and without a snapshot nobody can tell by whom"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lastgood.core.plan import Seen
 from lastgood.core.record import Event
-from lastgood.core.report import Check, Loss, Report, TerminalState, announcement
+from lastgood.core.report import Check, Loss, Replayed, Report, TerminalState, announcement
 from lastgood.core.run import outcomes
 from lastgood.testing.world import START
 from tests.core.examples import EVIDENCE, rollback_plan
@@ -66,6 +66,25 @@ def test_what_left_with_an_own_dump_is_said_with_where_it_is() -> None:
     left = "everything written since 2026-01-01 00:20:00 UTC; it is in app_bad_r7"
     told = announcement(replace(VERIFIED, uncounted=left))
     assert told == f"{PROCEDURE}\nNot in the live data any more: {left}"
+
+
+def test_what_was_neither_replayed_nor_waits_is_said_with_where_it_is() -> None:
+    replayed = Replayed(
+        units="transactions",
+        total=40,
+        quarantined=2,
+        skipped=3,
+        without_place=5,
+        left_out=(Loss(table="totals", rows=7, file="r7/left-out.jsonl"),),
+        skipped_file="r7/skipped.jsonl",
+    )
+    assert replayed.replayed == 30
+    assert announcement(replace(VERIFIED, replayed=replayed)).splitlines() == [
+        PROCEDURE,
+        "Values for which the old schema has no place (7 of totals): r7/left-out.jsonl",
+        "Not replayed, as the migration's own: 3 transactions: r7/skipped.jsonl",
+    ]
+    assert announcement(replace(VERIFIED, replayed=replace(replayed, skipped=0, left_out=()))) == PROCEDURE
 
 
 def test_an_export_without_rows_is_no_loss() -> None:

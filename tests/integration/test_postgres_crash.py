@@ -16,6 +16,7 @@ from lastgood.core.errors import Retryable
 from lastgood.core.plan import Action, CatchUp, Fence, LiftFence, ReplayWrites, Seen, SwapDatabase, seen
 from lastgood.targets.postgres import replay, shelf, swap
 from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.noted import Known
 from lastgood.targets.postgres.server import rename
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_cluster import Cluster, cluster
@@ -110,13 +111,13 @@ def test_a_replay_waits_for_the_last_commit_of_one_that_was_killed(world: Postgr
         world.connect(database=world.clone) as its_clone,
         world.connect(database=world.clone) as my_clone,
     ):
-        replay.Replay(source, its_clone, kept, held=0, invariants={})
+        replay.Replay(source, its_clone, kept, migration=Known(xids=()), held=0, invariants={})
         my_clone.execute("SET lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            replay.Replay(source, my_clone, kept, held=0, invariants={})
+            replay.Replay(source, my_clone, kept, migration=Known(xids=()), held=0, invariants={})
         its_clone.close()
         my_clone.execute("SET lock_timeout = '5s'")
-        replay.Replay(source, my_clone, kept, held=0, invariants={})
+        replay.Replay(source, my_clone, kept, migration=Known(xids=()), held=0, invariants={})
 
 
 @pytest.mark.parametrize("kind", [Fence, SwapDatabase, LiftFence])

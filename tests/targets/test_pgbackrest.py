@@ -330,6 +330,7 @@ def test_a_capture_is_taken_back_in_a_copy_by_the_numbers_of_the_tables(tmp_path
     assert said == (
         'ALTER TABLE ONLY "public"."t1" REPLICA IDENTITY USING INDEX x; '
         'ALTER TABLE ONLY "public"."t4" REPLICA IDENTITY DEFAULT; '
+        "DROP SCHEMA IF EXISTS lastgood_marks CASCADE; "
         'DROP PUBLICATION "lastgood_old"; DROP PUBLICATION "lastgood_rp_d2";'
     )
     assert Captures(server, tmp_path).uncovering([]) == ""

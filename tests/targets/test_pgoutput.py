@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lastgood.core.errors import Bug
-from lastgood.targets.postgres.pgoutput import Decoder, RowChange, Transaction, Truncation, Unsent, Value
+from lastgood.targets.postgres.pgoutput import Decoder, RowChange, Transaction, Truncation, Unsent, Value, messages
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 MICROSECONDS = (AT - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
@@ -148,3 +148,26 @@ def test_what_this_version_does_not_have_is_not_passed_over(messages: list[bytes
 )
 def test_any_text_comes_as_it_was_sent(values: list[Value]) -> None:
     assert rows(insert(*values)) == [(None, tuple(values))]
+
+
+def message(text: str, prefix: str = "lastgood", *, of_a_transaction: bool = True) -> bytes:
+    head = struct.pack("!BQ", of_a_transaction, 90) + prefix.encode() + b"\0"
+    return b"M" + head + struct.pack("!i", len(text.encode())) + text.encode()
+
+
+def test_messages_of_ours_are_told_with_their_transaction_and_no_others() -> None:
+    sent = (
+        message("before any", of_a_transaction=False),
+        begin(xid=7),
+        message("another's", prefix="app"),
+        message("it's ☃"),
+        message("at once", of_a_transaction=False),
+        relation(),
+        insert("1", "x"),
+        message(""),
+        commit(),
+        begin(xid=4_000_000_000),
+        message("later"),
+        commit(),
+    )
+    assert list(messages(sent, prefix="lastgood")) == [(7, "it's ☃"), (7, ""), (4_000_000_000, "later")]

@@ -111,10 +111,13 @@ def report_lines(report: Report) -> Iterator[str]:
         kept = report.replayed
         ours = kept.total - kept.skipped
         yield (
-            f"replayed   {ours - kept.quarantined} of {ours} {kept.units} written since"
+            f"replayed   {kept.replayed} of {ours} {kept.units} written since"
             + (f"; {kept.quarantined} in quarantine: lastgood quarantine list" if kept.quarantined else "")
+            + (f"; of {kept.without_place} nothing has a place in the old schema" if kept.without_place else "")
             + (f" ({kept.skipped} of the migration not counted)" if kept.skipped else "")
         )
+        if kept.skipped_file:
+            yield f"skipped    {kept.skipped} of the migration: {kept.skipped_file}"
         yield from table((f"  {name}", f"{rows} rows") for name, rows in kept.carried)
         yield from (f"  {clean(line)}" for line in kept.notes)
         if kept.left_out:

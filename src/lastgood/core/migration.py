@@ -119,7 +119,8 @@ class WritesSince:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseEvidence:
     """Everything the database target could find out, read-only, before a plan is made. way_down: None where no down
-    migration was shipped, or none is needed."""
+    migration was shipped, or none is needed. doubts: why the migration's transactions may not be those that it is
+    believed to have made, one sentence each."""
 
     database: str
     changes: tuple[SchemaChange, ...]
@@ -130,6 +131,7 @@ class DatabaseEvidence:
     storage_faults: tuple[str, ...] = ()
     size_bytes: int = 0
     way_down: WayDown | None = None
+    doubts: tuple[str, ...] = ()
 
 
 class Blame(StrEnum):
@@ -177,10 +179,11 @@ def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
             if b.by_migration
         ),
     )
+    doubts = evidence.doubts if evidence.broken else ()
     if by_migration:
-        return MigrationVerdict(blame=Blame.MIGRATION, reasons=(*by_migration, *by_others))
+        return MigrationVerdict(blame=Blame.MIGRATION, reasons=(*by_migration, *by_others, *doubts))
     if by_others:
-        return MigrationVerdict(blame=Blame.APPLICATION, reasons=by_others)
+        return MigrationVerdict(blame=Blame.APPLICATION, reasons=(*by_others, *doubts))
     nobody_knows = tuple(
         f"invariant {b.invariant}: {b.by_somebody} rows broken, and without a snapshot nobody can tell by whom"
         for b in evidence.broken

@@ -5,10 +5,13 @@ The sentence of the procedure is sent word for word, and only when it is true.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import assert_never
+from typing import Annotated, assert_never
+
+from lastgood.core.plan import LATER
 
 
 class TerminalState(StrEnum):
@@ -66,7 +69,8 @@ class Replayed:
     """What became of the writes since a restore point when its clone was swapped in.
 
     carried: (table, rows put into the clone). units: what is counted, `transactions` or, where only their last state
-    could be told, `rows`. total: all of them; quarantined: those that do not fit; skipped: the migration's own.
+    could be told, `rows`. total: all of them; quarantined: those that do not fit; skipped: the migration's own, which
+    skipped_file lists; without_place: those of which nothing has a place in the old schema.
     losses: rows in quarantine, by table. left_out: values for which the old schema has no place, and where they are.
     """
 
@@ -78,6 +82,13 @@ class Replayed:
     losses: tuple[Loss, ...] = ()
     left_out: tuple[Loss, ...] = ()
     notes: tuple[str, ...] = ()
+    without_place: Annotated[int, LATER] = 0
+    skipped_file: Annotated[str, LATER] = ""
+
+    @property
+    def replayed(self) -> int:
+        """Those that are in the clone, with all of theirs that has a place there."""
+        return self.total - self.skipped - self.quarantined - self.without_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +219,17 @@ def _remaining(report: Report) -> tuple[str, ...]:
     if gone := [loss for loss in report.losses if loss.rows]:
         tables = ", ".join(f"{loss.rows} of {loss.table}" for loss in gone)
         lines.append(f"Rows that do not fit wait in quarantine ({tables}): {gone[0].file}")
+    if report.replayed:
+        lines += _not_replayed(report.replayed)
     if report.uncounted:
         lines.append(f"Not in the live data any more: {report.uncounted}")
     return tuple(lines)
+
+
+def _not_replayed(of: Replayed) -> Iterator[str]:
+    """What of the writes since is in files only, and does not wait for anybody."""
+    if left := [left for left in of.left_out if left.rows]:
+        tables = ", ".join(f"{one.rows} of {one.table}" for one in left)
+        yield f"Values for which the old schema has no place ({tables}): {left[0].file}"
+    if of.skipped and of.skipped_file:
+        yield f"Not replayed, as the migration's own: {of.skipped} {of.units}: {of.skipped_file}"

@@ -767,11 +767,14 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
     except LastgoodError as error:
         return (f"tried          nothing: {error.message}",)
     of, which = tried.replayed, "" if tried.whole else "the first "
-    carried = of.total - of.skipped - of.quarantined
-    lines = [f"tried          {carried} of {which}{of.total - of.skipped} {of.units} written since can be replayed"]
+    lines = [f"tried          {of.replayed} of {which}{of.total - of.skipped} {of.units} written since can be replayed"]
     if of.quarantined:
         tables = ", ".join(f"{loss.table} {loss.rows}" for loss in of.losses)
         lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
+    if of.without_place:
+        lines.append(f"without place  {of.without_place} of which the old schema has a place for nothing")
+    if of.skipped_file:
+        lines.append(f"skipped        {of.skipped} of the migration: {of.skipped_file}")
     lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
     return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
 

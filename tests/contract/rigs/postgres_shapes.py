@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from tests.contract.rigs.postgres_world import SECOND, THIRD
+
 
 class Unfit(StrEnum):
     """What an application can write after the migration that the old schema does not take."""
@@ -20,7 +22,8 @@ class Unfit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A migration, and how the application writes after it. name: the column of a customer's name then."""
+    """A migration, and how the application writes after it. name: the column of a customer's name then. data: a second
+    migration, which is a transaction of its own; empty for none."""
 
     migration: str
     unfit: Unfit
@@ -28,6 +31,12 @@ class Shape:
     insert: str = "INSERT INTO orders (customer, total) VALUES (%(customer)s, %(total)s) RETURNING id"
     add: str = "UPDATE orders SET total = total + %(by)s WHERE id = %(id)s"
     drop: str = "DELETE FROM orders WHERE id = %(id)s"
+    data: str = ""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """What a release ships, by name."""
+        return {SECOND: self.migration} | ({THIRD: self.data} if self.data else {})
 
 
 BEFORE: Final = Shape("", Unfit.NEGATIVE)
@@ -39,6 +48,12 @@ SHAPES: Final[Mapping[str, Shape]] = {
         "UPDATE orders SET total = total - 50; UPDATE customers SET full_name = upper(full_name)",
         Unfit.NEGATIVE,
         name="full_name",
+    ),
+    "a data step of its own": Shape(
+        "ALTER TABLE customers RENAME COLUMN name TO full_name; ALTER TABLE orders DROP CONSTRAINT orders_total_check",
+        Unfit.NEGATIVE,
+        name="full_name",
+        data="UPDATE orders SET total = total - 50; UPDATE customers SET full_name = upper(full_name)",
     ),
     "another type": Shape(
         "DROP VIEW paid; ALTER TABLE orders ALTER COLUMN customer TYPE bigint, ALTER COLUMN state TYPE text, "

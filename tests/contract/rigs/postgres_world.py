@@ -37,6 +37,7 @@ MIGRATE = Path(__file__).parents[3] / "examples" / "hypercode" / "prisma" / "mig
 REPLAY = "replay-r1"
 FIRST = "20250101000000_shop"
 SECOND = "20250201000000_rename"
+THIRD = "20250202000000_data"
 SHOP = """
 CREATE TYPE state AS ENUM ('new', 'paid');
 CREATE TABLE customers (id serial PRIMARY KEY, name text NOT NULL UNIQUE);

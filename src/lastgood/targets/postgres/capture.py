@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from lastgood.core.errors import LastgoodError, Refused, Retryable
-from lastgood.targets.postgres import catalog, shelf
+from lastgood.targets.postgres import catalog, marks, shelf
 from lastgood.targets.postgres.connect import Connection, connect
 from lastgood.targets.postgres.server import Server, databases
 
@@ -106,7 +106,7 @@ class Captures:
         """
         try:
             with self.server.connect(statement_s=deadline_s) as live:
-                self._publish(live, slot)
+                self._publish(live, slot, marked=True)
             with _replicating(self.server) as replicating:
                 snapshot, position = _create_slot(self.server, replicating, slot, deadline_s=deadline_s)
                 yield Opened(snapshot=snapshot, position=position)
@@ -116,13 +116,15 @@ class Captures:
             raise
 
     def extend(self) -> None:
-        """Capture what is written to tables that were made since a capture began as well. Asked when the migration is
-        over and nothing of the new release serves yet."""
+        """Capture what is written to tables that were made since a capture began as well, and have transactions marked
+        no more. Asked when the migration is over and nothing of the new release serves yet."""
         with self.server.connect() as live:
             for slot in self._known() & alive(live).keys():
                 self._publish(live, slot)
+            with suppress(psycopg.errors.LockNotAvailable):  # a mark more does no harm, and `end` takes them away
+                marks.disarm(live)
 
-    def _publish(self, live: Connection, slot: str) -> None:
+    def _publish(self, live: Connection, slot: str, *, marked: bool = False) -> None:
         """One table at a time: a transaction that waited for many locks would hold those that it has."""
         known = self._identities(slot)
         published = {oid for (oid,) in live.execute(
@@ -135,13 +137,17 @@ class Captures:
         name = sql.Identifier(slot)
         if live.execute("SELECT FROM pg_publication WHERE pubname = %s", [slot]).fetchone() is None:
             live.execute(sql.SQL("CREATE PUBLICATION {} {}").format(name, _with_generated(live)))
+        if marked:
+            marks.prepare(live, slot)
+            for other, history in marks.besides(live):
+                with _locked(live, other.as_string(live)):
+                    marks.arm(live, other, history=history)
         for table in fresh:
-            try:
+            with _locked(live, table.label):
                 live.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY FULL").format(table.identifier))
+                if marked:
+                    marks.arm(live, table.identifier)
                 live.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}").format(name, table.identifier))
-            except psycopg.errors.LockNotAvailable as error:
-                told = f"table {table.label} is locked; still writing: {_writing(live) or 'nobody'}"
-                raise Retryable(told, delay_s=_AGAIN_S) from error
 
     def uncover(self, connection: Connection, slot: str, tables: tuple[catalog.Table, ...]) -> None:
         """Take what a capture did to the schema back: in the database itself, or in a copy of it. Safe to repeat.
@@ -158,7 +164,9 @@ class Captures:
                 connection.execute(statement.format(table.identifier, words))
             except (psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType):  # its index is gone since
                 connection.execute(statement.format(table.identifier, sql.SQL("DEFAULT")))
-        connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(slot)))
+        marks.disarm(connection)
+        for publication in (marks.publication_of(slot), slot):  # the one that tells that anything is left as the last
+            connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(publication)))
 
     def uncovering(self, published: Iterable[tuple[str, int | None, str | None, str | None]]) -> str:
         """Return SQL that does as much in a copy of the whole server, where every table has the number that it has in
@@ -175,6 +183,8 @@ class Captures:
             if schema and name and identity != _FULL:
                 table = sql.Identifier(schema, name).as_string(None)
                 lines.append(f"ALTER TABLE ONLY {table} REPLICA IDENTITY {identity};")
+        if publications:
+            lines.append(f"DROP SCHEMA IF EXISTS {marks.SCHEMA} CASCADE;")  # with it the triggers: nobody is there
         lines += [f"DROP PUBLICATION {sql.Identifier(slot).as_string(None)};" for slot in sorted(publications)]
         return " ".join(lines)
 
@@ -219,6 +229,17 @@ class Captures:
     def _identities(self, slot: str) -> dict[int, str]:
         path = self.folder / f"{slot}.json"
         return shelf.read(path, shelf.KEPT_IDENTITIES, what=slot, hint="lastgood doctor") if path.exists() else {}
+
+
+@contextmanager
+def _locked(live: Connection, label: str) -> Generator[None]:
+    """Change one table, whole or not at all. Raises Retryable, naming who is in the way, when it is locked."""
+    try:
+        with live.transaction():
+            yield
+    except psycopg.errors.LockNotAvailable as error:
+        told = f"table {label} is locked; still writing: {_writing(live) or 'nobody'}"
+        raise Retryable(told, delay_s=_AGAIN_S) from error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from lastgood.targets.postgres.connect import Connection
 # ruff: noqa: S608 # nothing comes from outside: the texts are put together from the constants of this file
 _OURS: Final[LiteralString] = (
     "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' "
-    "AND n.nspname NOT LIKE 'pg\\_temp\\_%'"
+    "AND n.nspname NOT LIKE 'pg\\_temp\\_%' AND n.nspname <> 'lastgood_marks'"  # of a capture, see `marks`
 )
 # What belongs to an extension is described by the extension.
 _FREE: Final[LiteralString] = (
@@ -117,7 +117,8 @@ SELECT t.name || '.' || i.relname, 'index ' || pg_get_indexdef(i.oid)
 FROM named t JOIN pg_index x ON x.indrelid = t.oid JOIN pg_class i ON i.oid = x.indexrelid
 UNION ALL
 SELECT t.name || '.' || g.tgname, 'trigger ' || g.tgenabled::text || ' ' || pg_get_triggerdef(g.oid)
-FROM named t JOIN pg_trigger g ON g.tgrelid = t.oid WHERE NOT g.tgisinternal
+FROM named t JOIN pg_trigger g ON g.tgrelid = t.oid
+WHERE NOT g.tgisinternal AND g.tgname <> 'lastgood_marks'
 UNION ALL
 SELECT t.name || '.' || r.rulename, 'rule ' || r.ev_enabled::text || ' ' || pg_get_ruledef(r.oid)
 FROM named t JOIN pg_rewrite r ON r.ev_class = t.oid WHERE r.rulename <> '_RETURN'

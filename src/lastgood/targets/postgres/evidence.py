@@ -18,8 +18,9 @@ from lastgood.targets.postgres import catalog, restore_point, server_log, shelf,
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, fits, unique
+from lastgood.targets.postgres.noted import Migrations
 from lastgood.targets.postgres.server import Server, databases
-from lastgood.targets.postgres.writes import Comparison, migration_xids
+from lastgood.targets.postgres.writes import Comparison
 
 # Data corrupted, index corrupted.
 _STORAGE: Final = ("XX001", "XX002")
@@ -31,6 +32,7 @@ def collect(
     target: Release,
     downs: Sequence[Down],
     *,
+    migrations: Migrations,
     rewritten: Mapping[int, tuple[int, ...]],
     rehearsals: Path,
     invariants: Mapping[str, str],
@@ -48,7 +50,8 @@ def collect(
         changes = catalog.difference(kept.schema, catalog.objects(live))
         if changes:  # then it may be needed, and counts only as long as it is what was proved
             restore_point.dump_as_proved(dumps, point)
-        migration = migration_xids(live, point.snapshot) if point.snapshot else None
+        known = migrations.since(live, kept) if point.snapshot else None
+        migration = known.xids if known else None
         row = live.execute("SELECT pg_database_size(%s)", [server.live]).fetchone()
         with _clone(server, point.clone) as clone:
             breaking = tuple(broken(live, clone, invariants, migration))
@@ -76,6 +79,7 @@ def collect(
             storage_faults=_storage_faults(live, errors, point.taken_at),
             size_bytes=int(row[0]) if row else 0,
             way_down=down,
+            doubts=known.doubts if known else (),
         )
 
 

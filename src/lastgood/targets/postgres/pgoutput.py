@@ -214,3 +214,21 @@ class Decoder:
             columns=tuple(columns),
             types=tuple(types),
         )
+
+
+def messages(sent: Iterable[bytes], *, prefix: str) -> Iterator[tuple[int, str]]:
+    """Yield (transaction, text) of the messages that were written into transactions under `prefix`, and pass over all
+    else. sent: as read with the option `messages`, which servers have from PostgreSQL 14 on."""
+    xid = 0
+    for data in sent:
+        reader = _Reader(data)
+        match reader.letter():
+            case "B":
+                _, _, xid = reader.take("QqI")
+            case "M":
+                flags, _ = reader.take("BQ")
+                if flags & 1 and reader.text() == prefix:
+                    length = reader.number("i")
+                    yield xid, data[reader.at : reader.at + length].decode()
+            case _:
+                pass

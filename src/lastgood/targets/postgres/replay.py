@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, LiteralString
@@ -20,16 +21,18 @@ from psycopg.types.json import Jsonb
 
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
-from lastgood.targets.postgres import catalog, shelf, writes
+from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
+from lastgood.targets.postgres.noted import Known
 from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
 from lastgood.targets.postgres.server import hold, note_replayed
 
 SCHEMA: Final = "lastgood"
 QUARANTINE: Final = "quarantine.jsonl"
 LEFT_OUT: Final = "left-out.jsonl"
+SKIPPED: Final = "skipped.jsonl"
 BATCH: Final = 20_000
 """Changes that the server decodes at once; a transaction is never cut."""
 FETCHED: Final = 2_000
@@ -41,6 +44,9 @@ LONGEST_KEY: Final = 200
 """Characters. What is longer is no key that anybody looks a row up by."""
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
+OF_THE_MIGRATION: Final = "it is the migration's"
+MOST_SHOWN: Final = 1_000
+"""Changes of one skipped transaction that are written down; how many more there were is."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
 
 _TABLES: Final[LiteralString] = """
@@ -53,6 +59,14 @@ CREATE TABLE lastgood.left_out (commit bigint NOT NULL, at timestamptz NOT NULL,
     key jsonb NOT NULL, row jsonb NOT NULL);
 CREATE TABLE lastgood.rewritten (relation oid, key text, number int, was text, made text,
     PRIMARY KEY (relation, key, number))
+"""
+# Made also for a replay that an earlier version began.
+_TABLES_LATER: Final[LiteralString] = """
+CREATE TABLE IF NOT EXISTS lastgood.skipped (commit bigint PRIMARY KEY, xid bigint NOT NULL, at timestamptz NOT NULL,
+    changes bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS lastgood.skipped_changes (xid bigint, number bigint, change jsonb NOT NULL,
+    PRIMARY KEY (xid, number));
+CREATE TABLE IF NOT EXISTS lastgood.without_place (commit bigint PRIMARY KEY)
 """
 # The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
 # What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
@@ -107,7 +121,8 @@ class _Enough(Exception):
 class Replay:
     """Of one capture into one clone.
 
-    source: connection to the database that the slot belongs to, under whichever name. held: up to which commit the
+    source: connection to the database that the slot belongs to, under whichever name. migration: whose transactions
+    are skipped. held: up to which commit the
     clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
     database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
@@ -119,6 +134,7 @@ class Replay:
         clone: Connection,
         kept: shelf.KeptPoint,
         *,
+        migration: Known,
         held: int,
         invariants: Mapping[str, str],
         narrow: bool = False,
@@ -127,13 +143,15 @@ class Replay:
         hold(clone, clone.info.dbname)
         if not is_begun(clone):
             _begin(clone, kept.slot, held)
+        clone.execute(_TABLES_LATER)
         self._progress, self._at_once = _progress(clone), AT_ONCE
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
+        self._shown, self._to_show, self._taken = 0, list[tuple[int, int, Jsonb]](), (0, 0)
         source.execute("SET idle_in_transaction_session_timeout = 0")
         self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
-        self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
+        self._migration, self._doubts = {int(xid) for xid in migration.xids}, migration.doubts
         self.narrow, self.look_s = narrow, 0.0
         began = monotonic()
         self._broken = {} if narrow else self._breaking(None)
@@ -184,10 +202,11 @@ class Replay:
         return tuple(stale)
 
     def finish(self, into: Path) -> Replayed:
-        """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to
-        repeat."""
+        """Write quarantine, what was left out and what was skipped to files in `into`, and say what became of
+        everything. Safe to repeat."""
         replayed = finish(self._source, self._clone, self._kept, into)
-        return replace(replayed, notes=(*replayed.notes, NARROW)) if self.narrow and self._invariants else replayed
+        narrow = (NARROW,) if self.narrow and self._invariants else ()
+        return replace(replayed, notes=(*replayed.notes, *self._doubts, *narrow))
 
     def _round(self, upto: str, go_on: Callable[[int], None], *, changes_at_once: int | None = BATCH) -> int | None:
         """Replay what the server decodes at once, None for all. Return the position behind it, None when there was
@@ -217,18 +236,26 @@ class Replay:
         return end
 
     def _take(self, xid: int, change: Change) -> bool:
-        """The migration's own writing is the damage, and is not replayed; but what it made of a value is remembered."""
+        """The migration's own writing is the damage, and is not replayed; but what it made of a value is remembered,
+        and what is not replayed is shown."""
         if xid not in self._migration:
             return False
+        number = self._taken[1] + 1 if self._taken[0] == xid else 1
+        self._taken = xid, number
+        if number <= MOST_SHOWN and self._shown < MOST_REMEMBERED:
+            self._shown += 1
+            self._to_show.append((xid, number, Jsonb(list(_told(change)))))
         if isinstance(change, RowChange) and self._remembered < MOST_REMEMBERED:
             self._to_remember += self._merge.rewritings(change)
-            if len(self._to_remember) >= FETCHED:
-                self._remember()
+        if len(self._to_remember) + len(self._to_show) >= FETCHED:
+            self._remember()
         return True
 
     def _remember(self) -> None:
-        """Write down what the migration made of values, before anything is replayed that came after it."""
+        """Write down what the migration made of values, before anything is replayed that came after it, and what it
+        did. Safe to repeat."""
         rows, self._to_remember = self._to_remember, []
+        shown, self._to_show = self._to_show, []
         self._remembered += len(rows)
         self._merge.rewritten |= {(table, number) for table, _, number, *_ in rows}
         with self._clone.transaction(), self._clone.cursor() as writing:
@@ -236,6 +263,9 @@ class Replay:
                 "INSERT INTO lastgood.rewritten VALUES (%s, %s, %s, %s, %s) "
                 "ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made",
                 [(table, key, number, _text(was), _text(made)) for table, key, number, was, made in rows],
+            )
+            writing.executemany(
+                "INSERT INTO lastgood.skipped_changes VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", shown
             )
 
     def _carry(self, batch: Sequence[Transaction], *, among: frozenset[str] | None = None) -> None:
@@ -305,11 +335,18 @@ class Replay:
                         transaction.xid,
                         transaction.committed_at,
                         reason,
-                        Jsonb(_readable(transaction)),
+                        Jsonb([told for change in transaction.changes for told in _told(change)]),
                     ],
+                )
+            elif one.skipped:
+                self._clone.execute(
+                    "INSERT INTO lastgood.skipped VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                    [transaction.commit, transaction.xid, transaction.committed_at, transaction.aside],
                 )
             elif said is not None:
                 rows.update(dict(said.rows))
+                if said.left_out and not said.rows:
+                    self._clone.execute("INSERT INTO lastgood.without_place VALUES (%s)", [transaction.commit])
                 for table, key, values in said.left_out:
                     self._clone.execute(
                         "INSERT INTO lastgood.left_out VALUES (%s, %s, %s, %s, %s)",
@@ -439,7 +476,8 @@ def is_untouched(source: Connection, kept: shelf.KeptPoint) -> bool:
 
 
 def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: Path) -> Replayed:
-    """Write quarantine and what was left out to files in `into`, and say what became of everything. Safe to repeat."""
+    """Write quarantine, what was left out and what was skipped to files in `into`, and say what became of everything.
+    Safe to repeat."""
     shelf.folder(into)
     progress, lost, left = _progress(clone), Counter[str](), Counter[str]()
     quarantined = 0
@@ -449,14 +487,14 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
         for commit, xid, at, reason, changes in clone.execute("SELECT * FROM lastgood.quarantine ORDER BY commit"):
             quarantined += 1
             lost.update(change["table"] for change in changes)
-            yield {
-                "id": f"{xid}-{lsn(commit)}",
-                "xid": xid,
-                "commit_lsn": lsn(commit),
-                "committed_at": at.isoformat(),
-                "reason": reason,
-                "changes": changes,
-            }
+            yield {**_named(commit, xid, at), "reason": reason, "changes": changes}
+
+    def skipped() -> Iterator[object]:
+        for commit, xid, at, count in clone.execute("SELECT * FROM lastgood.skipped ORDER BY commit").fetchall():
+            shown = clone.execute("SELECT change FROM lastgood.skipped_changes WHERE xid = %s ORDER BY number", [xid])
+            changes = [change for (told,) in shown for change in told]
+            more = {"more": count - shown.rowcount} if count > shown.rowcount else {}
+            yield {**_named(commit, xid, at), "reason": OF_THE_MIGRATION, "changes": changes, **more}
 
     def without_place() -> Iterator[object]:
         for commit, at, table, key, row in clone.execute("SELECT * FROM lastgood.left_out ORDER BY commit"):
@@ -466,11 +504,15 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
 
     shelf.write_lines(into / QUARANTINE, waiting())
     shelf.write_lines(into / LEFT_OUT, without_place())
+    shelf.write_lines(into / SKIPPED, skipped())
+    (nowhere,) = clone.execute("SELECT count(*) FROM lastgood.without_place").fetchone() or (0,)
     return Replayed(
         units="transactions",
         total=progress.total,
         quarantined=quarantined,
         skipped=progress.skipped,
+        without_place=int(nowhere),
+        skipped_file=str(into / SKIPPED) if progress.skipped else "",
         carried=tuple(clone.execute("SELECT name, rows FROM lastgood.carried ORDER BY name")),
         losses=tuple(Loss(table=t, rows=n, file=str(into / QUARANTINE)) for t, n in lost.most_common()),
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
@@ -486,23 +528,25 @@ def tables_of_the_migration(source: Connection, kept: shelf.KeptPoint) -> Iterat
             yield f"{table.label} is a table of the migration's: its rows are in the database that is kept"
 
 
-def _readable(transaction: Transaction) -> list[dict[str, object]]:
-    """Its changes as a person reads them: names as they were when it wrote."""
-    told: list[dict[str, object]] = []
-    for change in transaction.changes:
-        if isinstance(change, Truncation):
-            for emptied in change.relations:
-                told.append({"table": _label(emptied.schema, emptied.name), "kind": "emptied"})  # noqa: PERF401 # as the rest
-            continue
-        relation = change.relation
-        kind = "deleted" if change.new is None else "inserted" if change.old is None else "updated"
-        rows = {
-            when: _shown(dict(zip(relation.columns, row, strict=True)))
-            for when, row in (("old", change.old), ("new", change.new))
-            if row is not None
-        }
-        told.append({"table": _label(relation.schema, relation.name), "kind": kind, **rows})
-    return told
+def _named(commit: int, xid: int, at: datetime) -> dict[str, object]:
+    """What a transaction is called in the files."""
+    return {"id": f"{xid}-{lsn(commit)}", "xid": xid, "commit_lsn": lsn(commit), "committed_at": at.isoformat()}
+
+
+def _told(change: Change) -> Iterator[dict[str, object]]:
+    """A change as a person reads it: names as they were when it was made."""
+    if isinstance(change, Truncation):
+        for emptied in change.relations:
+            yield {"table": _label(emptied.schema, emptied.name), "kind": "emptied"}
+        return
+    relation = change.relation
+    kind = "deleted" if change.new is None else "inserted" if change.old is None else "updated"
+    rows = {
+        when: _shown(dict(zip(relation.columns, row, strict=True)))
+        for when, row in (("old", change.old), ("new", change.new))
+        if row is not None
+    }
+    yield {"table": _label(relation.schema, relation.name), "kind": kind, **rows}
 
 
 def _label(schema: str, name: str) -> str:

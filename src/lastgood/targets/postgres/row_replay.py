@@ -35,7 +35,7 @@ from lastgood.targets.postgres.replay import (
     disable_triggers,
     tables_of_the_migration,
 )
-from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison, migration_xids
+from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison
 
 AT_ONCE: Final = 500
 SAMPLE: Final = 200
@@ -83,12 +83,13 @@ class _Found:
     left_out: list[Row] = field(default_factory=list[Row])
 
 
-def rewritten_columns(live: Connection, clone: Connection, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
+def rewritten_columns(
+    live: Connection, clone: Connection, kept: shelf.KeptPoint, *, migration: tuple[str, ...]
+) -> dict[int, tuple[int, ...]]:
     """Return the columns by table that the migration gave other values, as far as SAMPLE rows of each table show it.
 
     Asked right after the migration: once the application has written to all of its rows, nothing shows it any more.
     """
-    migration = list(migration_xids(live, kept.point.snapshot))
     now = {table.oid: table for table in catalog.tables(live)}
     found: dict[int, tuple[int, ...]] = {}
     for was in kept.tables:
@@ -98,7 +99,7 @@ def rewritten_columns(live: Connection, clone: Connection, kept: shelf.KeptPoint
             sql.SQL("SELECT row_to_json(t.*)::text FROM ONLY {} t WHERE t.xmin::text = ANY(%s) LIMIT %s").format(
                 table.identifier
             ),
-            [migration, SAMPLE],
+            [list(migration), SAMPLE],
         )
         numbers = {name: number for number, name in was.columns.items()}
         different: set[int] = set()

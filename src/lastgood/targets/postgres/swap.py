@@ -14,9 +14,9 @@ from lastgood.core.errors import Refused
 from lastgood.core.plan import Fence, LiftFence, SwapDatabase
 from lastgood.targets.postgres import catalog, replay, restore_point, shelf
 from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.noted import Migrations
 from lastgood.targets.postgres.properties import make_alike
 from lastgood.targets.postgres.server import Server, admit, databases, has_swapped, hold, open_ledger, rename, shut
-from lastgood.targets.postgres.writes import migration_xids
 
 
 def fence(server: Server, action: Fence) -> None:
@@ -51,7 +51,9 @@ def lift(server: Server, action: LiftFence) -> None:
         admit(maintenance, server.live)
 
 
-def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadline_s: float) -> None:
+def swap(
+    server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, migrations: Migrations, deadline_s: float
+) -> None:
     """Verify the clone, let its sequences go on where those of the replaced database stopped, let in whom that one let
     in, and rename it.
 
@@ -79,7 +81,7 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
                 restore_point.schema_as_proved(clone, kept)
             _carry_sequences_on(replaced, clone, kept.sequences)
             # of an own dump nobody knows it, and so what the migration set stays as well
-            migration = migration_xids(replaced, kept.point.snapshot) if kept.point.snapshot else ()
+            migration = migrations.since(replaced, kept).xids if kept.point.snapshot else ()
         make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
         with shut(ledger, action.clone), ledger.transaction():
             ledger.execute(

@@ -70,6 +70,7 @@ from lastgood.targets.postgres import (
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
+from lastgood.targets.postgres.noted import COMMAND, Migrations
 from lastgood.targets.postgres.pooler import Pooler
 from lastgood.targets.postgres.preflight import obstacles
 from lastgood.targets.postgres.requeue import Names
@@ -131,6 +132,7 @@ class PostgresTarget:
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
         self._captures = Captures(self._server, self._points / points.CAPTURES)
+        self._migrations = Migrations(self._points)
         self._migrated = state / "migrated"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
@@ -220,7 +222,7 @@ class PostgresTarget:
                     self._captures.end()
                 case SwapDatabase():
                     kept = self._kept(action)
-                    swap.swap(self._server, action, kept, deadline_s=step.deadline_s)
+                    swap.swap(self._server, action, kept, migrations=self._migrations, deadline_s=step.deadline_s)
                     self._let_in()
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
@@ -244,16 +246,24 @@ class PostgresTarget:
         at = self._workdir(action.release)
         if missing := set(action.migrations) - set(histories.shipped(config, at)):
             raise Refused(f"{action.release} does not ship {', '.join(sorted(missing))}", hint="lastgood releases")
+        kept = points.newest(self._points, self._server.live)
+        if kept is not None:
+            with self._server.connect() as live:
+                self._migrations.begin(live, kept)
         _, failed = self._of_the_release("command", config.command, at, deadline_s=deadline_s)
         if failed:
             raise OutcomeUnknown(f"the migration command {failed}")
+        if kept is not None:
+            with self._server.connect() as live:
+                self._migrations.end(live, kept, at_once=True)
         self._captures.extend()
-        self._note_rewritten()
+        if kept is not None:
+            self._note_rewritten(kept)
 
     def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
         failed."""
-        given = {"DATABASE_URL": self._url()}
+        given = {"DATABASE_URL": self._url(), "PGAPPNAME": COMMAND}
         try:
             ended = child.run(words, deadline_s=deadline_s, env=dict(os.environ) | given, cwd=at)
         except OSError as error:
@@ -297,12 +307,11 @@ class PostgresTarget:
                 points.of_this_database(live, kept)
             way_down.carry_out(server, action, kept, shelf.folder(self._aside), deadline_s=deadline_s)
 
-    def _note_rewritten(self) -> None:
+    def _note_rewritten(self, kept: shelf.KeptPoint) -> None:
         """Keep which columns the migration rewrote, while that shows: a replay by rows must know."""
-        if (kept := points.newest(self._points, self._server.live)) is None:
-            return
         with self._server.connect() as live, self._server.connect(kept.point.clone) as clone:
-            rewritten = row_replay.rewritten_columns(live, clone, kept)
+            migration = self._migrations.since(live, kept).xids
+            rewritten = row_replay.rewritten_columns(live, clone, kept, migration=migration)
         shelf.write(shelf.folder(self._migrated) / f"{kept.point.id}.json", shelf.KEPT_REWRITTEN, rewritten)
 
     def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
@@ -407,7 +416,7 @@ class PostgresTarget:
                 replaced,
                 clone,
                 since=kept.point.snapshot,
-                migration=writes.migration_xids(replaced, kept.point.snapshot),
+                migration=self._migrations.since(replaced, kept).xids,
             )
             yield comparison, replaced, clone, go_on
 
@@ -456,7 +465,7 @@ class PostgresTarget:
             if (before := row_replay.carried(clone, action.replay)) is not None:
                 return before
             points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
-            return row_replay.carry(
+            replayed = row_replay.carry(
                 comparison,
                 replaced,
                 clone,
@@ -467,6 +476,7 @@ class PostgresTarget:
                 rewritten=self._rewritten_by_migration(kept),
                 go_on=go_on,
             )
+            return replace(replayed, notes=(*replayed.notes, *self._migrations.since(replaced, kept).doubts))
 
     @contextmanager
     def _replaying(
@@ -489,7 +499,21 @@ class PostgresTarget:
                 held = replayed_upto(ledger, kept.point.clone)
             if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
-            yield replay.Replay(source, clone, kept, held=held, invariants=self._invariants, narrow=narrow), go_on
+            # of one that was cut off: once the slot is read nobody can tell
+            self._migrations.end(source, kept, at_once=False)
+            migration = self._migrations.since(source, kept)
+            yield (
+                replay.Replay(
+                    source,
+                    clone,
+                    kept,
+                    migration=migration,
+                    held=held,
+                    invariants=self._invariants,
+                    narrow=narrow,
+                ),
+                go_on,
+            )
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
@@ -602,6 +626,7 @@ class PostgresTarget:
                 kept,
                 target,
                 downs,
+                migrations=self._migrations,
                 rewritten=self._rewritten_since(kept),
                 rehearsals=self._rehearsals,
                 invariants=self._invariants,
@@ -624,7 +649,8 @@ class PostgresTarget:
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            replaying = replay.Replay(source, clone, kept, held=held, invariants=self._invariants)
+            migration = self._migrations.since(source, kept)
+            replaying = replay.Replay(source, clone, kept, migration=migration, held=held, invariants=self._invariants)
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)

@@ -36,8 +36,8 @@ _FULL_XID: Final[LiteralString] = """(
 ) + {row}.xmin::text::bigint"""
 _NEXT: Final[LiteralString] = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next)"
 
-# Whatever defines a table, a type or a function is a row of these catalogs; its writer is a migration. Not pg_class: an
-# application that truncates a table writes there too.
+# Whatever defines a table, a type or a function is a row of these catalogs; whoever writes there may be a migration.
+# Not pg_class: an application that truncates a table writes there too.
 _CATALOGS: Final = (
     "pg_attribute", "pg_attrdef", "pg_constraint", "pg_index", "pg_type", "pg_enum", "pg_proc",
     "pg_trigger", "pg_namespace", "pg_sequence", "pg_rewrite", "pg_policy",
@@ -62,9 +62,10 @@ class Change:
     before: str | None = None
 
 
-def migration_xids(connection: Connection, since: str) -> tuple[str, ...]:
-    """Return the transactions that changed the schema since the snapshot, as the 32-bit numbers that xmin shows."""
-    found: set[str] = set()
+def catalog_xids(connection: Connection, since: str) -> frozenset[int]:
+    """Return the transactions and subtransactions of which a change of the schema since the snapshot is still to be
+    seen, as the 32-bit numbers that xmin shows."""
+    found: set[int] = set()
     for name in _CATALOGS:
         rows = connection.execute(
             sql.SQL(
@@ -77,8 +78,8 @@ def migration_xids(connection: Connection, since: str) -> tuple[str, ...]:
                 sql.SQL(_NOT_TEMPORARY.get(name, "true")),
             )
         )
-        found.update(xid for (xid,) in rows)
-    return tuple(sorted(found))
+        found.update(int(xid) for (xid,) in rows)
+    return frozenset(found)
 
 
 def written_after(connection: Connection, table: Table, snapshot: str) -> bool:

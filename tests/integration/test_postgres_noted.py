@@ -1,0 +1,371 @@
+"""Which transactions are the migration's and which are the application's, whatever each of them did."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from lastgood.core.migration import Blame, DatabaseEvidence, judge_migration
+from lastgood.core.plan import CatchUp
+from lastgood.core.release import Release
+from lastgood.targets.postgres import catalog, marks, noted, replay
+from lastgood.targets.postgres.connect import connect
+from lastgood.testing.world import START
+from tests.contract.rigs.postgres_world import REPLAY, SECOND, THIRD, PostgresWorld
+
+SPOIL: Final = "UPDATE orders SET total = total - 50"
+NOTE: Final = "ALTER TABLE customers ADD COLUMN note text"
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+def went_back(world: PostgresWorld, migration: str, *statements: str) -> None:
+    world.take()
+    world.ship("v2", {SECOND: migration})
+    world.migrate()
+    for statement in statements:
+        world.sql(statement)
+    world.go_back()
+
+
+def went_back_from_two(world: PostgresWorld, first: str, second: str, *statements: str) -> None:
+    """The same, of two migrations, each of them a transaction of its own."""
+    world.take()
+    world.ship("v2", {SECOND: first, THIRD: second})
+    world.target.apply(world.step_to_migrate("v2", SECOND, THIRD))
+    for statement in statements:
+        world.sql(statement)
+    world.go_back()
+
+
+def test_a_data_step_in_a_transaction_of_its_own_is_the_migration_s(embedded: PostgresWorld) -> None:
+    embedded.invariants = {}  # of a slow look at one the notes tell too
+    went_back_from_two(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        "UPDATE customers SET name = 'wiped ' || id; DELETE FROM orders WHERE id <= 40",
+        "INSERT INTO audit (what) VALUES ('good')",
+    )
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
+    assert (embedded.replayed().total, embedded.replayed().skipped) == (2, 1)
+    assert embedded.replayed().notes == ()
+
+
+def test_a_migration_whose_change_of_the_schema_is_in_a_subtransaction_is_known(embedded: PostgresWorld) -> None:
+    embedded.invariants = {}
+    went_back(
+        embedded,
+        "DO $$ BEGIN ALTER TABLE orders DROP CONSTRAINT orders_total_check; "
+        "EXCEPTION WHEN undefined_object THEN NULL; END $$; UPDATE orders SET total = total + 1000",
+    )
+    assert embedded.one("SELECT min(total) FROM orders") == 2
+    assert embedded.replayed().skipped == 1
+
+
+BESIDE: Final = (
+    "CREATE INDEX ON audit (what); INSERT INTO audit (what) VALUES ('index')",
+    "CREATE TABLE seen_2 PARTITION OF seen FOR VALUES FROM (10) TO (20); INSERT INTO seen VALUES (1, 5)",
+    "CREATE TEMP VIEW one AS SELECT 1 AS x; INSERT INTO audit (what) VALUES ('temporary')",
+    "ALTER TABLE audit DISABLE TRIGGER USER; INSERT INTO audit (what) VALUES ('off')",
+)
+"""What applications do that change the schema beside what they write."""
+
+
+@pytest.mark.parametrize("when", ["before the migration", "after it"])
+def test_what_an_application_writes_beside_a_change_of_the_schema_is_replayed(
+    embedded: PostgresWorld, when: str
+) -> None:
+    embedded.sql(
+        "CREATE TABLE seen (id int, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at); "
+        "CREATE TABLE seen_1 PARTITION OF seen FOR VALUES FROM (0) TO (10)"
+    )
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE customers SET name = 'x' || id"})
+    with ExitStack() as open_:
+        for number, beside in enumerate(BESIDE):
+            if when == "after it" and not number:
+                embedded.migrate()
+            open_.enter_context(embedded.connect()).execute(
+                f"BEGIN; {beside}; COMMIT".encode()
+            )  # the view is there while it is open
+        if when != "after it":
+            embedded.migrate()
+        for each in embedded.way_back[:2]:
+            embedded.target.apply(each)
+    for each in embedded.way_back[2:]:
+        embedded.target.apply(each)
+    assert {what for (what,) in embedded.sql("SELECT what FROM audit")} == {"index", "temporary", "off"}
+    assert embedded.sql("SELECT * FROM seen") == [(1, 5)]
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.replayed().skipped == 1
+
+
+def seen(world: PostgresWorld) -> DatabaseEvidence:
+    before = Release(id="v1", recorded_at=START, engine="process", services=())
+    return world.target.inspect(since=world.target.restore_point(world.restore_point), target=before)
+
+
+def test_rows_that_a_data_step_of_its_own_broke_are_the_migration_s_fault(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: SPOIL})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    evidence = seen(embedded)
+    assert [(broken.by_migration, broken.by_others) for broken in evidence.broken] == [(49, 0)]
+    assert evidence.doubts == ()
+    assert judge_migration(evidence).blame is Blame.MIGRATION
+
+
+def test_of_a_migration_that_was_cut_off_the_log_still_tells(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the command and before anything was noted: the history says that it is done, and nobody comes
+    back."""
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: SPOIL})
+
+    def dies(*_words: object, at_once: bool) -> None:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(noted.Migrations, "end", dies)
+        with pytest.raises(Died):
+            embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    embedded.sql("BEGIN; CREATE INDEX ON audit (what); INSERT INTO audit (what) VALUES ('good'); COMMIT")
+    embedded.invariants = {}
+    embedded.go_back()
+    assert embedded.one("SELECT min(total) FROM orders") == 2
+    assert embedded.replayed().skipped == 1
+
+
+def test_a_tool_that_neither_takes_a_name_nor_has_the_history_is_known_by_what_it_did(embedded: PostgresWorld) -> None:
+    """It begins when the command runs, and changes schema and rows in one transaction; and others are known too."""
+    embedded.ship("v2", {SECOND: NOTE})
+    (embedded.folder / "v2" / "before.py").write_text(
+        "import os, psycopg\n"
+        "with psycopg.connect(os.environ['DATABASE_URL'], application_name='tool', autocommit=True) as db:\n"
+        "    db.execute('ALTER TABLE audit ADD COLUMN more text; UPDATE customers SET name = upper(name)')\n"
+        "    db.execute('DELETE FROM orders WHERE id <= 40')\n"
+    )
+    (embedded.folder / "v2" / "both.sh").write_text('set -e\n"$1" before.py\n"$1" migrate.py\n')
+    embedded.migrations = {**embedded.migrations, "command": ["sh", "both.sh", sys.executable]}
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.one("SELECT count(*) FROM orders WHERE id <= 40") == 40
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+
+
+def test_a_tool_that_calls_itself_as_it_is_told_is_known_by_its_name(embedded: PostgresWorld) -> None:
+    embedded.ship("v2", {SECOND: NOTE})
+    (embedded.folder / "v2" / "both.sh").write_text(
+        'set -e\n"$1" -c "import os, psycopg; '
+        "psycopg.connect(os.environ['DATABASE_URL'], autocommit=True).execute('DELETE FROM orders WHERE id <= 40')\"\n"
+        '"$1" migrate.py\n'
+    )
+    embedded.migrations = {**embedded.migrations, "command": ["sh", "both.sh", sys.executable]}
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+
+
+def test_a_migration_that_switches_triggers_off_is_said_to_be_known_in_part(embedded: PostgresWorld) -> None:
+    embedded.invariants = {}  # of a slow look at one the notes tell too
+    went_back(
+        embedded,
+        "SET session_replication_role = replica; ALTER TABLE orders ADD COLUMN note text; "
+        "ALTER TABLE customers DISABLE TRIGGER ALL; UPDATE customers SET name = 'x' || id; "
+        "ALTER TABLE customers ENABLE TRIGGER ALL",
+        "INSERT INTO audit (what) VALUES ('good')",
+    )
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    (note,) = embedded.replayed().notes
+    assert note.startswith("lastgood's trigger was not on customers all the while")
+
+
+def test_where_triggers_are_asked_not_to_fire_the_marks_are_written_all_the_same(embedded: PostgresWorld) -> None:
+    embedded.invariants = {}  # of a slow look at one the notes tell too
+    went_back_from_two(
+        embedded,
+        f"SET session_replication_role = replica; {NOTE}",
+        "SET session_replication_role = replica; UPDATE customers SET name = 'x' || id",
+    )
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.replayed().notes == ()
+
+
+def test_where_the_marks_cannot_be_read_the_catalogs_tell_and_it_is_said(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "READ_S", 0.001)
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("BEGIN; CREATE INDEX ON audit (what); INSERT INTO audit (what) VALUES ('later'); COMMIT")
+    verdict = judge_migration(seen(embedded))
+    assert verdict.blame is Blame.MIGRATION
+    assert "are told by the catalogs alone (the marks in the log could not be read" in verdict.reasons[-1]
+    embedded.go_back()
+    assert verdict.reasons[-1] in embedded.replayed().notes
+    assert embedded.sql("SELECT what FROM audit") == [("later",)]
+
+
+# --- what is not replayed --------------------------------------------------------------------------------------------
+
+
+def skipped(world: PostgresWorld) -> list[dict[str, Any]]:
+    path = Path(world.replayed().skipped_file)
+    assert path.parent.name == REPLAY
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_was_skipped_as_the_migration_s_is_listed_as_the_quarantine_is(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "MOST_SHOWN", 3)
+    went_back_from_two(
+        embedded,
+        f"{NOTE}; UPDATE customers SET note = 'x' WHERE id = 3",
+        "TRUNCATE orders; DELETE FROM customers WHERE id > 15",
+    )
+    first, second = skipped(embedded)
+    assert first["reason"] == second["reason"] == replay.OF_THE_MIGRATION
+    assert first["id"].startswith(f"{first['xid']}-")
+    ((change),) = first["changes"]
+    assert (change["table"], change["kind"], change["new"]["note"]) == ("customers", "updated", "x")
+    assert [change["kind"] for change in second["changes"]] == ["emptied", "deleted", "deleted"]
+    assert second["more"] == 3
+    assert (embedded.replayed().skipped, embedded.replayed().replayed) == (2, 0)
+
+
+def test_a_list_of_what_was_skipped_is_whole_whenever_the_replay_died(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.take()
+    embedded.ship("v2", {SECOND: NOTE, THIRD: "UPDATE customers SET name = 'x' || id"})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    true = replay.Replay._write_down  # where it is killed
+
+    def dies(self: replay.Replay, carried: Any) -> None:  # noqa: ANN401 # as it comes
+        true(self, carried)
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replay.Replay, "_write_down", dies)
+        with pytest.raises(Died):
+            embedded.target.apply(embedded.way_back[1])
+    embedded.go_back()
+    (only,) = skipped(embedded)
+    assert len(only["changes"]) == 20
+
+
+def test_a_transaction_of_which_nothing_has_a_place_is_not_called_replayed(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE TABLE seats (id int PRIMARY KEY, row int); INSERT INTO seats VALUES (1, 1), (2, 1)")
+    rebuilt = (
+        "CREATE TABLE seats_new (id int PRIMARY KEY, row bigint); INSERT INTO seats_new SELECT * FROM seats; "
+        "DROP TABLE seats; ALTER TABLE seats_new RENAME TO seats"
+    )
+    embedded.take()
+    embedded.ship("v2", {SECOND: rebuilt})
+    embedded.migrate()
+    for number in range(3, 6):
+        embedded.sql(f"INSERT INTO seats VALUES ({number}, 2)")
+    embedded.sql("INSERT INTO seats VALUES (6, 2); INSERT INTO audit (what) VALUES ('seat 6')")
+    tried = embedded.target.try_replay(CatchUp(replay=REPLAY, restore_point=embedded.restore_point)).replayed
+    embedded.go_back()
+    for told in (tried, embedded.replayed()):
+        assert (told.total, told.replayed, told.without_place, told.skipped) == (4, 1, 3, 0)
+        assert [(left.table, left.rows) for left in told.left_out] == [("seats", 4)]
+
+
+# --- the triggers ----------------------------------------------------------------------------------------------------
+
+
+def left(world: PostgresWorld, database: str | None = None) -> list[tuple[object, ...]]:
+    """Everything of ours in a database."""
+    return world.sql(
+        "SELECT tgname::text FROM pg_trigger WHERE NOT tgisinternal UNION ALL "
+        "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'lastgood%' UNION ALL "
+        "SELECT proname::text FROM pg_proc WHERE proname = 'mark' UNION ALL "
+        "SELECT pubname::text FROM pg_publication WHERE pubname LIKE '%.marks'",
+        database=database,
+    )
+
+
+def test_nothing_of_the_marks_is_in_the_schema_the_clone_or_what_comes_after(embedded: PostgresWorld) -> None:
+    with embedded.connect() as connection:
+        before = catalog.objects(connection)
+        embedded.take()
+        assert catalog.objects(connection) == before
+    assert left(embedded, embedded.clone) == []
+    assert len(left(embedded)) == len(("orders", "customers", "audit", "history", "schema", "function", "publication"))
+    embedded.migrate()
+    assert left(embedded) == [("lastgood_rp_d2.marks",)]
+    embedded.target.apply(embedded.end_capture)
+    assert left(embedded) == []
+
+
+def test_a_restore_point_after_one_that_was_cut_off_leaves_no_trigger_either(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, deaths = marks.arm, iter(range(10))
+
+    def dying(*words: object, history: bool = False) -> None:
+        if next(deaths) == 2:
+            raise Died
+        true(*words, history=history)  # type: ignore[arg-type] # as they come
+
+    with monkeypatch.context() as patched:
+        patched.setattr(marks, "arm", dying)
+        patched.setattr("lastgood.targets.postgres.capture.Captures.end", lambda _self: None)  # nobody is there to
+        with pytest.raises(Died):
+            embedded.take()
+    assert left(embedded)
+    embedded.target.apply(embedded.end_capture)
+    assert left(embedded) == []
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+
+
+def test_a_table_that_is_locked_keeps_its_trigger_and_the_function_until_the_capture_ends(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.take()
+    with embedded.connect() as reader, embedded.connect() as ours:
+        reader.execute("BEGIN; SELECT count(*) FROM audit")
+        ours.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            marks.disarm(ours)
+        embedded.sql("INSERT INTO audit (what) VALUES ('still')")
+        reader.execute("ROLLBACK")
+    embedded.target.apply(embedded.end_capture)
+    assert left(embedded) == []
+
+
+def test_an_application_that_may_do_no_more_than_write_goes_on_writing(embedded: PostgresWorld) -> None:
+    """Under a role of its own, one that it takes and gives back, and whatever search_path it has set."""
+    web = f"{embedded.config.name}_web"
+    embedded.sql(f"CREATE ROLE {web} LOGIN PASSWORD 'pass word'; CREATE ROLE {web}_less; GRANT {web}_less TO {web}")
+    embedded.sql(f"GRANT INSERT, SELECT ON audit TO {web}, {web}_less")
+    embedded.take()
+    config = embedded.config.model_copy(update={"user": web})
+    with connect(config, autocommit=True) as session:
+        session.execute("SET search_path = ''")
+        session.execute("INSERT INTO public.audit (what) VALUES ('own')")
+        session.execute(f"SET ROLE {web}_less".encode())
+        session.execute("INSERT INTO public.audit (what) VALUES ('less')")
+    embedded.migrate()
+    embedded.go_back()
+    assert sorted(embedded.sql("SELECT what FROM audit")) == [("less",), ("own",)]
+    assert embedded.replayed().skipped == 1
