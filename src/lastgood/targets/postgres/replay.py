@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from lastgood.core.config import Merging
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf, writes
@@ -74,7 +75,7 @@ BEGIN
 EXCEPTION
     WHEN SQLSTATE 'LG001' THEN
         RETURN 'change ' || number || ': the row is not as this transaction found it: it depends on one in quarantine, '
-            'or its value has no place in the old type';
+            'counts from what the migration made of a number, or its value has no place in the old type';
     WHEN OTHERS THEN
         IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58', 'XX') THEN
             RAISE;
@@ -108,9 +109,10 @@ class Replay:
     """Of one capture into one clone.
 
     source: connection to the database that the slot belongs to, under whichever name. held: up to which commit the
-    clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
-    invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
-    database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
+    clone holds everything from a replay before, of which nothing else is left. merging: as Merge has it. invariants:
+    SQL by name. narrow: of each invariant only the keys are looked at that stand in the rows of a batch, so that a look
+    does not grow with the database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at
+    all of them takes.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Replay:
         *,
         held: int,
         invariants: Mapping[str, str],
+        merging: Mapping[str, Merging],
         narrow: bool = False,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
@@ -130,7 +133,7 @@ class Replay:
         self._progress, self._at_once = _progress(clone), AT_ONCE
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         source.execute("SET idle_in_transaction_session_timeout = 0")
-        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
+        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source), merging=merging)
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
@@ -220,8 +223,8 @@ class Replay:
         """The migration's own writing is the damage, and is not replayed; but what it made of a value is remembered."""
         if xid not in self._migration:
             return False
-        if isinstance(change, RowChange) and self._remembered < MOST_REMEMBERED:
-            self._to_remember += self._merge.rewritings(change)
+        if isinstance(change, RowChange):
+            self._to_remember += self._merge.rewritings(change, whole=self._remembered < MOST_REMEMBERED)
             if len(self._to_remember) >= FETCHED:
                 self._remember()
         return True

@@ -489,11 +489,17 @@ class PostgresTarget:
                 held = replayed_upto(ledger, kept.point.clone)
             if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
-            yield replay.Replay(source, clone, kept, held=held, invariants=self._invariants, narrow=narrow), go_on
+            merging = self._config.merge
+            yield (
+                replay.Replay(
+                    source, clone, kept, held=held, invariants=self._invariants, merging=merging, narrow=narrow
+                ),
+                go_on,
+            )
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            return obstacles(self._server, shelf.folder(self._points), self._config.migrations)
+            return obstacles(self._server, shelf.folder(self._points), self._config.migrations, self._config.merge)
 
     def thrown_out_because(self) -> tuple[str, ...]:
         return self._pooler.obstacles() if self._pooler else ()
@@ -624,7 +630,9 @@ class PostgresTarget:
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            replaying = replay.Replay(source, clone, kept, held=held, invariants=self._invariants)
+            replaying = replay.Replay(
+                source, clone, kept, held=held, invariants=self._invariants, merging=self._config.merge
+            )
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
@@ -651,7 +659,14 @@ class PostgresTarget:
             names = self._names(replay)
             with self._server.connect() as live:
                 self._check_not_there(replay, live)
-                return requeue.requeue(live, entry, names, invariants=self._invariants, about_to_commit=about_to_commit)
+                return requeue.requeue(
+                    live,
+                    entry,
+                    names,
+                    invariants=self._invariants,
+                    merging=self._config.merge,
+                    about_to_commit=about_to_commit,
+                )
 
     def _check_not_there(self, of: ReplayWrites, live: Connection) -> None:
         """Raise Refused where a swap was taken back: the live database is then the one that was written to, with all
