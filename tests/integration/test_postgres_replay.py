@@ -847,6 +847,21 @@ def test_a_column_that_is_merged_and_not_there_is_named_before_anything_is_done(
     )
 
 
+def test_what_rules_wrote_is_not_written_twice_and_they_are_as_they_were(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE RULE noted AS ON INSERT TO orders DO ALSO INSERT INTO audit (what) VALUES ('rule')")
+    embedded.sql(
+        "CREATE RULE never AS ON DELETE TO audit DO INSTEAD NOTHING; ALTER TABLE audit ENABLE ALWAYS RULE never"
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        "INSERT INTO orders (customer, total) VALUES (1, 5)",
+    )
+    assert embedded.one("SELECT count(*) FROM audit WHERE what = 'rule'") == 1
+    enabled = "SELECT rulename, ev_enabled::text FROM pg_rewrite WHERE rulename IN ('noted', 'never') ORDER BY 1"
+    assert embedded.sql(enabled) == [("never", "A"), ("noted", "O")]
+
+
 def test_values_that_cannot_be_compared_are_by_their_text(embedded: PostgresWorld) -> None:
     embedded.sql(
         "CREATE DOMAIN told AS json; CREATE TYPE pair AS (a json); "

@@ -44,6 +44,8 @@ MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
 
+_DISABLED: Final[LiteralString] = "SELECT relation::text, kind, name, enabled FROM lastgood.triggers"
+
 _TABLES: Final[LiteralString] = """
 CREATE TABLE lastgood.progress (slot text NOT NULL, commit bigint NOT NULL, migrated boolean NOT NULL,
     total bigint NOT NULL, skipped bigint NOT NULL);
@@ -412,16 +414,21 @@ def _begin(clone: Connection, slot: str, held: int) -> None:
 
 
 def disable_triggers(clone: Connection) -> None:
-    """Rows come with what triggers made of them: the clone's own would do it twice. `clear` enables them again."""
+    """Rows come with what triggers and rules made of them: the clone's own would do it twice. `clear` enables them
+    again."""
     clone.execute(
-        "CREATE TABLE lastgood.triggers (relation regclass NOT NULL, name text NOT NULL, enabled text NOT NULL)"
+        "CREATE TABLE lastgood.triggers (relation regclass NOT NULL, kind text NOT NULL, name text NOT NULL, "
+        "enabled text NOT NULL)"
     )
     clone.execute(
-        "INSERT INTO lastgood.triggers SELECT tgrelid, tgname, tgenabled FROM pg_trigger "
-        "WHERE NOT tgisinternal AND tgenabled <> 'D'"
+        "INSERT INTO lastgood.triggers SELECT tgrelid, 'TRIGGER', tgname, tgenabled FROM pg_trigger "
+        "WHERE NOT tgisinternal AND tgenabled <> 'D' "
+        "UNION ALL SELECT ev_class, 'RULE', rulename, ev_enabled FROM pg_rewrite JOIN pg_class r ON r.oid = ev_class "
+        "WHERE r.relkind IN ('r', 'p') AND r.oid >= 16384 AND ev_enabled <> 'D'"  # 16384: made by people
     )
-    for (table,) in clone.execute("SELECT DISTINCT relation::text FROM lastgood.triggers").fetchall():
-        clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(written(table)))
+    for table, kind, name, _ in clone.execute(_DISABLED).fetchall():
+        how = sql.SQL("ALTER TABLE {} DISABLE {} {}")
+        clone.execute(how.format(written(table), written(kind), sql.Identifier(name)))
 
 
 def _progress(clone: Connection) -> Progress:
@@ -528,9 +535,8 @@ def clear(clone: Connection, ledger: Connection) -> None:
     if _by_transactions(clone):
         note_replayed(ledger, clone.info.dbname, _progress(clone).commit)
     with clone.transaction():
-        for table, name, enabled in clone.execute(
-            "SELECT relation::text, name, enabled FROM lastgood.triggers"
-        ).fetchall():
-            how = _ENABLE.get(enabled, sql.SQL("ENABLE"))
-            clone.execute(sql.SQL("ALTER TABLE {} {} TRIGGER {}").format(written(table), how, sql.Identifier(name)))
+        for table, kind, name, enabled in clone.execute(_DISABLED).fetchall():
+            how = sql.SQL("ALTER TABLE {} {} {} {}")
+            was = _ENABLE.get(enabled, sql.SQL("ENABLE"))
+            clone.execute(how.format(written(table), was, written(kind), sql.Identifier(name)))
         clone.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))
