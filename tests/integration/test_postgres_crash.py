@@ -110,13 +110,13 @@ def test_a_replay_waits_for_the_last_commit_of_one_that_was_killed(world: Postgr
         world.connect(database=world.clone) as its_clone,
         world.connect(database=world.clone) as my_clone,
     ):
-        replay.Replay(source, its_clone, kept, held=0, invariants={}, merging={})
+        replay.Replay(source, its_clone, kept, held=0, invariants={}, merging={}, rewritten={})
         my_clone.execute("SET lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            replay.Replay(source, my_clone, kept, held=0, invariants={}, merging={})
+            replay.Replay(source, my_clone, kept, held=0, invariants={}, merging={}, rewritten={})
         its_clone.close()
         my_clone.execute("SET lock_timeout = '5s'")
-        replay.Replay(source, my_clone, kept, held=0, invariants={}, merging={})
+        replay.Replay(source, my_clone, kept, held=0, invariants={}, merging={}, rewritten={})
 
 
 @pytest.mark.parametrize("kind", [Fence, SwapDatabase, LiftFence])

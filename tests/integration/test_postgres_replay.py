@@ -708,6 +708,32 @@ def test_a_number_that_may_count_in_another_unit_now_waits(
     assert {"the migration rewrote every balance in accounts" in reason for reason in reasons(embedded)} == {True}
 
 
+def test_a_unit_that_is_changed_by_the_definition_alone_waits_as_well(embedded: PostgresWorld) -> None:
+    embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3), (3, 0)")
+    went_back(
+        embedded,
+        "ALTER TABLE accounts ALTER COLUMN balance TYPE numeric USING balance * 100",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 1",
+        "INSERT INTO accounts VALUES (4, 500)",
+    )
+    assert embedded.sql("SELECT id, balance::int FROM accounts ORDER BY id") == [(1, 10), (2, 3), (3, 0)]
+    assert len(embedded.quarantine()) == 2
+
+
+def test_what_a_table_was_within_the_migration_only_is_no_reason_to_count_on_its_numbers(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3)")
+    went_back(
+        embedded,
+        "ALTER TABLE accounts ADD COLUMN once text; UPDATE accounts SET balance = balance * 100; "
+        "ALTER TABLE accounts DROP COLUMN once, ADD COLUMN note text",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 1",
+    )
+    assert embedded.sql("SELECT id, balance::int FROM accounts ORDER BY id") == [(1, 10), (2, 3)]
+    assert len(embedded.quarantine()) == 1
+
+
 def test_a_number_that_the_migration_put_right_is_not_counted_on_but_all_others_are(embedded: PostgresWorld) -> None:
     embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3), (3, 0), (4, 700)")
     went_back(

@@ -143,6 +143,16 @@ def compared_by_text(connection: Connection) -> set[tuple[str, str, str]]:
     return set(connection.execute(_BY_TEXT))
 
 
+def defined_by(connection: Connection, transactions: Collection[int]) -> set[tuple[int, int]]:
+    """Return (table, column) of every column whose newest definition is by one of these transactions."""
+    return set(
+        connection.execute(
+            "SELECT attrelid::bigint, attnum::int FROM pg_attribute WHERE attnum > 0 AND xmin::text::bigint = ANY(%s)",
+            [list(transactions)],
+        )
+    )
+
+
 def misnamed(connection: Connection, merging: Mapping[str, Merging]) -> Iterator[str]:
     """Yield what of `database.merge` is not in the database, or no exact number and is to be merged like one."""
     exact = {(schema, table, column): exact for schema, table, column, exact, *_ in connection.execute(_NUMBERS)}
@@ -256,6 +266,8 @@ class Merge:
         """Whether a transaction of the migration was seen: then the columns are those of today, if they are of both."""
         self.rewritten: set[tuple[int, int]] = set()
         """(table, column) that the migration wrote to: what it made of a value counts as the value it was made from."""
+        self.redefined: frozenset[tuple[int, int]] = frozenset()
+        """(table, column) whose values it changed together with their definition: no row of that is in the log."""
         self._rewritings: dict[tuple[int, int], _Rewriting] = {}
         self._forgotten: set[tuple[int, int]] = set()
 
@@ -520,7 +532,9 @@ class Merge:
 
     def _check_unit(self, row: _Row, number: int) -> None:
         """Raise Misfit where a number may count in another unit than the old schema's."""
-        if number not in row.columns.measuring or row.new[number] is None or not self.migrated:
+        # A migration that wrote no row is not in the log: what was before it cannot be told from what came after.
+        after = self.migrated or (row.then.oid, number) in self.redefined
+        if number not in row.columns.measuring or row.new[number] is None or not after:
             return
         if self._rewriting(row, number) is _Rewriting.SCALED:
             raise Misfit(
@@ -532,7 +546,7 @@ class Merge:
         """Told by all that the migration made of this column; looked up once."""
         place = row.then.oid, number
         if place not in self.rewritten:
-            return _Rewriting.KEPT
+            return _Rewriting.SCALED if place in self.redefined else _Rewriting.KEPT
         if place not in self._rewritings:
             self._rewritings[place] = self._judged(row, number)
         return self._rewritings[place]

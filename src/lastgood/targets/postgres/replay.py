@@ -24,7 +24,7 @@ from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf, writes
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
+from lastgood.targets.postgres.merge import Merge, Misfit, Said, defined_by, written
 from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
 from lastgood.targets.postgres.server import hold, note_replayed
 
@@ -111,10 +111,10 @@ class Replay:
     """Of one capture into one clone.
 
     source: connection to the database that the slot belongs to, under whichever name. held: up to which commit the
-    clone holds everything from a replay before, of which nothing else is left. merging: as Merge has it. invariants:
-    SQL by name. narrow: of each invariant only the keys are looked at that stand in the rows of a batch, so that a look
-    does not grow with the database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at
-    all of them takes.
+    clone holds everything from a replay before, of which nothing else is left. merging: as Merge has it. rewritten:
+    columns by table of which the migration is known to have changed values. invariants: SQL by name. narrow: of each
+    invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
+    database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class Replay:
         held: int,
         invariants: Mapping[str, str],
         merging: Mapping[str, Merging],
+        rewritten: Mapping[int, Collection[int]],
         narrow: bool = False,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
@@ -139,6 +140,8 @@ class Replay:
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
+        defined = defined_by(source, self._migration)
+        self._merge.redefined = frozenset((t, n) for t, columns in rewritten.items() for n in columns) & defined
         self.narrow, self.look_s = narrow, 0.0
         began = monotonic()
         self._broken = {} if narrow else self._breaking(None)

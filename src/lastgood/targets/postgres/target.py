@@ -492,7 +492,14 @@ class PostgresTarget:
             merging = self._config.merge
             yield (
                 replay.Replay(
-                    source, clone, kept, held=held, invariants=self._invariants, merging=merging, narrow=narrow
+                    source,
+                    clone,
+                    kept,
+                    held=held,
+                    invariants=self._invariants,
+                    merging=merging,
+                    rewritten=self._rewritten_since(kept),
+                    narrow=narrow,
                 ),
                 go_on,
             )
@@ -631,7 +638,13 @@ class PostgresTarget:
             clone.transaction(force_rollback=True),
         ):
             replaying = replay.Replay(
-                source, clone, kept, held=held, invariants=self._invariants, merging=self._config.merge
+                source,
+                clone,
+                kept,
+                held=held,
+                invariants=self._invariants,
+                merging=self._config.merge,
+                rewritten=self._rewritten_since(kept),
             )
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
