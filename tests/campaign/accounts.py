@@ -239,7 +239,7 @@ class Books:
                 _check(id_ in orders and orders[id_].customer == before.orders[id_].customer, DEPENDS)
                 _check(customer in customers, NO_CUSTOMER)
             case Cancel(id=id_):
-                _check(id_ in orders, DEPENDS)
+                self._goes_as_found(id_, fresh, without_total=without_total)
             case Join(name=name):
                 _check(name not in customers.values(), NAMESAKE)
             case Rename(id=id_, name=name):
@@ -248,12 +248,22 @@ class Books:
             case Leave(id=id_):
                 # whom the server took along there, and nobody else
                 here, there = (_of(data, id_) for data in (fresh, before))
-                _check(id_ in customers and here <= there <= set(orders), DEPENDS)
+                for order in sorted(there):
+                    self._goes_as_found(order, fresh, without_total=without_total)
+                _check(customers.get(id_) == before.customers[id_] and here <= there, DEPENDS)
                 for order in there:
                     del orders[order]
             case _:
                 assert_never(act)
         _do(act, fresh)
+
+    def _goes_as_found(self, order: int, fresh: Data, *, without_total: bool) -> None:
+        """What is deleted is in everything what the transaction found. Raises DoesNotFit."""
+        found, there = self.before.orders[order], fresh.orders.get(order)
+        _check(found.state in (BOUGHT, PAID), NO_STATE)
+        if there is not None and without_total:
+            there = replace(there, total=found.total)
+        _check(there == found, DEPENDS)
 
 
 def _check(fits: bool, why_not: str) -> None:

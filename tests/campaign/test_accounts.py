@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.accounts import Data, Findings, Found, Order, judge
+from tests.campaign.accounts import DEPENDS, NO_STATE, Books, Data, Findings, Found, Order, judge
 from tests.campaign.ledger import PAID, REFUNDED, Act, Add, Buy, Cancel, Ended, Join, Leave, Line, Mark, Move
 from tests.contract.rigs.postgres_shapes import SHAPES, SPLIT
 
@@ -180,6 +180,13 @@ def test_who_follows_one_that_waits_for_its_state_waits_as_well() -> None:
         left_out={},
     )
     assert judged(found, lines, "another type") == Findings()
+
+
+def test_who_deletes_what_one_that_waits_changed_waits_as_well() -> None:
+    lines = (line("a-1", Mark(id=1, state=REFUNDED)), line("a-2", Mark(id=1, state=PAID)), line("a-3", Cancel(id=1)))
+    books = Books(base(), SHAPES["another type"])
+    assert [books.replayed(each) for each in lines] == [NO_STATE, NO_STATE, DEPENDS]
+    assert 1 in books.now.orders
 
 
 def test_a_customer_whose_order_stays_behind_does_not_leave() -> None:

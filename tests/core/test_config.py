@@ -234,6 +234,9 @@ FEATURE = "watch: {triggers: {x: {kind: feature, probe: "
 
 EDGE = "containers: {compose: {project: shop}, services: [web, up], "
 
+A_COLUMN = "expected a column like orders.total, or billing.orders.total where the schema is not public"
+MERGE = "database: {postgres: {name: a, user: a}, merge: "
+
 FAULTS = {
     # keys
     "unknown-key": (
@@ -348,6 +351,18 @@ FAULTS = {
     "standby": (
         EDGE + "edge: {routes: {web: 80}, standby: warm}}\n",
         "6:96: containers.edge.standby: expected 'running', 'stopped' or 'none'",
+    ),
+    "merge-of-a-column-without-its-table": (
+        MERGE + "{total: set}}\n",
+        f"6:50: database.merge.total: {A_COLUMN}",
+    ),
+    "merge-of-a-column-whose-schema-goes-without-saying": (
+        MERGE + "{public.orders.total: set}}\n",
+        f"6:50: database.merge.public.orders.total: {A_COLUMN}",
+    ),
+    "merge-in-no-known-way": (
+        MERGE + "{billing.orders.total: max}}\n",
+        "6:72: database.merge.billing.orders.total: expected 'delta' or 'set'",
     ),
     "nothing-to-run": ("verify: {smoke: {command: []}}\n", "6:27: verify.smoke.command: expected at least 1 entry"),
     # what fits only together

@@ -111,13 +111,18 @@ def test_a_replay_waits_for_the_last_commit_of_one_that_was_killed(world: Postgr
         world.connect(database=world.clone) as its_clone,
         world.connect(database=world.clone) as my_clone,
     ):
-        replay.Replay(source, its_clone, kept, migration=Known(xids=()), held=0, invariants={})
+        nobody = Known(xids=())
+
+        def another(clone: Connection) -> replay.Replay:
+            return replay.Replay(source, clone, kept, migration=nobody, held=0, invariants={}, merging={}, rewritten={})
+
+        another(its_clone)
         my_clone.execute("SET lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            replay.Replay(source, my_clone, kept, migration=Known(xids=()), held=0, invariants={})
+            another(my_clone)
         its_clone.close()
         my_clone.execute("SET lock_timeout = '5s'")
-        replay.Replay(source, my_clone, kept, migration=Known(xids=()), held=0, invariants={})
+        another(my_clone)
 
 
 @pytest.mark.parametrize("kind", [Fence, SwapDatabase, LiftFence])

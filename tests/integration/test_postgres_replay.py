@@ -598,3 +598,313 @@ def test_a_slot_that_the_server_gave_up_is_no_capture(embedded: PostgresWorld) -
     with pytest.raises((Refused, psycopg.Error)):
         embedded.go_back()
     assert embedded.target.observe().exists
+
+
+# --- what is not guessed ---------------------------------------------------------------------------------------------
+
+KEPT_OUT: Final = "WITH bad AS (INSERT INTO orders (customer, total) VALUES (1, -5)) "
+"""In front of a statement: its transaction waits in quarantine."""
+LET_BAD_IN: Final = "ALTER TABLE orders DROP CONSTRAINT orders_total_check, ADD COLUMN note text"
+PARTS: Final = """
+CREATE TABLE parts (id int, region text, n int NOT NULL, at int, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a');
+CREATE TABLE parts_b (region text NOT NULL, at int, n int NOT NULL, id int NOT NULL);
+ALTER TABLE parts ATTACH PARTITION parts_b FOR VALUES IN ('b');
+INSERT INTO parts VALUES (1, 'a', 100, 1), (2, 'a', 100, 1)
+"""
+
+
+def reasons(world: PostgresWorld) -> list[str]:
+    return [str(entry["reason"]) for entry in world.quarantine()]
+
+
+def test_a_row_that_moves_to_another_partition_takes_nothing_along_that_waits(embedded: PostgresWorld) -> None:
+    embedded.sql(PARTS)
+    went_back(
+        embedded,
+        LET_BAD_IN,
+        KEPT_OUT + "UPDATE parts SET n = n - 7 WHERE id = 1",
+        "UPDATE parts SET region = 'b', n = n + 1 WHERE id = 1",
+        "UPDATE parts SET n = n + 1 WHERE id = 1",
+    )
+    assert embedded.sql("SELECT id, region, n, at FROM parts ORDER BY id") == [(1, "b", 102, 1), (2, "a", 100, 1)]
+    assert len(embedded.quarantine()) == 1
+
+
+def test_a_row_that_is_deleted_and_inserted_again_is_changed(embedded: PostgresWorld) -> None:
+    went_back(
+        embedded,
+        LET_BAD_IN,
+        KEPT_OUT + "UPDATE orders SET total = total - 1 WHERE id = 5",  # from 6 to 5
+        "BEGIN; DELETE FROM orders WHERE id = 5; INSERT INTO audit (what) VALUES ('between'); "
+        "INSERT INTO orders (id, customer, total, at) VALUES (5, 6, 16, '2026-01-01'); COMMIT",
+    )
+    assert embedded.sql("SELECT total::int, at::date::text FROM orders WHERE id = 5") == [(17, "2026-01-01")]
+    assert len(embedded.quarantine()) == 1
+
+
+def test_a_row_that_is_not_as_it_was_found_is_not_deleted(embedded: PostgresWorld) -> None:
+    went_back(
+        embedded,
+        LET_BAD_IN,
+        KEPT_OUT + "UPDATE orders SET total = total + 1000 WHERE id = 5",
+        "DELETE FROM orders WHERE id = 5",
+        "DELETE FROM orders WHERE id = 6",
+    )
+    assert embedded.sql("SELECT id, total::int FROM orders WHERE id IN (5, 6)") == [(5, 6)]
+    assert ["depends on one in quarantine" in reason for reason in reasons(embedded)] == [False, True]
+
+
+def test_what_the_migration_rewrote_may_be_deleted(embedded: PostgresWorld) -> None:
+    embedded.invariants = {}
+    went_back(
+        embedded,
+        f"{LET_BAD_IN}; UPDATE orders SET total = total - 50; UPDATE customers SET name = upper(name)",
+        "UPDATE orders SET total = total + 5 WHERE id = 5",
+        "DELETE FROM orders WHERE id IN (5, 6)",
+        "DELETE FROM orders WHERE customer = 8",
+        "DELETE FROM customers WHERE id = 8",
+    )
+    assert embedded.quarantine() == []
+    assert embedded.one("SELECT count(*) FROM orders WHERE id IN (5, 6) OR customer = 8") == 0
+
+
+def test_a_number_that_the_migration_moved_by_the_same_everywhere_is_counted_on(embedded: PostgresWorld) -> None:
+    embedded.invariants = {}
+    went_back(
+        embedded,
+        f"{LET_BAD_IN}; UPDATE orders SET total = total - 50",
+        "UPDATE orders SET total = total + 5 WHERE id = 5",
+    )
+    assert (embedded.one("SELECT total FROM orders WHERE id = 5"), embedded.quarantine()) == (11, [])
+
+
+ACCOUNTS: Final = "CREATE TABLE accounts (id int PRIMARY KEY, balance {} NOT NULL); INSERT INTO accounts VALUES "
+
+
+@pytest.mark.parametrize(
+    "rows, kind, change",
+    [
+        ("(1, 10)", "numeric", "balance * 100"),
+        ("(1, 10), (2, 3), (3, 0)", "numeric", "balance * 100"),
+        ("(1, 1025), (2, 349), (3, 0)", "int", "balance / 100"),
+        ("(1, 10.5), (2, 3), (3, 0)", "float8", "balance * 100"),
+    ],
+)
+def test_a_number_that_may_count_in_another_unit_now_waits(
+    embedded: PostgresWorld, rows: str, kind: str, change: str
+) -> None:
+    embedded.sql(ACCOUNTS.format(kind) + rows)
+    before = embedded.sql("SELECT * FROM accounts ORDER BY id")
+    went_back(
+        embedded,
+        f"ALTER TABLE accounts ADD COLUMN note text; UPDATE accounts SET balance = {change}",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 1",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 3",
+        "INSERT INTO accounts VALUES (4, 500)",
+        "UPDATE accounts SET note = 'x' WHERE id = 1",
+    )
+    assert embedded.sql("SELECT * FROM accounts ORDER BY id") == before
+    assert {"the migration rewrote every balance in accounts" in reason for reason in reasons(embedded)} == {True}
+
+
+def test_a_unit_that_is_changed_by_the_definition_alone_waits_as_well(embedded: PostgresWorld) -> None:
+    embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3), (3, 0)")
+    went_back(
+        embedded,
+        "ALTER TABLE accounts ALTER COLUMN balance TYPE numeric USING balance * 100",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 1",
+        "INSERT INTO accounts VALUES (4, 500)",
+    )
+    assert embedded.sql("SELECT id, balance::int FROM accounts ORDER BY id") == [(1, 10), (2, 3), (3, 0)]
+    assert len(embedded.quarantine()) == 2
+
+
+def test_what_a_table_was_within_the_migration_only_is_no_reason_to_count_on_its_numbers(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3)")
+    went_back(
+        embedded,
+        "ALTER TABLE accounts ADD COLUMN once text; UPDATE accounts SET balance = balance * 100; "
+        "ALTER TABLE accounts DROP COLUMN once, ADD COLUMN note text",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 1",
+    )
+    assert embedded.sql("SELECT id, balance::int FROM accounts ORDER BY id") == [(1, 10), (2, 3)]
+    assert len(embedded.quarantine()) == 1
+
+
+def test_a_number_that_the_migration_put_right_is_not_counted_on_but_all_others_are(embedded: PostgresWorld) -> None:
+    embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3), (3, 0), (4, 700)")
+    went_back(
+        embedded,
+        "ALTER TABLE accounts ADD COLUMN note text; UPDATE accounts SET balance = 5 WHERE id = 2; "
+        "UPDATE accounts SET balance = 700 WHERE id = 1",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 1",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 3",
+        "INSERT INTO accounts VALUES (5, 500)",
+        "UPDATE accounts SET balance = balance + 50 WHERE id = 5",
+        "DELETE FROM accounts WHERE id = 2",
+    )
+    told = embedded.sql("SELECT id, balance::int FROM accounts ORDER BY id")
+    assert told == [(1, 10), (3, 50), (4, 700), (5, 550)]
+    assert ["what the migration made of a number" in reason for reason in reasons(embedded)] == [True]
+
+
+def test_a_rewriting_that_is_not_remembered_whole_is_not_counted_on(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(replay, "FETCHED", 2)
+    embedded.invariants = {}
+    went_back(
+        embedded,
+        f"{LET_BAD_IN}; UPDATE orders SET total = total - 50",
+        "UPDATE orders SET total = total + 5 WHERE id = 95",
+        "INSERT INTO orders (id, customer, total) VALUES (900, 1, 5)",
+        "UPDATE orders SET total = total + 5 WHERE id = 900",
+    )
+    assert embedded.sql("SELECT id, total::int FROM orders WHERE id IN (95, 900)") == [(95, 96), (900, 10)]
+    assert len(embedded.quarantine()) == 1
+
+
+def test_writes_from_before_the_migration_count_as_they_were_meant(embedded: PostgresWorld) -> None:
+    embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3)")
+    embedded.take()
+    embedded.sql("UPDATE accounts SET balance = balance + 1 WHERE id = 1")
+    embedded.ship(
+        "v2", {SECOND: "ALTER TABLE accounts ADD COLUMN note text; UPDATE accounts SET balance = balance * 100"}
+    )
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.sql("SELECT balance::int FROM accounts ORDER BY id") == [(11,), (3,)]
+    assert embedded.quarantine() == []
+
+
+@pytest.mark.parametrize("left", ["", ", kind text"])
+def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
+    embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")
+    went_back(
+        embedded,
+        "ALTER TABLE seats ADD COLUMN uid int; UPDATE seats SET uid = id; ALTER TABLE seats DROP COLUMN id",
+        "DELETE FROM seats WHERE uid = 3",
+    )
+    assert embedded.sql("SELECT id FROM seats ORDER BY id") == [(1,), (2,), (3,)]
+    assert len(embedded.quarantine()) == 1
+
+
+def test_not_even_the_only_row_that_looks_like_it_is_taken_for_one_whose_key_is_gone(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE TABLE seats (id int PRIMARY KEY, kind text); INSERT INTO seats VALUES (1, 'a'), (2, 'b')")
+    went_back(
+        embedded,
+        "ALTER TABLE orders DROP CONSTRAINT orders_total_check; ALTER TABLE seats ADD COLUMN uid int; "
+        "UPDATE seats SET uid = id; ALTER TABLE seats DROP COLUMN id",
+        KEPT_OUT + "UPDATE seats SET kind = 'a' WHERE kind = 'b'",
+        "DELETE FROM seats WHERE uid = 2",
+    )
+    assert embedded.sql("SELECT * FROM seats ORDER BY id") == [(1, "a"), (2, "b")]
+    assert "seats has no key by which the row is known, nor id" in reasons(embedded)[1]
+
+
+@pytest.mark.parametrize(
+    "table, rewriting",
+    [
+        ("CREATE TABLE notes (n int)", "UPDATE notes SET n = n * 100"),
+        ("CREATE TABLE notes (n int PRIMARY KEY)", "UPDATE notes SET n = n + 200; UPDATE notes SET n = n - 199"),
+    ],
+)
+def test_a_row_that_the_migration_gave_another_name_is_not_taken_for_another(
+    embedded: PostgresWorld, table: str, rewriting: str
+) -> None:
+    embedded.sql(f"{table}; INSERT INTO notes VALUES (1), (2), (100)")
+    went_back(embedded, f"{LET_BAD_IN}; {rewriting}", "DELETE FROM notes WHERE n IN (100, 2)")
+    assert embedded.sql("SELECT n FROM notes ORDER BY n") == [(1,), (2,), (100,)]
+    assert len(embedded.quarantine()) == 1
+
+
+JOBS: Final = (
+    "CREATE DOMAIN code AS int CHECK (VALUE IN (1, 2, 5)); CREATE TABLE jobs (id int PRIMARY KEY, status {}); "
+)
+
+
+@pytest.mark.parametrize(
+    "column, merge",
+    [
+        ("int NOT NULL", {"jobs.status": "set"}),
+        ("int NOT NULL CHECK (status IN (1, 2, 5))", {}),
+        ("smallint NOT NULL CHECK (status = 1 OR status = 2 OR status = 5)", {}),
+        ("code NOT NULL", {}),
+        ("int NOT NULL); CREATE INDEX ON jobs (id) WHERE (status = 1", {}),
+    ],
+)
+def test_a_number_that_is_a_code_is_not_counted(embedded: PostgresWorld, column: str, merge: dict[str, str]) -> None:
+    embedded.merge = merge
+    embedded.sql(JOBS.format(column) + "INSERT INTO jobs VALUES (1, 1), (2, 1)")
+    assert embedded.target.preflight() == ()
+    went_back(
+        embedded,
+        LET_BAD_IN,
+        KEPT_OUT + "UPDATE jobs SET status = 5 WHERE id = 1",
+        "UPDATE jobs SET status = 2 WHERE id = 1",
+        "UPDATE jobs SET status = 2 WHERE id = 2",
+    )
+    assert embedded.sql("SELECT id, status FROM jobs ORDER BY id") == [(1, 1), (2, 2)]
+    assert len(embedded.quarantine()) == 2
+
+
+def test_a_code_counts_where_it_is_said_so(embedded: PostgresWorld) -> None:
+    embedded.merge = {"jobs.status": "delta"}
+    embedded.sql(JOBS.format("int NOT NULL CHECK (status IN (0, 1, 2, 3))") + "INSERT INTO jobs VALUES (1, 1)")
+    went_back(
+        embedded,
+        LET_BAD_IN,
+        KEPT_OUT + "UPDATE jobs SET status = 2 WHERE id = 1",
+        "UPDATE jobs SET status = 3 WHERE id = 1",
+    )
+    assert embedded.one("SELECT status FROM jobs") == 2
+
+
+def test_a_column_that_is_merged_and_not_there_is_named_before_anything_is_done(embedded: PostgresWorld) -> None:
+    embedded.merge = {"orders.total": "delta", "orders.price": "set", "customers.name": "delta", "x.orders.at": "set"}
+    assert embedded.target.preflight() == (
+        "database.merge.orders.price: the database has no such column",
+        "database.merge.customers.name: delta is for smallint, integer, bigint and numeric, which this is not",
+        "database.merge.x.orders.at: the database has no such column",
+    )
+
+
+def test_what_rules_wrote_is_not_written_twice_and_they_are_as_they_were(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE RULE noted AS ON INSERT TO orders DO ALSO INSERT INTO audit (what) VALUES ('rule')")
+    embedded.sql(
+        "CREATE RULE never AS ON DELETE TO audit DO INSTEAD NOTHING; ALTER TABLE audit ENABLE ALWAYS RULE never"
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        "INSERT INTO orders (customer, total) VALUES (1, 5)",
+    )
+    assert embedded.one("SELECT count(*) FROM audit WHERE what = 'rule'") == 1
+    enabled = "SELECT rulename, ev_enabled::text FROM pg_rewrite WHERE rulename IN ('noted', 'never') ORDER BY 1"
+    assert embedded.sql(enabled) == [("never", "A"), ("noted", "O")]
+
+
+def test_values_that_cannot_be_compared_are_by_their_text(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE DOMAIN told AS json; CREATE TYPE pair AS (a json); "
+        "CREATE TABLE odd (id int PRIMARY KEY, a json[], b told, c pair, d box, e jsonpath, f money, g told[])"
+    )
+    embedded.sql(
+        """INSERT INTO odd SELECT n, ARRAY['{}'::json], '{}', ROW('{}'::json)::pair, '(1,1),(0,0)', '$.a', 1,
+        ARRAY['{}'::told] FROM generate_series(1, 2) n"""
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        """UPDATE odd SET a = ARRAY['[1]'::json], b = '[1]', c = ROW('[1]'::json)::pair, d = '(2,2),(1,1)', e = '$.b',
+        f = 2, g = ARRAY['[1]'::told] WHERE id = 1""",
+        "DELETE FROM odd WHERE id = 2",
+    )
+    assert embedded.quarantine() == []
+    of = "SELECT odd::text FROM odd"
+    assert embedded.sql(of) == embedded.sql(of, database=embedded.kept_as)
+    assert embedded.one("SELECT count(*) FROM odd") == 1

@@ -217,6 +217,59 @@ def drop(world: PostgresWorld, database: str) -> None:
         by_hand.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
 
 
+def test_what_waits_while_its_row_moved_to_another_partition_and_back_counts_once(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE parts (id int, region text, n int, PRIMARY KEY (id, region)) PARTITION BY LIST (region); "
+        "CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a'); "
+        "CREATE TABLE parts_b PARTITION OF parts FOR VALUES IN ('b'); INSERT INTO parts VALUES (1, 'a', 100)"
+    )
+    (entry,) = went_back(
+        embedded,
+        RELAXED,
+        "WITH bad AS (INSERT INTO orders (customer, total) VALUES (1, -5)) UPDATE parts SET n = n - 7 WHERE id = 1",
+        "UPDATE parts SET region = 'b' WHERE id = 1",
+        "UPDATE parts SET region = 'a' WHERE id = 1",
+    )
+    embedded.sql(LET_IN)
+    put(embedded, entry)
+    assert embedded.sql("SELECT * FROM parts") == [(1, "a", 93)]
+
+
+def test_a_number_that_is_a_code_goes_in_over_what_was_found_only(embedded: PostgresWorld) -> None:
+    embedded.merge = {"jobs.kind": "set"}
+    embedded.sql("CREATE TABLE jobs (id int PRIMARY KEY, state int CHECK (state IN (1, 2, 5)), kind int NOT NULL)")
+    embedded.sql("INSERT INTO jobs VALUES (1, 1, 1), (2, 1, 1)")
+    bad = "WITH bad AS (INSERT INTO orders (customer, total) VALUES (1, -5)) UPDATE jobs SET "
+    waiting = went_back(embedded, RELAXED, f"{bad} state = 2 WHERE id = 1", f"{bad} kind = 2 WHERE id = 2")
+    embedded.sql(f"{LET_IN}; UPDATE jobs SET state = 5, kind = 5")
+    for entry in waiting:
+        with pytest.raises(Refused, match="its row is not as it was found"):
+            put(embedded, entry)
+
+
+def test_a_row_whose_key_was_gone_is_not_taken_for_another(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE TABLE seats (id int PRIMARY KEY, kind text); INSERT INTO seats VALUES (1, 'a'), (3, 'a')")
+    (entry,) = went_back(
+        embedded,
+        "ALTER TABLE seats ADD COLUMN uid int; UPDATE seats SET uid = id; ALTER TABLE seats DROP COLUMN id",
+        "DELETE FROM seats WHERE uid = 3",
+    )
+    embedded.sql("DELETE FROM seats WHERE id = 3")
+    with pytest.raises(Refused, match="seats: neither the key of a row is told nor its id"):
+        put(embedded, entry)
+    assert embedded.sql("SELECT id FROM seats") == [(1,)]
+
+
+def test_what_rules_wrote_is_not_written_twice_and_they_are_as_they_were(embedded: PostgresWorld) -> None:
+    embedded.sql("CREATE RULE noted AS ON INSERT TO orders DO ALSO INSERT INTO audit (what) VALUES ('rule')")
+    embedded.sql("ALTER TABLE orders ENABLE ALWAYS RULE noted")
+    (entry,) = went_back(embedded, RELAXED, FREE)
+    embedded.sql(LET_IN)
+    put(embedded, entry)
+    assert embedded.one("SELECT count(*) FROM audit") == 1
+    assert embedded.one("SELECT ev_enabled::text FROM pg_rewrite WHERE rulename = 'noted'") == "A"
+
+
 # --- rows, of which only the last state could be told ----------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ _SIZE: Final = r"(\d+)(B|KiB|MiB|GiB)"
 _A_SIZE: Final = "expected a size with its unit, like 200MiB or 2GiB"
 _A_TEXT: Final = "expected a text, ${VAR} or file:PATH"
 _A_NAME: Final = "expected a name of letters, digits, dot, dash or underscore, not starting with a dash"
+_COLUMN: Final = r"((?!public\.)[^.]+\.)?[^.]+\.[^.]+"
+_A_COLUMN: Final = "expected a column like orders.total, or billing.orders.total where the schema is not public"
 _ADDRESS: Final = r"https?://[^\s]+"
 _AN_ADDRESS: Final = "expected an address like http://127.0.0.1:8000/health"
 # Postgres' settings and pgBackRest's take no more than that without quotes of their own.
@@ -105,6 +107,12 @@ def _name(value: object) -> str:
     return value
 
 
+def _column(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_COLUMN, value):
+        raise ValueError(_A_COLUMN)
+    return value
+
+
 def _address(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(_ADDRESS, value):
         raise ValueError(_AN_ADDRESS)
@@ -144,6 +152,8 @@ Quantile = Annotated[float, BeforeValidator(_quantile), _text(_QUANTILE, _A_QUAN
 Size = Annotated[int, BeforeValidator(_size), _text(_SIZE, _A_SIZE)]
 SecretText = Annotated[Secret, BeforeValidator(_secret), _text(".+", _A_TEXT)]
 Name = Annotated[str, BeforeValidator(_name), _text(NAME_GRAMMAR.pattern, _A_NAME)]
+ColumnName = Annotated[str, BeforeValidator(_column), _text(_COLUMN, _A_COLUMN)]
+"""table.column, or schema.table.column; without the schema where it is public."""
 AbsolutePath = Annotated[str, BeforeValidator(_absolute), _text(_ABSOLUTE, _AN_ABSOLUTE)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
@@ -467,14 +477,24 @@ class PgBackRestConfig(_Section):
     config: AbsolutePath | None = None
 
 
+class Merging(StrEnum):
+    """How a change of a value is put where another one was kept out: by as much as it changed, or only over the value
+    that it found."""
+
+    DELTA = "delta"
+    SET = "set"
+
+
 class DatabaseConfig(_Section):
     """The database that belongs to the release. pgbouncer: what its clients go through, where it is one. statements:
-    glob of what the release says to it, tried on today's schema."""
+    glob of what the release says to it, tried on today's schema. merge: how a replay puts a column back, where what the
+    database itself says of it is not enough."""
 
     postgres: PostgresConfig
     pgbouncer: PgBouncerConfig | None = None
     migrations: MigrationsConfig | None = None
     statements: str | None = None
+    merge: Mapping[ColumnName, Merging] = Field(default_factory=dict)
     restore_points: RestorePointsConfig = RestorePointsConfig()
     pgbackrest: PgBackRestConfig | None = None
 

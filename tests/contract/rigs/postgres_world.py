@@ -85,6 +85,7 @@ class PostgresWorld:
         self.pgbouncer: PgBouncerConfig | None = None
         self.migrations: Mapping[str, object] = {"prisma": "prisma", "command": [sys.executable, "migrate.py"]}
         self.pgbackrest: Mapping[str, object] | None = None
+        self.merge: Mapping[str, str] = {}
         self.by_rows = False
         """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
 
@@ -107,6 +108,7 @@ class PostgresWorld:
                 "pgbouncer": self.pgbouncer,
                 "migrations": self.migrations,
                 "statements": "statements/*.sql",
+                "merge": self.merge,
                 "restore_points": {"path": "restore-points", "keep": 2},
                 "pgbackrest": self.pgbackrest,
             }

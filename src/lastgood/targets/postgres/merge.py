@@ -8,35 +8,86 @@ bring back, through rows that many write to, what was kept out (measured: 1,560 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, LiteralString
 
 from psycopg import sql
 
+from lastgood.core.config import Merging
 from lastgood.targets.postgres import catalog
 from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.pgoutput import Relation, RowChange, Transaction, Truncation, Unsent, Value
+from lastgood.targets.postgres.pgoutput import Change, Relation, RowChange, Transaction, Truncation, Unsent, Value
 
 NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
-QUANTITIES: Final = ("smallint", "integer", "bigint", "numeric")
-"""Exact numbers: the difference of two floating ones is not what was added."""
 NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
-WITHOUT_EQUALITY: Final = frozenset({"json", "xml", "point", "polygon"})
-"""Types that cannot be compared, and are by their text."""
+FORGOTTEN: Final = "forgotten"
+"""In place of a row's key: of this column, not everything that the migration made of it is remembered."""
 
 # ruff: noqa: S608 # every name and value in a statement is quoted by `_name` and `_literal`
-# What tells rows apart or ties them together is no quantity, though it be a number.
-TELLING: Final[LiteralString] = """
-SELECT n.nspname, r.relname, a.attname FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
-JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
-WHERE EXISTS (SELECT FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND a.attnum = ANY(x.indkey::int2[]))
-OR EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = r.oid AND c.contype = 'f' AND a.attnum = ANY(c.conkey))
-OR EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = r.oid AND c.contype = 'f' AND a.attnum = ANY(c.confkey))
+# Numbers, by column. exact: the difference of two floating ones is not what was added. tying: it tells rows apart or
+# ties them together. named: only certain values are allowed, indexed or kept together, so it is a code and no quantity.
+_NUMBERS: Final[LiteralString] = r"""
+SELECT n.nspname, r.relname, a.attname,
+    coalesce(nullif(y.typbasetype, 0), y.oid) NOT IN ('real'::regtype, 'float8'::regtype),
+    EXISTS (SELECT FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND a.attnum = ANY(x.indkey::int2[]))
+    OR EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = r.oid AND c.contype = 'f' AND a.attnum = ANY(c.conkey))
+    OR EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = r.oid AND c.contype = 'f' AND a.attnum = ANY(c.confkey)),
+    EXISTS (SELECT FROM pg_constraint c, pg_get_constraintdef(c.oid) told WHERE c.contype = 'c'
+            AND ((c.conrelid, c.conkey) = (r.oid, ARRAY[a.attnum]) OR c.contypid = y.oid)
+            AND told LIKE '% = %' AND told !~ '[<>]')
+    OR EXISTS (SELECT FROM pg_index x WHERE x.indrelid = r.oid
+               AND strpos(pg_get_expr(x.indpred, x.indrelid), quote_ident(a.attname) || ' = ') > 0)
+    OR EXISTS (SELECT FROM pg_partition_ancestors(r.oid) o JOIN pg_partitioned_table p ON p.partrelid = o.relid
+               JOIN pg_attribute k ON k.attrelid = o.relid AND k.attnum = ANY(p.partattrs::int2[])
+               WHERE k.attname = a.attname)
+FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type y ON y.oid = a.atttypid
+WHERE r.relkind IN ('r', 'p') AND coalesce(nullif(y.typbasetype, 0), y.oid)
+    IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype, 'real'::regtype, 'float8'::regtype)
 """
+# What a column's type is made of has no operator class that says what is equal; a row's type may hold such a column.
+_BY_TEXT: Final[LiteralString] = """
+WITH RECURSIVE made AS (
+    SELECT a.attrelid, a.attname, a.atttypid AS type FROM pg_attribute a WHERE a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT m.attrelid, m.attname, CASE WHEN y.typtype = 'd' THEN y.typbasetype ELSE y.typelem END
+    FROM made m JOIN pg_type y ON y.oid = m.type WHERE y.typtype = 'd' OR y.typcategory = 'A'
+)
+SELECT n.nspname, r.relname, m.attname FROM made m JOIN pg_type y ON y.oid = m.type
+JOIN pg_class r ON r.oid = m.attrelid AND r.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = r.relnamespace
+WHERE y.typtype NOT IN ('d', 'e', 'r', 'm') AND y.typcategory <> 'A' AND NOT EXISTS (
+    SELECT FROM pg_opclass o JOIN pg_am w ON w.oid = o.opcmethod AND w.amname IN ('btree', 'hash')
+    WHERE o.opcdefault AND (o.opcintype = y.oid OR EXISTS (
+        SELECT FROM pg_cast t WHERE (t.castsource, t.casttarget, t.castmethod, t.castcontext) =
+            (y.oid, o.opcintype, 'b', 'i'))))
+"""
+_ROOTS: Final[LiteralString] = """
+SELECT n.nspname, r.relname, quote_ident(m.nspname) || '.' || quote_ident(p.relname),
+    CASE WHEN m.nspname = 'public' THEN '' ELSE m.nspname || '.' END || p.relname,
+    ARRAY(SELECT k.attname::text FROM pg_partition_ancestors(r.oid) o
+          JOIN pg_partitioned_table t ON t.partrelid = o.relid
+          JOIN pg_attribute k ON k.attrelid = o.relid AND k.attnum = ANY(t.partattrs::int2[]))
+FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_class p ON p.oid = pg_partition_root(r.oid) JOIN pg_namespace m ON m.oid = p.relnamespace
+WHERE r.relispartition AND r.relkind = 'r'
+"""
+# scaled: one factor explains all, a value more or less for what was rounded.
+_REWRITING: Final[LiteralString] = r"""
+SELECT count(*), count(DISTINCT was), count(DISTINCT made), min(made - was) = max(made - was),
+    max((made * sign(was) - 1) / nullif(abs(was), 0)) <= min((made * sign(was) + 1) / nullif(abs(was), 0))
+FROM (
+    SELECT was::numeric, made::numeric FROM lastgood.rewritten WHERE (relation, number) = (%(table)s, %(number)s)
+    AND CASE WHEN was ~ %(digits)s AND made ~ %(digits)s THEN was::numeric <> made::numeric ELSE false END
+) pairs
+"""
+_DIGITS: Final = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
 _CASCADING: Final[LiteralString] = """
 SELECT n.nspname, r.relname, quote_ident(m.nspname) || '.' || quote_ident(s.relname),
@@ -53,6 +104,83 @@ class Misfit(Exception):
     """The old schema has no words for a change. str(): why, one line."""
 
 
+class _Rewriting(Enum):
+    """What the migration did to a number. KEPT: nothing, or it moved all that it touched by the same; a difference
+    means what it meant. SINGLE: certain rows, each in its own way. SCALED: it may count in another unit now."""
+
+    KEPT = "kept"
+    SINGLE = "single"
+    SCALED = "scaled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Columns that hold numbers, as (schema, table, column). counting: they are merged by as much as they changed;
+    measuring: these, and every other one that does not tell rows apart or tie them together."""
+
+    counting: frozenset[tuple[str, str, str]]
+    measuring: frozenset[tuple[str, str, str]]
+
+
+def numbers(connection: Connection, merging: Mapping[str, Merging]) -> Numbers:
+    """Return what the catalogs say of the numbers in a database, and what was configured over it."""
+    counting: set[tuple[str, str, str]] = set()
+    measuring: set[tuple[str, str, str]] = set()
+    roots = {(schema, table): label for schema, table, _, label, _ in connection.execute(_ROOTS)}
+    for schema, table, column, exact, tying, named in connection.execute(_NUMBERS):
+        label = table if schema == "public" else f"{schema}.{table}"
+        configured = merging.get(f"{label}.{column}") or merging.get(f"{roots.get((schema, table))}.{column}")
+        by_itself = Merging.SET if tying or named else Merging.DELTA
+        if exact and (configured or by_itself) is Merging.DELTA:
+            counting.add((schema, table, column))
+        if not tying:
+            measuring.add((schema, table, column))
+    return Numbers(counting=frozenset(counting), measuring=frozenset(measuring))
+
+
+def compared_by_text(connection: Connection) -> set[tuple[str, str, str]]:
+    """Return (schema, table, column) of every column whose values cannot be compared, or only by their size."""
+    return set(connection.execute(_BY_TEXT))
+
+
+def defined_by(connection: Connection, transactions: Collection[int]) -> set[tuple[int, int]]:
+    """Return (table, column) of every column whose newest definition is by one of these transactions."""
+    return set(
+        connection.execute(
+            "SELECT attrelid::bigint, attnum::int FROM pg_attribute WHERE attnum > 0 AND xmin::text::bigint = ANY(%s)",
+            [list(transactions)],
+        )
+    )
+
+
+def misnamed(connection: Connection, merging: Mapping[str, Merging]) -> Iterator[str]:
+    """Yield what of `database.merge` is not in the database, or no exact number and is to be merged like one."""
+    exact = {(schema, table, column): exact for schema, table, column, exact, *_ in connection.execute(_NUMBERS)}
+    columns = {
+        (schema, table, column)
+        for schema, table, column in connection.execute(
+            "SELECT n.nspname, r.relname, a.attname FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace "
+            "JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped "
+            "WHERE r.relkind IN ('r', 'p')"
+        )
+    }
+    for name, how in merging.items():
+        *schema, table, column = name.split(".")
+        place = (schema[0] if schema else "public", table, column)
+        if place not in columns:
+            yield f"database.merge.{name}: the database has no such column"
+        elif how is Merging.DELTA and not exact.get(place):
+            yield f"database.merge.{name}: delta is for smallint, integer, bigint and numeric, which this is not"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Root:
+    """The partitioned table that a table is a part of. columns: what tells its parts apart, by name."""
+
+    table: str
+    columns: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
     """A transaction in the words of the old schema. rows: by table. left_out: (table, key, values by column) for which
@@ -67,7 +195,8 @@ class Said:
 class _Columns:
     """Of a table as the server describes it: (place in a row, number) of what the old schema does not make itself, and
     the types by which values are sent. table, names: as they are written in a statement. later: columns that the old
-    schema does not have, by number."""
+    schema does not have, by number. made: by the server itself. counting, measuring: as Numbers has them. by_text: what
+    is compared by its text."""
 
     then: Table
     migrated: bool
@@ -75,7 +204,12 @@ class _Columns:
     names: Mapping[int, str]
     numbers: tuple[tuple[int, int], ...]
     types: Mapping[int, str]
+    made: frozenset[int]
     later: Mapping[int, str]
+    counting: frozenset[int]
+    measuring: frozenset[int]
+    by_text: frozenset[int]
+    root: _Root | None
 
     def told(self, values: tuple[Value, ...] | None) -> dict[int, Value]:
         """By number."""
@@ -84,11 +218,12 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A change, by the numbers of the columns."""
+    """A change, by the numbers of the columns. moved: to another part of the partitioned table."""
 
     columns: _Columns
     old: Mapping[int, Value]
     new: Mapping[int, Value]
+    moved: bool = False
 
     @property
     def then(self) -> Table:
@@ -96,17 +231,29 @@ class _Row:
 
 
 class Merge:
-    """source, clone: connections, for what the catalogs say. then: the tables of the restore point.
+    """source, clone: connections, for what the catalogs say. then: the tables of the restore point. merging: how
+    columns are merged, by table.column; the clone's catalogs say it of all others.
 
     Everything is told by a table's oid and a column's number in the source, which outlive a renaming; the clone has the
     names of the restore point.
     """
 
     def __init__(
-        self, source: Connection, clone: Connection, *, then: tuple[Table, ...], now: tuple[Table, ...]
+        self,
+        source: Connection,
+        clone: Connection,
+        *,
+        then: tuple[Table, ...],
+        now: tuple[Table, ...],
+        merging: Mapping[str, Merging],
     ) -> None:
+        self._clone = clone
         self._then, self._now = {t.oid: t for t in then}, {t.oid: t for t in now}
-        self._telling = set(clone.execute(TELLING).fetchall())
+        self._holds, self._by_text = numbers(clone, merging), compared_by_text(clone)
+        self._roots = {
+            (schema, table): _Root(table=root, columns=frozenset(columns))
+            for schema, table, root, _, columns in clone.execute(_ROOTS)
+        }
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
         for schema, table, child, columns in clone.execute(_CASCADING):
@@ -119,6 +266,10 @@ class Merge:
         """Whether a transaction of the migration was seen: then the columns are those of today, if they are of both."""
         self.rewritten: set[tuple[int, int]] = set()
         """(table, column) that the migration wrote to: what it made of a value counts as the value it was made from."""
+        self.redefined: frozenset[tuple[int, int]] = frozenset()
+        """(table, column) whose values it changed together with their definition: no row of that is in the log."""
+        self._rewritings: dict[tuple[int, int], _Rewriting] = {}
+        self._forgotten: set[tuple[int, int]] = set()
 
     def said(self, transaction: Transaction) -> Said:
         """Return the transaction in the old schema's words. Raises Misfit when it has none."""
@@ -126,13 +277,10 @@ class Merge:
         last: list[str] = []
         rows: dict[str, int] = {}
         left_out: list[tuple[str, Mapping[str, Value], Mapping[str, Value]]] = []
-        for change in transaction.changes:
-            if isinstance(change, Truncation):
-                raise Misfit(f"it empties {', '.join(r.name for r in change.relations)}, and no row of that is told")
-            if change.relation.oid not in self._then:
-                left_out.append(_of_new_table(change))
+        for row in self._rows(transaction.changes):
+            if isinstance(row, RowChange):
+                left_out.append(_of_new_table(row))
                 continue
-            row = self._row(change)
             left_out += self._without_place(row)
             statement = self._statement(row)
             if statement is None:
@@ -142,18 +290,85 @@ class Merge:
             (last if takes_along else statements).append(statement)
         return Said(statements=(*statements, *reversed(last)), rows=tuple(rows.items()), left_out=tuple(left_out))
 
-    def rewritings(self, change: RowChange) -> Iterator[tuple[int, str, int, Value, Value]]:
+    def rewritings(self, change: RowChange, *, whole: bool = True) -> Iterator[tuple[int, str, int, Value, Value]]:
         """Yield what a change of the migration's made of values that the old schema knows: table, key, column, what it
-        was, what it made of it."""
+        was, what it made of it. whole: else only that there was more of it, FORGOTTEN for the key."""
         if change.old is None or change.new is None or change.relation.oid not in self._then:
             return
         try:
             row = self._row(change)
-        except Misfit:
+        except Misfit:  # as the table was for a while only, within the migration: which columns these are is not known
+            then = self._then[change.relation.oid]
+            yield from self._forget(then, [number for number in then.columns if number not in then.key])
             return
-        for number in self._changed(row):
-            if number in row.then.columns:
-                yield row.then.oid, _key_text(row), number, row.old[number], row.new[number]
+        changed = [number for number in self._changed(row) if number in row.then.columns]
+        if not whole:
+            yield from self._forget(row.then, changed)
+            return
+        self._rewritings.clear()
+        for number in changed:
+            yield row.then.oid, _key_text(row), number, row.old[number], row.new[number]
+
+    def _forget(self, then: Table, columns: Sequence[int]) -> Iterator[tuple[int, str, int, Value, Value]]:
+        for number in columns:
+            if (then.oid, number) not in self._forgotten:
+                self._forgotten.add((then.oid, number))
+                self._rewritings.clear()
+                yield then.oid, FORGOTTEN, number, None, None
+
+    # --- which rows these are ------------------------------------------------------------------------------------
+
+    def _rows(self, changes: Sequence[Change]) -> list[_Row | RowChange]:
+        """In their order; a row that was deleted and inserted again was changed, and stands where it was inserted. Of a
+        table that the old schema does not have, the change as it is."""
+        rows: list[_Row | RowChange | None] = []
+        deleted: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+        for change in changes:
+            if isinstance(change, Truncation):
+                raise Misfit(f"it empties {', '.join(r.name for r in change.relations)}, and no row of that is told")
+            if change.relation.oid not in self._then:
+                rows.append(change)
+                continue
+            row = self._row(change)
+            before = deleted[self._identity(row)] if not row.old or not row.new else []
+            if not row.new:
+                before.append(len(rows))
+            elif not row.old:
+                for place in reversed(before):
+                    gone = rows[place]
+                    if isinstance(gone, _Row) and (again := self._again(gone, row)) is not None:
+                        before.remove(place)
+                        rows[place], row = None, again
+                        break
+            rows.append(row)
+        return [row for row in rows if row is not None]
+
+    @staticmethod
+    def _identity(row: _Row) -> tuple[object, ...]:
+        """What stays of its key when a row moves to another part of its table."""
+        told, root = row.old or row.new, row.columns.root
+        parting: frozenset[str] = root.columns if root else frozenset()
+        names = {row.then.columns[n]: told.get(n) for n in row.then.key}
+        return (root.table if root else row.then.oid, *sorted((n, v) for n, v in names.items() if n not in parting))
+
+    @staticmethod
+    def _again(gone: _Row, made: _Row) -> _Row | None:
+        """The two as one change; None where it cannot be told whether it is the same row."""
+        then, root = gone.then, gone.columns.root
+        if not then.key or not all(number in gone.old for number in then.key):
+            return None
+        moved = made.then.oid != then.oid
+        if moved:
+            known = {**gone.columns.later, **then.columns}, {**made.columns.later, **made.then.columns}
+            number_of = {name: number for number, name in known[0].items()}
+            new = {number_of[known[1][n]]: value for n, value in made.new.items() if known[1][n] in number_of}
+            same = root is not None and any(then.columns[n] not in root.columns for n in then.key)
+        else:
+            new = dict(made.new)
+            same = all(new.get(number) == gone.old[number] for number in then.key)
+        if not same or new.keys() != gone.old.keys():
+            return None
+        return _Row(columns=gone.columns, old=gone.old, new=new, moved=moved)
 
     # --- which columns these are ---------------------------------------------------------------------------------
 
@@ -179,7 +394,12 @@ class Merge:
             names={number: _name(name) for number, name in then.columns.items()},
             numbers=tuple((place, number) for place, number in enumerate(numbers) if number not in made),
             types={n: self._type_of(*sent) for n, sent in zip(numbers, relation.types, strict=True) if n not in made},
+            made=frozenset(made),
             later={n: name for n, name in zip(numbers, relation.columns, strict=True) if n not in then.columns},
+            counting=_of(then, self._holds.counting),
+            measuring=_of(then, self._holds.measuring),
+            by_text=_of(then, self._by_text),
+            root=self._roots.get((then.schema, then.name)),
         )
         self._known[id(relation)] = (relation, columns)
         return columns
@@ -211,21 +431,28 @@ class Merge:
         if not row.old:
             return self._insert(row)
         if not row.new:
-            return f"DELETE FROM ONLY {row.columns.table} WHERE {self._found(row)}{self._takes_none_along(row)}"
+            others = [n for n in row.old if n in row.then.columns and n not in row.then.key]
+            conditions = [self._found(row), *(self._as_found(row, number) for number in others)]
+            return f"DELETE FROM ONLY {row.columns.table} WHERE {' AND '.join(conditions)}{self._takes_none_along(row)}"
         changed = [number for number in self._changed(row) if number in row.then.columns]
         if not changed:
             return None
         sets: list[str] = []
         conditions = [self._found(row)]
         for number in changed:
+            self._check_unit(row, number)
             name, old, new = row.columns.names[number], row.old[number], row.new[number]
             if self._is_quantity(row, number):
                 sets.append(f"{name} = {name} + ({_literal(new)}::numeric - {_literal(old)}::numeric)")
-                conditions.append(f"{name} IS NOT NULL")
+                conditions += [f"{name} IS NOT NULL", *self._counts_from_it(row, number)]
             else:
                 sets.append(f"{name} = {self._value(row, number, new)}")
                 conditions += [self._as_found(row, number), *self._keeps_all(row, number)]
-        return f"UPDATE ONLY {row.columns.table} SET {', '.join(sets)} WHERE {' AND '.join(conditions)}"
+        table = f"ONLY {row.columns.table}"
+        if row.moved and row.columns.root:
+            table = row.columns.root.table
+            conditions.append(f"tableoid = {_literal(row.columns.table)}::regclass")
+        return f"UPDATE {table} SET {', '.join(sets)} WHERE {' AND '.join(conditions)}"
 
     def _takes_none_along(self, row: _Row) -> str:
         """The transaction spoke of every row that its deletion took along; one that is still there is another's, whose
@@ -240,6 +467,8 @@ class Merge:
 
     def _insert(self, row: _Row) -> str:
         numbers = [number for number in row.new if number in row.then.columns]
+        for number in numbers:
+            self._check_unit(row, number)
         guards = [guard for number in numbers for guard in self._keeps_all(row, number)]
         names = ", ".join(row.columns.names[number] for number in numbers)
         values = ", ".join(self._value(row, number, row.new[number]) for number in numbers)
@@ -251,30 +480,105 @@ class Merge:
         return [n for n, new in row.new.items() if new is not Unsent.UNCHANGED and new != row.old[n]]
 
     def _found(self, row: _Row) -> str:
-        """The row that the transaction found: by its key, else one that is as it was."""
-        if row.then.key and all(number in row.old for number in row.then.key):
-            return " AND ".join(self._is(row, number, row.old[number]) for number in row.then.key)
-        shared = [number for number in row.old if number in row.then.columns]
-        as_it_was = " AND ".join(self._is(row, number, row.old[number]) for number in shared) or "true"
-        return f"ctid = (SELECT ctid FROM ONLY {row.columns.table} WHERE {as_it_was} LIMIT 1)"
+        """The row that the transaction found: by its key, else one that is as it was in everything. Raises Misfit where
+        that may be another one."""
+        then = row.then
+        rewritten = {n for table, n in self.rewritten if self.migrated and table == then.oid and n in row.old}
+        if then.key and all(number in row.old for number in then.key):
+            if rewritten.intersection(then.key):
+                raise Misfit(f"the migration gave rows of {then.label} other keys: which row this was cannot be told")
+            return " AND ".join(self._is(row, number, row.old[number]) for number in then.key)
+        if lost := [n for n in then.columns if n not in row.old and n not in row.columns.made]:
+            # Even the only one that looks like it may be another: what made two of them may wait in quarantine.
+            gone = ", ".join(then.columns[n] for n in lost)
+            raise Misfit(f"{then.label} has no key by which the row is known, nor {gone}: which it was cannot be told")
+        if rewritten:
+            changed = ", ".join(then.columns[n] for n in sorted(rewritten))
+            raise Misfit(
+                f"{then.label} has no key by which the row is known, and the migration rewrote {changed}: "
+                "which it was cannot be told"
+            )
+        as_it_was = " AND ".join(self._is(row, n, value) for n, value in row.old.items() if n in then.columns)
+        return f"ctid = (SELECT ctid FROM ONLY {row.columns.table} WHERE {as_it_was or 'true'} LIMIT 1)"
 
     def _as_found(self, row: _Row, number: int) -> str:
         """The value is what the transaction found; or what it was before the migration made that of it."""
         same = self._is(row, number, row.old[number])
         if (row.then.oid, number) not in self.rewritten:
             return same
+        name, remembered = row.columns.names[number], self._remembered(row, number)
+        if self._is_quantity(row, number) and self._rewriting(row, number) is _Rewriting.KEPT:
+            by = f"coalesce((SELECT r.made::numeric - r.was::numeric {remembered}), 0)"
+            same = f"{name} + {by} = {_literal(row.old[number])}::numeric"
         return (
-            f"({same} OR EXISTS (SELECT FROM lastgood.rewritten r WHERE (r.relation, r.key, r.number) = "
-            f"({row.then.oid}, {_literal(_key_text(row))}, {number}) "
-            f"AND r.was IS NOT DISTINCT FROM {row.columns.names[number]}::text "
+            f"({same} OR EXISTS (SELECT {remembered} AND r.was IS NOT DISTINCT FROM {name}::text "
             f"AND r.made IS NOT DISTINCT FROM {_literal(row.old[number])}))"
         )
+
+    def _counts_from_it(self, row: _Row, number: int) -> Iterator[str]:
+        """That the difference is of the value as it was: the migration did not make another one of it."""
+        if not self.migrated or self._rewriting(row, number) is _Rewriting.KEPT:
+            return
+        if (row.then.oid, number) in self._forgotten:
+            yield self._is(row, number, row.old[number])
+        yield f"NOT EXISTS (SELECT {self._remembered(row, number)})"
+
+    @staticmethod
+    def _remembered(row: _Row, number: int) -> str:
+        return (
+            f"FROM lastgood.rewritten r WHERE (r.relation, r.key, r.number) = "
+            f"({row.then.oid}, {_literal(_key_text(row))}, {number})"
+        )
+
+    def _check_unit(self, row: _Row, number: int) -> None:
+        """Raise Misfit where a number may count in another unit than the old schema's."""
+        # A migration that wrote no row is not in the log: what was before it cannot be told from what came after.
+        after = self.migrated or (row.then.oid, number) in self.redefined
+        if number not in row.columns.measuring or row.new[number] is None or not after:
+            return
+        if self._rewriting(row, number) is _Rewriting.SCALED:
+            raise Misfit(
+                f"the migration rewrote every {row.then.columns[number]} in {row.then.label}, maybe into another unit: "
+                "what a number of today was before cannot be told, and a requeue writes it as it is"
+            )
+
+    def _rewriting(self, row: _Row, number: int) -> _Rewriting:
+        """Told by all that the migration made of this column; looked up once."""
+        place = row.then.oid, number
+        if place not in self.rewritten:
+            return _Rewriting.SCALED if place in self.redefined else _Rewriting.KEPT
+        if place not in self._rewritings:
+            self._rewritings[place] = self._judged(row, number)
+        return self._rewritings[place]
+
+    def _judged(self, row: _Row, number: int) -> _Rewriting:
+        place = {"table": row.then.oid, "number": number}
+        forgotten = self._clone.execute(
+            "SELECT FROM lastgood.rewritten WHERE (relation, number, key) = (%(table)s, %(number)s, %(key)s)",
+            {**place, "key": FORGOTTEN},
+        ).fetchone()
+        if forgotten is not None:
+            self._forgotten.add((row.then.oid, number))
+        found = self._clone.execute(_REWRITING, {**place, "digits": _DIGITS}).fetchone()
+        pairs, was, made, moved, scaled = found or (0, 0, 0, None, None)
+        if was > 1:
+            if moved:
+                return _Rewriting.KEPT if forgotten is None else _Rewriting.SINGLE
+            return _Rewriting.SCALED if scaled and made > 1 else _Rewriting.SINGLE
+        if not pairs:
+            return _Rewriting.KEPT if forgotten is None else _Rewriting.SCALED
+        # One value alone tells no rule. A change of the unit leaves no row as it was but where there is nothing.
+        column = written(row.columns.names[number])
+        counted = self._clone.execute(
+            sql.SQL("SELECT count(*) FROM ONLY {} WHERE {} <> 0").format(written(row.columns.table), column)
+        ).fetchone()
+        return _Rewriting.SINGLE if counted and counted[0] > pairs and forgotten is None else _Rewriting.SCALED
 
     def _is(self, row: _Row, number: int, value: Value) -> str:
         name = row.columns.names[number]
         if value is None:
             return f"{name} IS NULL"
-        if row.then.types[number] in WITHOUT_EQUALITY:
+        if number in row.columns.by_text:
             return f"{name}::text = {_literal(value)}"
         return f"{name} = {self._value(row, number, value)}"
 
@@ -298,15 +602,11 @@ class Merge:
         )
 
     def _is_quantity(self, row: _Row, number: int) -> bool:
-        then, old, new = row.then, row.old[number], row.new[number]
+        told = (row.old[number], row.new.get(number, row.old[number]))
         return (
-            then.types[number].startswith(QUANTITIES)
-            and row.columns.types[number] == then.types[number]
-            and not then.types[number].endswith("]")
-            and (then.schema, then.name, then.columns[number]) not in self._telling
-            and isinstance(old, str)
-            and isinstance(new, str)
-            and not {old, new} & NO_NUMBER
+            number in row.columns.counting
+            and row.columns.types[number] == row.then.types[number]
+            and all(isinstance(value, str) and value not in NO_NUMBER for value in told)
         )
 
     @staticmethod
@@ -335,7 +635,15 @@ def key_of(then: Table, values: Mapping[int, Value]) -> dict[str, Value]:
 
 
 def _key_text(row: _Row) -> str:
-    return json.dumps([row.old.get(number) for number in row.then.key], default=str)
+    """The row's key as it was; of one without a key, what stands for all of it."""
+    if row.then.key and all(number in row.old for number in row.then.key):
+        return json.dumps([row.old[number] for number in row.then.key], default=str)
+    return hashlib.sha256(json.dumps(list(row.old.items()), default=str).encode()).hexdigest()
+
+
+def _of(table: Table, columns: Collection[tuple[str, str, str]]) -> frozenset[int]:
+    """The numbers of those that are of this table."""
+    return frozenset(n for n, name in table.columns.items() if (table.schema, table.name, name) in columns)
 
 
 def written(words: str) -> sql.SQL:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lastgood.core.config import MigrationsConfig
+from lastgood.core.config import Merging, MigrationsConfig
 from lastgood.targets import child
 from lastgood.targets.postgres.capture import PREFIX
 from lastgood.targets.postgres.connect import LOCK_S, NO_POOLER, Connection
 from lastgood.targets.postgres.histories import gaps
+from lastgood.targets.postgres.merge import misnamed
 from lastgood.targets.postgres.server import LONGEST_NAME, Server
 
 ASK_S: Final = 5.0
@@ -21,8 +23,11 @@ CLONE_SHARE: Final = 1.2
 LONGEST_SUFFIX: Final = max(map(len, ("_lg_rp-d00000", "_lg_try_4194304_0000", "_bad_r00000")))
 
 
-def obstacles(server: Server, dumps: Path, migrations: MigrationsConfig | None) -> tuple[str, ...]:
-    """Return them, one line each, empty when all is well. dumps: the folder of the restore points."""
+def obstacles(
+    server: Server, dumps: Path, migrations: MigrationsConfig | None, merging: Mapping[str, Merging]
+) -> tuple[str, ...]:
+    """Return them, one line each, empty when all is well. dumps: the folder of the restore points. merging: how columns
+    are merged, by table.column."""
     found: list[str] = []
     major, said = server.tools.version()
     with server.connect() as live:
@@ -35,6 +40,7 @@ def obstacles(server: Server, dumps: Path, migrations: MigrationsConfig | None) 
         if major < served:
             found.append(f"{said} cannot dump a server of version {served}: database.postgres.bin in lastgood.yaml")
         found += gaps(live, migrations) if migrations else ()
+        found += misnamed(live, merging)
         size = _number(live, "SELECT pg_database_size(current_database())")
         found += room(live, server, dumps, size)
         prepared = _number(live, "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")

@@ -19,12 +19,13 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from lastgood.core.config import Merging
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
+from lastgood.targets.postgres.merge import Merge, Misfit, Said, defined_by, written
 from lastgood.targets.postgres.noted import Known
 from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
 from lastgood.targets.postgres.server import hold, note_replayed
@@ -48,6 +49,8 @@ OF_THE_MIGRATION: Final = "it is the migration's"
 MOST_SHOWN: Final = 1_000
 """Changes of one skipped transaction that are written down; how many more there were is."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
+
+_DISABLED: Final[LiteralString] = "SELECT relation::text, kind, name, enabled FROM lastgood.triggers"
 
 _TABLES: Final[LiteralString] = """
 CREATE TABLE lastgood.progress (slot text NOT NULL, commit bigint NOT NULL, migrated boolean NOT NULL,
@@ -88,7 +91,7 @@ BEGIN
 EXCEPTION
     WHEN SQLSTATE 'LG001' THEN
         RETURN 'change ' || number || ': the row is not as this transaction found it: it depends on one in quarantine, '
-            'or its value has no place in the old type';
+            'counts from what the migration made of a number, or its value has no place in the old type';
     WHEN OTHERS THEN
         IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58', 'XX') THEN
             RAISE;
@@ -122,8 +125,9 @@ class Replay:
     """Of one capture into one clone.
 
     source: connection to the database that the slot belongs to, under whichever name. migration: whose transactions
-    are skipped. held: up to which commit the
-    clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
+    are skipped. held: up to which commit the clone holds everything from a replay before, of which nothing else is
+    left. merging: as Merge has it. rewritten: columns by table of which the migration is known to have changed values.
+    invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
     database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
     """
@@ -137,6 +141,8 @@ class Replay:
         migration: Known,
         held: int,
         invariants: Mapping[str, str],
+        merging: Mapping[str, Merging],
+        rewritten: Mapping[int, Collection[int]],
         narrow: bool = False,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
@@ -148,10 +154,12 @@ class Replay:
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         self._shown, self._to_show, self._taken = 0, list[tuple[int, int, Jsonb]](), (0, 0)
         source.execute("SET idle_in_transaction_session_timeout = 0")
-        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
+        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source), merging=merging)
         self._merge.migrated = self._progress.migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration, self._doubts = {int(xid) for xid in migration.xids}, migration.doubts
+        defined = defined_by(source, self._migration)
+        self._merge.redefined = frozenset((t, n) for t, columns in rewritten.items() for n in columns) & defined
         self.narrow, self.look_s = narrow, 0.0
         began = monotonic()
         self._broken = {} if narrow else self._breaking(None)
@@ -245,8 +253,8 @@ class Replay:
         if number <= MOST_SHOWN and self._shown < MOST_REMEMBERED:
             self._shown += 1
             self._to_show.append((xid, number, Jsonb(list(_told(change)))))
-        if isinstance(change, RowChange) and self._remembered < MOST_REMEMBERED:
-            self._to_remember += self._merge.rewritings(change)
+        if isinstance(change, RowChange):
+            self._to_remember += self._merge.rewritings(change, whole=self._remembered < MOST_REMEMBERED)
         if len(self._to_remember) + len(self._to_show) >= FETCHED:
             self._remember()
         return True
@@ -446,16 +454,21 @@ def _begin(clone: Connection, slot: str, held: int) -> None:
 
 
 def disable_triggers(clone: Connection) -> None:
-    """Rows come with what triggers made of them: the clone's own would do it twice. `clear` enables them again."""
+    """Rows come with what triggers and rules made of them: the clone's own would do it twice. `clear` enables them
+    again."""
     clone.execute(
-        "CREATE TABLE lastgood.triggers (relation regclass NOT NULL, name text NOT NULL, enabled text NOT NULL)"
+        "CREATE TABLE lastgood.triggers (relation regclass NOT NULL, kind text NOT NULL, name text NOT NULL, "
+        "enabled text NOT NULL)"
     )
     clone.execute(
-        "INSERT INTO lastgood.triggers SELECT tgrelid, tgname, tgenabled FROM pg_trigger "
-        "WHERE NOT tgisinternal AND tgenabled <> 'D'"
+        "INSERT INTO lastgood.triggers SELECT tgrelid, 'TRIGGER', tgname, tgenabled FROM pg_trigger "
+        "WHERE NOT tgisinternal AND tgenabled <> 'D' "
+        "UNION ALL SELECT ev_class, 'RULE', rulename, ev_enabled FROM pg_rewrite JOIN pg_class r ON r.oid = ev_class "
+        "WHERE r.relkind IN ('r', 'p') AND r.oid >= 16384 AND ev_enabled <> 'D'"  # 16384: made by people
     )
-    for (table,) in clone.execute("SELECT DISTINCT relation::text FROM lastgood.triggers").fetchall():
-        clone.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(written(table)))
+    for table, kind, name, _ in clone.execute(_DISABLED).fetchall():
+        how = sql.SQL("ALTER TABLE {} DISABLE {} {}")
+        clone.execute(how.format(written(table), written(kind), sql.Identifier(name)))
 
 
 def _progress(clone: Connection) -> Progress:
@@ -569,9 +582,8 @@ def clear(clone: Connection, ledger: Connection) -> None:
     if _by_transactions(clone):
         note_replayed(ledger, clone.info.dbname, _progress(clone).commit)
     with clone.transaction():
-        for table, name, enabled in clone.execute(
-            "SELECT relation::text, name, enabled FROM lastgood.triggers"
-        ).fetchall():
-            how = _ENABLE.get(enabled, sql.SQL("ENABLE"))
-            clone.execute(sql.SQL("ALTER TABLE {} {} TRIGGER {}").format(written(table), how, sql.Identifier(name)))
+        for table, kind, name, enabled in clone.execute(_DISABLED).fetchall():
+            how = sql.SQL("ALTER TABLE {} {} {} {}")
+            was = _ENABLE.get(enabled, sql.SQL("ENABLE"))
+            clone.execute(how.format(written(table), was, written(kind), sql.Identifier(name)))
         clone.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))

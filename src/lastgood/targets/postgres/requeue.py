@@ -18,13 +18,14 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from lastgood.core.config import Merging
 from lastgood.core.errors import Refused
 from lastgood.core.quarantine import EntryChange, QuarantineEntry, numbered
 from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import breaking_none
 from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import NO_NUMBER, QUANTITIES, TELLING, WITHOUT_EQUALITY
+from lastgood.targets.postgres.merge import NO_NUMBER, compared_by_text, numbers, written
 from lastgood.targets.postgres.replay import QUARANTINE
 
 _UNCHANGED: Final = "(unchanged)"
@@ -87,9 +88,10 @@ def requeue(
     names: Names,
     *,
     invariants: Mapping[str, str],
+    merging: Mapping[str, Merging],
     about_to_commit: Callable[[int], None],
 ) -> tuple[str, ...]:
-    """Apply the entry whole; return what the live schema has no place for, one line each.
+    """Apply the entry whole; return what the live schema has no place for, one line each. merging: as Merge has it.
 
     about_to_commit: is given the transaction's id when all of it fits, just before it is committed, and must note it:
     an answer that is lost then is asked for with `is_committed`. Raises Refused, nothing changed, naming what does not
@@ -97,7 +99,7 @@ def requeue(
     """
     by_row = entry.xid is None
     with live.transaction():
-        target = _Live(live)
+        target = _Live(live, merging)
         left_out: list[str] = []
         changes = [
             target.change(number, change, names, by_row=by_row) for number, change in enumerate(entry.changes, 1)
@@ -105,7 +107,7 @@ def requeue(
         if all(change.statement is None for change in changes):
             raise Refused("the live database has no place for any of it")
         tables = {change.table.oid for change in changes if change.table}
-        with breaking_none(live, invariants), _triggers_off(live, tables):
+        with breaking_none(live, invariants), _as_they_come(live, tables):
             for change in changes:
                 _apply(live, change)
                 left_out += change.left_out
@@ -137,10 +139,10 @@ class _Change:
 class _Live:
     """What the live database's catalogs say, for building statements."""
 
-    def __init__(self, live: Connection) -> None:
+    def __init__(self, live: Connection, merging: Mapping[str, Merging]) -> None:
         self._tables = {table.label: table for table in catalog.tables(live)}
         self._generated = catalog.generated(live)
-        self._telling = set(live.execute(TELLING).fetchall())
+        self._counting, self._by_text = numbers(live, merging).counting, compared_by_text(live)
 
     def change(self, number: int, change: EntryChange, names: Names, *, by_row: bool) -> _Change:
         label, columns = names.old(change, by_row=by_row)
@@ -165,7 +167,9 @@ class _Live:
             new=placed(change.new) if change.new is not None else None,
             key=placed(change.key),
             by_row=by_row,
-            telling=frozenset(c for s, t, c in self._telling if (s, t) == (table.schema, table.name)),
+            columns=frozenset(has),
+            counting=frozenset(c for s, t, c in self._counting if (s, t) == (table.schema, table.name)),
+            by_text=frozenset(c for s, t, c in self._by_text if (s, t) == (table.schema, table.name)),
         )
         if left_out and not by_row and not names.now:
             raise Refused(
@@ -178,14 +182,18 @@ class _Live:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Told:
-    """A change in the names of the live database. telling: columns that tell rows apart, or tie them together."""
+    """A change in the names of the live database. columns: all of its table that the server does
+    not make itself. counting: those that are changed by as much as the transaction did. by_text: those that are
+    compared by it."""
 
     table: Table
     old: Row | None
     new: Row | None
     key: Row
     by_row: bool
-    telling: frozenset[str]
+    columns: frozenset[str]
+    counting: frozenset[str]
+    by_text: frozenset[str]
 
     def statement(self) -> sql.Composed | None:
         """None where nothing is left that the live schema knows."""
@@ -219,11 +227,16 @@ class _Told:
         )
 
     def _found(self) -> sql.Composable:
-        """By the key, else one row that is as it was."""
+        """By the key, else one row that is as it was in everything."""
         old = self.old or {}
         key = {n: self.key[n] if n in self.key else old.get(n) for n in self.table.named(self.table.key)}
         if key and None not in key.values():
             return sql.SQL(" AND ").join(self._is(name, value) for name, value in key.items())
+        if lost := sorted(self.columns - old.keys()):
+            raise Refused(
+                f"{self.table.label}: neither the key of a row is told nor its {', '.join(lost)}: "
+                "which it is cannot be told"
+            )
         as_it_was = sql.SQL(" AND ").join(self._is(name, value) for name, value in old.items())
         return sql.SQL("ctid = (SELECT ctid FROM ONLY {} WHERE {} LIMIT 1)").format(
             self.table.identifier, as_it_was if old else sql.SQL("false")
@@ -233,7 +246,7 @@ class _Told:
         column = sql.Identifier(name)
         if value is None:
             return sql.SQL("{} IS NULL").format(column)
-        if self._type(name) in WITHOUT_EQUALITY:
+        if name in self.by_text:
             return sql.SQL("{}::text = ({})::text").format(column, self._value(name, value))
         return sql.SQL("{} = {}").format(column, self._value(name, value))
 
@@ -249,14 +262,9 @@ class _Told:
         values = ((self.old or {}).get(name), (self.new or {}).get(name))
         return (
             not self.by_row
-            and self._type(name).startswith(QUANTITIES)
-            and not self._type(name).endswith("]")
-            and name not in self.telling
+            and name in self.counting
             and all(isinstance(value, str) and value not in NO_NUMBER for value in values)
         )
-
-    def _type(self, name: str) -> str:
-        return next(self.table.types[number] for number, known in self.table.columns.items() if known == name)
 
 
 def _apply(live: Connection, change: _Change) -> None:
@@ -281,19 +289,20 @@ def checked(live: Connection, place: str, statement: sql.SQL | sql.Composed) -> 
 
 
 @contextmanager
-def _triggers_off(live: Connection, tables: set[int]) -> Generator[None]:
-    """Rows come with what triggers made of them: these would do it twice. The lock that this takes is held until the
-    transaction ends, and is not waited for longer than any other."""
+def _as_they_come(live: Connection, tables: set[int]) -> Generator[None]:
+    """Rows come with what triggers and rules made of them: these would do it twice. The lock that this takes is
+    held until the transaction ends, and is not waited for longer than any other."""
     found = live.execute(
-        "SELECT n.nspname, r.relname, t.tgname, t.tgenabled::text FROM pg_trigger t JOIN pg_class r "
-        "ON r.oid = t.tgrelid JOIN pg_namespace n ON n.oid = r.relnamespace "
-        "WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND r.oid = ANY(%s::bigint[]::oid[])",
-        [sorted(tables)],
+        "SELECT tgrelid::regclass::text, 'TRIGGER', tgname, tgenabled::text FROM pg_trigger "
+        "WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgrelid = ANY(%(tables)s::bigint[]::oid[]) "
+        "UNION ALL SELECT ev_class::regclass::text, 'RULE', rulename, ev_enabled::text FROM pg_rewrite "
+        "WHERE ev_enabled <> 'D' AND ev_class = ANY(%(tables)s::bigint[]::oid[])",
+        {"tables": sorted(tables)},
     ).fetchall()
-    how = sql.SQL("ALTER TABLE {} {} TRIGGER {}")
-    for schema, table, name, _ in found:
-        live.execute(how.format(sql.Identifier(schema, table), sql.SQL("DISABLE"), sql.Identifier(name)))
+    how = sql.SQL("ALTER TABLE {} {} {} {}")
+    for table, kind, name, _ in found:
+        live.execute(how.format(written(table), sql.SQL("DISABLE"), written(kind), sql.Identifier(name)))
     yield
-    for schema, table, name, enabled in found:
+    for table, kind, name, enabled in found:
         was = _ENABLE.get(enabled, sql.SQL("ENABLE"))
-        live.execute(how.format(sql.Identifier(schema, table), was, sql.Identifier(name)))
+        live.execute(how.format(written(table), was, written(kind), sql.Identifier(name)))

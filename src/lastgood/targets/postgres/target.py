@@ -502,6 +502,7 @@ class PostgresTarget:
             # of one that was cut off: once the slot is read nobody can tell
             self._migrations.end(source, kept, at_once=False)
             migration = self._migrations.since(source, kept)
+            merging = self._config.merge
             yield (
                 replay.Replay(
                     source,
@@ -510,6 +511,8 @@ class PostgresTarget:
                     migration=migration,
                     held=held,
                     invariants=self._invariants,
+                    merging=merging,
+                    rewritten=self._rewritten_since(kept),
                     narrow=narrow,
                 ),
                 go_on,
@@ -517,7 +520,7 @@ class PostgresTarget:
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            return obstacles(self._server, shelf.folder(self._points), self._config.migrations)
+            return obstacles(self._server, shelf.folder(self._points), self._config.migrations, self._config.merge)
 
     def thrown_out_because(self) -> tuple[str, ...]:
         return self._pooler.obstacles() if self._pooler else ()
@@ -649,8 +652,16 @@ class PostgresTarget:
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            migration = self._migrations.since(source, kept)
-            replaying = replay.Replay(source, clone, kept, migration=migration, held=held, invariants=self._invariants)
+            replaying = replay.Replay(
+                source,
+                clone,
+                kept,
+                migration=self._migrations.since(source, kept),
+                held=held,
+                invariants=self._invariants,
+                merging=self._config.merge,
+                rewritten=self._rewritten_since(kept),
+            )
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
@@ -677,7 +688,14 @@ class PostgresTarget:
             names = self._names(replay)
             with self._server.connect() as live:
                 self._check_not_there(replay, live)
-                return requeue.requeue(live, entry, names, invariants=self._invariants, about_to_commit=about_to_commit)
+                return requeue.requeue(
+                    live,
+                    entry,
+                    names,
+                    invariants=self._invariants,
+                    merging=self._config.merge,
+                    about_to_commit=about_to_commit,
+                )
 
     def _check_not_there(self, of: ReplayWrites, live: Connection) -> None:
         """Raise Refused where a swap was taken back: the live database is then the one that was written to, with all
