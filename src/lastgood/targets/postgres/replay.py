@@ -145,7 +145,7 @@ class Replay:
 
         Raises psycopg's errors; everything up to the last batch is kept then, and the next call goes on from there.
         """
-        upto = _position(self._source)
+        upto = position(self._source)
         while True:
             go_on(self._progress.total)
             end = self._round(upto, go_on)
@@ -164,7 +164,7 @@ class Replay:
                 raise _Enough
 
         try:
-            self._round(_position(self._source), enough, changes_at_once=None)
+            self._round(position(self._source), enough, changes_at_once=None)
         except _Enough:
             whole = False
         return self.finish(into), whole
@@ -387,7 +387,7 @@ def _by_transactions(clone: Connection) -> bool:
     return clone.execute("SELECT to_regclass('lastgood.progress')").fetchone() != (None,)
 
 
-def _position(source: Connection) -> str:
+def position(source: Connection) -> str:
     """Return the end of the log: every transaction that is committed now is before it."""
     row = source.execute("SELECT pg_current_wal_lsn()::text").fetchone()
     return str(row[0]) if row else ""

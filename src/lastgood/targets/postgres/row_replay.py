@@ -3,7 +3,8 @@
 What can be told from rows alone is told, and no more: which rows differ, not in which order and by which transactions
 they came to. A row that only the migration wrote stays as it was. Where the application wrote to a row too, a column
 that the migration rewrote elsewhere in that table may hold its work or the application's: such a value waits in
-quarantine, and the rest of the row is carried.
+quarantine, and the rest of the row is carried. A row that was gone when the migration was over may have been deleted by
+it: its deletion waits as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.merge import CASCADING, NUMBERS, written
 from lastgood.targets.postgres.replay import (
     APPLY,
     LEFT_OUT,
@@ -40,13 +42,18 @@ from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITT
 AT_ONCE: Final = 500
 SAMPLE: Final = 200
 """Rows of a table that are compared to see what the migration made of its columns."""
+MOST_NOTED: Final = 10_000
+"""Keys of a table that are noted when a migration is over; of one that lost more, no deletion is carried."""
 ROUNDS: Final = 10
 """How often rows that break an invariant are taken out, and the rest is carried anew."""
 _WAITS_FOR_ANOTHER: Final = ("(23503)", "(23505)")
 """A row that it refers to, or that has its key, may still come or go."""
+_WHO_DELETED: Final = "whether the migration deleted it or the application cannot be told"
 _MARK: Final = "CREATE TABLE lastgood.carried_rows (replay text NOT NULL, replayed json NOT NULL)"
 
 Row = dict[str, Any]
+_TakenAlong = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]
+"""By schema and table: the tables whose rows go when one here is deleted, and by which columns (its, theirs)."""
 
 
 @dataclass(slots=True)
@@ -114,6 +121,34 @@ def rewritten_columns(live: Connection, clone: Connection, kept: shelf.KeptPoint
     return found
 
 
+def other_keys(live: Connection, clone: Connection, kept: shelf.KeptPoint) -> dict[int, shelf.OtherKeys]:
+    """Return the keys by table that are not the clone's, of each table that lost any; at most MOST_NOTED of each kind.
+
+    Asked right after the migration: later, nothing tells its deletions from the application's.
+    """
+    found: dict[int, shelf.OtherKeys] = {}
+    rows_then, then = dict(kept.point.rows), {table.oid: table for table in kept.tables}
+    with live.transaction():
+        live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        since = kept.point.snapshot
+        comparison = Comparison(live, clone, since=since, migration=migration_xids(live, since))
+        for now in catalog.tables(live):
+            if (was := then.get(now.oid)) is None:
+                continue
+            others = comparison.other_keys(now, was, rows_then=rows_then.get(was.label, 0), most=MOST_NOTED)
+            if others is not None:
+                gone = tuple(_key_text(json_row(text)[name] for name in was.named(was.key)) for text in others[0])
+                made = tuple(_key_text(json.loads(text, parse_float=Decimal)) for text in others[1])
+                whole = max(len(gone), len(made)) <= MOST_NOTED
+                found[was.oid] = shelf.OtherKeys(gone=gone[:MOST_NOTED], made=made[:MOST_NOTED], whole=whole)
+    return found
+
+
+def _key_text(values: Iterable[object]) -> str:
+    """The same for a number and for the text that the migration made of it."""
+    return json.dumps([value if isinstance(value, str) else shelf.json_text(value) for value in values])
+
+
 def carried(clone: Connection, replay: str) -> Replayed | None:
     """Return what became of the rows that this replay carried into the clone; None when none were carried.
 
@@ -142,17 +177,18 @@ def carry(
     replay: str,
     invariants: Mapping[str, str],
     rewritten: Mapping[int, Collection[int]],
+    migrations: Collection[shelf.KeptMigration],
     go_on: Callable[[], None],
 ) -> Replayed:
     """Carry what `comparison` finds into the clone, all in one transaction of it. Both databases must be quiet.
 
-    rewritten: columns by table that the migration is known to have rewritten. Files in `into` hold what does not fit,
-    written before that transaction ends. go_on: raises when there is no time
-    left. Raises Refused when the rows break an invariant and nobody can tell which of them does.
+    rewritten: columns by table that the migration is known to have rewritten. migrations: what was noted of each since,
+    none where nothing was. Files in `into` hold what does not fit, written before that transaction ends. go_on: raises
+    when there is no time left. Raises Refused when the rows break an invariant and nobody can tell which of them does.
     """
-    found = _find(comparison, source, kept, rewritten=rewritten, go_on=go_on)
+    found = _find(comparison, source, kept, rewritten=rewritten, migrations=migrations, go_on=go_on)
     taken_out: list[_Written] = []
-    made = catalog.generated(clone)
+    made, taken_along = catalog.generated(clone), _taken_along(clone)
     for row in found.rows:
         row.values = {n: value for n, value in row.values.items() if (row.then.schema, row.then.name, n) not in made}
     with clone.transaction():
@@ -161,7 +197,7 @@ def carry(
         for _ in range(ROUNDS):
             go_on()
             with clone.transaction() as attempt:
-                refused = _put(clone, found.rows, go_on=go_on)
+                refused = _put(clone, found.rows, taken_along, go_on=go_on)
                 breaking = list(_breaking(clone, found.rows, invariants, before))
                 if breaking:
                     raise psycopg.Rollback(attempt)
@@ -199,9 +235,10 @@ def _find(
     kept: shelf.KeptPoint,
     *,
     rewritten: Mapping[int, Collection[int]],
+    migrations: Collection[shelf.KeptMigration],
     go_on: Callable[[], None],
 ) -> _Found:
-    found, then = _Found(), {table.oid: table for table in kept.tables}
+    found, then, whose = _Found(), {table.oid: table for table in kept.tables}, _Whose(migrations)
     rows_then = dict(kept.point.rows)
     for now in catalog.tables(source):
         go_on()
@@ -216,13 +253,42 @@ def _find(
                 doubtful |= differing(now, was, json_row(change.row), json_row(change.before))
                 continue
             written += change.kind == WRITTEN
-            ours.append(_of(now, was, change, found))
+            row = _of(now, was, change, found)
+            if reason := whose.doubt(row, by_migration=change.by_migration):
+                found.doubtful.append(replace(row, reason=reason))
+            else:
+                ours.append(row)
         if written:
             _judge_keyless(ours, source, was, now, rows_then=rows_then.get(was.label, 0))
         for row in ours:
             _set_doubtful_apart(row, doubtful, found)
         found.rows += [row for row in ours if row.values or row.kind == DELETED]
     return found
+
+
+class _Whose:
+    """What can be told of keys that came or went. noted: of each migration since, empty where nothing was."""
+
+    def __init__(self, noted: Collection[shelf.KeptMigration]) -> None:
+        self._seen = bool(noted) and all(migration.ended for migration in noted)
+        keys = [(table, keys) for migration in noted for table, keys in migration.keys.items()]
+        self._gone = {(table, key) for table, found in keys for key in found.gone}
+        self._made = {(table, key) for table, found in keys for key in found.made}
+        self._losing = {table for table, _ in keys}
+        self._more = {table for table, found in keys if not found.whole}
+
+    def doubt(self, row: _Written, *, by_migration: bool) -> str:
+        """Say why this may be the migration's own work; empty where it is not."""
+        table, key, label = row.then.oid, _key_text(row.key.values()), row.then.label
+        if row.kind == DELETED:
+            if not self._seen:
+                return f"nobody saw the migration end: {_WHO_DELETED}"
+            if table in self._more:
+                return f"more rows of {label} were gone when the migration was over than are noted: {_WHO_DELETED}"
+            return f"it was gone when the migration was over: {_WHO_DELETED}" if (table, key) in self._gone else ""
+        if row.kind == INSERTED and ((table, key) in self._made or (by_migration and table in self._losing)):
+            return f"the migration wrote it, and took other rows of {label} away: whose it is cannot be told"
+        return ""
 
 
 def _of(now: Table, was: Table, change: Change, found: _Found) -> _Written:
@@ -233,7 +299,8 @@ def _of(now: Table, was: Table, change: Change, found: _Found) -> _Written:
     values = {name: row[now.columns[number]] for number, name in was.columns.items() if number in now.columns}
     before = json_row(change.before) if change.before else None
     if before is not None:
-        values = {name: value for name, value in values.items() if not _same(value, before.get(name))}
+        different = differing(now, was, row, before)
+        values = {name: value for name, value in values.items() if name in different}
     key = {was.columns[n]: row[now.columns[n]] for n in was.key if n in now.columns}
     new = {name: row[name] for n, name in now.columns.items() if n not in was.columns and row[name] is not None}
     if new:
@@ -252,17 +319,22 @@ def differing(now: Table, was: Table, row: Row, before: Row) -> set[str]:
     return {
         name
         for number, name in was.columns.items()
-        if number in now.columns and not _same(row[now.columns[number]], before.get(name))
+        if number in now.columns
+        and not _same(row[now.columns[number]], before.get(name), types=(now.types[number], was.types[number]))
     }
 
 
-def _same(one: object, other: object) -> bool:
-    """Equal, also where the migration gave the column a type that is written another way."""
-    if one == other or str(one) == str(other):
-        return True
-    with suppress(InvalidOperation, TypeError):
-        return one is not None and other is not None and Decimal(str(one)) == Decimal(str(other))
-    return False
+def _same(one: object, other: object, *, types: tuple[str, str]) -> bool:
+    """Equal, also where the migration gave the column a type that is written another way. Of one type, whatever is
+    written alike: `true` is not 1 within a document, and 007 is not 7 but in a number."""
+    if one is None or other is None:
+        return one is other
+    if all(kind.startswith(NUMBERS) and not kind.endswith("]") for kind in types):
+        with suppress(InvalidOperation):
+            return Decimal(str(one)) == Decimal(str(other))
+    if types[0] == types[1]:
+        return shelf.json_text(one) == shelf.json_text(other)
+    return _key_text([one]) == _key_text([other])
 
 
 def _judge_keyless(ours: Sequence[_Written], source: Connection, was: Table, now: Table, *, rows_then: int) -> None:
@@ -287,7 +359,16 @@ def _set_doubtful_apart(row: _Written, rewritten: set[str], found: _Found) -> No
 # --- into the clone --------------------------------------------------------------------------------------------------
 
 
-def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], None]) -> list[_Written]:
+def _taken_along(clone: Connection) -> _TakenAlong:
+    found: _TakenAlong = defaultdict(list)
+    for schema, table, child, columns in clone.execute(CASCADING):
+        found[schema, table].append((child, columns))
+    return found
+
+
+def _put(
+    clone: Connection, rows: Iterable[_Written], taken_along: _TakenAlong, *, go_on: Callable[[], None]
+) -> list[_Written]:
     """Put the rows into the clone; return those that do not fit, with the reason. What waits for another row is tried
     again as long as any comes through."""
     refused = [row for row in rows if row.reason]
@@ -296,12 +377,15 @@ def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], Non
         waiting: list[_Written] = []
         for at in range(0, len(left), AT_ONCE):
             go_on()
-            for row, answer in _answers(clone, left[at : at + AT_ONCE]):
+            for row, answer in _answers(clone, left[at : at + AT_ONCE], taken_along):
+                row.reason = answer
                 if answer.endswith(_WAITS_FOR_ANOTHER):
+                    waiting.append(row)
+                elif answer and row.kind == DELETED and (row.then.schema, row.then.name) in taken_along:
+                    row.reason = "rows that stay would be taken along by its deletion"
                     waiting.append(row)
                 elif answer:
                     refused.append(row)
-                row.reason = answer
         if len(waiting) == len(left):
             return [*refused, *waiting]
         for row in waiting:
@@ -310,21 +394,31 @@ def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], Non
     return refused
 
 
-def _answers(clone: Connection, rows: Sequence[_Written]) -> Iterator[tuple[_Written, str]]:
+def _answers(clone: Connection, rows: Sequence[_Written], taken_along: _TakenAlong) -> Iterator[tuple[_Written, str]]:
     with clone.pipeline():
-        asked = [
-            (row, clone.execute("SELECT lastgood.apply(%s)", [[_statement(row).as_string(clone)]])) for row in rows
-        ]
+        said = ((row, _statement(row, taken_along).as_string(clone)) for row in rows)
+        asked = [(row, clone.execute("SELECT lastgood.apply(%s)", [[statement]])) for row, statement in said]
     for row, answer in asked:
-        said = answer.fetchone()
-        yield row, str(said[0]) if said and said[0] else ""
+        told = answer.fetchone()
+        yield row, str(told[0]) if told and told[0] else ""
 
 
-def _statement(row: _Written) -> sql.Composed:
+def _statement(row: _Written, taken_along: _TakenAlong) -> sql.Composed:
     table, columns = row.then.identifier, sql.SQL(", ").join(map(sql.Identifier, row.values))
     key = _at(row.then, row.key)
     if row.kind == DELETED:
-        return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, key)
+        alone = [
+            sql.SQL(
+                " AND NOT EXISTS (SELECT FROM {} c WHERE ({}) = (p.{}) "
+                "AND (c.tableoid, c.ctid) <> (p.tableoid, p.ctid))"
+            ).format(
+                written(child),
+                sql.SQL(", ").join(sql.SQL("c.") + written(own) for _, own in columns),
+                sql.SQL(", p.").join(sql.Identifier(theirs) for theirs, _ in columns),
+            )
+            for child, columns in taken_along.get((row.then.schema, row.then.name), ())
+        ]
+        return sql.SQL("DELETE FROM ONLY {} p WHERE {}{}").format(table, key, sql.Composed(alone))
     values = sql.SQL("SELECT {} FROM {}").format(columns, _record(row.then, row.values))
     if row.kind in (INSERTED, WRITTEN):
         return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {}").format(table, columns, values)

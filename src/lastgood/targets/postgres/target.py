@@ -131,7 +131,7 @@ class PostgresTarget:
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
         self._captures = Captures(self._server, self._points / points.CAPTURES)
-        self._migrated = state / "migrated"
+        self._migrated, self._migrations = state / "migrated", state / "migrations"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
@@ -244,11 +244,13 @@ class PostgresTarget:
         at = self._workdir(action.release)
         if missing := set(action.migrations) - set(histories.shipped(config, at)):
             raise Refused(f"{action.release} does not ship {', '.join(sorted(missing))}", hint="lastgood releases")
+        began = self._note_migration()
         _, failed = self._of_the_release("command", config.command, at, deadline_s=deadline_s)
         if failed:
             raise OutcomeUnknown(f"the migration command {failed}")
         self._captures.extend()
         self._note_rewritten()
+        self._note_migration(since=began)
 
     def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
@@ -304,6 +306,32 @@ class PostgresTarget:
         with self._server.connect() as live, self._server.connect(kept.point.clone) as clone:
             rewritten = row_replay.rewritten_columns(live, clone, kept)
         shelf.write(shelf.folder(self._migrated) / f"{kept.point.id}.json", shelf.KEPT_REWRITTEN, rewritten)
+
+    def _note_migration(self, *, since: str = "") -> str:
+        """Keep where the log was, and when it is over what a replay must know of keys; return the position. since: of
+        when it began, by default it begins now."""
+        if (kept := points.newest(self._points, self._server.live)) is None:
+            return ""
+        with self._server.connect() as live, self._server.connect(kept.point.clone) as clone:
+            position = replay.position(live)
+            noted = shelf.KeptMigration(began=position)
+            if since:
+                keys = row_replay.other_keys(live, clone, kept)
+                noted = shelf.KeptMigration(began=since, ended=position, keys=keys)
+        shelf.write(shelf.folder(self._migrations) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
+        return position
+
+    def _noted_migrations(self, kept: shelf.KeptPoint) -> tuple[shelf.KeptMigration, ...]:
+        """Return what was noted of each migration since a restore point, its own first; nothing where its own was not
+        brought by a step."""
+        since = [k for k in points.every(self._points) if k.point.database == kept.point.database]
+        later = sorted((k.point.taken_at, k.point.id) for k in since if k.point.taken_at > kept.point.taken_at)
+        paths = [self._migrations / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
+        if not paths[0].exists():
+            return ()
+        return tuple(
+            shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT) for path in paths if path.exists()
+        )
 
     def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
         path = self._migrated / f"{kept.point.id}.json"
@@ -465,6 +493,7 @@ class PostgresTarget:
                 replay=action.replay,
                 invariants=self._invariants,
                 rewritten=self._rewritten_by_migration(kept),
+                migrations=self._noted_migrations(kept),
                 go_on=go_on,
             )
 
