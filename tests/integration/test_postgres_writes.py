@@ -275,3 +275,23 @@ def test_what_only_looks_like_the_same_number_is_another_value(embedded: Postgre
     assert embedded.one("SELECT name FROM customers WHERE id = 3") == "7"
     assert embedded.sql("SELECT of::text, n FROM doc ORDER BY id") == [('{"a": 1}', 1), ("7", 1), ("2", 1)]
     assert embedded.quarantine() == []
+
+
+def test_a_key_that_breaks_an_invariant_takes_no_row_of_another_table_out(embedded: PostgresWorld) -> None:
+    embedded.invariants = {"no-large-orders": "SELECT o.id FROM orders o WHERE o.total > 5000"}
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text")
+    embedded.sql("UPDATE orders SET total = 9999 WHERE id = 5; UPDATE customers SET name = 'good' WHERE id = 5")
+    embedded.go_back()
+    assert embedded.one("SELECT name FROM customers WHERE id = 5") == "good"
+    assert reasons(embedded) == {"orders: it breaks the invariant no-large-orders: 5": 1}
+
+
+def test_a_computed_key_that_breaks_an_invariant_takes_out_whatever_may_be_meant(embedded: PostgresWorld) -> None:
+    embedded.invariants = {"no-large-orders": "SELECT o.id + 0 FROM orders o WHERE o.total > 5000"}
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text")
+    embedded.sql("UPDATE orders SET total = 9999 WHERE id = 5; UPDATE customers SET name = 'good' WHERE id = 5")
+    embedded.go_back()
+    assert reasons(embedded) == {
+        f"{table}: the invariant no-large-orders breaks for 5, and of which table that key is cannot be told": 1
+        for table in ("orders", "customers")
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, LiteralString
+from typing import Final, LiteralString, TypeAlias
 
 from psycopg import sql
 
@@ -183,6 +183,10 @@ HISTORIES: Final = (PRISMA, ALEMBIC)
 """Where the tools write down which migrations they applied: part of the schema, and no rows of anybody."""
 
 
+Name: TypeAlias = tuple[str, str]
+"""Of a table: its schema's and its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table as it was at one moment. oid and the numbers of `columns` are its identity: both outlive a renaming.
@@ -262,6 +266,18 @@ def tables(connection: Connection, *, history: bool = False) -> tuple[Table, ...
             types = {int(number): text for number, _, text in columns}
             found.append(Table(oid=int(oid), schema=schema, name=name, columns=named, types=types, key=tuple(key)))
     return tuple(found)
+
+
+def roots(connection: Connection) -> dict[Name, Name]:
+    """Return the partitioned table of every partition that holds rows, the topmost one."""
+    rows = connection.execute(
+        """
+        SELECT n.nspname, c.relname, m.nspname, r.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_class r ON r.oid = pg_partition_root(c.oid) JOIN pg_namespace m ON m.oid = r.relnamespace
+        WHERE c.relispartition AND c.relkind = 'r'
+        """
+    )
+    return {(schema, leaf): (of, root) for schema, leaf, of, root in rows}
 
 
 def generated(connection: Connection) -> set[tuple[str, str, str]]:

@@ -24,8 +24,8 @@ from psycopg import sql
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf
-from lastgood.targets.postgres.broken import keys_that_break
-from lastgood.targets.postgres.catalog import Table
+from lastgood.targets.postgres.broken import broken_keys, keys_that_break
+from lastgood.targets.postgres.catalog import Name, Table
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import CASCADING, NUMBERS, written
 from lastgood.targets.postgres.replay import (
@@ -66,6 +66,14 @@ class _Written:
     values: Row
     old: Row | None
     reason: str = ""
+
+    def values_at(self, place: tuple[str, str, str] | None, roots: Mapping[Name, Name]) -> Collection[object]:
+        """Return its value of the column that a place names, those of its key where no place is known."""
+        if place is None:
+            return self.key.values()
+        name, (schema, table, column) = (self.then.schema, self.then.name), place
+        row = (self.old or {}) | self.key | self.values
+        return [row[column]] if (schema, table) in (name, roots.get(name)) and column in row else []
 
     def told(self) -> Row:
         shown = {"old": self.old, "new": None if self.kind == DELETED else self.values}
@@ -439,22 +447,24 @@ def _record(then: Table, values: Row) -> sql.Composed:
 def _breaking(
     clone: Connection, rows: Iterable[_Written], invariants: Mapping[str, str], before: Mapping[str, frozenset[str]]
 ) -> Iterator[_Written]:
-    """Yield the rows that break what held before. Raises Refused when the key that a broken invariant names is none
-    of a row that was carried."""
-    by_key: defaultdict[str, list[_Written]] = defaultdict(list)
-    for row in rows:
-        if not row.reason:
-            for value in row.key.values():
-                by_key[str(value)].append(row)
-    seen: set[int] = set()
+    """Yield the rows that break what held before: those of the table whose value the key is; where it is computed,
+    each that has that key. Raises Refused when the key that a broken invariant names is none of a row that was
+    carried."""
+    ours, roots, seen = [row for row in rows if not row.reason], catalog.roots(clone), set[int]()
     for name, statement in invariants.items():
-        for key in set(keys_that_break(clone, statement)) - before[name]:
-            if not by_key[key]:
+        broken, by_key = broken_keys(clone, statement), defaultdict[str, list[_Written]](list)
+        for row in ours if set(broken.keys) - before[name] else ():
+            for value in row.values_at(broken.place, roots):
+                by_key[str(value)].append(row)
+        for key in set(broken.keys) - before[name]:
+            if not (found := by_key[key]):
                 raise Refused(f"{name} breaks for {key}, which no row written since has as its key")
-            for row in by_key[key]:
+            sure = len({row.then.oid for row in found}) == 1
+            doubt = f"the invariant {name} breaks for {key}, and of which table that key is cannot be told"
+            for row in found:
                 if id(row) not in seen:
                     seen.add(id(row))
-                    row.reason = f"it breaks the invariant {name}: {key}"
+                    row.reason = f"it breaks the invariant {name}: {key}" if sure else doubt
                     yield row
 
 
