@@ -598,3 +598,27 @@ def test_a_slot_that_the_server_gave_up_is_no_capture(embedded: PostgresWorld) -
     with pytest.raises((Refused, psycopg.Error)):
         embedded.go_back()
     assert embedded.target.observe().exists
+
+
+def test_what_follows_a_migration_that_wrote_no_row_has_the_columns_of_today(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.sql("INSERT INTO audit (what) VALUES ('before')")
+    embedded.ship(
+        "v2",
+        {
+            SECOND: "DROP VIEW paid; ALTER TABLE orders DROP COLUMN at; "
+            "ALTER TABLE orders ADD COLUMN at timestamptz NOT NULL DEFAULT now(); "
+            "ALTER TABLE audit DROP COLUMN at; ALTER TABLE audit ADD COLUMN at timestamptz DEFAULT now()"
+        },
+    )
+    embedded.migrate()
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES (900, 1, 5)")
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 3")
+    embedded.go_back()
+    assert embedded.sql("SELECT total, state::text FROM orders WHERE id IN (3, 900) ORDER BY id") == [
+        (4, "paid"),
+        (5, "new"),
+    ]
+    (waiting,) = embedded.quarantine()
+    assert waiting["reason"].startswith("a column of audit was dropped and made again")
+    assert waiting["changes"][0]["new"]["what"] == "before"

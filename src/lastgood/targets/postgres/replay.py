@@ -111,6 +111,7 @@ class Replay:
     clone holds everything from a replay before, of which nothing else is left. invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
     database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
+    migrated: the position behind which every migration is over; a migration that changed no row is in no slot.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Replay:
         held: int,
         invariants: Mapping[str, str],
         narrow: bool = False,
+        migrated: int | None = None,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
         hold(clone, clone.info.dbname)
@@ -131,7 +133,7 @@ class Replay:
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         source.execute("SET idle_in_transaction_session_timeout = 0")
         self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
-        self._merge.migrated = self._progress.migrated
+        self._merge.migrated, self._migrated = self._progress.migrated, migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
         self.narrow, self.look_s = narrow, 0.0
@@ -145,7 +147,7 @@ class Replay:
 
         Raises psycopg's errors; everything up to the last batch is kept then, and the next call goes on from there.
         """
-        upto = position(self._source)
+        upto = _position(self._source)
         while True:
             go_on(self._progress.total)
             end = self._round(upto, go_on)
@@ -164,7 +166,7 @@ class Replay:
                 raise _Enough
 
         try:
-            self._round(position(self._source), enough, changes_at_once=None)
+            self._round(_position(self._source), enough, changes_at_once=None)
         except _Enough:
             whole = False
         return self.finish(into), whole
@@ -273,6 +275,8 @@ class Replay:
                     self._merge.migrated = True
                     carried.append(_Carried(transaction=transaction, said=None, skipped=True))
                     continue
+                if self._migrated is not None and transaction.commit > self._migrated:
+                    self._merge.migrated = True
                 try:
                     said = self._merge.said(transaction)
                 except Misfit as misfit:
@@ -387,10 +391,16 @@ def _by_transactions(clone: Connection) -> bool:
     return clone.execute("SELECT to_regclass('lastgood.progress')").fetchone() != (None,)
 
 
-def position(source: Connection) -> str:
+def _position(source: Connection) -> str:
     """Return the end of the log: every transaction that is committed now is before it."""
     row = source.execute("SELECT pg_current_wal_lsn()::text").fetchone()
     return str(row[0]) if row else ""
+
+
+def read_lsn(text: str) -> int:
+    """Read a position that Postgres wrote."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
 
 
 def lsn(number: int) -> str:

@@ -312,11 +312,14 @@ class PostgresTarget:
         when it began, by default it begins now."""
         if (kept := points.newest(self._points, self._server.live)) is None:
             return ""
-        with self._server.connect() as live, self._server.connect(kept.point.clone) as clone:
-            position = replay.position(live)
+        with self._server.connect() as live:
+            # the end of what is inserted: also who does not wait until his commit is on disk is before it
+            ((found,),) = live.execute("SELECT pg_current_wal_insert_lsn()::text")
+            position = str(found)
             noted = shelf.KeptMigration(began=position)
             if since:
-                keys = row_replay.other_keys(live, clone, kept)
+                with self._server.connect(kept.point.clone) as clone:
+                    keys = row_replay.other_keys(live, clone, kept)
                 noted = shelf.KeptMigration(began=since, ended=position, keys=keys)
         shelf.write(shelf.folder(self._migrations) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
         return position
@@ -518,7 +521,16 @@ class PostgresTarget:
                 held = replayed_upto(ledger, kept.point.clone)
             if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
-            yield replay.Replay(source, clone, kept, held=held, invariants=self._invariants, narrow=narrow), go_on
+            yield self._replay_of(kept, source, clone, held=held, narrow=narrow), go_on
+
+    def _replay_of(
+        self, kept: shelf.KeptPoint, source: Connection, clone: Connection, *, held: int, narrow: bool = False
+    ) -> replay.Replay:
+        ended = [migration.ended for migration in self._noted_migrations(kept)]
+        migrated = max(map(replay.read_lsn, ended)) if ended and all(ended) else None
+        return replay.Replay(
+            source, clone, kept, held=held, invariants=self._invariants, narrow=narrow, migrated=migrated
+        )
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
@@ -653,7 +665,7 @@ class PostgresTarget:
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            replaying = replay.Replay(source, clone, kept, held=held, invariants=self._invariants)
+            replaying = self._replay_of(kept, source, clone, held=held)
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
