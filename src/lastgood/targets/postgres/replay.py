@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, LiteralString
@@ -24,7 +27,16 @@ from lastgood.targets.postgres import catalog, shelf, writes
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, written
-from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
+from lastgood.targets.postgres.pgoutput import (
+    Change,
+    Decoder,
+    Relation,
+    RowChange,
+    Transaction,
+    Truncation,
+    Unsent,
+    Value,
+)
 from lastgood.targets.postgres.server import hold, note_replayed
 
 SCHEMA: Final = "lastgood"
@@ -132,7 +144,9 @@ class Replay:
         self._progress, self._at_once = _progress(clone), AT_ONCE
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         source.execute("SET idle_in_transaction_session_timeout = 0")
-        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source))
+        self._later, self._held = _uncaptured(source, clone, kept), held
+        then = (*kept.tables, *(later.home for later in self._later))
+        self._merge = Merge(source, clone, then=then, now=catalog.tables(source))
         self._merge.migrated, self._migrated = self._progress.migrated, migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration = {int(xid) for xid in writes.migration_xids(source, kept.point.snapshot)}
@@ -167,9 +181,78 @@ class Replay:
 
         try:
             self._round(_position(self._source), enough, changes_at_once=None)
+            self.carry_partitions("", go_on=enough)
         except _Enough:
             whole = False
         return self.finish(into), whole
+
+    def carry_partitions(self, replay: str, *, go_on: Callable[[int], None]) -> None:
+        """Carry the rows of partitions that no capture knew, in their last state: those of one transaction together, as
+        far as they are still as it left them. Asked when all else is replayed. Safe to repeat. go_on: as of `go_on`.
+
+        Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
+        """
+        if not self._later:
+            return
+        with self._clone.transaction():
+            row = self._clone.execute("SELECT to_regclass('lastgood.partitions')").fetchone()
+            if row != (None,) and self._clone.execute("SELECT replay FROM lastgood.partitions").fetchone() == (replay,):
+                return
+            if row != (None,) or self._held:
+                names = ", ".join(later.leaf.label for later in self._later)
+                raise Refused(
+                    f"{self._clone.info.dbname} holds rows of {names} that another replay carried, and is no restore "
+                    "point any more",
+                    hint="lastgood restore-points list",
+                )
+            self._clone.execute("CREATE TABLE lastgood.partitions AS SELECT %s::text AS replay", [replay])
+            commit, batch = self._progress.commit, list[Transaction]()
+            for transaction in self._last_states():
+                batch.append(transaction)
+                if len(batch) >= self._at_once:
+                    self._carry(batch)
+                    batch = []
+                    go_on(self._progress.total)
+            if batch:
+                self._carry(batch)
+            self._progress = replace(self._progress, commit=commit)  # these have no place in the log
+            self._clone.execute("UPDATE lastgood.progress SET commit = %s", [commit])
+
+    def _last_states(self) -> Iterator[Transaction]:
+        number = 0
+        for later in self._later:
+            leaf = later.leaf
+            columns = sorted(leaf.columns)
+            types = self._source.execute(
+                "SELECT atttypid::int8, atttypmod FROM pg_attribute WHERE attrelid = %s AND attnum = ANY(%s) "
+                "ORDER BY attnum",
+                [leaf.oid, columns],
+            ).fetchall()
+            relation = Relation(
+                oid=leaf.oid,
+                schema=leaf.schema,
+                name=leaf.name,
+                whole=True,
+                columns=leaf.named(tuple(columns)),
+                types=tuple((int(oid), modifier) for oid, modifier in types),
+            )
+            values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
+            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} WHERE xmin::text <> ALL({}) ORDER BY 1").format(
+                values, leaf.identifier, sql.Literal([str(xid) for xid in self._migration])
+            )
+            with self._source.transaction(), self._source.cursor("lastgood_rows") as rows:
+                rows.itersize = FETCHED
+                rows.execute(asked)
+                for xid, of_xid in groupby(rows, key=itemgetter(0)):
+                    number += 1
+                    told = list(of_xid)
+                    yield Transaction(
+                        xid=int(xid),
+                        commit=-number,
+                        end=0,
+                        committed_at=told[0][1],
+                        changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
+                    )
 
     def refresh_views(self) -> tuple[str, ...]:
         """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
@@ -454,16 +537,22 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
     progress, lost, left = _progress(clone), Counter[str](), Counter[str]()
     quarantined = 0
 
+    def when(commit: int, at: datetime) -> dict[str, str | None]:
+        """Of a last state nobody knows."""
+        known = commit > 0
+        return {"commit_lsn": lsn(commit) if known else None, "committed_at": at.isoformat() if known else None}
+
     def waiting() -> Iterator[object]:
         nonlocal quarantined
-        for commit, xid, at, reason, changes in clone.execute("SELECT * FROM lastgood.quarantine ORDER BY commit"):
+        for commit, xid, at, reason, changes in clone.execute(
+            "SELECT * FROM lastgood.quarantine ORDER BY commit < 0, abs(commit)"
+        ):
             quarantined += 1
             lost.update(change["table"] for change in changes)
             yield {
-                "id": f"{xid}-{lsn(commit)}",
+                "id": f"{xid}-{lsn(commit) if commit > 0 else -commit}",
                 "xid": xid,
-                "commit_lsn": lsn(commit),
-                "committed_at": at.isoformat(),
+                **when(commit, at),
                 "reason": reason,
                 "changes": changes,
             }
@@ -471,8 +560,7 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
     def without_place() -> Iterator[object]:
         for commit, at, table, key, row in clone.execute("SELECT * FROM lastgood.left_out ORDER BY commit"):
             left[table] += 1
-            told = {"commit_lsn": lsn(commit), "committed_at": at.isoformat(), "table": table}
-            yield {**told, "key": key, "values": row}
+            yield {**when(commit, at), "table": table, "key": key, "values": row}
 
     shelf.write_lines(into / QUARANTINE, waiting())
     shelf.write_lines(into / LEFT_OUT, without_place())
@@ -484,16 +572,18 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
         carried=tuple(clone.execute("SELECT name, rows FROM lastgood.carried ORDER BY name")),
         losses=tuple(Loss(table=t, rows=n, file=str(into / QUARANTINE)) for t, n in lost.most_common()),
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
-        notes=tuple(tables_of_the_migration(source, kept)),
+        notes=tuple(catalog.came_and_went(source, clone, kept.tables)),
     )
 
 
-def tables_of_the_migration(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
-    """Tables for whose rows the old schema has no place."""
-    then = {table.oid for table in kept.tables}
-    for table in catalog.tables(source):
-        if table.oid not in then:
-            yield f"{table.label} is a table of the migration's: its rows are in the database that is kept"
+def _uncaptured(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> tuple[catalog.Later, ...]:
+    """The partitions made since whose changes are not in the slot."""
+    published = {oid for (oid,) in source.execute(
+        "SELECT r.prrelid::int8 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
+        "WHERE p.pubname = %s", [kept.slot]
+    )}  # fmt: skip
+    later = catalog.later_partitions(source, clone, kept.tables)
+    return tuple(partition for partition in later if partition.leaf.oid not in published)
 
 
 def _readable(transaction: Transaction) -> list[dict[str, object]]:

@@ -35,7 +35,6 @@ from lastgood.targets.postgres.replay import (
     REFUSE,
     SCHEMA,
     disable_triggers,
-    tables_of_the_migration,
 )
 from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison, migration_xids
 
@@ -58,7 +57,8 @@ _TakenAlong = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]
 
 @dataclass(slots=True)
 class _Written:
-    """A row that is not as it was. values: what is carried, by the old schema's names; key: where it is found."""
+    """A row that is not as it was. values: what is carried, by the old schema's names; key: where it is found.
+    table: that it stands in, by default what that was called."""
 
     then: Table
     kind: str
@@ -66,6 +66,11 @@ class _Written:
     values: Row
     old: Row | None
     reason: str = ""
+    table: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.table or self.then.label
 
     def values_at(self, place: tuple[str, str, str] | None, roots: Mapping[Name, Name]) -> Collection[object]:
         """Return its value of the column that a place names, those of its key where no place is known."""
@@ -77,9 +82,9 @@ class _Written:
 
     def told(self) -> Row:
         shown = {"old": self.old, "new": None if self.kind == DELETED else self.values}
-        change = {"table": self.then.label, "kind": self.kind, "key": self.key, **shown}
+        change = {"table": self.label, "kind": self.kind, "key": self.key, **shown}
         return {
-            "id": f"{self.then.label}:{'-'.join(str(v) for v in self.key.values()) or 'row'}",
+            "id": f"{self.label}:{'-'.join(str(v) for v in self.key.values()) or 'row'}",
             "xid": None,
             "commit_lsn": None,
             "committed_at": None,
@@ -194,7 +199,7 @@ def carry(
     none where nothing was. Files in `into` hold what does not fit, written before that transaction ends. go_on: raises
     when there is no time left. Raises Refused when the rows break an invariant and nobody can tell which of them does.
     """
-    found = _find(comparison, source, kept, rewritten=rewritten, migrations=migrations, go_on=go_on)
+    found = _find(comparison, source, clone, kept, rewritten=rewritten, migrations=migrations, go_on=go_on)
     taken_out: list[_Written] = []
     made, taken_along = catalog.generated(clone), _taken_along(clone)
     for row in found.rows:
@@ -215,7 +220,7 @@ def carry(
             found.rows = [row for row in found.rows if row not in breaking]
         else:
             raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
-        replayed = _write_down(found, [*taken_out, *refused], source, kept, into)
+        replayed = _write_down(found, [*taken_out, *refused], source, clone, kept, into)
         stale = catalog.to_refresh(view.as_string(clone) for view in catalog.materialized_views(clone))
         replayed = replace(replayed, notes=(*replayed.notes, *stale))
         clone.execute(
@@ -240,6 +245,7 @@ def _prepare(clone: Connection) -> None:
 def _find(
     comparison: Comparison,
     source: Connection,
+    clone: Connection,
     kept: shelf.KeptPoint,
     *,
     rewritten: Mapping[int, Collection[int]],
@@ -271,6 +277,10 @@ def _find(
         for row in ours:
             _set_doubtful_apart(row, doubtful, found)
         found.rows += [row for row in ours if row.values or row.kind == DELETED]
+    for later in catalog.later_partitions(source, clone, kept.tables):
+        go_on()
+        for change in comparison.changes(later.leaf, None, rows_then=0):
+            found.rows.append(replace(_of(later.leaf, later.home, change, found), table=later.leaf.label))
     return found
 
 
@@ -469,14 +479,14 @@ def _breaking(
 
 
 def _write_down(
-    found: _Found, refused: Sequence[_Written], source: Connection, kept: shelf.KeptPoint, into: Path
+    found: _Found, refused: Sequence[_Written], source: Connection, clone: Connection, kept: shelf.KeptPoint, into: Path
 ) -> Replayed:
     shelf.folder(into)
     waiting = [*refused, *found.doubtful]
     shelf.write_lines(into / QUARANTINE, (row.told() for row in waiting))
     shelf.write_lines(into / LEFT_OUT, found.left_out)
     carried_rows = Counter(row.then.label for row in found.rows if not row.reason)
-    lost = Counter(row.then.label for row in waiting)
+    lost = Counter(row.label for row in waiting)
     left = Counter(line["table"] for line in found.left_out)
     return Replayed(
         units="rows",
@@ -488,6 +498,6 @@ def _write_down(
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
         notes=(
             "only the last state of each row was carried: no capture kept the transactions",
-            *tables_of_the_migration(source, kept),
+            *catalog.came_and_went(source, clone, kept.tables),
         ),
     )

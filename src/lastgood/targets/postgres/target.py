@@ -131,7 +131,7 @@ class PostgresTarget:
         self._points = root / config.restore_points.path
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
         self._captures = Captures(self._server, self._points / points.CAPTURES)
-        self._migrated, self._migrations = state / "migrated", state / "migrations"
+        self._migrated, self._ended = state / "migrated", state / "migrations"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
@@ -244,13 +244,13 @@ class PostgresTarget:
         at = self._workdir(action.release)
         if missing := set(action.migrations) - set(histories.shipped(config, at)):
             raise Refused(f"{action.release} does not ship {', '.join(sorted(missing))}", hint="lastgood releases")
-        began = self._note_migration()
+        began = self._note_end()
         _, failed = self._of_the_release("command", config.command, at, deadline_s=deadline_s)
         if failed:
             raise OutcomeUnknown(f"the migration command {failed}")
         self._captures.extend()
         self._note_rewritten()
-        self._note_migration(since=began)
+        self._note_end(since=began)
 
     def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
@@ -307,7 +307,7 @@ class PostgresTarget:
             rewritten = row_replay.rewritten_columns(live, clone, kept)
         shelf.write(shelf.folder(self._migrated) / f"{kept.point.id}.json", shelf.KEPT_REWRITTEN, rewritten)
 
-    def _note_migration(self, *, since: str = "") -> str:
+    def _note_end(self, *, since: str = "") -> str:
         """Keep where the log was, and when it is over what a replay must know of keys; return the position. since: of
         when it began, by default it begins now."""
         if (kept := points.newest(self._points, self._server.live)) is None:
@@ -321,15 +321,15 @@ class PostgresTarget:
                 with self._server.connect(kept.point.clone) as clone:
                     keys = row_replay.other_keys(live, clone, kept)
                 noted = shelf.KeptMigration(began=since, ended=position, keys=keys)
-        shelf.write(shelf.folder(self._migrations) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
+        shelf.write(shelf.folder(self._ended) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
         return position
 
-    def _noted_migrations(self, kept: shelf.KeptPoint) -> tuple[shelf.KeptMigration, ...]:
+    def _noted_ends(self, kept: shelf.KeptPoint) -> tuple[shelf.KeptMigration, ...]:
         """Return what was noted of each migration since a restore point, its own first; nothing where its own was not
         brought by a step."""
         since = [k for k in points.every(self._points) if k.point.database == kept.point.database]
         later = sorted((k.point.taken_at, k.point.id) for k in since if k.point.taken_at > kept.point.taken_at)
-        paths = [self._migrations / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
+        paths = [self._ended / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
         if not paths[0].exists():
             return ()
         return tuple(
@@ -477,6 +477,7 @@ class PostgresTarget:
                 go_on,
             ):
                 replaying.go_on(go_on=go_on)
+                replaying.carry_partitions(action.replay, go_on=go_on)
                 replayed = replaying.finish(folder)
             replayed = replace(replayed, notes=(*replayed.notes, *catalog.to_refresh(before.stale)))
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
@@ -496,7 +497,7 @@ class PostgresTarget:
                 replay=action.replay,
                 invariants=self._invariants,
                 rewritten=self._rewritten_by_migration(kept),
-                migrations=self._noted_migrations(kept),
+                migrations=self._noted_ends(kept),
                 go_on=go_on,
             )
 
@@ -526,7 +527,7 @@ class PostgresTarget:
     def _replay_of(
         self, kept: shelf.KeptPoint, source: Connection, clone: Connection, *, held: int, narrow: bool = False
     ) -> replay.Replay:
-        ended = [migration.ended for migration in self._noted_migrations(kept)]
+        ended = [migration.ended for migration in self._noted_ends(kept)]
         migrated = max(map(replay.read_lsn, ended)) if ended and all(ended) else None
         return replay.Replay(
             source, clone, kept, held=held, invariants=self._invariants, narrow=narrow, migrated=migrated
