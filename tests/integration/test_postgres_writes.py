@@ -244,6 +244,32 @@ def test_rows_whose_keys_the_migration_changed_are_not_there_twice(embedded: Pos
     assert waiting["orders:1007"]["changes"][0]["new"]["total"] == 900
 
 
+def test_rows_that_the_migration_moved_to_another_table_are_not_in_both(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE old_orders (id bigint PRIMARY KEY, total numeric); INSERT INTO old_orders VALUES (-1, 1); "
+        "CREATE TABLE ev (id int, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at); "
+        "CREATE TABLE ev_1 PARTITION OF ev FOR VALUES FROM (0) TO (10); "
+        "CREATE TABLE ev_2 PARTITION OF ev FOR VALUES FROM (10) TO (20); INSERT INTO ev VALUES (1, 1), (2, 2)"
+    )
+    migrated(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; UPDATE ev SET at = at + 10 WHERE id = 1; "
+        "WITH moved AS (DELETE FROM orders WHERE id < 5 RETURNING id, total) INSERT INTO old_orders TABLE moved",
+    )
+    embedded.sql("UPDATE old_orders SET total = 900 WHERE id = 3")
+    embedded.sql("INSERT INTO old_orders VALUES (3000, 1)")
+    embedded.go_back()
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    assert embedded.sql("SELECT id FROM old_orders ORDER BY id") == [(-1,), (3000,)]
+    assert embedded.sql("SELECT id, at FROM ev ORDER BY id") == [(1, 1), (2, 2)]
+    assert Counter(entry["changes"][0]["table"] for entry in embedded.quarantine()) == {
+        "orders": 4,
+        "old_orders": 4,
+        "ev_1": 1,
+        "ev_2": 1,
+    }
+
+
 def test_a_row_that_came_back_is_not_taken_along_by_the_deletion_of_its_parent(embedded: PostgresWorld) -> None:
     migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; DELETE FROM orders WHERE customer = 5 AND id < 50")
     embedded.sql("DELETE FROM customers WHERE id IN (5, 6)")
@@ -254,6 +280,20 @@ def test_a_row_that_came_back_is_not_taken_along_by_the_deletion_of_its_parent(e
         f"orders: {GONE}": 3,
         "customers: rows that stay would be taken along by its deletion": 1,
     }
+
+
+def test_nor_is_one_of_a_partition(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE ev (id int PRIMARY KEY) PARTITION BY RANGE (id); "
+        "CREATE TABLE ev_1 PARTITION OF ev FOR VALUES FROM (0) TO (10); INSERT INTO ev VALUES (1), (2); "
+        "CREATE TABLE noted (id int PRIMARY KEY, ev int REFERENCES ev ON DELETE CASCADE); "
+        "INSERT INTO noted VALUES (1, 1), (2, 2)"
+    )
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; DELETE FROM noted WHERE id = 1")
+    embedded.sql("DELETE FROM ev")
+    embedded.go_back()
+    assert embedded.sql("SELECT * FROM ev, noted") == [(1, 1, 1)]
+    assert sum(reasons(embedded).values()) == 2
 
 
 # --- what a value is -------------------------------------------------------------------------------------------------

@@ -187,8 +187,8 @@ class Replay:
         return self.finish(into), whole
 
     def carry_partitions(self, replay: str, *, go_on: Callable[[int], None]) -> None:
-        """Carry the rows of partitions that no capture knew, in their last state: those of one transaction together, as
-        far as they are still as it left them. Asked when all else is replayed. Safe to repeat. go_on: as of `go_on`.
+        """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
+        one transaction wrote last. Asked when all else is replayed. Safe to repeat. go_on: as of `go_on`.
 
         Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
         """

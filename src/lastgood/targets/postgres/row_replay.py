@@ -51,8 +51,8 @@ _WHO_DELETED: Final = "whether the migration deleted it or the application canno
 _MARK: Final = "CREATE TABLE lastgood.carried_rows (replay text NOT NULL, replayed json NOT NULL)"
 
 Row = dict[str, Any]
-_TakenAlong = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]
-"""By schema and table: the tables whose rows go when one here is deleted, and by which columns (its, theirs)."""
+_TakenAlong = dict[Name, list[tuple[str, list[list[str]]]]]
+"""By table: the tables whose rows go when one here is deleted, and by which columns (its, theirs)."""
 
 
 @dataclass(slots=True)
@@ -76,9 +76,9 @@ class _Written:
         """Return its value of the column that a place names, those of its key where no place is known."""
         if place is None:
             return self.key.values()
-        name, (schema, table, column) = (self.then.schema, self.then.name), place
-        row = (self.old or {}) | self.key | self.values
-        return [row[column]] if (schema, table) in (name, roots.get(name)) and column in row else []
+        *table, column = place
+        ours, row = self.then.called, (self.old or {}) | self.key | self.values
+        return [row[column]] if tuple(table) in (ours, roots.get(ours)) and column in row else []
 
     def told(self) -> Row:
         shown = {"old": self.old, "new": None if self.kind == DELETED else self.values}
@@ -135,7 +135,7 @@ def rewritten_columns(live: Connection, clone: Connection, kept: shelf.KeptPoint
 
 
 def other_keys(live: Connection, clone: Connection, kept: shelf.KeptPoint) -> dict[int, shelf.OtherKeys]:
-    """Return the keys by table that are not the clone's, of each table that lost any; at most MOST_NOTED of each kind.
+    """Return the keys by table that are not the clone's, at most MOST_NOTED of each kind. Nothing where none is gone.
 
     Asked right after the migration: later, nothing tells its deletions from the application's.
     """
@@ -148,13 +148,13 @@ def other_keys(live: Connection, clone: Connection, kept: shelf.KeptPoint) -> di
         for now in catalog.tables(live):
             if (was := then.get(now.oid)) is None:
                 continue
-            others = comparison.other_keys(now, was, rows_then=rows_then.get(was.label, 0), most=MOST_NOTED)
-            if others is not None:
-                gone = tuple(_key_text(json_row(text)[name] for name in was.named(was.key)) for text in others[0])
-                made = tuple(_key_text(json.loads(text, parse_float=Decimal)) for text in others[1])
+            rows, keys = comparison.other_keys(now, was, rows_then=rows_then.get(was.label, 0), most=MOST_NOTED)
+            if rows or keys:
+                gone = tuple(_key_text(json_row(text)[name] for name in was.named(was.key)) for text in rows)
+                made = tuple(_key_text(json.loads(text, parse_float=Decimal)) for text in keys)
                 whole = max(len(gone), len(made)) <= MOST_NOTED
                 found[was.oid] = shelf.OtherKeys(gone=gone[:MOST_NOTED], made=made[:MOST_NOTED], whole=whole)
-    return found
+    return found if any(others.gone for others in found.values()) else {}
 
 
 def _key_text(values: Iterable[object]) -> str:
@@ -292,7 +292,6 @@ class _Whose:
         keys = [(table, keys) for migration in noted for table, keys in migration.keys.items()]
         self._gone = {(table, key) for table, found in keys for key in found.gone}
         self._made = {(table, key) for table, found in keys for key in found.made}
-        self._losing = {table for table, _ in keys}
         self._more = {table for table, found in keys if not found.whole}
 
     def doubt(self, row: _Written, *, by_migration: bool) -> str:
@@ -304,8 +303,8 @@ class _Whose:
             if table in self._more:
                 return f"more rows of {label} were gone when the migration was over than are noted: {_WHO_DELETED}"
             return f"it was gone when the migration was over: {_WHO_DELETED}" if (table, key) in self._gone else ""
-        if row.kind == INSERTED and ((table, key) in self._made or (by_migration and table in self._losing)):
-            return f"the migration wrote it, and took other rows of {label} away: whose it is cannot be told"
+        if row.kind == INSERTED and (by_migration or (table, key) in self._made) and (self._gone or not self._seen):
+            return "the migration wrote it, and may have moved it here from a row that is there again"
         return ""
 
 
@@ -378,10 +377,10 @@ def _set_doubtful_apart(row: _Written, rewritten: set[str], found: _Found) -> No
 
 
 def _taken_along(clone: Connection) -> _TakenAlong:
-    found: _TakenAlong = defaultdict(list)
+    found: defaultdict[Name, list[tuple[str, list[list[str]]]]] = defaultdict(list)
     for schema, table, child, columns in clone.execute(CASCADING):
         found[schema, table].append((child, columns))
-    return found
+    return found | {leaf: found[root] for leaf, root in catalog.roots(clone).items() if root in found}
 
 
 def _put(
@@ -399,7 +398,7 @@ def _put(
                 row.reason = answer
                 if answer.endswith(_WAITS_FOR_ANOTHER):
                     waiting.append(row)
-                elif answer and row.kind == DELETED and (row.then.schema, row.then.name) in taken_along:
+                elif answer and row.kind == DELETED and row.then.called in taken_along:
                     row.reason = "rows that stay would be taken along by its deletion"
                     waiting.append(row)
                 elif answer:
@@ -434,7 +433,7 @@ def _statement(row: _Written, taken_along: _TakenAlong) -> sql.Composed:
                 sql.SQL(", ").join(sql.SQL("c.") + written(own) for _, own in columns),
                 sql.SQL(", p.").join(sql.Identifier(theirs) for theirs, _ in columns),
             )
-            for child, columns in taken_along.get((row.then.schema, row.then.name), ())
+            for child, columns in taken_along.get(row.then.called, ())
         ]
         return sql.SQL("DELETE FROM ONLY {} p WHERE {}{}").format(table, key, sql.Composed(alone))
     values = sql.SQL("SELECT {} FROM {}").format(columns, _record(row.then, row.values))

@@ -152,27 +152,27 @@ class Comparison:
         if self._gone(now, rows_then=rows_then, inserted=inserted):
             yield from self._deleted(now, then)
 
-    def other_keys(self, now: Table, then: Table, *, rows_then: int, most: int) -> tuple[list[str], list[str]] | None:
+    def other_keys(self, now: Table, then: Table, *, rows_then: int, most: int) -> tuple[list[str], list[str]]:
         """Return the rows whose keys are gone, and the keys of rows that are new and that the migration wrote: as JSON
-        text, one more than `most` of each where there are more. None where no key is gone.
+        text, one more than `most` of each where there are more. Nothing of a table without a comparable key.
 
         `live` must be in a transaction that sees one moment.
         """
         if not self._shared_key(now, then):
-            return None
+            return [], []
         keys = self._keys(now, then, of="t")
         self._copy(self._touched(now, key=keys, told=sql.SQL("NULL")), self._lend_empty(now, then))
         new = sql.SQL("FROM lastgood_now n {} WHERE c.ctid IS NULL").format(self._joined(now, then))
         counted = self._clone.execute(sql.SQL("SELECT count(*) {}").format(new)).fetchone()
-        if not self._gone(now, rows_then=rows_then, inserted=int(counted[0]) if counted else 0):
-            return None
+        gone = self._gone(now, rows_then=rows_then, inserted=int(counted[0]) if counted else 0)
         key = sql.SQL(", ").join(sql.Identifier("n", f"key{number}") for number in range(len(keys)))
         made = self._clone.execute(
             sql.SQL("SELECT json_build_array({})::text {} AND n.by_migration LIMIT {}").format(
                 key, new, sql.Literal(most + 1)
             )
         ).fetchall()
-        return [change.row for change in self._deleted(now, then, most=most + 1)], [text for (text,) in made]
+        deleted = self._deleted(now, then, most=most + 1) if gone else ()
+        return [change.row for change in deleted], [text for (text,) in made]
 
     def large_objects_written(self) -> bool:
         """Whether large objects were made since: they stand in no table, and are not compared."""
