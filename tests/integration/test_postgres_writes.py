@@ -335,3 +335,18 @@ def test_a_computed_key_that_breaks_an_invariant_takes_out_whatever_may_be_meant
         f"{table}: the invariant no-large-orders breaks for 5, and of which table that key is cannot be told": 1
         for table in ("orders", "customers")
     }
+
+
+def test_of_a_table_whose_rows_cannot_be_found_again_no_deletion_is_carried_and_that_is_said(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql("INSERT INTO audit (what) VALUES ('a'), ('b'); CREATE TABLE seat (id int PRIMARY KEY, uid int)")
+    embedded.sql("INSERT INTO seat VALUES (1, 1), (2, 2)")
+    migrated(embedded, "ALTER TABLE seat DROP COLUMN id; ALTER TABLE seat ADD PRIMARY KEY (uid)")
+    embedded.sql("DELETE FROM audit WHERE what = 'a'; DELETE FROM seat WHERE uid = 2")
+    embedded.go_back()
+    assert embedded.sql("SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM seat)") == [(2, 2)]
+    assert {note for note in embedded.replayed().notes if "deletions" in note} == {
+        "audit has no key, or not the one it had: deletions cannot be told, and none was carried",
+        "seat has no key, or not the one it had: deletions cannot be told, and none was carried",
+    }

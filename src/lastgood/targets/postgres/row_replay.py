@@ -497,6 +497,14 @@ def _write_down(
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
         notes=(
             "only the last state of each row was carried: no capture kept the transactions",
+            *_undeletable(source, kept),
             *catalog.came_and_went(source, clone, kept.tables),
         ),
     )
+
+
+def _undeletable(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
+    now = {table.oid: table.columns for table in catalog.tables(source)}
+    for was in kept.tables:
+        if was.oid in now and not (was.key and all(number in now[was.oid] for number in was.key)):
+            yield f"{was.label} has no key, or not the one it had: deletions cannot be told, and none was carried"
