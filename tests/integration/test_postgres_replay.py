@@ -908,3 +908,151 @@ def test_values_that_cannot_be_compared_are_by_their_text(embedded: PostgresWorl
     of = "SELECT odd::text FROM odd"
     assert embedded.sql(of) == embedded.sql(of, database=embedded.kept_as)
     assert embedded.one("SELECT count(*) FROM odd") == 1
+
+
+def test_what_follows_a_migration_that_wrote_no_row_has_the_columns_of_today(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.sql("INSERT INTO audit (what) VALUES ('before')")
+    embedded.ship(
+        "v2",
+        {
+            SECOND: "DROP VIEW paid; ALTER TABLE orders DROP COLUMN at; "
+            "ALTER TABLE orders ADD COLUMN at timestamptz NOT NULL DEFAULT now(); "
+            "ALTER TABLE audit DROP COLUMN at; ALTER TABLE audit ADD COLUMN at timestamptz DEFAULT now()"
+        },
+    )
+    embedded.migrate()
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES (900, 1, 5)")
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 3")
+    embedded.go_back()
+    assert embedded.sql("SELECT total, state::text FROM orders WHERE id IN (3, 900) ORDER BY id") == [
+        (4, "paid"),
+        (5, "new"),
+    ]
+    (waiting,) = embedded.quarantine()
+    assert waiting["reason"].startswith("a column of audit was dropped and made again")
+    assert waiting["changes"][0]["new"]["what"] == "before"
+
+
+# --- partitions that came and went -----------------------------------------------------------------------------------
+
+EVENTS: Final = """
+CREATE TABLE ev (id int, n int, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+CREATE TABLE ev_1 PARTITION OF ev FOR VALUES FROM (0) TO (10);
+INSERT INTO ev VALUES (1, 1, 1), (2, 1, 2), (3, 1, 3)
+"""
+LATER: Final = "CREATE TABLE ev_2 PARTITION OF ev FOR VALUES FROM (10) TO (20)"
+
+
+@pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "transactions"])
+@pytest.mark.parametrize("made_by", ["the application", "the migration"])
+def test_rows_of_a_partition_that_was_made_since_go_back(
+    embedded: PostgresWorld, made_by: str, *, by_rows: bool
+) -> None:
+    embedded.by_rows = by_rows
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    embedded.take()
+    migration = "ALTER TABLE ev RENAME COLUMN n TO m; ALTER TABLE ev ADD COLUMN more text"
+    embedded.ship("v2", {SECOND: f"{migration}; {LATER}" if made_by == "the migration" else migration})
+    embedded.migrate()
+    if made_by == "the application":
+        embedded.sql(LATER)
+    for statement in (
+        "INSERT INTO ev VALUES (11, 1, 11, 'new'), (12, 1, 12, NULL), (13, 1, 13, NULL)",
+        "UPDATE ev SET m = m + 4 WHERE id = 11",
+        "DELETE FROM ev WHERE id = 12",
+        "UPDATE ev SET at = 14 WHERE id = 1",
+        "UPDATE ev SET at = 4 WHERE id = 13",
+    ):
+        embedded.sql(statement)
+    of = "SELECT id, at, {} FROM ev ORDER BY id"
+    before = embedded.sql(of.format("m"))
+    if not by_rows:
+        tried = embedded.target.try_replay(CatchUp(replay=REPLAY, restore_point=embedded.restore_point))
+        assert dict(tried.replayed.carried)["ev"] == 2
+    embedded.go_back()
+    assert embedded.quarantine() == []
+    assert embedded.sql(of.format("n")) == before
+    replayed = embedded.replayed()
+    assert dict(replayed.carried)["ev"] == 2
+    assert "ev_2 is a partition of ev since: its rows go back in their last state" in replayed.notes
+    assert [(loss.table, loss.rows) for loss in replayed.left_out] == [("ev", 1)]
+
+
+@pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "transactions"])
+def test_rows_for_which_the_old_schema_has_no_partition_wait_until_there_is_one(
+    embedded: PostgresWorld, *, by_rows: bool
+) -> None:
+    embedded.by_rows = by_rows
+    embedded.sql(EVENTS)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        LATER,
+        "INSERT INTO ev VALUES (11, 1, 11), (12, 1, 12)",
+        "INSERT INTO ev VALUES (13, 1, 13)",
+        "INSERT INTO audit (what) VALUES ('good')",
+    )
+    assert embedded.one("SELECT what FROM audit") == "good"
+    waiting = embedded.quarantine()
+    assert {entry["reason"] for entry in waiting} == {'change 1: no partition of relation "ev" found for row (23514)'}
+    assert [(loss.table, loss.rows) for loss in embedded.replayed().losses] == [("ev_2", 3)]
+    embedded.sql(LATER)
+    for entry in embedded.target.quarantine():
+        assert embedded.target.requeue(entry, replay=embedded.replay, about_to_commit=lambda _: None) == ()
+    assert embedded.sql("SELECT id FROM ev WHERE at > 10 ORDER BY id") == [(11,), (12,), (13,)]
+
+
+def test_rows_of_later_partitions_are_not_carried_twice(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    embedded.take()
+    embedded.migrate()
+    embedded.sql(LATER)
+    embedded.sql("INSERT INTO ev VALUES (11, 1, 11)")
+    for each in embedded.way_back[:3]:
+        embedded.target.apply(each)
+
+    def dying(*_: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as killed:
+        killed.setattr(replay.Replay, "finish", dying)
+        with pytest.raises(Died):
+            embedded.target.apply(embedded.way_back[3])
+    embedded.target.apply(embedded.way_back[3])
+    assert embedded.quarantine() == []
+    assert embedded.one("SELECT count(*) FROM ev", database=embedded.clone) == 4
+    embedded.target.apply(embedded.lift)
+    embedded.sql("DELETE FROM ev WHERE id = 11")
+    kept_as = f"{embedded.config.name}_bad_r2"
+    embedded.target.apply(step("fence", Fence(kept_as=kept_as)))
+    again = ReplayWrites(replay="replay-r2", restore_point=embedded.restore_point, kept_as=kept_as, by_rows=False)
+    with pytest.raises(Refused, match="holds rows of ev_2 that another replay carried"):
+        embedded.target.apply(step("replay", again))
+
+
+def test_a_partition_that_was_dropped_or_taken_out_or_put_in_is_said_to_be(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        EVENTS + "; CREATE TABLE ev_0 PARTITION OF ev FOR VALUES FROM (-10) TO (0); "
+        "CREATE TABLE old (id int, n int, at int NOT NULL, PRIMARY KEY (id, at)); INSERT INTO ev VALUES (9, 1, -1)"
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        "DROP TABLE ev_0",
+        "ALTER TABLE ev DETACH PARTITION ev_1",
+        "INSERT INTO ev_1 VALUES (4, 1, 4), (99, 1, 99)",
+        "ALTER TABLE ev ATTACH PARTITION old FOR VALUES FROM (30) TO (40)",
+        "INSERT INTO ev VALUES (31, 1, 31)",
+    )
+    assert embedded.sql("SELECT id FROM ev ORDER BY id") == [(1,), (2,), (3,), (9,)]
+    assert embedded.sql("SELECT id FROM old") == [(31,)]
+    assert set(embedded.replayed().notes) >= {
+        "ev_0 was dropped since, and is there again",
+        "ev_1 was taken out of ev since: its rows are in ev again",
+        "old became a partition of ev since: its rows are in old alone",
+    }
+    (waiting,) = embedded.quarantine()
+    assert "violates partition constraint" in waiting["reason"]

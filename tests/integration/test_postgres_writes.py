@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
 
 from lastgood.core.release import Release
+from lastgood.targets.postgres import row_replay
 from lastgood.testing.world import START
 from tests.contract.rigs.postgres_world import SECOND, STATEMENTS, PostgresWorld
 
@@ -185,3 +187,166 @@ def test_a_generated_column_is_made_again_and_not_carried(embedded: PostgresWorl
     embedded.go_back()
     assert embedded.quarantine() == []
     assert embedded.sql("SELECT id, size FROM sized ORDER BY id") == [(1, 6), (2, 1), (3, 3)]
+
+
+# --- what the migration deleted --------------------------------------------------------------------------------------
+
+GONE = "it was gone when the migration was over: whether the migration deleted it or the application cannot be told"
+
+
+def reasons(world: PostgresWorld) -> Mapping[str, int]:
+    return Counter(f"{entry['changes'][0]['table']}: {entry['reason']}" for entry in world.quarantine())
+
+
+def test_what_the_migration_deleted_is_there_again_and_is_listed(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE logs (id int, of text, PRIMARY KEY (id, of)); INSERT INTO logs VALUES (1, 'a'), (2, 'b')"
+    )
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; DELETE FROM orders WHERE id <= 40; TRUNCATE logs")
+    embedded.sql("DELETE FROM orders WHERE id = 50; INSERT INTO orders (id, customer, total) VALUES (3, 1, 900)")
+    embedded.go_back()
+    assert embedded.sql("SELECT count(*), max(total) FROM orders") == [(99, 900)]
+    assert embedded.sql("SELECT * FROM orders WHERE id = 50") == []
+    assert embedded.sql("SELECT * FROM logs ORDER BY id") == [(1, "a"), (2, "b")]
+    assert reasons(embedded) == {f"orders: {GONE}": 39, f"logs: {GONE}": 2}
+    assert embedded.replayed().quarantined == 41
+
+
+def test_of_a_table_that_lost_more_rows_than_are_noted_no_deletion_is_carried(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_replay, "MOST_NOTED", 10)
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; DELETE FROM orders WHERE id <= 40")
+    embedded.sql("DELETE FROM orders WHERE id = 50; DELETE FROM customers WHERE id = 20")
+    embedded.go_back()
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    assert embedded.one("SELECT count(*) FROM customers") == 20
+    assert {reason.partition(":")[0] for reason in reasons(embedded)} == {"orders", "customers"}
+
+
+def test_where_the_end_of_the_migration_was_not_seen_no_deletion_is_carried(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.sql("ALTER TABLE customers ADD COLUMN note text; DELETE FROM orders WHERE id <= 40")
+    embedded.sql("UPDATE orders SET total = 900 WHERE id = 50")
+    embedded.go_back()
+    assert embedded.sql("SELECT count(*), max(total) FROM orders") == [(100, 900)]
+    assert sum(reasons(embedded).values()) == 40
+
+
+def test_rows_whose_keys_the_migration_changed_are_not_there_twice(embedded: PostgresWorld) -> None:
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET id = id + 1000")
+    embedded.sql("UPDATE orders SET total = 900 WHERE id = 1007")
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES (3000, 1, 5)")
+    embedded.go_back()
+    assert embedded.sql("SELECT count(*), max(id) FROM orders") == [(101, 3000)]
+    waiting = {entry["id"]: entry for entry in embedded.quarantine()}
+    assert len(waiting) == 200
+    assert waiting["orders:1007"]["changes"][0]["new"]["total"] == 900
+
+
+def test_rows_that_the_migration_moved_to_another_table_are_not_in_both(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE old_orders (id bigint PRIMARY KEY, total numeric); INSERT INTO old_orders VALUES (-1, 1); "
+        "CREATE TABLE ev (id int, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at); "
+        "CREATE TABLE ev_1 PARTITION OF ev FOR VALUES FROM (0) TO (10); "
+        "CREATE TABLE ev_2 PARTITION OF ev FOR VALUES FROM (10) TO (20); INSERT INTO ev VALUES (1, 1), (2, 2)"
+    )
+    migrated(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; UPDATE ev SET at = at + 10 WHERE id = 1; "
+        "WITH moved AS (DELETE FROM orders WHERE id < 5 RETURNING id, total) INSERT INTO old_orders TABLE moved",
+    )
+    embedded.sql("UPDATE old_orders SET total = 900 WHERE id = 3")
+    embedded.sql("INSERT INTO old_orders VALUES (3000, 1)")
+    embedded.go_back()
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    assert embedded.sql("SELECT id FROM old_orders ORDER BY id") == [(-1,), (3000,)]
+    assert embedded.sql("SELECT id, at FROM ev ORDER BY id") == [(1, 1), (2, 2)]
+    assert Counter(entry["changes"][0]["table"] for entry in embedded.quarantine()) == {
+        "orders": 4,
+        "old_orders": 4,
+        "ev_1": 1,
+        "ev_2": 1,
+    }
+
+
+def test_a_row_that_came_back_is_not_taken_along_by_the_deletion_of_its_parent(embedded: PostgresWorld) -> None:
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; DELETE FROM orders WHERE customer = 5 AND id < 50")
+    embedded.sql("DELETE FROM customers WHERE id IN (5, 6)")
+    embedded.go_back()
+    assert embedded.sql("SELECT id FROM customers WHERE id IN (5, 6)") == [(5,)]
+    assert embedded.one("SELECT count(*) FROM orders WHERE customer IN (5, 6)") == 3
+    assert reasons(embedded) == {
+        f"orders: {GONE}": 3,
+        "customers: rows that stay would be taken along by its deletion": 1,
+    }
+
+
+def test_nor_is_one_of_a_partition(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE ev (id int PRIMARY KEY) PARTITION BY RANGE (id); "
+        "CREATE TABLE ev_1 PARTITION OF ev FOR VALUES FROM (0) TO (10); INSERT INTO ev VALUES (1), (2); "
+        "CREATE TABLE noted (id int PRIMARY KEY, ev int REFERENCES ev ON DELETE CASCADE); "
+        "INSERT INTO noted VALUES (1, 1), (2, 2)"
+    )
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text; DELETE FROM noted WHERE id = 1")
+    embedded.sql("DELETE FROM ev")
+    embedded.go_back()
+    assert embedded.sql("SELECT * FROM ev, noted") == [(1, 1, 1)]
+    assert sum(reasons(embedded).values()) == 2
+
+
+# --- what a value is -------------------------------------------------------------------------------------------------
+
+
+def test_what_only_looks_like_the_same_number_is_another_value(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "UPDATE customers SET name = '007' WHERE id = 3; CREATE TABLE doc (id int PRIMARY KEY, of jsonb, n int); "
+        """INSERT INTO doc VALUES (1, '{"a": true}', 1), (2, '"7"', 1), (3, '1', 1)"""
+    )
+    migrated(
+        embedded,
+        "ALTER TABLE orders ADD COLUMN note text; ALTER TABLE doc ALTER COLUMN n TYPE numeric(9, 2), ADD m int",
+    )
+    embedded.sql("UPDATE customers SET name = '7' WHERE id = 3")
+    embedded.sql("""UPDATE doc SET of = '{"a": 1}' WHERE id = 1; UPDATE doc SET of = '7' WHERE id = 2""")
+    embedded.sql("UPDATE doc SET of = '2' WHERE id = 3")
+    embedded.go_back()
+    assert embedded.one("SELECT name FROM customers WHERE id = 3") == "7"
+    assert embedded.sql("SELECT of::text, n FROM doc ORDER BY id") == [('{"a": 1}', 1), ("7", 1), ("2", 1)]
+    assert embedded.quarantine() == []
+
+
+def test_a_key_that_breaks_an_invariant_takes_no_row_of_another_table_out(embedded: PostgresWorld) -> None:
+    embedded.invariants = {"no-large-orders": "SELECT o.id FROM orders o WHERE o.total > 5000"}
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text")
+    embedded.sql("UPDATE orders SET total = 9999 WHERE id = 5; UPDATE customers SET name = 'good' WHERE id = 5")
+    embedded.go_back()
+    assert embedded.one("SELECT name FROM customers WHERE id = 5") == "good"
+    assert reasons(embedded) == {"orders: it breaks the invariant no-large-orders: 5": 1}
+
+
+def test_a_computed_key_that_breaks_an_invariant_takes_out_whatever_may_be_meant(embedded: PostgresWorld) -> None:
+    embedded.invariants = {"no-large-orders": "SELECT o.id + 0 FROM orders o WHERE o.total > 5000"}
+    migrated(embedded, "ALTER TABLE customers ADD COLUMN note text")
+    embedded.sql("UPDATE orders SET total = 9999 WHERE id = 5; UPDATE customers SET name = 'good' WHERE id = 5")
+    embedded.go_back()
+    assert reasons(embedded) == {
+        f"{table}: the invariant no-large-orders breaks for 5, and of which table that key is cannot be told": 1
+        for table in ("orders", "customers")
+    }
+
+
+def test_of_a_table_whose_rows_cannot_be_found_again_no_deletion_is_carried_and_that_is_said(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql("INSERT INTO audit (what) VALUES ('a'), ('b'); CREATE TABLE seat (id int PRIMARY KEY, uid int)")
+    embedded.sql("INSERT INTO seat VALUES (1, 1), (2, 2)")
+    migrated(embedded, "ALTER TABLE seat DROP COLUMN id; ALTER TABLE seat ADD PRIMARY KEY (uid)")
+    embedded.sql("DELETE FROM audit WHERE what = 'a'; DELETE FROM seat WHERE uid = 2")
+    embedded.go_back()
+    assert embedded.sql("SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM seat)") == [(2, 2)]
+    assert {note for note in embedded.replayed().notes if "deletions" in note} == {
+        "audit has no key, or not the one it had: deletions cannot be told, and none was carried",
+        "seat has no key, or not the one it had: deletions cannot be told, and none was carried",
+    }

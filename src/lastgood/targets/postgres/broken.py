@@ -49,7 +49,7 @@ def broken(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeysAndPlace:
-    """Keys of rows that newly break an invariant, and the schema, table and column that these are values of; None where
+    """Keys of rows that break an invariant, and the schema, table and column that these are values of; None where
     they are computed."""
 
     keys: tuple[str, ...]
@@ -62,6 +62,12 @@ def newly_broken(live: Connection, clone: Connection, statement: str) -> KeysAnd
     with closing(iter(now)) as keys:
         new = dict.fromkeys(islice((key for key in keys if key not in before), MOST_ROWS))
     return KeysAndPlace(keys=_in_order(new), place=now.place())
+
+
+def broken_keys(connection: Connection, statement: str) -> KeysAndPlace:
+    """Return the rows that break an invariant, in no order."""
+    keys = _Keys(connection, statement)
+    return KeysAndPlace(keys=tuple(keys), place=keys.place())
 
 
 def _newly(live: Connection, clone: Connection | None, statement: str) -> tuple[_Keys, dict[str, None]]:

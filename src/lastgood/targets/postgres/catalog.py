@@ -7,9 +7,9 @@ give the same ones. Column numbers are left out: a restore closes the gaps of dr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, LiteralString
+from typing import Final, LiteralString, TypeAlias
 
 from psycopg import sql
 
@@ -168,7 +168,7 @@ SELECT c.oid, n.nspname, c.relname,
     ARRAY(SELECT k.attnum::int FROM pg_index x, unnest(x.indkey::int2[]) WITH ORDINALITY k(attnum, i)
           WHERE x.indrelid = c.oid AND x.indisprimary ORDER BY k.i)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND {_OURS} AND {_free("pg_class", "c.oid")}
+WHERE c.relkind = {{kind}} AND {_OURS} AND {_free("pg_class", "c.oid")}
 ORDER BY 2, 3
 """  # leaves of a partitioned table are tables of their own here
 
@@ -182,6 +182,10 @@ PRISMA: Final = "_prisma_migrations"
 ALEMBIC: Final = "alembic_version"
 HISTORIES: Final = (PRISMA, ALEMBIC)
 """Where the tools write down which migrations they applied: part of the schema, and no rows of anybody."""
+
+
+Name: TypeAlias = tuple[str, str]
+"""Of a table: its schema's and its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +204,11 @@ class Table:
     key: tuple[int, ...]
 
     @property
+    def called(self) -> Name:
+        """Its schema's name and its own."""
+        return self.schema, self.name
+
+    @property
     def identifier(self) -> sql.Identifier:
         """As it is written in a statement."""
         return sql.Identifier(self.schema, self.name)
@@ -207,7 +216,7 @@ class Table:
     @property
     def label(self) -> str:
         """As people say it."""
-        return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
+        return _label(self.called)
 
     def named(self, numbers: tuple[int, ...]) -> tuple[str, ...]:
         """Return the names of these columns."""
@@ -254,15 +263,100 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Schem
     return tuple(changes)
 
 
-def tables(connection: Connection, *, history: bool = False) -> tuple[Table, ...]:
-    """Return the tables that hold rows. history: that of the migrations as well."""
+def tables(connection: Connection, *, history: bool = False, kind: str = "r") -> tuple[Table, ...]:
+    """Return the tables that hold rows. history: that of the migrations as well. kind: `p` for the partitioned ones
+    instead, which hold none themselves."""
     found: list[Table] = []
-    for oid, schema, name, columns, key in connection.execute(sql.SQL(_TABLES)):
+    for oid, schema, name, columns, key in connection.execute(sql.SQL(_TABLES).format(kind=sql.Literal(kind))):
         if name not in HISTORIES or history:
             named = {int(number): column for number, column, _ in columns}
             types = {int(number): text for number, _, text in columns}
             found.append(Table(oid=int(oid), schema=schema, name=name, columns=named, types=types, key=tuple(key)))
     return tuple(found)
+
+
+def roots(connection: Connection) -> dict[Name, Name]:
+    """Return the partitioned table of every partition that holds rows, the topmost one."""
+    rows = connection.execute(
+        """
+        SELECT n.nspname, c.relname, m.nspname, r.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_class r ON r.oid = pg_partition_root(c.oid) JOIN pg_namespace m ON m.oid = r.relnamespace
+        WHERE c.relispartition AND c.relkind = 'r'
+        """
+    )
+    return {(schema, leaf): (of, root) for schema, leaf, of, root in rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """A partition that was made since a restore point. home: the partitioned table that its rows go into in the clone,
+    by the oid and the column numbers of the partition."""
+
+    leaf: Table
+    home: Table
+
+
+def later_partitions(source: Connection, clone: Connection, then: Collection[Table]) -> tuple[Later, ...]:
+    """Return the partitions made since of tables that the clone has. then: the tables of the restore point.
+
+    Which table that is in the clone, and how its columns were called, a partition tells that is in both; where none is,
+    the names must be the same.
+    """
+    was = {table.oid: table for table in then}
+    now, homes = tables(source), {table.called: table for table in tables(clone, kind="p")}
+    roots_now, roots_then = roots(source), roots(clone)
+    both = [table for table in now if table.oid in was and was[table.oid].called in roots_then]
+    found: list[Later] = []
+    for leaf in now:
+        root = roots_now.get(leaf.called)
+        if leaf.oid in was or root is None:
+            continue
+        beside = next((table for table in both if roots_now.get(table.called) == root), None)
+        home = homes.get(roots_then[was[beside.oid].called] if beside else root)
+        if home is None:
+            continue
+        called = {name: name for name in home.columns.values()}
+        if beside:
+            called = {name: was[beside.oid].columns.get(number, "") for number, name in beside.columns.items()}
+        types = {name: home.types[number] for number, name in home.columns.items()}
+        columns = {number: called[name] for number, name in leaf.columns.items() if called.get(name) in types}
+        numbers = {name: number for number, name in columns.items()}
+        key = tuple(numbers[name] for name in home.named(home.key) if name in numbers)
+        home = Table(
+            oid=leaf.oid,
+            schema=home.schema,
+            name=home.name,
+            columns=columns,
+            types={number: types[name] for number, name in columns.items()},
+            key=key if len(key) == len(home.key) else (),
+        )
+        found.append(Later(leaf=leaf, home=home))
+    return tuple(found)
+
+
+def came_and_went(source: Connection, clone: Connection, then: Collection[Table]) -> Iterator[str]:
+    """Say what became of tables since a restore point that a replay into its clone does not follow."""
+    now, roots_now, roots_then = {table.oid: table for table in tables(source)}, roots(source), roots(clone)
+    later = {partition.leaf.oid: partition.home for partition in later_partitions(source, clone, then)}
+    known = {table.oid for table in then}
+    for oid, table in now.items():
+        if home := later.get(oid):
+            yield f"{table.label} is a partition of {home.label} since: its rows go back in their last state"
+        elif oid not in known:
+            yield f"{table.label} came since the restore point: its rows are in the database that is kept"
+    for table in then:
+        was, is_now = roots_then.get(table.called), now.get(table.oid)
+        if is_now is None:
+            yield f"{table.label} was dropped since, and is there again"
+        elif was and is_now.called not in roots_now:
+            yield f"{table.label} was taken out of {_label(was)} since: its rows are in {_label(was)} again"
+        elif not was and (root := roots_now.get(is_now.called)):
+            yield f"{table.label} became a partition of {_label(root)} since: its rows are in {table.label} alone"
+
+
+def _label(called: Name) -> str:
+    schema, name = called
+    return name if schema == "public" else f"{schema}.{name}"
 
 
 def generated(connection: Connection) -> set[tuple[str, str, str]]:

@@ -89,7 +89,7 @@ FROM (
 """
 _DIGITS: Final = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
-_CASCADING: Final[LiteralString] = """
+CASCADING: Final[LiteralString] = """
 SELECT n.nspname, r.relname, quote_ident(m.nspname) || '.' || quote_ident(s.relname),
     ARRAY(SELECT ARRAY[p.attname::text, quote_ident(k.attname)] FROM unnest(c.conkey, c.confkey) key (ours, theirs)
           JOIN pg_attribute k ON (k.attrelid, k.attnum) = (c.conrelid, key.ours)
@@ -256,7 +256,7 @@ class Merge:
         }
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
-        for schema, table, child, columns in clone.execute(_CASCADING):
+        for schema, table, child, columns in clone.execute(CASCADING):
             self._cascading.setdefault((schema, table), []).append((child, columns))
         self._type_of = _Types(source)
         self._known: dict[int, tuple[Relation, _Columns]] = {}

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, LiteralString
@@ -27,7 +29,16 @@ from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, defined_by, written
 from lastgood.targets.postgres.noted import Known
-from lastgood.targets.postgres.pgoutput import Change, Decoder, RowChange, Transaction, Truncation, Unsent, Value
+from lastgood.targets.postgres.pgoutput import (
+    Change,
+    Decoder,
+    Relation,
+    RowChange,
+    Transaction,
+    Truncation,
+    Unsent,
+    Value,
+)
 from lastgood.targets.postgres.server import hold, note_replayed
 
 SCHEMA: Final = "lastgood"
@@ -130,6 +141,7 @@ class Replay:
     invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
     database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
+    migrated: the position behind which every migration is over; a migration that changed no row is in no slot.
     """
 
     def __init__(
@@ -144,6 +156,7 @@ class Replay:
         merging: Mapping[str, Merging],
         rewritten: Mapping[int, Collection[int]],
         narrow: bool = False,
+        migrated: int | None = None,
     ) -> None:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
         hold(clone, clone.info.dbname)
@@ -154,8 +167,10 @@ class Replay:
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         self._shown, self._to_show, self._taken = 0, list[tuple[int, int, Jsonb]](), (0, 0)
         source.execute("SET idle_in_transaction_session_timeout = 0")
-        self._merge = Merge(source, clone, then=kept.tables, now=catalog.tables(source), merging=merging)
-        self._merge.migrated = self._progress.migrated
+        self._later, self._held = _uncaptured(source, clone, kept), held
+        then = (*kept.tables, *(later.home for later in self._later))
+        self._merge = Merge(source, clone, then=then, now=catalog.tables(source), merging=merging)
+        self._merge.migrated, self._migrated = self._progress.migrated, migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
         self._migration, self._doubts = {int(xid) for xid in migration.xids}, migration.doubts
         defined = defined_by(source, self._migration)
@@ -191,9 +206,78 @@ class Replay:
 
         try:
             self._round(_position(self._source), enough, changes_at_once=None)
+            self.carry_partitions("", go_on=enough)
         except _Enough:
             whole = False
         return self.finish(into), whole
+
+    def carry_partitions(self, replay: str, *, go_on: Callable[[int], None]) -> None:
+        """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
+        one transaction wrote last. Asked when all else is replayed. Safe to repeat. go_on: as of `go_on`.
+
+        Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
+        """
+        if not self._later:
+            return
+        with self._clone.transaction():
+            row = self._clone.execute("SELECT to_regclass('lastgood.partitions')").fetchone()
+            if row != (None,) and self._clone.execute("SELECT replay FROM lastgood.partitions").fetchone() == (replay,):
+                return
+            if row != (None,) or self._held:
+                names = ", ".join(later.leaf.label for later in self._later)
+                raise Refused(
+                    f"{self._clone.info.dbname} holds rows of {names} that another replay carried, and is no restore "
+                    "point any more",
+                    hint="lastgood restore-points list",
+                )
+            self._clone.execute("CREATE TABLE lastgood.partitions AS SELECT %s::text AS replay", [replay])
+            commit, batch = self._progress.commit, list[Transaction]()
+            for transaction in self._last_states():
+                batch.append(transaction)
+                if len(batch) >= self._at_once:
+                    self._carry(batch)
+                    batch = []
+                    go_on(self._progress.total)
+            if batch:
+                self._carry(batch)
+            self._progress = replace(self._progress, commit=commit)  # these have no place in the log
+            self._clone.execute("UPDATE lastgood.progress SET commit = %s", [commit])
+
+    def _last_states(self) -> Iterator[Transaction]:
+        number = 0
+        for later in self._later:
+            leaf = later.leaf
+            columns = sorted(leaf.columns)
+            types = self._source.execute(
+                "SELECT atttypid::int8, atttypmod FROM pg_attribute WHERE attrelid = %s AND attnum = ANY(%s) "
+                "ORDER BY attnum",
+                [leaf.oid, columns],
+            ).fetchall()
+            relation = Relation(
+                oid=leaf.oid,
+                schema=leaf.schema,
+                name=leaf.name,
+                whole=True,
+                columns=leaf.named(tuple(columns)),
+                types=tuple((int(oid), modifier) for oid, modifier in types),
+            )
+            values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
+            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} WHERE xmin::text <> ALL({}) ORDER BY 1").format(
+                values, leaf.identifier, sql.Literal([str(xid) for xid in self._migration])
+            )
+            with self._source.transaction(), self._source.cursor("lastgood_rows") as rows:
+                rows.itersize = FETCHED
+                rows.execute(asked)
+                for xid, of_xid in groupby(rows, key=itemgetter(0)):
+                    number += 1
+                    told = list(of_xid)
+                    yield Transaction(
+                        xid=int(xid),
+                        commit=-number,
+                        end=0,
+                        committed_at=told[0][1],
+                        changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
+                    )
 
     def refresh_views(self) -> tuple[str, ...]:
         """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
@@ -311,6 +395,8 @@ class Replay:
                     self._merge.migrated = True
                     carried.append(_Carried(transaction=transaction, said=None, skipped=True))
                     continue
+                if self._migrated is not None and transaction.commit > self._migrated:
+                    self._merge.migrated = True
                 try:
                     said = self._merge.said(transaction)
                 except Misfit as misfit:
@@ -438,6 +524,12 @@ def _position(source: Connection) -> str:
     return str(row[0]) if row else ""
 
 
+def read_lsn(text: str) -> int:
+    """Read a position that Postgres wrote."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
 def lsn(number: int) -> str:
     """Write a position as Postgres does."""
     return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"
@@ -497,7 +589,9 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
 
     def waiting() -> Iterator[object]:
         nonlocal quarantined
-        for commit, xid, at, reason, changes in clone.execute("SELECT * FROM lastgood.quarantine ORDER BY commit"):
+        for commit, xid, at, reason, changes in clone.execute(
+            "SELECT * FROM lastgood.quarantine ORDER BY commit < 0, abs(commit)"
+        ):
             quarantined += 1
             lost.update(change["table"] for change in changes)
             yield {**_named(commit, xid, at), "reason": reason, "changes": changes}
@@ -512,8 +606,7 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
     def without_place() -> Iterator[object]:
         for commit, at, table, key, row in clone.execute("SELECT * FROM lastgood.left_out ORDER BY commit"):
             left[table] += 1
-            told = {"commit_lsn": lsn(commit), "committed_at": at.isoformat(), "table": table}
-            yield {**told, "key": key, "values": row}
+            yield {**_when(commit, at), "table": table, "key": key, "values": row}
 
     shelf.write_lines(into / QUARANTINE, waiting())
     shelf.write_lines(into / LEFT_OUT, without_place())
@@ -529,21 +622,30 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
         carried=tuple(clone.execute("SELECT name, rows FROM lastgood.carried ORDER BY name")),
         losses=tuple(Loss(table=t, rows=n, file=str(into / QUARANTINE)) for t, n in lost.most_common()),
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
-        notes=tuple(tables_of_the_migration(source, kept)),
+        notes=tuple(catalog.came_and_went(source, clone, kept.tables)),
     )
 
 
-def tables_of_the_migration(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
-    """Tables for whose rows the old schema has no place."""
-    then = {table.oid for table in kept.tables}
-    for table in catalog.tables(source):
-        if table.oid not in then:
-            yield f"{table.label} is a table of the migration's: its rows are in the database that is kept"
+def _uncaptured(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> tuple[catalog.Later, ...]:
+    """The partitions made since whose changes are not in the slot."""
+    published = {oid for (oid,) in source.execute(
+        "SELECT r.prrelid::int8 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
+        "WHERE p.pubname = %s", [kept.slot]
+    )}  # fmt: skip
+    later = catalog.later_partitions(source, clone, kept.tables)
+    return tuple(partition for partition in later if partition.leaf.oid not in published)
 
 
 def _named(commit: int, xid: int, at: datetime) -> dict[str, object]:
-    """What a transaction is called in the files."""
-    return {"id": f"{xid}-{lsn(commit)}", "xid": xid, "commit_lsn": lsn(commit), "committed_at": at.isoformat()}
+    """What a transaction is called in the files, or what was read as it was last: of that nobody knows when."""
+    if commit <= 0:
+        return {"id": f"{xid}-{-commit}", "xid": xid, **_when(commit, at)}
+    return {"id": f"{xid}-{lsn(commit)}", "xid": xid, **_when(commit, at)}
+
+
+def _when(commit: int, at: datetime) -> dict[str, str | None]:
+    known = commit > 0
+    return {"commit_lsn": lsn(commit) if known else None, "committed_at": at.isoformat() if known else None}
 
 
 def _told(change: Change) -> Iterator[dict[str, object]]:

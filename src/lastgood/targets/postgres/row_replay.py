@@ -3,7 +3,8 @@
 What can be told from rows alone is told, and no more: which rows differ, not in which order and by which transactions
 they came to. A row that only the migration wrote stays as it was. Where the application wrote to a row too, a column
 that the migration rewrote elsewhere in that table may hold its work or the application's: such a value waits in
-quarantine, and the rest of the row is carried.
+quarantine, and the rest of the row is carried. A row that was gone when the migration was over may have been deleted by
+it: its deletion waits as well.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from psycopg import sql
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import catalog, shelf
-from lastgood.targets.postgres.broken import keys_that_break
-from lastgood.targets.postgres.catalog import Table
+from lastgood.targets.postgres.broken import broken_keys, keys_that_break
+from lastgood.targets.postgres.catalog import Name, Table
 from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.merge import CASCADING, NUMBERS, written
 from lastgood.targets.postgres.replay import (
     APPLY,
     LEFT_OUT,
@@ -33,25 +35,30 @@ from lastgood.targets.postgres.replay import (
     REFUSE,
     SCHEMA,
     disable_triggers,
-    tables_of_the_migration,
 )
 from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison
 
 AT_ONCE: Final = 500
 SAMPLE: Final = 200
 """Rows of a table that are compared to see what the migration made of its columns."""
+MOST_NOTED: Final = 10_000
+"""Keys of a table that are noted when a migration is over; of one that lost more, no deletion is carried."""
 ROUNDS: Final = 10
 """How often rows that break an invariant are taken out, and the rest is carried anew."""
 _WAITS_FOR_ANOTHER: Final = ("(23503)", "(23505)")
 """A row that it refers to, or that has its key, may still come or go."""
+_WHO_DELETED: Final = "whether the migration deleted it or the application cannot be told"
 _MARK: Final = "CREATE TABLE lastgood.carried_rows (replay text NOT NULL, replayed json NOT NULL)"
 
 Row = dict[str, Any]
+_TakenAlong = dict[Name, list[tuple[str, list[list[str]]]]]
+"""By table: the tables whose rows go when one here is deleted, and by which columns (its, theirs)."""
 
 
 @dataclass(slots=True)
 class _Written:
-    """A row that is not as it was. values: what is carried, by the old schema's names; key: where it is found."""
+    """A row that is not as it was. values: what is carried, by the old schema's names; key: where it is found.
+    table: that it stands in, by default what that was called."""
 
     then: Table
     kind: str
@@ -59,12 +66,25 @@ class _Written:
     values: Row
     old: Row | None
     reason: str = ""
+    table: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.table or self.then.label
+
+    def values_at(self, place: tuple[str, str, str] | None, roots: Mapping[Name, Name]) -> Collection[object]:
+        """Return its value of the column that a place names, those of its key where no place is known."""
+        if place is None:
+            return self.key.values()
+        *table, column = place
+        ours, row = self.then.called, (self.old or {}) | self.key | self.values
+        return [row[column]] if tuple(table) in (ours, roots.get(ours)) and column in row else []
 
     def told(self) -> Row:
         shown = {"old": self.old, "new": None if self.kind == DELETED else self.values}
-        change = {"table": self.then.label, "kind": self.kind, "key": self.key, **shown}
+        change = {"table": self.label, "kind": self.kind, "key": self.key, **shown}
         return {
-            "id": f"{self.then.label}:{'-'.join(str(v) for v in self.key.values()) or 'row'}",
+            "id": f"{self.label}:{'-'.join(str(v) for v in self.key.values()) or 'row'}",
             "xid": None,
             "commit_lsn": None,
             "committed_at": None,
@@ -115,6 +135,35 @@ def rewritten_columns(
     return found
 
 
+def other_keys(
+    live: Connection, clone: Connection, kept: shelf.KeptPoint, *, migration: tuple[str, ...]
+) -> dict[int, shelf.OtherKeys]:
+    """Return the keys by table that are not the clone's, at most MOST_NOTED of each kind. Nothing where none is gone.
+
+    Asked right after the migration: later, nothing tells its deletions from the application's.
+    """
+    found: dict[int, shelf.OtherKeys] = {}
+    rows_then, then = dict(kept.point.rows), {table.oid: table for table in kept.tables}
+    with live.transaction():
+        live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        comparison = Comparison(live, clone, since=kept.point.snapshot, migration=migration)
+        for now in catalog.tables(live):
+            if (was := then.get(now.oid)) is None:
+                continue
+            rows, keys = comparison.other_keys(now, was, rows_then=rows_then.get(was.label, 0), most=MOST_NOTED)
+            if rows or keys:
+                gone = tuple(_key_text(json_row(text)[name] for name in was.named(was.key)) for text in rows)
+                made = tuple(_key_text(json.loads(text, parse_float=Decimal)) for text in keys)
+                whole = max(len(gone), len(made)) <= MOST_NOTED
+                found[was.oid] = shelf.OtherKeys(gone=gone[:MOST_NOTED], made=made[:MOST_NOTED], whole=whole)
+    return found if any(others.gone for others in found.values()) else {}
+
+
+def _key_text(values: Iterable[object]) -> str:
+    """The same for a number and for the text that the migration made of it."""
+    return json.dumps([value if isinstance(value, str) else shelf.json_text(value) for value in values])
+
+
 def carried(clone: Connection, replay: str) -> Replayed | None:
     """Return what became of the rows that this replay carried into the clone; None when none were carried.
 
@@ -143,17 +192,18 @@ def carry(
     replay: str,
     invariants: Mapping[str, str],
     rewritten: Mapping[int, Collection[int]],
+    migrations: Collection[shelf.KeptMigration],
     go_on: Callable[[], None],
 ) -> Replayed:
     """Carry what `comparison` finds into the clone, all in one transaction of it. Both databases must be quiet.
 
-    rewritten: columns by table that the migration is known to have rewritten. Files in `into` hold what does not fit,
-    written before that transaction ends. go_on: raises when there is no time
-    left. Raises Refused when the rows break an invariant and nobody can tell which of them does.
+    rewritten: columns by table that the migration is known to have rewritten. migrations: what was noted of each since,
+    none where nothing was. Files in `into` hold what does not fit, written before that transaction ends. go_on: raises
+    when there is no time left. Raises Refused when the rows break an invariant and nobody can tell which of them does.
     """
-    found = _find(comparison, source, kept, rewritten=rewritten, go_on=go_on)
+    found = _find(comparison, source, clone, kept, rewritten=rewritten, migrations=migrations, go_on=go_on)
     taken_out: list[_Written] = []
-    made = catalog.generated(clone)
+    made, taken_along = catalog.generated(clone), _taken_along(clone)
     for row in found.rows:
         row.values = {n: value for n, value in row.values.items() if (row.then.schema, row.then.name, n) not in made}
     with clone.transaction():
@@ -162,7 +212,7 @@ def carry(
         for _ in range(ROUNDS):
             go_on()
             with clone.transaction() as attempt:
-                refused = _put(clone, found.rows, go_on=go_on)
+                refused = _put(clone, found.rows, taken_along, go_on=go_on)
                 breaking = list(_breaking(clone, found.rows, invariants, before))
                 if breaking:
                     raise psycopg.Rollback(attempt)
@@ -172,7 +222,7 @@ def carry(
             found.rows = [row for row in found.rows if row not in breaking]
         else:
             raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
-        replayed = _write_down(found, [*taken_out, *refused], source, kept, into)
+        replayed = _write_down(found, [*taken_out, *refused], source, clone, kept, into)
         stale = catalog.to_refresh(view.as_string(clone) for view in catalog.materialized_views(clone))
         replayed = replace(replayed, notes=(*replayed.notes, *stale))
         clone.execute(
@@ -197,12 +247,14 @@ def _prepare(clone: Connection) -> None:
 def _find(
     comparison: Comparison,
     source: Connection,
+    clone: Connection,
     kept: shelf.KeptPoint,
     *,
     rewritten: Mapping[int, Collection[int]],
+    migrations: Collection[shelf.KeptMigration],
     go_on: Callable[[], None],
 ) -> _Found:
-    found, then = _Found(), {table.oid: table for table in kept.tables}
+    found, then, whose = _Found(), {table.oid: table for table in kept.tables}, _Whose(migrations)
     rows_then = dict(kept.point.rows)
     for now in catalog.tables(source):
         go_on()
@@ -217,13 +269,45 @@ def _find(
                 doubtful |= differing(now, was, json_row(change.row), json_row(change.before))
                 continue
             written += change.kind == WRITTEN
-            ours.append(_of(now, was, change, found))
+            row = _of(now, was, change, found)
+            if reason := whose.doubt(row, by_migration=change.by_migration):
+                found.doubtful.append(replace(row, reason=reason))
+            else:
+                ours.append(row)
         if written:
             _judge_keyless(ours, source, was, now, rows_then=rows_then.get(was.label, 0))
         for row in ours:
             _set_doubtful_apart(row, doubtful, found)
         found.rows += [row for row in ours if row.values or row.kind == DELETED]
+    for later in catalog.later_partitions(source, clone, kept.tables):
+        go_on()
+        for change in comparison.changes(later.leaf, None, rows_then=0):
+            found.rows.append(replace(_of(later.leaf, later.home, change, found), table=later.leaf.label))
     return found
+
+
+class _Whose:
+    """What can be told of keys that came or went. noted: of each migration since, empty where nothing was."""
+
+    def __init__(self, noted: Collection[shelf.KeptMigration]) -> None:
+        self._seen = bool(noted) and all(migration.ended for migration in noted)
+        keys = [(table, keys) for migration in noted for table, keys in migration.keys.items()]
+        self._gone = {(table, key) for table, found in keys for key in found.gone}
+        self._made = {(table, key) for table, found in keys for key in found.made}
+        self._more = {table for table, found in keys if not found.whole}
+
+    def doubt(self, row: _Written, *, by_migration: bool) -> str:
+        """Say why this may be the migration's own work; empty where it is not."""
+        table, key, label = row.then.oid, _key_text(row.key.values()), row.then.label
+        if row.kind == DELETED:
+            if not self._seen:
+                return f"nobody saw the migration end: {_WHO_DELETED}"
+            if table in self._more:
+                return f"more rows of {label} were gone when the migration was over than are noted: {_WHO_DELETED}"
+            return f"it was gone when the migration was over: {_WHO_DELETED}" if (table, key) in self._gone else ""
+        if row.kind == INSERTED and (by_migration or (table, key) in self._made) and (self._gone or not self._seen):
+            return "the migration wrote it, and may have moved it here from a row that is there again"
+        return ""
 
 
 def _of(now: Table, was: Table, change: Change, found: _Found) -> _Written:
@@ -234,7 +318,8 @@ def _of(now: Table, was: Table, change: Change, found: _Found) -> _Written:
     values = {name: row[now.columns[number]] for number, name in was.columns.items() if number in now.columns}
     before = json_row(change.before) if change.before else None
     if before is not None:
-        values = {name: value for name, value in values.items() if not _same(value, before.get(name))}
+        different = differing(now, was, row, before)
+        values = {name: value for name, value in values.items() if name in different}
     key = {was.columns[n]: row[now.columns[n]] for n in was.key if n in now.columns}
     new = {name: row[name] for n, name in now.columns.items() if n not in was.columns and row[name] is not None}
     if new:
@@ -253,17 +338,22 @@ def differing(now: Table, was: Table, row: Row, before: Row) -> set[str]:
     return {
         name
         for number, name in was.columns.items()
-        if number in now.columns and not _same(row[now.columns[number]], before.get(name))
+        if number in now.columns
+        and not _same(row[now.columns[number]], before.get(name), types=(now.types[number], was.types[number]))
     }
 
 
-def _same(one: object, other: object) -> bool:
-    """Equal, also where the migration gave the column a type that is written another way."""
-    if one == other or str(one) == str(other):
-        return True
-    with suppress(InvalidOperation, TypeError):
-        return one is not None and other is not None and Decimal(str(one)) == Decimal(str(other))
-    return False
+def _same(one: object, other: object, *, types: tuple[str, str]) -> bool:
+    """Equal, also where the migration gave the column a type that is written another way. Of one type, whatever is
+    written alike: `true` is not 1 within a document, and 007 is not 7 but in a number."""
+    if one is None or other is None:
+        return one is other
+    if all(kind.startswith(NUMBERS) and not kind.endswith("]") for kind in types):
+        with suppress(InvalidOperation):
+            return Decimal(str(one)) == Decimal(str(other))
+    if types[0] == types[1]:
+        return shelf.json_text(one) == shelf.json_text(other)
+    return _key_text([one]) == _key_text([other])
 
 
 def _judge_keyless(ours: Sequence[_Written], source: Connection, was: Table, now: Table, *, rows_then: int) -> None:
@@ -288,7 +378,16 @@ def _set_doubtful_apart(row: _Written, rewritten: set[str], found: _Found) -> No
 # --- into the clone --------------------------------------------------------------------------------------------------
 
 
-def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], None]) -> list[_Written]:
+def _taken_along(clone: Connection) -> _TakenAlong:
+    found: defaultdict[Name, list[tuple[str, list[list[str]]]]] = defaultdict(list)
+    for schema, table, child, columns in clone.execute(CASCADING):
+        found[schema, table].append((child, columns))
+    return found | {leaf: found[root] for leaf, root in catalog.roots(clone).items() if root in found}
+
+
+def _put(
+    clone: Connection, rows: Iterable[_Written], taken_along: _TakenAlong, *, go_on: Callable[[], None]
+) -> list[_Written]:
     """Put the rows into the clone; return those that do not fit, with the reason. What waits for another row is tried
     again as long as any comes through."""
     refused = [row for row in rows if row.reason]
@@ -297,12 +396,15 @@ def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], Non
         waiting: list[_Written] = []
         for at in range(0, len(left), AT_ONCE):
             go_on()
-            for row, answer in _answers(clone, left[at : at + AT_ONCE]):
+            for row, answer in _answers(clone, left[at : at + AT_ONCE], taken_along):
+                row.reason = answer
                 if answer.endswith(_WAITS_FOR_ANOTHER):
+                    waiting.append(row)
+                elif answer and row.kind == DELETED and row.then.called in taken_along:
+                    row.reason = "rows that stay would be taken along by its deletion"
                     waiting.append(row)
                 elif answer:
                     refused.append(row)
-                row.reason = answer
         if len(waiting) == len(left):
             return [*refused, *waiting]
         for row in waiting:
@@ -311,21 +413,31 @@ def _put(clone: Connection, rows: Iterable[_Written], *, go_on: Callable[[], Non
     return refused
 
 
-def _answers(clone: Connection, rows: Sequence[_Written]) -> Iterator[tuple[_Written, str]]:
+def _answers(clone: Connection, rows: Sequence[_Written], taken_along: _TakenAlong) -> Iterator[tuple[_Written, str]]:
     with clone.pipeline():
-        asked = [
-            (row, clone.execute("SELECT lastgood.apply(%s)", [[_statement(row).as_string(clone)]])) for row in rows
-        ]
+        said = ((row, _statement(row, taken_along).as_string(clone)) for row in rows)
+        asked = [(row, clone.execute("SELECT lastgood.apply(%s)", [[statement]])) for row, statement in said]
     for row, answer in asked:
-        said = answer.fetchone()
-        yield row, str(said[0]) if said and said[0] else ""
+        told = answer.fetchone()
+        yield row, str(told[0]) if told and told[0] else ""
 
 
-def _statement(row: _Written) -> sql.Composed:
+def _statement(row: _Written, taken_along: _TakenAlong) -> sql.Composed:
     table, columns = row.then.identifier, sql.SQL(", ").join(map(sql.Identifier, row.values))
     key = _at(row.then, row.key)
     if row.kind == DELETED:
-        return sql.SQL("DELETE FROM ONLY {} WHERE {}").format(table, key)
+        alone = [
+            sql.SQL(
+                " AND NOT EXISTS (SELECT FROM {} c WHERE ({}) = (p.{}) "
+                "AND (c.tableoid, c.ctid) <> (p.tableoid, p.ctid))"
+            ).format(
+                written(child),
+                sql.SQL(", ").join(sql.SQL("c.") + written(own) for _, own in columns),
+                sql.SQL(", p.").join(sql.Identifier(theirs) for theirs, _ in columns),
+            )
+            for child, columns in taken_along.get(row.then.called, ())
+        ]
+        return sql.SQL("DELETE FROM ONLY {} p WHERE {}{}").format(table, key, sql.Composed(alone))
     values = sql.SQL("SELECT {} FROM {}").format(columns, _record(row.then, row.values))
     if row.kind in (INSERTED, WRITTEN):
         return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {}").format(table, columns, values)
@@ -346,34 +458,36 @@ def _record(then: Table, values: Row) -> sql.Composed:
 def _breaking(
     clone: Connection, rows: Iterable[_Written], invariants: Mapping[str, str], before: Mapping[str, frozenset[str]]
 ) -> Iterator[_Written]:
-    """Yield the rows that break what held before. Raises Refused when the key that a broken invariant names is none
-    of a row that was carried."""
-    by_key: defaultdict[str, list[_Written]] = defaultdict(list)
-    for row in rows:
-        if not row.reason:
-            for value in row.key.values():
-                by_key[str(value)].append(row)
-    seen: set[int] = set()
+    """Yield the rows that break what held before: those of the table whose value the key is; where it is computed,
+    each that has that key. Raises Refused when the key that a broken invariant names is none of a row that was
+    carried."""
+    ours, roots, seen = [row for row in rows if not row.reason], catalog.roots(clone), set[int]()
     for name, statement in invariants.items():
-        for key in set(keys_that_break(clone, statement)) - before[name]:
-            if not by_key[key]:
+        broken, by_key = broken_keys(clone, statement), defaultdict[str, list[_Written]](list)
+        for row in ours if set(broken.keys) - before[name] else ():
+            for value in row.values_at(broken.place, roots):
+                by_key[str(value)].append(row)
+        for key in set(broken.keys) - before[name]:
+            if not (found := by_key[key]):
                 raise Refused(f"{name} breaks for {key}, which no row written since has as its key")
-            for row in by_key[key]:
+            sure = len({row.then.oid for row in found}) == 1
+            doubt = f"the invariant {name} breaks for {key}, and of which table that key is cannot be told"
+            for row in found:
                 if id(row) not in seen:
                     seen.add(id(row))
-                    row.reason = f"it breaks the invariant {name}: {key}"
+                    row.reason = f"it breaks the invariant {name}: {key}" if sure else doubt
                     yield row
 
 
 def _write_down(
-    found: _Found, refused: Sequence[_Written], source: Connection, kept: shelf.KeptPoint, into: Path
+    found: _Found, refused: Sequence[_Written], source: Connection, clone: Connection, kept: shelf.KeptPoint, into: Path
 ) -> Replayed:
     shelf.folder(into)
     waiting = [*refused, *found.doubtful]
     shelf.write_lines(into / QUARANTINE, (row.told() for row in waiting))
     shelf.write_lines(into / LEFT_OUT, found.left_out)
     carried_rows = Counter(row.then.label for row in found.rows if not row.reason)
-    lost = Counter(row.then.label for row in waiting)
+    lost = Counter(row.label for row in waiting)
     left = Counter(line["table"] for line in found.left_out)
     return Replayed(
         units="rows",
@@ -385,6 +499,14 @@ def _write_down(
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
         notes=(
             "only the last state of each row was carried: no capture kept the transactions",
-            *tables_of_the_migration(source, kept),
+            *_undeletable(source, kept),
+            *catalog.came_and_went(source, clone, kept.tables),
         ),
     )
+
+
+def _undeletable(source: Connection, kept: shelf.KeptPoint) -> Iterator[str]:
+    now = {table.oid: table.columns for table in catalog.tables(source)}
+    for was in kept.tables:
+        if was.oid in now and not (was.key and all(number in now[was.oid] for number in was.key)):
+            yield f"{was.label} has no key, or not the one it had: deletions cannot be told, and none was carried"

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Final, TypeVar, cast
@@ -80,6 +80,26 @@ class CaughtUp:
     stale: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherKeys:
+    """How the keys of a table differed from the clone's when a migration was over. gone, made: keys that were not there
+    any more, and new ones of rows that the migration wrote, each as `row_replay` writes it. whole: these are all."""
+
+    gone: tuple[str, ...]
+    made: tuple[str, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptMigration:
+    """What was seen around the command of a migration. began, ended: positions of the log before and after it; ended:
+    empty as long as nobody saw it end. keys: by the oid of each table of which keys are gone."""
+
+    began: str
+    ended: str = ""
+    keys: dict[int, OtherKeys] = field(default_factory=dict[int, OtherKeys])
+
+
 KEPT_POINT: Final = TypeAdapter(KeptPoint)
 KEPT_DUMP: Final = TypeAdapter(KeptDump)
 KEPT_EXPORT: Final = TypeAdapter(KeptExport)
@@ -88,6 +108,7 @@ KEPT_IDENTITIES: Final = TypeAdapter(dict[int, str])
 """Replica identity of each table before a capture, as it is written in ALTER TABLE, by the table's oid."""
 KEPT_REWRITTEN: Final = TypeAdapter(dict[int, tuple[int, ...]])
 """Columns by table that a migration rewrote."""
+KEPT_MIGRATION: Final = TypeAdapter(KeptMigration)
 KEPT_REPLAY: Final = TypeAdapter(Replayed)
 KEPT_REHEARSAL: Final = TypeAdapter(Rehearsed)
 KEPT_ASIDE: Final = TypeAdapter(tuple[Loss, ...])

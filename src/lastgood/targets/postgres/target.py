@@ -133,7 +133,7 @@ class PostgresTarget:
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
         self._captures = Captures(self._server, self._points / points.CAPTURES)
         self._migrations = Migrations(self._points)
-        self._migrated = state / "migrated"
+        self._migrated, self._ended = state / "migrated", state / "migrations"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
@@ -246,6 +246,7 @@ class PostgresTarget:
         at = self._workdir(action.release)
         if missing := set(action.migrations) - set(histories.shipped(config, at)):
             raise Refused(f"{action.release} does not ship {', '.join(sorted(missing))}", hint="lastgood releases")
+        began = self._note_end()
         kept = points.newest(self._points, self._server.live)
         if kept is not None:
             with self._server.connect() as live:
@@ -259,6 +260,7 @@ class PostgresTarget:
         self._captures.extend()
         if kept is not None:
             self._note_rewritten(kept)
+        self._note_end(since=began)
 
     def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
@@ -313,6 +315,35 @@ class PostgresTarget:
             migration = self._migrations.since(live, kept).xids
             rewritten = row_replay.rewritten_columns(live, clone, kept, migration=migration)
         shelf.write(shelf.folder(self._migrated) / f"{kept.point.id}.json", shelf.KEPT_REWRITTEN, rewritten)
+
+    def _note_end(self, *, since: str = "") -> str:
+        """Keep where the log was, and when it is over what a replay must know of keys; return the position. since: of
+        when it began, by default it begins now."""
+        if (kept := points.newest(self._points, self._server.live)) is None:
+            return ""
+        with self._server.connect() as live:
+            # the end of what is inserted: also who does not wait until his commit is on disk is before it
+            ((found,),) = live.execute("SELECT pg_current_wal_insert_lsn()::text")
+            position = str(found)
+            noted = shelf.KeptMigration(began=position)
+            if since:
+                with self._server.connect(kept.point.clone) as clone:
+                    keys = row_replay.other_keys(live, clone, kept, migration=self._migrations.since(live, kept).xids)
+                noted = shelf.KeptMigration(began=since, ended=position, keys=keys)
+        shelf.write(shelf.folder(self._ended) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
+        return position
+
+    def _noted_ends(self, kept: shelf.KeptPoint) -> tuple[shelf.KeptMigration, ...]:
+        """Return what was noted of each migration since a restore point, its own first; nothing where its own was not
+        brought by a step."""
+        since = [k for k in points.every(self._points) if k.point.database == kept.point.database]
+        later = sorted((k.point.taken_at, k.point.id) for k in since if k.point.taken_at > kept.point.taken_at)
+        paths = [self._ended / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
+        if not paths[0].exists():
+            return ()
+        return tuple(
+            shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT) for path in paths if path.exists()
+        )
 
     def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
         path = self._migrated / f"{kept.point.id}.json"
@@ -455,6 +486,7 @@ class PostgresTarget:
                 go_on,
             ):
                 replaying.go_on(go_on=go_on)
+                replaying.carry_partitions(action.replay, go_on=go_on)
                 replayed = replaying.finish(folder)
             replayed = replace(replayed, notes=(*replayed.notes, *catalog.to_refresh(before.stale)))
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
@@ -474,6 +506,7 @@ class PostgresTarget:
                 replay=action.replay,
                 invariants=self._invariants,
                 rewritten=self._rewritten_by_migration(kept),
+                migrations=self._noted_ends(kept),
                 go_on=go_on,
             )
             return replace(replayed, notes=(*replayed.notes, *self._migrations.since(replaced, kept).doubts))
@@ -501,22 +534,24 @@ class PostgresTarget:
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
             # of one that was cut off: once the slot is read nobody can tell
             self._migrations.end(source, kept, at_once=False)
-            migration = self._migrations.since(source, kept)
-            merging = self._config.merge
-            yield (
-                replay.Replay(
-                    source,
-                    clone,
-                    kept,
-                    migration=migration,
-                    held=held,
-                    invariants=self._invariants,
-                    merging=merging,
-                    rewritten=self._rewritten_since(kept),
-                    narrow=narrow,
-                ),
-                go_on,
-            )
+            yield self._replay_of(kept, source, clone, held=held, narrow=narrow), go_on
+
+    def _replay_of(
+        self, kept: shelf.KeptPoint, source: Connection, clone: Connection, *, held: int, narrow: bool = False
+    ) -> replay.Replay:
+        ended = [migration.ended for migration in self._noted_ends(kept)]
+        return replay.Replay(
+            source,
+            clone,
+            kept,
+            migration=self._migrations.since(source, kept),
+            migrated=max(map(replay.read_lsn, ended)) if ended and all(ended) else None,
+            held=held,
+            invariants=self._invariants,
+            merging=self._config.merge,
+            rewritten=self._rewritten_since(kept),
+            narrow=narrow,
+        )
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
@@ -652,16 +687,7 @@ class PostgresTarget:
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            replaying = replay.Replay(
-                source,
-                clone,
-                kept,
-                migration=self._migrations.since(source, kept),
-                held=held,
-                invariants=self._invariants,
-                merging=self._config.merge,
-                rewritten=self._rewritten_since(kept),
-            )
+            replaying = self._replay_of(kept, source, clone, held=held)
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)

@@ -35,6 +35,7 @@ _FULL_XID: Final[LiteralString] = """(
     ((c.next >> 32) - CASE WHEN {row}.xmin::text::bigint > (c.next & 4294967295) THEN 1 ELSE 0 END) << 32
 ) + {row}.xmin::text::bigint"""
 _NEXT: Final[LiteralString] = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next)"
+_ROW: Final = sql.SQL("row_to_json(t.*)::text")
 
 # Whatever defines a table, a type or a function is a row of these catalogs; whoever writes there may be a migration.
 # Not pg_class: an application that truncates a table writes there too.
@@ -55,11 +56,13 @@ _NOT_TEMPORARY: Final[Mapping[str, LiteralString]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One row that is not as it was. row: as JSON text now, or for a deleted one as it was; before: likewise."""
+    """One row that is not as it was. row: as JSON text now, or for a deleted one as it was; before: likewise.
+    by_migration: whether the migration was the last to write it."""
 
     kind: str
     row: str
     before: str | None = None
+    by_migration: bool = False
 
 
 def catalog_xids(connection: Connection, since: str) -> frozenset[int]:
@@ -132,10 +135,10 @@ class Comparison:
             return
         self._lend_touched(now, then)
         inserted = 0
-        for kind, row, before in self._clone.execute(
+        for kind, row, before, by_migration in self._clone.execute(
             sql.SQL(
                 "SELECT CASE WHEN c.ctid IS NULL THEN {} WHEN n.by_migration THEN {} ELSE {} END, n.row::text, "
-                "CASE WHEN c.ctid IS NOT NULL THEN row_to_json(c.*)::text END "
+                "CASE WHEN c.ctid IS NOT NULL THEN row_to_json(c.*)::text END, n.by_migration "
                 "FROM lastgood_now n {} WHERE c.ctid IS NULL OR {}"
             ).format(
                 sql.Literal(INSERTED),
@@ -146,9 +149,31 @@ class Comparison:
             )
         ):
             inserted += kind == INSERTED
-            yield Change(kind=kind, row=row, before=before)
+            yield Change(kind=kind, row=row, before=before, by_migration=by_migration)
         if self._gone(now, rows_then=rows_then, inserted=inserted):
             yield from self._deleted(now, then)
+
+    def other_keys(self, now: Table, then: Table, *, rows_then: int, most: int) -> tuple[list[str], list[str]]:
+        """Return the rows whose keys are gone, and the keys of rows that are new and that the migration wrote: as JSON
+        text, one more than `most` of each where there are more. Nothing of a table without a comparable key.
+
+        `live` must be in a transaction that sees one moment.
+        """
+        if not self._shared_key(now, then):
+            return [], []
+        keys = self._keys(now, then, of="t")
+        self._copy(self._touched(now, key=keys, told=sql.SQL("NULL")), self._lend_empty(now, then))
+        new = sql.SQL("FROM lastgood_now n {} WHERE c.ctid IS NULL").format(self._joined(now, then))
+        counted = self._clone.execute(sql.SQL("SELECT count(*) {}").format(new)).fetchone()
+        gone = self._gone(now, rows_then=rows_then, inserted=int(counted[0]) if counted else 0)
+        key = sql.SQL(", ").join(sql.Identifier("n", f"key{number}") for number in range(len(keys)))
+        made = self._clone.execute(
+            sql.SQL("SELECT json_build_array({})::text {} AND n.by_migration LIMIT {}").format(
+                key, new, sql.Literal(most + 1)
+            )
+        ).fetchall()
+        deleted = self._deleted(now, then, most=most + 1) if gone else ()
+        return [change.row for change in deleted], [text for (text,) in made]
 
     def large_objects_written(self) -> bool:
         """Whether large objects were made since: they stand in no table, and are not compared."""
@@ -164,15 +189,16 @@ class Comparison:
         ((_, rows_now),) = catalog.count_rows(self._live, (now,))
         return max(0, rows_then + inserted - rows_now)
 
-    def _deleted(self, now: Table, then: Table) -> Iterator[Change]:
-        """Rows of the clone whose key is not there any more."""
+    def _deleted(self, now: Table, then: Table, *, most: int | None = None) -> Iterator[Change]:
+        """Rows of the clone whose key is not there any more. most: by default all of them."""
         keys = self._keys(now, then, of="t")
         query = sql.SQL("SELECT {}, false, NULL FROM ONLY {} t").format(sql.SQL(", ").join(keys), now.identifier)
         self._copy(query, self._lend_empty(now, then))
         for (row,) in self._clone.execute(
             sql.SQL(
-                "SELECT row_to_json(c.*)::text FROM ONLY {} c WHERE NOT EXISTS (SELECT FROM lastgood_now n WHERE {})"
-            ).format(then.identifier, self._same_key(now, then))
+                "SELECT row_to_json(c.*)::text FROM ONLY {} c WHERE NOT EXISTS (SELECT FROM lastgood_now n WHERE {}) "
+                "LIMIT {}"
+            ).format(then.identifier, self._same_key(now, then), sql.Literal(most))
         ):
             yield Change(kind=DELETED, row=row)
 
@@ -211,14 +237,16 @@ class Comparison:
             sql.SQL(_FULL_XID.format(row="t")), sql.Literal(self._since)
         )
 
-    def _touched(self, now: Table, *, key: Sequence[sql.Composable] = (), rows: bool = False) -> sql.Composed:
-        """The rows written since: key, whether the migration wrote it, row.
+    def _touched(
+        self, now: Table, *, key: Sequence[sql.Composable] = (), rows: bool = False, told: sql.SQL = _ROW
+    ) -> sql.Composed:
+        """The rows written since: key, whether the migration wrote it, row or what is told in its place.
 
         Of a table without a comparable key and without `rows`, only those that the migration did not write.
         """
         by_migration = sql.SQL("t.xmin::text = ANY({})").format(sql.Literal(list(self._migration)))
         wanted: list[sql.Composable] = [*key, by_migration]
-        wanted += [sql.SQL("row_to_json(t.*)::text")] if rows or key else []
+        wanted += [told] if rows or key else []
         where = self._since_then()
         if not rows and not key:
             where = sql.SQL("{} AND NOT {}").format(where, by_migration)
