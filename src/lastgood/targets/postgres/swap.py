@@ -1,7 +1,7 @@
-"""Fence, lift, swap: renames of databases, each of which is found done or not done by looking at their names.
+"""Fence, lift, swap: renames of databases, each one transaction in the ledger's database with the row that tells of it.
 
-The rename is the fence: an application that connects as superuser passes CONNECTION LIMIT, but no name that is not
-there. The swap is one transaction in the ledger's database, with the row that makes it happen once.
+The rename is the fence: an application that connects as superuser passes CONNECTION LIMIT, but not a database that
+admits nobody. Between fence and swap an empty one has the live name, so that nobody can make another of that name.
 """
 
 from __future__ import annotations
@@ -12,43 +12,91 @@ from psycopg import sql
 
 from lastgood.core.errors import Refused
 from lastgood.core.plan import Fence, LiftFence, SwapDatabase
-from lastgood.targets.postgres import catalog, replay, restore_point, shelf
+from lastgood.targets.postgres import catalog, replay, restore_point, sessions, shelf
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.properties import make_alike
-from lastgood.targets.postgres.server import Server, admit, databases, has_swapped, hold, open_ledger, rename, shut
+from lastgood.targets.postgres.server import (
+    Server,
+    admit,
+    databases,
+    empty_name,
+    forget_kept,
+    give_way,
+    has_swapped,
+    hold,
+    note_kept,
+    open_ledger,
+    provide_empty,
+    rename,
+    shut,
+    was_replaced,
+)
 from lastgood.targets.postgres.writes import migration_xids
 
 
+def prepare(server: Server) -> None:
+    """Have ready what the fence needs, while everybody still works. Safe to repeat.
+
+    Raises Refused, naming them and what to type, where sessions of the live database are not ours to end.
+    """
+    with open_ledger(server) as ledger:
+        if server.live in databases(ledger):
+            provide_empty(ledger, server)
+            sessions.check_that_all_may_be_ended(ledger, server.live)
+
+
 def fence(server: Server, action: Fence) -> None:
-    """Rename the live database. Raises Refused when it is not there, Retryable when a session stays."""
-    with server.maintenance() as maintenance:
-        hold(maintenance, server.live)
-        known = databases(maintenance)
+    """Rename the live database, and give its name to an empty one that admits nobody, at once: who creates a database
+    that he does not find would take a name that is free. Raises Refused, nobody shut out, when it is not there or
+    sessions are not ours to end; Retryable when a session stays."""
+    with open_ledger(server) as ledger:
+        hold(ledger, server.live)
+        known = databases(ledger)
         if action.kept_as not in known:
             if server.live not in known:
                 raise Refused(f"neither {server.live} nor {action.kept_as} is there")
-            with shut(maintenance, server.live):
-                rename(maintenance, server.live, action.kept_as)
-        admit(maintenance, action.kept_as)
+            provide_empty(ledger, server)
+            with shut(ledger, server.live), ledger.transaction():
+                note_kept(ledger, server.live, action.kept_as)
+                rename(ledger, server.live, action.kept_as)
+                rename(ledger, empty_name(server.live), server.live)
+        admit(ledger, action.kept_as)
 
 
 def lift(server: Server, action: LiftFence) -> None:
-    """Give the live database its name back. Raises Refused when there is nothing to give back."""
-    with server.maintenance() as maintenance:
-        hold(maintenance, server.live)
-        known = databases(maintenance)
+    """Give the live database its name back. Raises Refused when there is nothing to give back, or another database has
+    the name."""
+    with open_ledger(server) as ledger:
+        hold(ledger, server.live)
+        known = databases(ledger)
         if server.live not in known:
             if action.kept_as not in known:
                 raise Refused(f"neither {server.live} nor {action.kept_as} is there")
             if action.go_on_from:
-                admit(maintenance, action.kept_as)  # an attempt that died may have shut it
+                admit(ledger, action.kept_as)  # an attempt that died may have shut it
                 with server.connect(action.go_on_from) as left, server.connect(action.kept_as) as back:
                     _carry_sequences_on(left, back, catalog.sequences(left))
-            with shut(maintenance, action.kept_as):
-                rename(maintenance, action.kept_as, server.live)
+            with shut(ledger, action.kept_as), ledger.transaction():
+                give_way(ledger, server.live)
+                rename(ledger, action.kept_as, server.live)
+                forget_kept(ledger, server.live, action.kept_as)
         elif action.kept_as in known:
-            raise Refused(f"both {server.live} and {action.kept_as} are there: the swap happened")
-        admit(maintenance, server.live)
+            if was_replaced(ledger, server.live, action.kept_as):
+                raise Refused(f"both {server.live} and {action.kept_as} are there: the swap happened")
+            raise _taken(server, action.kept_as)
+        admit(ledger, server.live)
+
+
+def _taken(server: Server, kept_as: str) -> Refused:
+    """The name has gone to a database that is neither the fenced one nor a clone that was swapped in."""
+    live, aside = server.live, f"{server.live}_made_meanwhile"
+    return Refused(
+        f"{live} is a database that somebody made while {kept_as}, the one of that name, was fenced; it is left alone",
+        hint=f'psql -d postgres: ALTER DATABASE "{live}" ALLOW_CONNECTIONS false; SELECT pg_terminate_backend(pid) '  # noqa: S608 # for a person to type
+        f"FROM pg_stat_activity WHERE datname = '{live}'; "
+        f'ALTER DATABASE "{live}" RENAME TO "{aside}"; ALTER DATABASE "{aside}" ALLOW_CONNECTIONS true; '
+        "then lastgood rollback",
+    )
 
 
 def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadline_s: float) -> None:
@@ -65,6 +113,8 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
         if action.clone in known:
             admit(ledger, action.clone)  # an attempt that died may have shut it
         if server.live in known:
+            if action.kept_as in known:
+                raise _taken(server, action.kept_as)
             raise Refused(f"{server.live} is in its place: the fence is not up")
         if action.kept_as not in known:
             raise Refused(f"{action.kept_as}, the database to be replaced, is not there")
@@ -86,6 +136,7 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
                 "INSERT INTO swaps (database, swap, restore_point, kept_as) VALUES (%s, %s, %s, %s)",
                 [server.live, action.swap, action.restore_point, action.kept_as],
             )
+            give_way(ledger, server.live)
             rename(ledger, action.clone, server.live)
             admit(ledger, server.live)
 

@@ -82,6 +82,7 @@ from lastgood.targets.postgres.server import (
     holders,
     identity,
     open_ledger,
+    provide_empty,
     replayed_upto,
     swaps,
 )
@@ -197,6 +198,8 @@ class PostgresTarget:
                         deadline_s=step.deadline_s,
                         clock=self._clock,
                     )
+                    with self._server.maintenance() as maintenance:
+                        provide_empty(maintenance, self._server)
                 case Migrate():
                     self._migrate(action, deadline_s=step.deadline_s)
                 case SaveDump():
@@ -350,6 +353,7 @@ class PostgresTarget:
         if not noted.exists():
             with self._server.maintenance() as maintenance:
                 shelf.write(noted, clients.CLIENTS, clients.of(maintenance, self._server.live))
+        swap.prepare(self._server)
         if self._pooler:
             with suppress(LastgoodError):
                 self._pooler.pause()
