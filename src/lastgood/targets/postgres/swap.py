@@ -7,6 +7,7 @@ admits nobody. Between fence and swap an empty one has the live name, so that no
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from psycopg import sql
 
@@ -127,7 +128,7 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
             if action.replay:
                 replay.clear(clone, ledger)
                 restore_point.schema_as_proved(clone, kept)
-            _carry_sequences_on(replaced, clone, kept.sequences)
+            _carry_sequences_on(replaced, clone, kept.sequences, kept.tables)
             # of an own dump nobody knows it, and so what the migration set stays as well
             migration = migration_xids(replaced, kept.point.snapshot) if kept.point.snapshot else ()
         make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
@@ -141,16 +142,80 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
             admit(ledger, server.live)
 
 
-def _carry_sequences_on(replaced: Connection, clone: Connection, known: Iterable[catalog.Sequence]) -> None:
-    """Set each sequence to the further of the two, so that no number is given out twice. known: those of `replaced` by
-    the names that they have in the clone: a migration may have renamed one, and its oid tells which one it was."""
-    named = {sequence.oid: (sequence.schema, sequence.name) for sequence in known}
-    mine = {(sequence.schema, sequence.name): sequence for sequence in catalog.sequences(clone)}
-    for sequence in catalog.sequences(replaced):
-        here = mine.get(named.get(sequence.oid, ("", "")))
-        if here is None or sequence.last is None:
-            continue
-        further = here.last is None or (sequence.last > here.last if here.step > 0 else sequence.last < here.last)
-        if further:
-            name = sql.Identifier(here.schema, here.name).as_string(clone)
-            clone.execute("SELECT setval(%s::regclass, %s, true)", [name, sequence.last])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """The column that a sequence belongs to. quick: whether an index tells its furthest number."""
+
+    table: int
+    number: int
+    place: tuple[str, str, str]
+    quick: bool
+
+
+def _carry_sequences_on(
+    replaced: Connection, clone: Connection, known: Iterable[catalog.Sequence], tables: Iterable[catalog.Table] = ()
+) -> None:
+    """Set each sequence to the furthest of the two and of the numbers that are in its column, so that none is given out
+    twice.
+
+    known, tables: those of `replaced` by the names that they have in the clone: a migration may have renamed one, and
+    its oid tells which one it was; or made it anew, as `serial` becomes an identity, and its column tells.
+    """
+    oids = {(sequence.schema, sequence.name): sequence.oid for sequence in known}
+    theirs = {sequence.oid: sequence for sequence in catalog.sequences(replaced)}
+    named = {(sequence.schema, sequence.name): sequence for sequence in theirs.values()}
+    columns = {(t.schema, t.name, name): (t.oid, number) for t in tables for number, name in t.columns.items()}
+    owned = {oid: column for oid, column in _counted(replaced).items() if oid in theirs}
+    by_number = {(column.table, column.number): theirs[oid] for oid, column in owned.items()}
+    by_place = {column.place: theirs[oid] for oid, column in owned.items()}
+    mine = _counted(clone)
+    for here in catalog.sequences(clone):
+        name, column = (here.schema, here.name), mine.get(here.oid)
+        there = theirs.get(oids.get(name, 0))
+        if there is None and column is not None:
+            there = by_number.get(columns.get(column.place, (0, 0))) or by_place.get(column.place)
+        there = there or named.get(name)
+        found = [here.last, there.last if there else None]
+        if column is not None and (column.quick or there is None):
+            found.append(_furthest(clone, here, column))
+        numbers = [number for number in found if number is not None]
+        furthest = max(numbers, default=None) if here.step > 0 else min(numbers, default=None)
+        if furthest is not None and furthest != here.last:
+            clone.execute(
+                "SELECT setval(seqrelid::regclass, least(greatest(%s::int8, seqmin), seqmax), true) "
+                "FROM pg_sequence WHERE seqrelid = %s",
+                [furthest, here.oid],
+            )
+
+
+def _counted(connection: Connection) -> dict[int, _Counted]:
+    """Return the columns of whole numbers to which a sequence belongs, by its oid."""
+    rows = connection.execute(
+        "SELECT d.objid::int8, c.oid::int8, a.attnum, n.nspname, c.relname, a.attname, "
+        "EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indkey[0] = a.attnum AND x.indisvalid "
+        "AND x.indpred IS NULL) FROM pg_depend d JOIN pg_sequence s ON s.seqrelid = d.objid "
+        "JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN pg_attribute a ON (a.attrelid, a.attnum) = (c.oid, d.refobjsubid) "
+        "WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') "
+        "AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)"
+    )
+    return {
+        oid: _Counted(table=table, number=number, place=(schema, name, column), quick=quick)
+        for oid, table, number, schema, name, column, quick in rows
+    }
+
+
+def _furthest(clone: Connection, sequence: catalog.Sequence, column: _Counted) -> int | None:
+    """The furthest number of a column that its sequence may still come to; None where there is none."""
+    schema, table, name = column.place
+    query = sql.SQL(
+        "SELECT {furthest}(t.{column})::int8 FROM {table} t, pg_sequence s "
+        "WHERE s.seqrelid = {sequence} AND t.{column} BETWEEN s.seqmin AND s.seqmax"
+    ).format(
+        furthest=sql.SQL("max" if sequence.step > 0 else "min"),
+        column=sql.Identifier(name),
+        table=sql.Identifier(schema, table),
+        sequence=sql.Literal(sequence.oid),
+    )
+    row = clone.execute(query).fetchone()
+    return int(row[0]) if row and row[0] is not None else None
