@@ -96,6 +96,47 @@ def test_a_session_that_is_not_ours_to_end_is_refused_before_anybody_is_shut_out
     assert seen(keeper.fence, keeper.target.observe()) is Seen.NOT_DONE
 
 
+def test_a_role_whose_sessions_are_not_ours_to_end_is_told_before_a_deploy(keeper: PostgresWorld) -> None:
+    (line,) = keeper.target.preflight()
+    assert line == ('app may not end sessions of web, so shop could not be fenced: GRANT pg_signal_backend TO "app"')
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute(line.partition(": ")[2].encode())
+    assert keeper.target.preflight() == ()
+
+
+def test_a_member_of_a_group_that_was_granted_something_is_told_as_well(keeper: PostgresWorld) -> None:
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute(
+            "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM web; CREATE ROLE readers; GRANT readers TO web"
+        )
+    assert keeper.target.preflight() == ()
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute("GRANT SELECT ON orders TO readers")
+    assert any("sessions of web" in line for line in keeper.target.preflight())
+
+
+def test_an_application_that_is_a_superuser_is_told_before_a_deploy(keeper: PostgresWorld) -> None:
+    with as_role(keeper, "shop"):
+        told = keeper.target.preflight()
+    assert any(
+        "shop is a superuser and uses shop: app, which is none, may not end its sessions" in line for line in told
+    )
+    assert any('ALTER ROLE "shop" NOSUPERUSER' in line for line in told)
+
+
+def test_an_extension_that_a_clone_could_not_have_is_told_before_a_deploy(keeper: PostgresWorld) -> None:
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute("CREATE EXTENSION vector; GRANT pg_signal_backend TO app")
+        assert any(
+            "extension vector was made by shop and is not trusted: app may not make it in a clone" in line
+            for line in keeper.target.preflight()
+        )
+        superuser.execute("UPDATE pg_extension SET extversion = '0.0.1' WHERE extname = 'vector'")
+        told = next(line for line in keeper.target.preflight() if line.startswith("extension"))
+        assert told.startswith("extension vector is 0.0.1 here and would be ")
+        assert told.endswith(': ALTER EXTENSION "vector" UPDATE')
+
+
 def behind_the_fence(world: PostgresWorld) -> None:
     """Do what a rollback does until the fence is up."""
     world.take()
@@ -132,12 +173,13 @@ def test_a_database_that_somebody_made_behind_the_fence_is_neither_taken_for_the
 ) -> None:
     behind_the_fence(embedded)
     stranger(embedded)
-    name, kept_as = embedded.config.name, embedded.kept_as
+    name, kept_as, told = embedded.config.name, embedded.kept_as, list[str]()
     for each in (embedded.way_back[-1], embedded.lift):
         with pytest.raises(Refused, match=f"{name} is a database that somebody made while {kept_as}") as refused:
             embedded.target.apply(each)
+        told.append(refused.value.hint)
     assert embedded.one("SELECT id FROM precious") == 1
-    words = refused.value.hint.removeprefix("psql -d postgres: ").removesuffix("; then lastgood rollback")
+    words = told[-1].removeprefix("psql -d postgres: ").removesuffix("; then lastgood rollback")
     for statement in words.split("; "):
         embedded.sql(statement, database="postgres")
     embedded.target.apply(embedded.lift)

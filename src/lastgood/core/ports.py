@@ -140,6 +140,11 @@ class Database(Target, Protocol):
         well."""
         ...
 
+    def cautions(self) -> tuple[str, ...]:
+        """Return what a rollback of the database would cost or not bring back here, one line each with what to type;
+        nothing of it keeps a restore point from being taken. Changes nothing."""
+        ...
+
     def thrown_out_because(self) -> tuple[str, ...]:
         """Return why clients of a configured pooler would be thrown out by a swap instead of made to wait, one line
         each; empty when nothing speaks against it. Changes nothing, never raises."""

@@ -156,6 +156,8 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence="; ".join(missing) or f"{facts.database}, {facts.size_bytes / 1e6:.1f} MB",
         hint="lastgood restore-points list" if missing else "",
     )
+    if cautions := rooms.database.cautions():
+        yield Finding(check="database notes", answer=Answer.OK, evidence="; ".join(cautions))
     if facts.pools:
         thrown_out = rooms.database.thrown_out_because()
         yield Finding(
