@@ -187,6 +187,43 @@ def test_a_database_that_somebody_made_behind_the_fence_is_neither_taken_for_the
     assert embedded.one("SELECT id FROM precious", database=f"{name}_made_meanwhile") == 1
 
 
+def test_a_kept_database_is_dropped_when_a_person_releases_it_and_no_other(embedded: PostgresWorld) -> None:
+    behind_the_fence(embedded)
+    name, kept_as = embedded.config.name, embedded.kept_as
+    assert embedded.target.kept() == (), "what stands behind a fence is production"
+    for each in embedded.way_back[3:]:
+        embedded.target.apply(each)
+    assert [one.name for one in embedded.target.kept()] == [kept_as]
+    aside = embedded.swap_back()
+    (one,) = embedded.target.kept()
+    assert (one.name, one.size_bytes > 1_000_000) == (aside, True)
+    for other in (name, kept_as, embedded.clone, "postgres", "lastgood"):
+        with pytest.raises(Refused, match=f"{other} is no database that a swap of {name} keeps; kept: {aside}"):
+            embedded.target.release(other, deadline_s=60.0)
+    with embedded.connect(database=aside), pytest.raises(Retryable, match=f"{aside} is in use: .* lastgood"):
+        embedded.target.release(aside, deadline_s=60.0)
+    embedded.target.release(aside, deadline_s=60.0)
+    assert embedded.target.kept() == ()
+    assert aside not in embedded.target.observe().databases
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+
+
+def test_a_database_that_a_stranger_has_the_name_of_is_not_released(embedded: PostgresWorld) -> None:
+    behind_the_fence(embedded)
+    stranger(embedded)
+    with pytest.raises(Refused, match="kept: none"):
+        embedded.target.release(embedded.kept_as, deadline_s=60.0)
+
+
+def test_a_database_that_was_kept_before_that_was_noted_is_released_as_well(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+    embedded.sql(f"DELETE FROM kept WHERE name = '{embedded.kept_as}'", database="lastgood")
+    embedded.target.release(embedded.kept_as, deadline_s=60.0)
+    assert embedded.kept_as not in embedded.target.observe().databases
+
+
 def test_a_swap_that_happened_is_not_lifted(embedded: PostgresWorld) -> None:
     embedded.take()
     embedded.migrate()

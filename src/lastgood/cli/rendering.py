@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from lastgood.assembly import EdgePlan, Survey
+from lastgood.core.facts import KeptDatabase
 from lastgood.core.history import History, RepairHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
@@ -268,6 +269,12 @@ def _own(point: RestorePoint) -> str:
     if point.own and point.log:
         return f"recovered by pgBackRest{f' up to {point.log.name}' if point.log.name else ''}"
     return f"own dump, {point.own.value}" if point.own else "taken by lastgood"
+
+
+def kept_rows(there: Iterable[KeptDatabase]) -> Iterator[tuple[str, ...]]:
+    """Kept databases: name, since when, size."""
+    for one in there:
+        yield (one.name, f"since {when(one.since)}", size(one.size_bytes))
 
 
 def quarantine_rows(known: Iterable[Decided]) -> Iterator[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, KeptDatabase
 from lastgood.core.migration import (
     BrokenInvariant,
     DatabaseEvidence,
@@ -622,6 +622,20 @@ class MemoryDatabase(Hand):
         self._stack.committed[xid] = ", ".join(row.name for row in rows)
         if self._stack.loses_answers:
             raise OutcomeUnknown("database: the connection was lost")
+
+    def kept(self) -> tuple[KeptDatabase, ...]:
+        facts = self.observe()
+        beside = sorted(name for name in facts.databases if "_bad_" in name or "_aside_" in name)
+        since = self._stack.clock.now()
+        return tuple(
+            KeptDatabase(name=name, since=since, size_bytes=facts.size_bytes) for name in beside if facts.exists
+        )
+
+    def release(self, name: str, *, deadline_s: float) -> None:  # noqa: ARG002 # the port's
+        if name not in {one.name for one in self.kept()}:
+            raise Refused(f"{name} is not kept", hint="lastgood kept list")
+        database = self._stack.database
+        self._stack.database = replace(database, databases=database.databases - {name})
 
     def is_committed(self, xid: int) -> bool | None:
         self._answer()

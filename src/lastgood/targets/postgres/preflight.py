@@ -81,8 +81,8 @@ def cautions(server: Server, dumps: Path, *, recovers: bool) -> tuple[str, ...]:
         if keyless := [table.label for table in catalog.tables(live) if not table.key]:
             found.append(
                 f"without a primary key: {_listed(keyless)}. A row there is found by all that it holds, which reads "
-                "the whole table; where only rows are compared, whether it is new or was changed cannot always be told, "
-                f"and it goes to the quarantine: ALTER TABLE {keyless[0]} ADD PRIMARY KEY (...)"
+                "the whole table; where only rows are compared, whether it is new or was changed cannot always be "
+                f"told, and it goes to the quarantine: ALTER TABLE {keyless[0]} ADD PRIMARY KEY (...)"
             )
         if beside := _beside(live, server, dumps):
             found.append(beside)

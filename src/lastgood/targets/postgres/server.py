@@ -15,6 +15,7 @@ from psycopg import sql
 
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Bug, LastgoodError, Refused, Retryable
+from lastgood.core.facts import KeptDatabase
 from lastgood.targets.postgres import sessions
 from lastgood.targets.postgres.connect import APPLICATION, MAINTENANCE, STATEMENT_S, Connection, connect
 from lastgood.targets.postgres.properties import create_like
@@ -35,7 +36,7 @@ _LEDGER_TABLES: Final = (
     """
     CREATE TABLE IF NOT EXISTS kept (
         database text NOT NULL, name text NOT NULL, oid oid NOT NULL, at timestamptz NOT NULL DEFAULT now(),
-        PRIMARY KEY (database, name)
+        replaced boolean NOT NULL DEFAULT false, PRIMARY KEY (database, name)
     )""",  # what a fence put aside, until a lift or a person takes it away
 )
 _HOLDS_A_NAME: Final = "lastgood: empty, admits nobody; it has the name of a database while that one is fenced"
@@ -257,8 +258,33 @@ def note_kept(ledger: Connection, live: str, name: str) -> None:
     """Note which database a fence puts aside, and as what. In the transaction that renames it, before that."""
     ledger.execute(
         "INSERT INTO kept (database, name, oid) SELECT datname, %s, oid FROM pg_database WHERE datname = %s "
-        "ON CONFLICT (database, name) DO UPDATE SET oid = excluded.oid, at = now()",
+        "ON CONFLICT (database, name) DO UPDATE SET oid = excluded.oid, at = now(), replaced = false",
         [name, live],
+    )
+
+
+def note_replaced(ledger: Connection, live: str, name: str) -> None:
+    """Note that another database took the place of what a fence put aside. In the transaction in which it does."""
+    ledger.execute("UPDATE kept SET replaced = true WHERE (database, name) = (%s, %s)", [live, name])
+
+
+def kept(ledger: Connection, live: str) -> tuple[KeptDatabase, ...]:
+    """Return the databases that another one took the place of, oldest first, as far as they are there: by their oid, or
+    by the name alone where the swap is older than what notes it. Nothing where none has the live name."""
+    known = databases(ledger)
+    rows = ledger.execute(
+        "SELECT d.datname, k.at, pg_database_size(d.oid) FROM kept k JOIN pg_database d "
+        "ON (d.oid, d.datname) = (k.oid, k.name) WHERE k.database = %(live)s AND k.replaced "
+        "UNION SELECT d.datname, max(s.at), pg_database_size(d.oid) FROM swaps s JOIN pg_database d "
+        "ON d.datname = s.kept_as WHERE s.database = %(live)s "
+        "AND NOT EXISTS (SELECT FROM kept k WHERE (k.database, k.name) = (s.database, s.kept_as)) "
+        "GROUP BY 1, d.oid ORDER BY 2",
+        {"live": live},
+    )
+    return tuple(
+        KeptDatabase(name=name, since=since, size_bytes=int(size))
+        for name, since, size in rows
+        if live in known and name != live
     )
 
 

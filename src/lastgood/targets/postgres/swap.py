@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import psycopg
 from psycopg import sql
 
-from lastgood.core.errors import Refused
+from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import Fence, LiftFence, SwapDatabase
 from lastgood.targets.postgres import catalog, replay, restore_point, sessions, shelf
-from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.connect import Connection, limit_statements
 from lastgood.targets.postgres.properties import make_alike
 from lastgood.targets.postgres.server import (
     Server,
@@ -25,7 +26,9 @@ from lastgood.targets.postgres.server import (
     give_way,
     has_swapped,
     hold,
+    kept,
     note_kept,
+    note_replaced,
     open_ledger,
     provide_empty,
     rename,
@@ -81,11 +84,32 @@ def lift(server: Server, action: LiftFence) -> None:
                 give_way(ledger, server.live)
                 rename(ledger, action.kept_as, server.live)
                 forget_kept(ledger, server.live, action.kept_as)
+                note_replaced(ledger, server.live, action.go_on_from)
         elif action.kept_as in known:
             if was_replaced(ledger, server.live, action.kept_as):
                 raise Refused(f"both {server.live} and {action.kept_as} are there: the swap happened")
             raise _taken(server, action.kept_as)
         admit(ledger, server.live)
+
+
+def release(server: Server, name: str, *, deadline_s: float) -> None:
+    """Drop a database that another one took the place of. Raises Refused for any other, Retryable while somebody is
+    connected to it."""
+    with open_ledger(server) as ledger:
+        hold(ledger, server.live)
+        there = [one.name for one in kept(ledger, server.live)]
+        if name not in there:
+            raise Refused(
+                f"{name} is no database that a swap of {server.live} keeps; kept: {', '.join(there) or 'none'}",
+                hint="lastgood kept list",
+            )
+        limit_statements(ledger, deadline_s)
+        try:
+            ledger.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
+        except psycopg.errors.ObjectInUse as error:
+            used = sessions.told(ledger, name) or str(error.diag.message_detail or error)
+            raise Retryable(f"{name} is in use: {used}", delay_s=1.0, hint="lastgood kept list") from error
+        forget_kept(ledger, server.live, name)
 
 
 def _taken(server: Server, kept_as: str) -> Refused:
@@ -100,7 +124,7 @@ def _taken(server: Server, kept_as: str) -> Refused:
     )
 
 
-def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadline_s: float) -> None:
+def swap(server: Server, action: SwapDatabase, point: shelf.KeptPoint, *, deadline_s: float) -> None:
     """Verify the clone, let its sequences go on where those of the replaced database stopped, let in whom that one let
     in, and rename it.
 
@@ -119,24 +143,25 @@ def swap(server: Server, action: SwapDatabase, kept: shelf.KeptPoint, *, deadlin
             raise Refused(f"{server.live} is in its place: the fence is not up")
         if action.kept_as not in known:
             raise Refused(f"{action.kept_as}, the database to be replaced, is not there")
-        if action.clone != kept.point.clone:
+        if action.clone != point.point.clone:
             raise Refused(f"{action.clone} is not the clone of {action.restore_point}")
         if not action.replay:
-            restore_point.clone_as_proved(server, kept, deadline_s=deadline_s)
+            restore_point.clone_as_proved(server, point, deadline_s=deadline_s)
         with server.connect(action.kept_as) as replaced, server.connect(action.clone) as clone:
             hold(clone, action.clone)
             if action.replay:
                 replay.clear(clone, ledger)
-                restore_point.schema_as_proved(clone, kept)
-            _carry_sequences_on(replaced, clone, kept.sequences, kept.tables)
+                restore_point.schema_as_proved(clone, point)
+            _carry_sequences_on(replaced, clone, point.sequences, point.tables)
             # of an own dump nobody knows it, and so what the migration set stays as well
-            migration = migration_xids(replaced, kept.point.snapshot) if kept.point.snapshot else ()
+            migration = migration_xids(replaced, point.point.snapshot) if point.point.snapshot else ()
         make_alike(ledger, action.kept_as, action.clone, but_not_by=migration)
         with shut(ledger, action.clone), ledger.transaction():
             ledger.execute(
                 "INSERT INTO swaps (database, swap, restore_point, kept_as) VALUES (%s, %s, %s, %s)",
                 [server.live, action.swap, action.restore_point, action.kept_as],
             )
+            note_replaced(ledger, server.live, action.kept_as)
             give_way(ledger, server.live)
             rename(ledger, action.clone, server.live)
             admit(ledger, server.live)

@@ -23,7 +23,7 @@ import psycopg
 
 from lastgood.core.config import DatabaseConfig
 from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import BackupFacts, DatabaseFacts
+from lastgood.core.facts import BackupFacts, DatabaseFacts, KeptDatabase
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     CatchUp,
@@ -74,6 +74,7 @@ from lastgood.targets.postgres.pooler import Pooler
 from lastgood.targets.postgres.preflight import cautions, obstacles
 from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import (
+    LEDGER,
     Server,
     admit,
     databases,
@@ -81,6 +82,7 @@ from lastgood.targets.postgres.server import (
     hold,
     holders,
     identity,
+    kept,
     open_ledger,
     provide_empty,
     replayed_upto,
@@ -696,6 +698,17 @@ class PostgresTarget:
     def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
         with _answers(self._server, sent=True), self._server.connect() as live:
             repair.carry_out(live, rows, invariants=self._invariants, about_to_commit=about_to_commit)
+
+    def kept(self) -> tuple[KeptDatabase, ...]:
+        with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
+            if LEDGER not in databases(maintenance):
+                return ()
+            with open_ledger(self._server) as ledger:
+                return kept(ledger, self._server.live)
+
+    def release(self, name: str, *, deadline_s: float) -> None:
+        with _answers(self._server, sent=True):
+            swap.release(self._server, name, deadline_s=deadline_s)
 
     def is_committed(self, xid: int) -> bool | None:
         with _answers(self._server, sent=False), self._server.connect() as live:
