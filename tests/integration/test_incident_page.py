@@ -62,7 +62,7 @@ def psql(world: PostgresWorld, text: str, *, database: str) -> None:
 
 
 def test_a_row_that_waits_in_quarantine_is_put_back(swapped: PostgresWorld) -> None:
-    psql(swapped, block("BEGIN;") + "COMMIT;", database="shop")
+    psql(swapped, block("INSERT INTO missions") + "COMMIT;", database="shop")
     assert swapped.sql("SELECT name FROM customers WHERE id = 602") == [("mended",)]
 
 
