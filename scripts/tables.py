@@ -66,7 +66,13 @@ def stacks() -> Iterator[str]:
 def commands() -> Iterator[str]:
     """A table of the commands, from the three parts of each one's help."""
     yield from ("| command | what it does | what it changes | example |", "|---|---|---|---|")
-    groups = {"app": "", "audit": "audit ", "quarantine": "quarantine ", "restore_points": "restore-points "}
+    groups = {
+        "app": "",
+        "audit": "audit ",
+        "kept": "kept ",
+        "quarantine": "quarantine ",
+        "restore_points": "restore-points ",
+    }
     for node in ast.parse((PACKAGE / "cli" / "app.py").read_text(encoding="utf-8")).body:
         for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
             found = re.fullmatch(rf"({'|'.join(groups)})\.command\((?:'([\w-]+)')?.*\)", ast.unparse(decorator))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lastgood.core.plan import Fence
 from tests.contract.rigs.postgres_embedded import rig
-from tests.contract.rigs.postgres_world import PostgresWorld
+from tests.contract.rigs.postgres_world import PostgresWorld, step
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate" / "incident.md"
 # The page speaks of HyperCode's missions, whose title was renamed; the test's shop renamed the names of its customers.
@@ -30,8 +31,8 @@ def swapped(tmp_path: Path) -> Iterator[PostgresWorld]:
         world.target.apply(take)
         world.target.apply(world.step_to_migrate())
         world.sql("INSERT INTO customers (full_name) VALUES ('Ada \"the\" first, \\ 1st'), ('Grace')")
-        for step in world.way_back:
-            world.target.apply(step)
+        for each in world.way_back:
+            world.target.apply(each)
         yield world
 
 
@@ -61,7 +62,7 @@ def psql(world: PostgresWorld, text: str, *, database: str) -> None:
 
 
 def test_a_row_that_waits_in_quarantine_is_put_back(swapped: PostgresWorld) -> None:
-    psql(swapped, block("BEGIN;") + "COMMIT;", database="shop")
+    psql(swapped, block("INSERT INTO missions") + "COMMIT;", database="shop")
     assert swapped.sql("SELECT name FROM customers WHERE id = 602") == [("mended",)]
 
 
@@ -72,9 +73,11 @@ def test_a_swap_is_taken_back(swapped: PostgresWorld) -> None:
 
 
 def test_a_fence_is_lifted_by_hand(swapped: PostgresWorld) -> None:
-    psql(swapped, "ALTER DATABASE shop RENAME TO aside", database="postgres")
-    psql(swapped, block("ALTER DATABASE hypercode_bad_9c1e77 RENAME TO hypercode;"), database="postgres")
-    assert swapped.sql("SELECT count(*) FROM customers WHERE full_name = 'Grace'") == [(1,)]
+    fence = Fence(kept_as="shop_bad_r1")
+    swapped.sql("ALTER DATABASE shop_bad_r1 RENAME TO shop_bad_r0", database="postgres")
+    swapped.target.apply(step("fence", fence))
+    psql(swapped, block("hypercode RENAME TO hypercode_lg_fence;"), database="postgres")
+    assert swapped.sql("SELECT count(*) FROM customers WHERE name = 'Grace'") == [(1,)]
 
 
 def test_what_bears_old_numbers_is_put_out_of_the_way(swapped: PostgresWorld) -> None:

@@ -13,11 +13,13 @@ import psycopg
 import pytest
 
 from lastgood.core.errors import Refused, Retryable
-from lastgood.core.plan import Fence, Seen, TakeRestorePoint, seen
-from lastgood.targets.postgres.connect import connect
+from lastgood.core.plan import Fence, Plan, Purpose, Seen, TakeRestorePoint, seen
+from lastgood.core.returning import lift_by_hand
+from lastgood.targets.postgres.connect import Connection, connect
 from lastgood.targets.postgres.properties import properties
 from lastgood.targets.postgres.restore_point import SESSION
 from tests.contract.rigs import postgres_embedded
+from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.postgres_world import PostgresWorld, step
 
 
@@ -47,6 +49,231 @@ def test_a_session_that_does_not_end_is_named_and_nobody_is_shut_out(embedded: P
     assert seen(fence, embedded.target.observe()) is Seen.NOT_DONE
     embedded.target.apply(fence)
     assert not embedded.target.observe().exists
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Generator[PostgresWorld]:
+    """The shop on a server where lastgood is a role that owns all of it, and is no superuser; `web` is a role that
+    works with it."""
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("CREATE ROLE app LOGIN CREATEDB REPLICATION PASSWORD 'pass word'; ALTER DATABASE shop OWNER TO app")
+        alone.sql("REASSIGN OWNED BY shop TO app; CREATE ROLE web LOGIN PASSWORD 'pass word'")
+        alone.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO web")
+        alone.config = alone.config.model_copy(update={"user": "app"})
+        yield alone
+
+
+def as_role(world: PostgresWorld, role: str) -> Connection:
+    return connect(world.config.model_copy(update={"user": role}), autocommit=True)
+
+
+def test_sessions_of_another_role_end_at_the_fence(keeper: PostgresWorld) -> None:
+    """Of what they are, a role that is no superuser sees nothing."""
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute("GRANT pg_signal_backend TO app")
+    keeper.take()
+    keeper.migrate()
+    with as_role(keeper, "web") as web:
+        keeper.go_back()
+        with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+            web.execute("SELECT 1")
+    assert keeper.one("SELECT count(*) FROM orders") == 100
+
+
+@pytest.mark.parametrize(
+    "role, remedy",
+    [("web", 'GRANT pg_signal_backend TO "app"'), ("shop", 'ALTER ROLE "shop" NOSUPERUSER (or end its sessions')],
+)
+def test_a_session_that_is_not_ours_to_end_is_refused_before_anybody_is_shut_out(
+    keeper: PostgresWorld, role: str, remedy: str
+) -> None:
+    with as_role(keeper, role) as others, as_role(keeper, "app") as ours:
+        with pytest.raises(Refused, match=rf"app may not end sessions of shop, .*\({role}, ") as refused:
+            keeper.target.apply(keeper.fence)
+        assert refused.value.hint.startswith(remedy)
+        assert ours.execute("SELECT 1").fetchone() == (1,)
+        assert others.execute("SELECT 1").fetchone() == (1,)
+    assert seen(keeper.fence, keeper.target.observe()) is Seen.NOT_DONE
+
+
+def test_a_role_whose_sessions_are_not_ours_to_end_is_told_before_a_deploy(keeper: PostgresWorld) -> None:
+    (line,) = keeper.target.preflight()
+    assert line == ('app may not end sessions of web, so shop could not be fenced: GRANT pg_signal_backend TO "app"')
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute(line.partition(": ")[2].encode())
+    assert keeper.target.preflight() == ()
+
+
+def test_a_member_of_a_group_that_was_granted_something_is_told_as_well(keeper: PostgresWorld) -> None:
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute(
+            "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM web; CREATE ROLE readers; GRANT readers TO web"
+        )
+    assert keeper.target.preflight() == ()
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute("GRANT SELECT ON orders TO readers")
+    assert any("sessions of web" in line for line in keeper.target.preflight())
+
+
+def test_an_application_that_is_a_superuser_is_told_before_a_deploy(keeper: PostgresWorld) -> None:
+    with as_role(keeper, "shop"):
+        told = keeper.target.preflight()
+    assert any(
+        "shop is a superuser and uses shop: app, which is none, may not end its sessions" in line for line in told
+    )
+    assert any('ALTER ROLE "shop" NOSUPERUSER' in line for line in told)
+
+
+def test_an_extension_that_a_clone_could_not_have_is_told_before_a_deploy(keeper: PostgresWorld) -> None:
+    with as_role(keeper, "shop") as superuser:
+        superuser.execute("CREATE EXTENSION vector; GRANT pg_signal_backend TO app")
+        assert any(
+            "extension vector was made by shop and is not trusted: app may not make it in a clone" in line
+            for line in keeper.target.preflight()
+        )
+        superuser.execute("UPDATE pg_extension SET extversion = '0.0.1' WHERE extname = 'vector'")
+        told = next(line for line in keeper.target.preflight() if line.startswith("extension"))
+        assert told.startswith("extension vector is 0.0.1 here and would be ")
+        assert told.endswith(': ALTER EXTENSION "vector" UPDATE')
+
+
+def behind_the_fence(world: PostgresWorld) -> None:
+    """Do what a rollback does until the fence is up."""
+    world.take()
+    world.migrate()
+    for each in world.way_back[:3]:
+        world.target.apply(each)
+
+
+def test_nobody_can_make_a_database_of_the_name_behind_the_fence(embedded: PostgresWorld) -> None:
+    """As `prisma migrate deploy` does, and the entrypoint of many an image, where it finds none."""
+    behind_the_fence(embedded)
+    name = embedded.config.name
+    with pytest.raises(psycopg.errors.DuplicateDatabase):
+        embedded.sql(f"CREATE DATABASE {name}", database="postgres")
+    with pytest.raises(Retryable, match="not currently accepting connections"):
+        embedded.connect()
+    assert not embedded.target.observe().exists
+    assert name not in embedded.target.observe().databases
+    for each in embedded.way_back[3:]:
+        embedded.target.apply(each)
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+
+
+def stranger(world: PostgresWorld) -> None:
+    """A database of the live name, made behind a fence that left the name free, or by who took the empty one away."""
+    name = world.config.name
+    world.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg_elsewhere", database="postgres")
+    world.sql(f"CREATE DATABASE {name}", database="postgres")
+    world.sql("CREATE TABLE precious (id int); INSERT INTO precious VALUES (1)")
+
+
+def test_a_database_that_somebody_made_behind_the_fence_is_neither_taken_for_the_swapped_one_nor_touched(
+    embedded: PostgresWorld,
+) -> None:
+    behind_the_fence(embedded)
+    stranger(embedded)
+    name, kept_as, told = embedded.config.name, embedded.kept_as, list[str]()
+    for each in (embedded.way_back[-1], embedded.lift):
+        with pytest.raises(Refused, match=f"{name} is a database that somebody made while {kept_as}") as refused:
+            embedded.target.apply(each)
+        told.append(refused.value.hint)
+    assert embedded.one("SELECT id FROM precious") == 1
+    words = told[-1].removeprefix("psql -d postgres: ").removesuffix("; then lastgood rollback")
+    for statement in words.split("; "):
+        embedded.sql(statement, database="postgres")
+    embedded.target.apply(embedded.lift)
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    assert embedded.one("SELECT id FROM precious", database=f"{name}_made_meanwhile") == 1
+
+
+def test_a_kept_database_is_dropped_when_a_person_releases_it_and_no_other(embedded: PostgresWorld) -> None:
+    behind_the_fence(embedded)
+    name, kept_as = embedded.config.name, embedded.kept_as
+    assert embedded.target.kept() == (), "what stands behind a fence is production"
+    for each in embedded.way_back[3:]:
+        embedded.target.apply(each)
+    assert [one.name for one in embedded.target.kept()] == [kept_as]
+    aside = embedded.swap_back()
+    (one,) = embedded.target.kept()
+    assert (one.name, one.size_bytes > 1_000_000) == (aside, True)
+    for other in (name, kept_as, embedded.clone, "postgres", "lastgood"):
+        with pytest.raises(Refused, match=f"{other} is no database that a swap of {name} keeps; kept: {aside}"):
+            embedded.target.release(other, deadline_s=60.0)
+    with embedded.connect(database=aside), pytest.raises(Retryable, match=f"{aside} is in use: .* lastgood"):
+        embedded.target.release(aside, deadline_s=60.0)
+    embedded.target.release(aside, deadline_s=60.0)
+    assert embedded.target.kept() == ()
+    assert aside not in embedded.target.observe().databases
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+
+
+def test_a_database_that_a_stranger_has_the_name_of_is_not_released(embedded: PostgresWorld) -> None:
+    behind_the_fence(embedded)
+    stranger(embedded)
+    with pytest.raises(Refused, match="kept: none"):
+        embedded.target.release(embedded.kept_as, deadline_s=60.0)
+
+
+def test_a_database_that_was_kept_before_that_was_noted_is_released_as_well(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+    embedded.sql(f"DELETE FROM kept WHERE name = '{embedded.kept_as}'", database="lastgood")
+    embedded.target.release(embedded.kept_as, deadline_s=60.0)
+    assert embedded.kept_as not in embedded.target.observe().databases
+
+
+def test_a_swap_that_happened_is_not_lifted(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.go_back()
+    with pytest.raises(Refused, match="the swap happened"):
+        embedded.target.apply(embedded.lift)
+
+
+def test_a_fence_that_left_the_name_free_is_lifted_and_swapped_as_well(embedded: PostgresWorld) -> None:
+    """As one that stood while lastgood was brought up to date."""
+    behind_the_fence(embedded)
+    name = embedded.config.name
+    embedded.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg_fence", database="postgres")
+    embedded.target.apply(embedded.lift)
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    embedded.target.apply(embedded.fence)
+    embedded.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg_fence", database="postgres")
+    for each in embedded.way_back[3:]:
+        embedded.target.apply(each)
+    assert embedded.one("SELECT name FROM customers WHERE id = 1") == "customer 1"
+
+
+def test_what_a_person_is_told_to_type_lifts_the_fence_and_can_do_no_harm_where_it_is_lifted(
+    embedded: PostgresWorld,
+) -> None:
+    behind_the_fence(embedded)
+    plan = Plan(
+        id="r1",
+        purpose=Purpose.ROLLBACK,
+        made_at=CLOCK.now(),
+        from_release="v2",
+        to_release="v1",
+        steps=(embedded.fence,),
+        rung="in place",
+    )
+    words = lift_by_hand(plan).removeprefix("psql -d postgres: ")
+    embedded.sql(words, database="postgres")
+    assert seen(embedded.lift, embedded.target.observe()) is Seen.DONE
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+    with pytest.raises(psycopg.Error):
+        embedded.sql(words, database="postgres")
+    assert embedded.one("SELECT count(*) FROM orders") == 100
+
+
+def test_an_empty_database_that_a_killed_command_left_unmarked_is_made_anew(embedded: PostgresWorld) -> None:
+    name = embedded.config.name
+    embedded.sql(f"CREATE DATABASE {name}_lg_fence TEMPLATE template0 ALLOW_CONNECTIONS false", database="postgres")
+    behind_the_fence(embedded)
+    embedded.target.apply(embedded.lift)
+    assert embedded.one("SELECT count(*) FROM orders") == 100
 
 
 def test_who_used_the_database_is_back_when_it_was_swapped(embedded: PostgresWorld) -> None:
@@ -165,6 +392,39 @@ def test_a_sequence_that_the_migration_renamed_goes_on_where_it_stopped(embedded
     embedded.go_back()
     following = embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id")
     assert following == int(str(used)) + 1
+
+
+@pytest.mark.parametrize(
+    "migration",
+    [
+        "ALTER TABLE orders ALTER id ADD GENERATED BY DEFAULT AS IDENTITY (START 101)",
+        "ALTER TABLE orders ALTER id ADD GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME no START 101)",
+    ],
+    ids=["of the same name", "of another name"],
+)
+def test_a_sequence_that_the_migration_made_anew_gives_no_number_out_twice(
+    embedded: PostgresWorld, migration: str
+) -> None:
+    embedded.take()
+    without = "ALTER TABLE orders ALTER COLUMN id DROP DEFAULT; DROP SEQUENCE orders_id_seq; "
+    embedded.ship("v2", {"20250201000000_rename": without + migration})
+    embedded.migrate()
+    for _ in range(2):
+        embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+    embedded.sql("SELECT nextval(pg_get_serial_sequence('orders', 'id'))")  # as a write does that does not fit
+    embedded.go_back()
+    assert embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id") == 104
+
+
+def test_a_sequence_that_is_gone_goes_on_past_what_is_in_its_column(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.ship(
+        "v2", {"20250201000000_rename": "ALTER TABLE orders ALTER COLUMN id DROP DEFAULT; DROP SEQUENCE orders_id_seq"}
+    )
+    embedded.migrate()
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES (150, 1, 900)")
+    embedded.go_back()
+    assert embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id") == 151
 
 
 def test_a_sequence_that_counts_down_goes_on_downwards(embedded: PostgresWorld) -> None:

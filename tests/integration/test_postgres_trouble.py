@@ -13,6 +13,9 @@ import psycopg
 import pytest
 
 from lastgood.core.errors import LastgoodError, Retryable
+from lastgood.targets.postgres import preflight
+from lastgood.targets.postgres.connect import connect
+from lastgood.targets.postgres.server import Server
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_world import PostgresWorld
 
@@ -48,6 +51,65 @@ def test_a_disk_that_is_too_small_is_told_before_a_deploy(embedded: PostgresWorl
     with small_disk(embedded.folder / "restore-points"):
         told = embedded.target.preflight()
     assert any("restore-points has 3 MB free; a dump may need" in line for line in told)
+
+
+@needs_root
+def test_restore_points_on_the_volume_of_the_data_are_told_before_a_deploy(embedded: PostgresWorld) -> None:
+    def told() -> bool:
+        return any(
+            "restore-points is on the volume of the server's data" in line for line in embedded.target.cautions()
+        )
+
+    assert told()
+    with small_disk(embedded.folder / "restore-points"):
+        assert not told()
+
+
+def test_a_table_without_a_key_is_told_before_a_deploy(embedded: PostgresWorld) -> None:
+    def told() -> list[str]:
+        return [line for line in embedded.target.cautions() if line.startswith("without a primary key: audit. ")]
+
+    (line,) = told()
+    assert line.endswith("ALTER TABLE audit ADD PRIMARY KEY (...)")
+    embedded.sql("ALTER TABLE audit ADD id serial PRIMARY KEY")
+    assert told() == []
+
+
+def test_a_write_that_does_not_end_is_told_before_a_deploy(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "OLD_S", 0.0)
+    with embedded.connect() as idle:
+        idle.execute("SET application_name = 'payroll'")
+        idle.execute("BEGIN; UPDATE customers SET name = 'x' WHERE id = 1")
+        pid = idle.info.backend_pid
+        (line,) = (line for line in embedded.target.cautions() if "payroll" in line)
+        assert line.startswith(f"{pid} payroll ({embedded.config.user}, idle in transaction) has written and not ended")
+        assert line.endswith(f"SELECT pg_terminate_backend({pid})")
+
+
+def test_other_databases_are_told_where_a_recovery_would_copy_them(embedded: PostgresWorld) -> None:
+    dumps, server = embedded.folder / "restore-points", Server(embedded.config)
+    embedded.sql(f"CREATE DATABASE other_{embedded.config.name}", database="postgres")
+    try:
+        line = preflight.cautions(server, dumps, recovers=True)[-1]
+        assert line.startswith("other databases of the server: ")
+        assert f"other_{embedded.config.name}" in line
+        assert not any("other databases" in line for line in preflight.cautions(server, dumps, recovers=False))
+    finally:
+        embedded.sql(f"DROP DATABASE other_{embedded.config.name}", database="postgres")
+
+
+def test_what_other_roles_do_is_hidden_and_that_is_told(tmp_path: Path) -> None:
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("CREATE ROLE app LOGIN PASSWORD 'pass word'; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
+        config = alone.config
+        alone.config = config.model_copy(update={"user": "app"})
+        with connect(config):
+            assert any("GRANT pg_read_all_stats TO app" in line for line in alone.target.cautions())
+        with connect(config, autocommit=True) as superuser:
+            superuser.execute("GRANT pg_read_all_stats TO app")
+            assert not any("pg_read_all_stats" in line for line in alone.target.cautions())
 
 
 @needs_root

@@ -161,6 +161,13 @@ def test_a_frontend_host_that_is_away_keeps_no_freeze_up_and_is_said(team: Team)
     assert any("vercel: no answer" in line for line in said)
 
 
+def test_what_a_rollback_would_cost_is_told_and_refuses_nothing(team: Team) -> None:
+    team.stack.cautions = ("audit has no primary key",)
+    team.deploy(BAD, WELL)
+    assert begun(team) != []
+    assert "  note: audit has no primary key" in team.told
+
+
 def test_what_keeps_a_restore_point_from_being_taken_refuses_the_deploy(team: Team) -> None:
     team.stack.obstacles = ("the disk is too small: 1 GB free, 3 GB needed",)
     with pytest.raises(Refused, match="the disk is too small"):

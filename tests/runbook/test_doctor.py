@@ -166,6 +166,12 @@ def test_what_could_not_be_seen_keeps_nothing_else_from_being_looked_at(team: Te
     assert well - part <= {name for name, finding in found(team).items() if finding.answer is Answer.OK}
 
 
+def test_what_a_rollback_would_cost_is_told_and_is_no_fault(team: Team) -> None:
+    team.stack.cautions = ("audit has no primary key",)
+    finding = found(team)["database notes"]
+    assert (finding.answer, finding.evidence) == (Answer.OK, "audit has no primary key")
+
+
 def test_a_release_that_serves_and_has_none_before_it_has_nowhere_to_go(tmp_path: Path) -> None:
     finding = found(Team.with_a_good_release(tmp_path))["last good release"]
     assert (finding.answer, finding.evidence) == (Answer.FAILED, f"none before {OLD}")

@@ -12,6 +12,7 @@ from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.plan import ReplayWrites, Role
 from lastgood.core.quarantine import EntryChange, EntryState, QuarantineEntry
 from lastgood.core.record import QuarantineDecided
+from lastgood.runbook import kept
 from lastgood.runbook.quarantine import discard, find, look, requeue
 from lastgood.testing.stack import TABLE
 from tests.runbook.team import Team
@@ -130,3 +131,12 @@ def test_nothing_is_put_in_while_a_deployment_is_watched(tmp_path: Path) -> None
     team = with_a_database_step(tmp_path)
     with pytest.raises(Refused, match="is watched"):
         requeue(team.rooms(), "7-0/1")
+
+
+def test_the_database_that_it_was_written_to_is_not_let_go_while_it_waits(team: Team) -> None:
+    (one,) = kept.look(team.rooms())
+    with pytest.raises(Refused, match=f"1 entries of the quarantine are from {one.name}, and wait"):
+        kept.release(team.rooms(), one.name)
+    discard(team.rooms(), "7-0/1", "a test order")
+    kept.release(team.rooms(), one.name)
+    assert kept.look(team.rooms()) == ()

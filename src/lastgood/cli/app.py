@@ -27,6 +27,7 @@ from lastgood.cli.rendering import (
     edge_lines,
     findings_lines,
     history_rows,
+    kept_rows,
     plan_lines,
     quarantine_lines,
     quarantine_rows,
@@ -40,6 +41,7 @@ from lastgood.cli.rendering import (
     table,
 )
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
+from lastgood.core.facts import KeptDatabase
 from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
@@ -51,6 +53,7 @@ from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
 from lastgood.runbook import by_hand
 from lastgood.runbook import deploy as deploying
+from lastgood.runbook import kept as keeping
 from lastgood.runbook import quarantine as deciding
 from lastgood.runbook import record as recording
 from lastgood.runbook import repair as mending
@@ -83,6 +86,8 @@ audit = typer.Typer(help="Check the journal.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 quarantine = typer.Typer(help="Decide about what did not fit the old schema.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
+kept = typer.Typer(help="The databases that a swap replaced.", no_args_is_help=True)
+app.add_typer(kept, name="kept")
 restore_points = typer.Typer(help="The places that the database can return to.", no_args_is_help=True)
 app.add_typer(restore_points, name="restore-points")
 
@@ -847,10 +852,53 @@ def swap_back(
 
 
 def _typed(name: str, given: str | None) -> str:
-    """What a person says is the database that may be replaced."""
+    """What a person says is the database that may be replaced, or dropped."""
     if given or not sys.stdin.isatty():
         return given or ""
     return str(typer.prompt(f"Type the name of the database ({name}) to go on", err=True))
+
+
+@kept.command("list")
+def kept_list(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
+    """List the databases that a swap replaced, with their sizes.
+
+    Changes nothing.
+
+    Example: lastgood kept list
+    """
+    there = keeping.look(opened(config))
+    if as_json:
+        show(there, tuple[KeptDatabase, ...])
+        return
+    for line in table(kept_rows(there)):
+        out(line)
+    if not there:
+        out("no database is kept")
+
+
+@kept.command("release")
+def kept_release(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A kept database, as `kept list` names it.")],
+    config: ConfigOption = Path(CONFIG_FILE),
+    database: Annotated[
+        str | None, typer.Option("--database", help="The same name once more: the database that may be dropped.")
+    ] = None,
+) -> None:
+    """Let a kept database go: it is dropped.
+
+    Writes the journal, and drops a database that a swap replaced, for good: that swap cannot be taken back then. Never
+    the live one, nor one of which something waits in the quarantine. It asks for the database's name.
+
+    Example: lastgood kept release hypercode_bad_9c1e77
+    """
+    rooms = opened(config)
+    found = keeping.find(rooms, name)
+    for line in table(kept_rows((found,))):
+        say(line)
+    if (typed := _typed(name, database)) != name:
+        raise Refused(f"the database is {name!r}, not {typed!r}", hint=f"lastgood kept release {name}")
+    keeping.release(rooms, name)
+    out(f"{name} is dropped")
 
 
 @quarantine.command("list")

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from lastgood.assembly import EdgePlan, Survey
+from lastgood.core.facts import KeptDatabase
 from lastgood.core.history import History, RepairHistory, RunHistory
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
@@ -106,7 +107,7 @@ def report_lines(report: Report) -> Iterator[str]:
         yield from table(rows)
     if report.checks:
         yield "verified"
-        yield from table(("  ok" if c.passed else "  FAILED", c.name, c.detail) for c in report.checks)
+        yield from table((f"  {c.answer}", c.name, c.told) for c in report.checks)
     if report.replayed:
         kept = report.replayed
         ours = kept.total - kept.skipped
@@ -271,6 +272,12 @@ def _own(point: RestorePoint) -> str:
     if point.own and point.log:
         return f"recovered by pgBackRest{f' up to {point.log.name}' if point.log.name else ''}"
     return f"own dump, {point.own.value}" if point.own else "taken by lastgood"
+
+
+def kept_rows(there: Iterable[KeptDatabase]) -> Iterator[tuple[str, ...]]:
+    """Kept databases: name, since when, size."""
+    for one in there:
+        yield (one.name, f"since {when(one.since)}", size(one.size_bytes))
 
 
 def quarantine_rows(known: Iterable[Decided]) -> Iterator[tuple[str, ...]]:

@@ -76,6 +76,16 @@ class ContainerFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptDatabase:
+    """A database that another one took the place of, and that is kept until a person releases it. since: when it was
+    put aside, aware UTC."""
+
+    name: str
+    since: datetime
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseFacts:
     """What the server shows. `database`: the live name; `exists` False between the fence and the swap.
 

@@ -17,6 +17,7 @@ from lastgood.core.record import (
     ApprovalGiven,
     BaselineTaken,
     BucketSeen,
+    DatabaseReleased,
     DeploymentEnded,
     DeploymentStarted,
     Event,
@@ -216,12 +217,12 @@ def _take(history: History, event: Event, record: Record) -> None:
             _take_told(history, event, record.at)
             if event.run in history.runs:
                 history.runs[event.run].told.append(event)
-        case Frozen():
-            history.frozen = event
-        case Unfrozen():
-            history.frozen = None
+        case Frozen() | Unfrozen():
+            history.frozen = event if isinstance(event, Frozen) else None
         case QuarantineDecided(entry=entry, decision=decision):
             history.quarantine[entry] = decision
+        case DatabaseReleased():
+            pass  # whether it is there is what the server says
         case RepairBegun():
             history.repairs[event.repair] = RepairHistory(begun=event, record=record)
         case RepairSeen():

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, KeptDatabase
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
 from lastgood.core.quarantine import QuarantineEntry
@@ -140,6 +140,11 @@ class Database(Target, Protocol):
         well."""
         ...
 
+    def cautions(self) -> tuple[str, ...]:
+        """Return what a rollback of the database would cost or not bring back here, one line each with what to type;
+        nothing of it keeps a restore point from being taken. Changes nothing."""
+        ...
+
     def thrown_out_because(self) -> tuple[str, ...]:
         """Return why clients of a configured pooler would be thrown out by a swap instead of made to wait, one line
         each; empty when nothing speaks against it. Changes nothing, never raises."""
@@ -255,6 +260,16 @@ class Database(Target, Protocol):
 
         about_to_commit and errors: as for `requeue`.
         """
+        ...
+
+    def kept(self) -> tuple[KeptDatabase, ...]:
+        """Return the databases that another one took the place of, oldest first, as far as they are there. Never the
+        live one, nor what stands behind a fence."""
+        ...
+
+    def release(self, name: str, *, deadline_s: float) -> None:
+        """Drop a database of `kept`. Raises Refused, nothing changed, for any other; Retryable while somebody is
+        connected to it; OutcomeUnknown when the answer was lost."""
         ...
 
     def is_committed(self, xid: int) -> bool | None:

@@ -236,6 +236,15 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseReleased:
+    """A person let a kept database go: it is dropped after this line."""
+
+    database: str
+    by: str
+    kind: Literal["database_released"] = "database_released"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unfrozen:
     """Deploys are allowed again."""
 
@@ -312,6 +321,7 @@ Event = (
     | RunEnded
     | Frozen
     | Unfrozen
+    | DatabaseReleased
     | QuarantineDecided
     | RepairBegun
     | RepairSeen

@@ -30,11 +30,25 @@ class TerminalState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check that says yes or no after a rollback: a running image, a health probe, a smoke test, a domain."""
+    """One check that says yes or no after a rollback: a running image, a health probe, a smoke test, a domain.
+
+    unproved: what it could not tell although nothing speaks against it; empty when it told all.
+    """
 
     name: str
     passed: bool
     detail: str = ""
+    unproved: Annotated[str, LATER] = ""
+
+    @property
+    def answer(self) -> str:
+        """As people read it; `ok` says that all of it is proved."""
+        return "FAILED" if not self.passed else "unproved" if self.unproved else "ok"
+
+    @property
+    def told(self) -> str:
+        """What it saw, and what it could not tell."""
+        return "; ".join(filter(None, (self.detail, self.unproved)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

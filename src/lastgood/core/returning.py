@@ -651,8 +651,9 @@ def lift_by_hand(plan: Plan) -> str:
     if fence is None:
         return ""
     name = fence.kept_as.removesuffix(f"_{plan.id}").rpartition("_")[0]
-    sql = f'ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true;'
-    return f"psql -d postgres: {sql}"
+    # all or nothing: in a database that has its name already, nothing is renamed
+    renames = f'"{name}" RENAME TO "{name}_lg_fence"; ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"'
+    return f'psql -d postgres: BEGIN; ALTER DATABASE {renames}; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true; COMMIT;'
 
 
 def make_pass_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:

@@ -189,6 +189,8 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
     database = rooms.database.observe() if rooms.database else None
     if rooms.database and (missing := rooms.database.preflight()):
         raise Refused(f"no restore point could be taken: {'; '.join(missing)}", hint="lastgood doctor")
+    for caution in rooms.database.cautions() if rooms.database else ():
+        rooms.story(f"  note: {caution}")
     for why in rooms.database.thrown_out_because() if rooms.database else ():
         rooms.story(f"  a rollback of the database would throw its clients out: {why}")
     config = rooms.config.database

@@ -180,6 +180,15 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence="; ".join(missing) or f"{facts.database}, {facts.size_bytes / 1e6:.1f} MB",
         hint="lastgood restore-points list" if missing else "",
     )
+    if cautions := rooms.database.cautions():
+        yield Finding(check="database notes", answer=Answer.OK, evidence="; ".join(cautions))
+    if there := rooms.database.kept():
+        told = ", ".join(
+            f"{one.name} ({one.size_bytes / 1e6:.1f} MB, since {one.since:%Y-%m-%d %H:%M} UTC)" for one in there
+        )
+        yield Finding(
+            check="kept databases", answer=Answer.OK, evidence=f"{told}; who needs none: lastgood kept release NAME"
+        )
     if facts.pools:
         thrown_out = rooms.database.thrown_out_because()
         yield Finding(

@@ -46,9 +46,7 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
     for name, look in groups:
         checks += _tried(rooms, name, look)
     for check in checks:
-        rooms.story(
-            f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}" + (f"  {check.detail}" if check.detail else "")
-        )
+        rooms.story(f"  {check.answer:<6}  {check.name}" + (f"  {check.told}" if check.told else ""))
     return tuple(checks)
 
 

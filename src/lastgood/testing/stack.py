@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, KeptDatabase
 from lastgood.core.migration import (
     BrokenInvariant,
     DatabaseEvidence,
@@ -123,9 +123,10 @@ class Stack(World):
     on_disk: what the checkout holds where it is not what the deploy is called. registry: artifacts that can be fetched.
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
-    to a restore point. unusable: why the files on disk make no release. written: rows since the newest restore point,
-    by table. unfit: those of them that the old schema has no place for. broken: invalid rows, and whether the migration
-    wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
+    to a restore point; cautions: what a rollback would cost. unusable: why the files on disk make no release. written:
+    rows since the newest restore point, by table. unfit: those of them that the old schema has no place for. broken:
+    invalid rows, and whether the migration wrote them. points, broken_at, replayed: what each restore point holds, and
+    what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     backups: what pgBackRest has, None where there is none.
@@ -145,6 +146,7 @@ class Stack(World):
         self.takes_s: dict[str, float] = {}
         self.fits = FitsSchema(fit=Fit.YES, tried=3, reason="all statements ran")
         self.obstacles: tuple[str, ...] = ()
+        self.cautions: tuple[str, ...] = ()
         self.unusable: tuple[str, ...] = ()
         self.written: Counter[str] = Counter()
         self.broken: dict[str, bool] = {}
@@ -621,6 +623,20 @@ class MemoryDatabase(Hand):
         if self._stack.loses_answers:
             raise OutcomeUnknown("database: the connection was lost")
 
+    def kept(self) -> tuple[KeptDatabase, ...]:
+        facts = self.observe()
+        beside = sorted(name for name in facts.databases if "_bad_" in name or "_aside_" in name)
+        since = self._stack.clock.now()
+        return tuple(
+            KeptDatabase(name=name, since=since, size_bytes=facts.size_bytes) for name in beside if facts.exists
+        )
+
+    def release(self, name: str, *, deadline_s: float) -> None:  # noqa: ARG002 # the port's
+        if name not in {one.name for one in self.kept()}:
+            raise Refused(f"{name} is not kept", hint="lastgood kept list")
+        database = self._stack.database
+        self._stack.database = replace(database, databases=database.databases - {name})
+
     def is_committed(self, xid: int) -> bool | None:
         self._answer()
         return xid in self._stack.committed
@@ -630,6 +646,10 @@ class MemoryDatabase(Hand):
         answers = Check(name="database answers", passed=facts.exists)
         same = Check(name="database schema", passed=facts.fingerprint == fingerprint, detail=facts.fingerprint)
         return (answers, same) if fingerprint else (answers,)
+
+    def cautions(self) -> tuple[str, ...]:
+        self._answer()
+        return self._stack.cautions
 
     def thrown_out_because(self) -> tuple[str, ...]:
         return ()

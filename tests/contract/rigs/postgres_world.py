@@ -265,7 +265,7 @@ class PostgresWorld:
         seen: set[str] = getattr(self, "_seen", set())
         with self.connect(database="postgres") as connection:
             rows = connection.execute("SELECT oid, datname, datallowconn FROM pg_database").fetchall()
-            names = [row[1] for row in rows]
+            names = [name for _, name, open_to_all in rows if open_to_all]
             seen.update(f"{row}" for row in rows)
         if self.config.name in names:
             seen.update(f"{row}" for row in self.sql("SELECT xmin, id FROM _prisma_migrations"))

@@ -1,22 +1,27 @@
-"""What would keep a restore point from being taken here, or from being used, asked before anything is touched."""
+"""What would keep a restore point from being taken here, or from being used, and what a rollback would cost: asked
+before anything is touched."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lastgood.core.config import Merging, MigrationsConfig
 from lastgood.targets import child
+from lastgood.targets.postgres import catalog, sessions
 from lastgood.targets.postgres.capture import PREFIX
-from lastgood.targets.postgres.connect import LOCK_S, NO_POOLER, Connection
+from lastgood.targets.postgres.connect import LOCK_S, MAINTENANCE, NO_POOLER, Connection
 from lastgood.targets.postgres.histories import gaps
 from lastgood.targets.postgres.merge import misnamed
-from lastgood.targets.postgres.server import LONGEST_NAME, Server
+from lastgood.targets.postgres.server import LEDGER, LONGEST_NAME, Server, own_name
 
 ASK_S: Final = 5.0
+NAMED: Final = 5
+OLD_S: Final = LOCK_S
+"""What has written for longer than a restore point waits for anything, seconds."""
 # The clone is as large as the database, the dump at most about as large, and a fifth is left over.
 CLONE_SHARE: Final = 1.2
 # The longest names of databases that are made or renamed beside the live one.
@@ -31,6 +36,7 @@ def obstacles(
     found: list[str] = []
     major, said = server.tools.version()
     with server.connect() as live:
+        there = sessions.pids(live, server.live)
         if live.execute(
             "SELECT current_setting('lock_timeout')::interval = make_interval(secs => %s)", [LOCK_S]
         ).fetchone() != (True,):
@@ -57,9 +63,111 @@ def obstacles(
                 [PREFIX],
             )
         ]
+        found += _extensions(live, server)
+        found += _not_ours_to_end(live, server, there)
     if len(server.live.encode()) + LONGEST_SUFFIX > LONGEST_NAME:
         found.append(f"the name {server.live} is too long for a clone beside it")
     return tuple(found)
+
+
+def cautions(server: Server, dumps: Path, *, recovers: bool) -> tuple[str, ...]:
+    """Return what a rollback here would cost or not bring back, one line each; nothing of it is a reason to refuse.
+
+    dumps: the folder of the restore points. recovers: whether pgBackRest brings back what dumps do not.
+    """
+    found: list[str] = []
+    with server.connect() as live:
+        found += sessions.writing_since(live, OLD_S)
+        if sessions.are_hidden(live):
+            found.append(
+                "what sessions of other roles do is hidden, so none that holds up the capture would be named: "
+                f"GRANT pg_read_all_stats TO {server.config.user}"
+            )
+        if keyless := [table.label for table in catalog.tables(live) if not table.key]:
+            found.append(
+                f"without a primary key: {_listed(keyless)}. A row there is found by all that it holds, which reads "
+                "the whole table; where only rows are compared, whether it is new or was changed cannot always be "
+                f"told, and it goes to the quarantine: ALTER TABLE {keyless[0]} ADD PRIMARY KEY (...)"
+            )
+        if beside := _beside(live, server, dumps):
+            found.append(beside)
+        if recovers:
+            found += _other_databases(live, server)
+    return tuple(found)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _beside(live: Connection, server: Server, dumps: Path) -> str:
+    """Say where dumps lie on the volume of the data, as far as that can be seen."""
+    data, here = _data(live, server), space(None, str(dumps))
+    if data is None or here is None or data.fsid != here.fsid:
+        return ""
+    return (
+        f"{dumps.name} is on the volume of the server's data: what loses the one loses the other. "
+        "database.restore_points.path in lastgood.yaml: a folder on another disk"
+    )
+
+
+def _other_databases(live: Connection, server: Server) -> list[str]:
+    rows = live.execute(
+        "SELECT datname, pg_database_size(oid) FROM pg_database WHERE NOT datistemplate AND datallowconn "
+        "AND datname NOT IN (%s, %s, %s) AND NOT starts_with(datname, %s) AND has_database_privilege(oid, 'CONNECT') "
+        "ORDER BY 1",
+        [server.live, MAINTENANCE, LEDGER, own_name(server.live, "")],
+    ).fetchall()
+    if not rows:
+        return []
+    size = sum(size for _, size in rows) / 1e6
+    told = (
+        f"other databases of the server: {_listed([name for name, _ in rows])} ({size:.0f} MB). A recovery by "
+        f"pgBackRest copies them too, and needs room for them; it brings back {server.live} alone"
+    )
+    return [told]
+
+
+def _extensions(live: Connection, server: Server) -> list[str]:
+    """Return the extensions that a clone cannot have as they are here: a dump names an extension, and no version."""
+    found: list[str] = []
+    for name, here, there, ours, owner in live.execute(
+        "SELECT e.extname, e.extversion, a.default_version, "
+        "(SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR pg_has_role(e.extowner, 'USAGE') "
+        "OR coalesce((SELECT NOT v.superuser OR (to_jsonb(v)->>'trusted')::bool "  # `trusted` came in PostgreSQL 13
+        "FROM pg_available_extension_versions v WHERE (v.name, v.version) = (e.extname, a.default_version)), false), "
+        "pg_get_userbyid(e.extowner) "
+        "FROM pg_extension e LEFT JOIN pg_available_extensions a ON a.name = e.extname "
+        "WHERE e.extname <> 'plpgsql' ORDER BY 1"
+    ):
+        if there is None:
+            found.append(f"extension {name} is no longer installed on the server: a clone could not have it")
+        elif there != here:
+            update = f'ALTER EXTENSION "{name}" UPDATE'
+            found.append(f"extension {name} is {here} here and would be {there} in a clone: {update}")
+        elif not ours:
+            found.append(
+                f"extension {name} was made by {owner} and is not trusted: {server.config.user} may not make it in a "
+                "clone; database.postgres.user in lastgood.yaml: a role that may"
+            )
+    return found
+
+
+def _not_ours_to_end(live: Connection, server: Server, there: Sequence[int]) -> list[str]:
+    user, others = server.config.user, sessions.not_ours(live, there)
+    found = [
+        f"{other.role} is a superuser and uses {server.live}: {user}, which is none, may not end its sessions, so it "
+        f"could not be fenced: {sessions.remedy(live, [other])}"
+        for other in others
+        if other.superuser
+    ]
+    if plain := [other for other in others if not other.superuser]:
+        found.append(
+            f"{user} may not end sessions of {_listed([other.role for other in plain])}, so {server.live} could not be "
+            f"fenced: {sessions.remedy(live, plain)}"
+        )
+    return found
 
 
 def _number(connection: Connection, query: str) -> int:
@@ -108,13 +216,16 @@ def too_small(size: int, dumps: Space, data: Space | None, *, folder: str) -> li
 def room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
     """Return what does not hold a dump here, or a copy where the server keeps its data, one line each, as far as that
     can be seen. size: of the database."""
+    data, here = _data(live, server), space(None, str(dumps))
+    return too_small(size, here, data, folder=dumps.name) if here else []
+
+
+def _data(live: Connection, server: Server) -> Space | None:
+    """Look at the filesystem of the server's data."""
     row = live.execute(
         "SELECT setting FROM pg_settings WHERE name = 'data_directory'"  # not shown to every role
     ).fetchone()
-    container = server.config.container
-    data = space(container, row[0]) if row else None
-    here = space(None, str(dumps))
-    return too_small(size, here, data, folder=dumps.name) if here else []
+    return space(server.config.container, row[0]) if row else None
 
 
 def space(container: str | None, directory: str) -> Space | None:

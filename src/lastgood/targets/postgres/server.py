@@ -15,6 +15,8 @@ from psycopg import sql
 
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Bug, LastgoodError, Refused, Retryable
+from lastgood.core.facts import KeptDatabase
+from lastgood.targets.postgres import sessions
 from lastgood.targets.postgres.connect import APPLICATION, MAINTENANCE, STATEMENT_S, Connection, connect
 from lastgood.targets.postgres.properties import create_like
 from lastgood.targets.postgres.tools import Tools
@@ -31,7 +33,14 @@ _LEDGER_TABLES: Final = (
         at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (database, swap)
     )""",
     "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
+    """
+    CREATE TABLE IF NOT EXISTS kept (
+        database text NOT NULL, name text NOT NULL, oid oid NOT NULL, at timestamptz NOT NULL DEFAULT now(),
+        replaced boolean NOT NULL DEFAULT false, PRIMARY KEY (database, name)
+    )""",  # what a fence put aside, until a lift or a person takes it away
 )
+_HOLDS_A_NAME: Final = "lastgood: empty, admits nobody; it has the name of a database while that one is fenced"
+"""The comment by which such a database is known, whatever it is called: it goes with its oid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +98,45 @@ def identity(connection: Connection) -> Identity:
 
 
 def databases(connection: Connection) -> dict[str, bool]:
-    """Return every database, and whether it lets anybody connect."""
-    return dict(connection.execute("SELECT datname, datallowconn FROM pg_database WHERE NOT datistemplate").fetchall())
+    """Return every database, and whether it lets anybody connect. Those that only hold a name are none."""
+    rows = connection.execute(
+        "SELECT datname, datallowconn FROM pg_database WHERE NOT datistemplate "
+        "AND NOT (shobj_description(oid, 'pg_database') IS NOT DISTINCT FROM %s AND NOT datallowconn)",
+        [_HOLDS_A_NAME],
+    )
+    return dict(rows.fetchall())
+
+
+def empty_name(live: str) -> str:
+    """Name of the database that takes the live name while the live one is fenced."""
+    return own_name(live, "fence")
+
+
+def provide_empty(connection: Connection, server: Server) -> None:
+    """Have the empty database ready, which is made the first time: behind the fence nobody waits for that."""
+    name = empty_name(server.live)
+    if _is_empty_one(connection, name):
+        return
+    drop_own(connection, server, name)  # a command that died had not said yet what it is
+    connection.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS false").format(sql.Identifier(name))
+    )
+    connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(_HOLDS_A_NAME)))
+
+
+def give_way(connection: Connection, live: str) -> None:
+    """Take the live name from the empty database, where that one has it."""
+    if _is_empty_one(connection, live):
+        rename(connection, live, empty_name(live))
+
+
+def _is_empty_one(connection: Connection, database: str) -> bool:
+    found = connection.execute(
+        "SELECT FROM pg_database WHERE datname = %s AND NOT datallowconn "
+        "AND shobj_description(oid, 'pg_database') = %s",
+        [database, _HOLDS_A_NAME],
+    )
+    return found.fetchone() is not None
 
 
 def admit(connection: Connection, database: str) -> None:
@@ -102,19 +148,17 @@ def admit(connection: Connection, database: str) -> None:
 def shut(connection: Connection, database: str) -> Generator[None]:
     """Let nobody connect, a superuser neither, and end the sessions that are there, for a block that renames it.
 
-    A block that fails leaves it as it was, and everybody in again. Raises Retryable, naming them, when sessions stay.
+    A block that fails leaves it as it was, and everybody in again. Raises Refused, with nobody shut out, where sessions
+    are not ours to end; Retryable, naming them, when sessions stay.
     """
+    sessions.check_that_all_may_be_ended(connection, database)
     connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(database)))
     try:
-        # A worker that vacuums is none of ours to end, and makes way by itself.
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid() "
-            "AND backend_type IN ('client backend', 'walsender')",
-            [database],
-        )
+        sessions.check_that_all_may_be_ended(connection, database)  # who came in between as well
+        sessions.end(connection, database)
         yield
     except psycopg.errors.ObjectInUse as error:
-        told = _sessions(connection, database) or str(error.diag.message_detail or error)
+        told = sessions.told(connection, database) or str(error.diag.message_detail or error)
         admit(connection, database)
         raise Retryable(f"sessions of {database} do not end: {told}", delay_s=_AGAIN_S) from error
     except BaseException:
@@ -148,16 +192,6 @@ def holders(server: Server, *, at_all: bool = False) -> str:
         return ""
     told = ", ".join(f"{pid} {name} ({state})" for pid, name, state in rows)
     return f"; held by {told}" if told else ""
-
-
-def _sessions(connection: Connection, database: str) -> str:
-    """Say who is connected: `4711 web (shop, active)`, at most ten."""
-    rows = connection.execute(
-        "SELECT pid, coalesce(nullif(application_name, ''), backend_type), coalesce(usename, '-'), "
-        "coalesce(state, '-') FROM pg_stat_activity WHERE datname = %s ORDER BY pid LIMIT 10",
-        [database],
-    )
-    return ", ".join(f"{pid} {application} ({user}, {state})" for pid, application, user, state in rows)
 
 
 def end_tool(connection: Connection, name: str, of: tuple[str, ...]) -> None:
@@ -218,6 +252,51 @@ def replayed_upto(ledger: Connection, clone: str) -> int:
     """Return up to which commit a clone holds every transaction; 0 when that was never noted."""
     row = ledger.execute("SELECT commit FROM replayed WHERE clone = %s", [clone]).fetchone()
     return int(row[0]) if row else 0
+
+
+def note_kept(ledger: Connection, live: str, name: str) -> None:
+    """Note which database a fence puts aside, and as what. In the transaction that renames it, before that."""
+    ledger.execute(
+        "INSERT INTO kept (database, name, oid) SELECT datname, %s, oid FROM pg_database WHERE datname = %s "
+        "ON CONFLICT (database, name) DO UPDATE SET oid = excluded.oid, at = now(), replaced = false",
+        [name, live],
+    )
+
+
+def note_replaced(ledger: Connection, live: str, name: str) -> None:
+    """Note that another database took the place of what a fence put aside. In the transaction in which it does."""
+    ledger.execute("UPDATE kept SET replaced = true WHERE (database, name) = (%s, %s)", [live, name])
+
+
+def kept(ledger: Connection, live: str) -> tuple[KeptDatabase, ...]:
+    """Return the databases that another one took the place of, oldest first, as far as they are there: by their oid, or
+    by the name alone where the swap is older than what notes it. Nothing where none has the live name."""
+    known = databases(ledger)
+    rows = ledger.execute(
+        "SELECT d.datname, k.at, pg_database_size(d.oid) FROM kept k JOIN pg_database d "
+        "ON (d.oid, d.datname) = (k.oid, k.name) WHERE k.database = %(live)s AND k.replaced "
+        "UNION SELECT d.datname, max(s.at), pg_database_size(d.oid) FROM swaps s JOIN pg_database d "
+        "ON d.datname = s.kept_as WHERE s.database = %(live)s "
+        "AND NOT EXISTS (SELECT FROM kept k WHERE (k.database, k.name) = (s.database, s.kept_as)) "
+        "GROUP BY 1, d.oid ORDER BY 2",
+        {"live": live},
+    )
+    return tuple(
+        KeptDatabase(name=name, since=since, size_bytes=int(size))
+        for name, since, size in rows
+        if live in known and name != live
+    )
+
+
+def forget_kept(ledger: Connection, live: str, name: str) -> None:
+    """Forget what a fence put aside, since it is no longer there under that name."""
+    ledger.execute("DELETE FROM kept WHERE (database, name) = (%s, %s)", [live, name])
+
+
+def was_replaced(ledger: Connection, live: str, kept_as: str) -> bool:
+    """Whether a swap put something in the place of what is kept as that."""
+    found = ledger.execute("SELECT FROM swaps WHERE (database, kept_as) = (%s, %s)", [live, kept_as])
+    return found.fetchone() is not None
 
 
 def has_swapped(ledger: Connection, database: str, swap: str) -> bool:

@@ -23,7 +23,7 @@ import psycopg
 
 from lastgood.core.config import DatabaseConfig
 from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import BackupFacts, DatabaseFacts
+from lastgood.core.facts import BackupFacts, DatabaseFacts, KeptDatabase
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
     CatchUp,
@@ -72,9 +72,10 @@ from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.noted import COMMAND, Migrations
 from lastgood.targets.postgres.pooler import Pooler
-from lastgood.targets.postgres.preflight import obstacles
+from lastgood.targets.postgres.preflight import cautions, obstacles
 from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import (
+    LEDGER,
     Server,
     admit,
     databases,
@@ -82,7 +83,9 @@ from lastgood.targets.postgres.server import (
     hold,
     holders,
     identity,
+    kept,
     open_ledger,
+    provide_empty,
     replayed_upto,
     swaps,
 )
@@ -199,6 +202,8 @@ class PostgresTarget:
                         deadline_s=step.deadline_s,
                         clock=self._clock,
                     )
+                    with self._server.maintenance() as maintenance:
+                        provide_empty(maintenance, self._server)
                 case Migrate():
                     self._migrate(action, deadline_s=step.deadline_s)
                 case SaveDump():
@@ -390,6 +395,7 @@ class PostgresTarget:
         if not noted.exists():
             with self._server.maintenance() as maintenance:
                 shelf.write(noted, clients.CLIENTS, clients.of(maintenance, self._server.live))
+        swap.prepare(self._server)
         if self._pooler:
             with suppress(LastgoodError):
                 self._pooler.pause()
@@ -556,6 +562,10 @@ class PostgresTarget:
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
             return obstacles(self._server, shelf.folder(self._points), self._config.migrations, self._config.merge)
+
+    def cautions(self) -> tuple[str, ...]:
+        with _answers(self._server, sent=False):
+            return cautions(self._server, shelf.folder(self._points), recovers=self._config.pgbackrest is not None)
 
     def thrown_out_because(self) -> tuple[str, ...]:
         return self._pooler.obstacles() if self._pooler else ()
@@ -758,6 +768,17 @@ class PostgresTarget:
     def repair(self, rows: Sequence[RowRepair], *, about_to_commit: Callable[[int], None]) -> None:
         with _answers(self._server, sent=True), self._server.connect() as live:
             repair.carry_out(live, rows, invariants=self._invariants, about_to_commit=about_to_commit)
+
+    def kept(self) -> tuple[KeptDatabase, ...]:
+        with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
+            if LEDGER not in databases(maintenance):
+                return ()
+            with open_ledger(self._server) as ledger:
+                return kept(ledger, self._server.live)
+
+    def release(self, name: str, *, deadline_s: float) -> None:
+        with _answers(self._server, sent=True):
+            swap.release(self._server, name, deadline_s=deadline_s)
 
     def is_committed(self, xid: int) -> bool | None:
         with _answers(self._server, sent=False), self._server.connect() as live:
