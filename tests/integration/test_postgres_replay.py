@@ -172,6 +172,7 @@ def test_a_replay_is_tried_and_leaves_nothing_behind(embedded: PostgresWorld, mo
     catch_up = CatchUp(replay=REPLAY, restore_point=embedded.restore_point)
     tried = embedded.target.try_replay(catch_up)
     assert tried.whole
+    assert tried.replayed is not None
     assert tried.pause_s < 1
     assert embedded.one(slots) == before
     assert embedded.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'lastgood'", database=embedded.clone) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from lastgood.core.errors import LastgoodError, Retryable
+from lastgood.core.errors import LastgoodError, Refused, Retryable
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_world import PostgresWorld
 
@@ -164,3 +164,32 @@ def test_a_role_that_may_replicate_and_is_no_superuser_loses_nothing(tmp_path: P
         assert alone.target.observe().fingerprint == before
         assert alone.one("SELECT count(*) FROM orders WHERE total = 901") == 1
         assert alone.replayed().units == "transactions"
+
+
+def test_a_replay_by_rows_is_tried_while_users_write_and_leaves_nothing_behind(embedded: PostgresWorld) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+    embedded.sql("INSERT INTO orders (customer, total) VALUES (1, -1)")
+    with embedded.connect() as idle:
+        idle.execute("BEGIN; INSERT INTO orders (customer, total) VALUES (2, 901)")
+        tried = embedded.target.try_replay(embedded.replay)
+        idle.execute("ROLLBACK")
+    assert tried.replayed is not None
+    assert (tried.replayed.units, tried.replayed.quarantined) == ("rows", 1)
+    assert embedded.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'lastgood'", database=embedded.clone) == []
+    assert embedded.one("SELECT count(*) FROM orders WHERE total = 900", database=embedded.clone) == 0
+    assert 0.3 < tried.pause_s < 60
+    embedded.go_back()
+    assert (embedded.replayed().carried, embedded.replayed().quarantined) == (tried.replayed.carried, 1)
+    assert embedded.sql("SELECT total::int FROM orders WHERE total > 899") == [(900,)]
+
+
+def test_a_replay_by_rows_that_would_be_refused_is_refused_when_it_is_tried(embedded: PostgresWorld) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("UPDATE orders SET total = 7 WHERE id = 1", database=embedded.clone)
+    with pytest.raises(Refused, match="somebody wrote to orders"):
+        embedded.target.try_replay(embedded.replay)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
+from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step, SwapDatabase
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
@@ -211,9 +211,10 @@ class Database(Target, Protocol):
         one line each; empty when nothing does. Changes nothing."""
         ...
 
-    def try_replay(self, of: CatchUp) -> DryRun:
-        """Replay what a step would replay, and take all of it back. Ends within a minute, with what was tried until
-        then. Changes nothing. Raises Refused or Retryable when it cannot be tried now."""
+    def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
+        """Replay what a step would replay, and take all of it back; of a swap without a replay, compare what it would
+        put there with what is there. A minute at most is replayed, and nothing that is asked takes longer. Changes
+        nothing. Raises Refused or Retryable when it cannot be tried now, or would be refused then."""
         ...
 
     def replayed(self, replay: str) -> Replayed:

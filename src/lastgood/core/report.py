@@ -82,14 +82,17 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """A replay that was taken back: what would become of the writes since a restore point.
+    """What would become of the writes since a restore point: a replay that was taken back.
 
-    whole: all of them were tried, not only the first. pause_s: for how long nobody could write, about.
+    replayed: None where nothing can be replayed, as into an own dump. more: then, (table, rows that the live one has
+    more than what would take its place), by name, most first. whole: all of them were tried, not only the first.
+    pause_s: for how long nobody could write, about.
     """
 
-    replayed: Replayed
+    replayed: Replayed | None
     whole: bool
     pause_s: float
+    more: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import Down, RestorePoint, Standing
-from lastgood.core.report import Check, Loss, Replayed, Report, TerminalState, announcement
+from lastgood.core.report import Check, DryRun, Loss, Replayed, Report, TerminalState, announcement
 from lastgood.core.returning import (
     World,
     lift_by_hand,
@@ -753,27 +753,57 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
 
 
 def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
-    """Try the replay of a plan, take it back, and say what would become of what was written; or say how the rehearsal
-    of its down migrations went. Empty for a plan without either."""
+    """Try what a plan does to the database, take it back, and say what would become of what was written, and how long
+    nobody could write; or how the rehearsal of its down migrations went. What cannot be had is said, with the reason.
+    Empty for a plan that leaves the database."""
     down = next((s.action for s in plan.steps if isinstance(s.action, RehearseDown)), None)
     if down is not None and rooms.database is not None:
         return _rehearsed(rooms.database, down)
-    action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp)), None)
+    # the first of them that a plan has takes everything that the others would
+    action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp | ReplayWrites | SwapDatabase)), None)
     if action is None or rooms.database is None:
         return ()
     try:
-        with rooms.if_slow(1.0, lambda: rooms.story("  trying the replay, which is taken back ...")):
+        with rooms.if_slow(1.0, lambda: rooms.story("  trying it, which is taken back ...")):
             tried = rooms.database.try_replay(action)
     except LastgoodError as error:
-        return (f"tried          nothing: {error.message}",)
-    of, which = tried.replayed, "" if tried.whole else "the first "
-    carried = of.total - of.skipped - of.quarantined
-    lines = [f"tried          {carried} of {which}{of.total - of.skipped} {of.units} written since can be replayed"]
+        return (
+            f"tried          nothing: {error.message}",
+            "so not known   what would be replayed, wait or be lost, and for how long nobody could write",
+        )
+    told = _would_leave(tried) if tried.replayed is None else _would_become(tried, tried.replayed)
+    return (*told, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+
+
+def _would_leave(tried: DryRun) -> tuple[str, ...]:
+    """Of a swap into which nothing is replayed. Rows that were changed are as many as before, and in no count."""
+    tables = ", ".join(f"{table} {rows}" for table, rows in tried.more)
+    return (
+        f"would lose     rows that are more now than in it: {tables or 'none'}",
+        "               rows that were changed cannot be counted; all of them stay in the replaced database",
+    )
+
+
+def _would_become(tried: DryRun, of: Replayed) -> tuple[str, ...]:
+    which = "" if tried.whole else "the first "
+    carried, tables = of.total - of.skipped - of.quarantined, ", ".join(f"{name} {rows}" for name, rows in of.carried)
+    lines = [
+        f"tried          {carried} of {which}{of.total - of.skipped} {of.units} written since can be replayed"
+        + (f" (rows: {tables})" if tables else "")
+    ]
+    if of.skipped:
+        lines.append(f"would skip     {of.skipped} of the migration's own")
     if of.quarantined:
         tables = ", ".join(f"{loss.table} {loss.rows}" for loss in of.losses)
         lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
     lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
-    return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+    if of.units == "rows":
+        lines.append("would lose     every state of a row but its last; the replaced database is kept")
+    elif tried.whole:
+        lines.append("would lose     none of them: each is replayed, waits or is skipped")
+    else:
+        lines.append("not tried      the rest: what becomes of it is known when it is replayed")
+    return (*lines, *(f"note           {note}" for note in of.notes))
 
 
 def _rehearsed(database: Database, action: RehearseDown) -> tuple[str, ...]:

@@ -548,9 +548,9 @@ class MemoryDatabase(Hand):
         self._answer()
         return self._stack.lossy_because
 
-    def try_replay(self, of: CatchUp) -> DryRun:
+    def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
         self._answer()
-        if of.restore_point not in self._stack.database.captures:
+        if isinstance(of, CatchUp) and of.restore_point not in self._stack.database.captures:
             raise Refused(f"what was written since {of.restore_point} is not captured", hint="lastgood doctor")
         return self._stack.dry_run
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -452,21 +453,37 @@ class PostgresTarget:
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
-            hold(clone, kept.point.clone)
-            if (before := row_replay.carried(clone, action.replay)) is not None:
-                return before
-            points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
-            return row_replay.carry(
-                comparison,
-                replaced,
-                clone,
-                kept,
-                folder,
-                replay=action.replay,
-                invariants=self._invariants,
-                rewritten=self._rewritten_by_migration(kept),
-                go_on=go_on,
+            return self._carried(
+                comparison, replaced, clone, kept, folder, replay=action.replay, go_on=go_on, deadline_s=deadline_s
             )
+
+    def _carried(
+        self,
+        comparison: writes.Comparison,
+        replaced: Connection,
+        clone: Connection,
+        kept: shelf.KeptPoint,
+        folder: Path,
+        *,
+        replay: str,
+        go_on: Callable[[], None],
+        deadline_s: float,
+    ) -> Replayed:
+        hold(clone, kept.point.clone)
+        if (before := row_replay.carried(clone, replay)) is not None:
+            return before
+        points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
+        return row_replay.carry(
+            comparison,
+            replaced,
+            clone,
+            kept,
+            folder,
+            replay=replay,
+            invariants=self._invariants,
+            rewritten=self._rewritten_by_migration(kept),
+            go_on=go_on,
+        )
 
     @contextmanager
     def _replaying(
@@ -614,12 +631,22 @@ class PostgresTarget:
         with _answers(self._server, sent=False):
             return capture.obstacles(self._server)
 
-    def try_replay(self, of: CatchUp) -> DryRun:
-        server, kept = self._server, self._kept(of)
-        with _answers(server, sent=False), open_ledger(server) as ledger:
+    def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
+        kept = self._kept(of)
+        with _answers(self._server, sent=False):
+            match of:
+                case CatchUp():
+                    return self._try_transactions(kept)
+                case ReplayWrites():
+                    return self._try_rows(of, kept)
+                case SwapDatabase():
+                    return self._try_swap(kept)
+
+    def _try_transactions(self, kept: shelf.KeptPoint) -> DryRun:
+        server = self._server
+        with open_ledger(server) as ledger:
             held = replayed_upto(ledger, kept.point.clone)
         with (
-            _answers(server, sent=False),
             server.connect(server.live, statement_s=TRY_S) as source,
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
@@ -628,6 +655,33 @@ class PostgresTarget:
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
+
+    def _try_rows(self, of: ReplayWrites, kept: shelf.KeptPoint) -> DryRun:
+        """Behind the fence the rows are compared twice: once for the export, and once to be carried."""
+        began = monotonic()
+        with (
+            self._compared(kept, self._server.live, deadline_s=TRY_S) as (comparison, live, clone, go_on),
+            live.transaction(),
+            clone.transaction(force_rollback=True),
+        ):
+            # users go on writing: everything is compared with how it was at one moment
+            live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            live.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            replayed = self._carried(
+                comparison, live, clone, kept, self._tried, replay=of.replay, go_on=go_on, deadline_s=TRY_S
+            )
+        return DryRun(replayed=replayed, whole=True, pause_s=FENCE_AND_SWAP_S + 2 * (monotonic() - began))
+
+    def _try_swap(self, kept: shelf.KeptPoint) -> DryRun:
+        """Behind the fence the clone is looked through whole."""
+        began = monotonic()
+        points.clone_as_proved(self._server, kept, deadline_s=TRY_S)
+        pause_s, then = FENCE_AND_SWAP_S + monotonic() - began, dict(kept.point.rows)
+        with self._server.connect(statement_s=TRY_S) as live:
+            more = Counter(
+                {table: rows - then.get(table, 0) for table, rows in catalog.count_rows(live, catalog.tables(live))}
+            )
+        return DryRun(replayed=None, whole=True, pause_s=pause_s, more=tuple((+more).most_common()))
 
     def replayed(self, replay: str) -> Replayed:
         path = self._replays / f"{shelf.checked(replay)}.json"
