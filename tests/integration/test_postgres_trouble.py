@@ -193,3 +193,16 @@ def test_a_replay_by_rows_that_would_be_refused_is_refused_when_it_is_tried(embe
     embedded.sql("UPDATE orders SET total = 7 WHERE id = 1", database=embedded.clone)
     with pytest.raises(Refused, match="somebody wrote to orders"):
         embedded.target.try_replay(embedded.replay)
+
+
+def test_how_much_the_server_lets_a_slot_keep_is_seen(embedded: PostgresWorld) -> None:
+    assert embedded.target.observe().slot_limit_bytes == 4 << 30
+
+
+def test_a_server_that_sets_a_slot_no_limit_is_seen(tmp_path: Path) -> None:
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("ALTER SYSTEM SET max_slot_wal_keep_size = -1")
+        alone.sql("SELECT pg_reload_conf()")
+        with alone.connect() as new:
+            assert new.execute("SHOW max_slot_wal_keep_size").fetchone() == ("-1",)
+        assert alone.target.observe().slot_limit_bytes is None

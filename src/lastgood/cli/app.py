@@ -49,7 +49,7 @@ from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
-from lastgood.runbook import by_hand
+from lastgood.runbook import by_hand, captures
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import quarantine as deciding
 from lastgood.runbook import record as recording
@@ -133,6 +133,14 @@ def show(value: object, kind: Any) -> None:  # noqa: ANN401 # what TypeAdapter t
 def opened(config: Path) -> Rooms:
     """Build the rooms of the stack."""
     return build(config, say)
+
+
+def minded(config: Path) -> Rooms:
+    """Build the rooms of the stack, and end what the server keeps for a replay where that is over. For every command
+    but those that nothing may hold up."""
+    rooms = opened(config)
+    captures.mind(rooms)
+    return rooms
 
 
 @contextmanager
@@ -219,11 +227,12 @@ def _init_edge(config: Path) -> None:
 def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """Could we roll back right now?
 
-    Changes nothing. Each check is ok, failed, or could not look, and says what to type.
+    Changes nothing, but for a capture that is over, which ends. Each check is ok, failed, or could not look, and says
+    what to type.
 
     Example: lastgood doctor
     """
-    findings = examine(opened(config))
+    findings = examine(minded(config))
     if as_json:
         show(findings, tuple[Finding, ...])
     else:
@@ -244,7 +253,11 @@ def deploy(
         bool, typer.Option("--even-if-barred", help="Deploy a release that was rolled back.")
     ] = False,
     no_watch: Annotated[
-        bool, typer.Option("--no-watch", help="Do not watch in the foreground; take it up with `watch`.")
+        bool,
+        typer.Option(
+            "--no-watch",
+            help="Do not watch in the foreground; take it up with `watch`. Says what is kept meanwhile for a replay.",
+        ),
     ] = False,
     yes: Yes = False,
 ) -> None:
@@ -264,11 +277,15 @@ def deploy(
         return confirmed("Deploy?", yes=yes)
 
     with leased(rooms):
-        done = deploying.deploy(rooms, name, first=first, override=even_if_barred, confirm=confirm)
+        done = deploying.deploy(
+            rooms, name, first=first, override=even_if_barred, confirm=confirm, watched=not no_watch
+        )
     if done.report:
         ended(done.report)
     if no_watch:
         await_frontend(rooms, done.deployment)
+        for line in captures.leave(rooms):
+            out(line)
         out(f"{name} serves; the watch is recorded. Take it up with: lastgood watch")
         return
     watch_and_end(rooms, done.deployment)
@@ -347,6 +364,7 @@ def record(
     if good:
         recording.vouch(rooms, name, why=why)
         out(f"{name} is good (vouched for by {rooms.who})")
+        captures.mind(rooms)
 
 
 @app.command()
@@ -379,11 +397,11 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
 def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """What serves, what is watched, and what waits for a person.
 
-    Changes nothing.
+    Changes nothing, but for a capture that is over, which ends.
 
     Example: lastgood status
     """
-    rooms = opened(config)
+    rooms = minded(config)
     history = rooms.memory.history()
     run, under = history.open_run, history.open_deployment
     holder = rooms.memory.journal.holder()
@@ -442,11 +460,12 @@ def plan(
 ) -> None:
     """What a rollback would do, if it began now.
 
-    Changes nothing; old statements are tried on a copy of the schema, which is gone afterwards.
+    Changes nothing, but for a capture that is over, which ends; old statements are tried on a copy of the schema, which
+    is gone afterwards.
 
     Example: lastgood plan
     """
-    rooms = opened(config)
+    rooms = minded(config)
     history = rooms.memory.history()
     target = returning.choose_target(history, release)
     made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history))
@@ -595,7 +614,7 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
     Example: lastgood unfreeze -m 'fixed in 4e1f'
     """
-    for line in by_hand.unfreeze(opened(config), why):
+    for line in by_hand.unfreeze(minded(config), why):
         out(line)
 
 
@@ -607,7 +626,7 @@ def restore_points_list(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJso
 
     Example: lastgood restore-points list
     """
-    rooms = opened(config)
+    rooms = minded(config)
     known = points.look(rooms)
     if as_json:
         show(known, tuple[points.Listed, ...])

@@ -47,6 +47,7 @@ from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import Down, RestorePoint, Standing
 from lastgood.core.report import Check, DryRun, Loss, Replayed, Report, TerminalState, announcement
+from lastgood.core.retention import capture_over
 from lastgood.core.returning import (
     World,
     lift_by_hand,
@@ -446,6 +447,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         next_steps.append("lastgood plan")
     report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
     report = _end(rooms, report, serving=_serving_now(rooms, plan))
+    _let_go_of_log(rooms)
     untouched = not began_serving_change(plan, rooms.memory.history().runs[run].records)
     if terminal in (TerminalState.REFUSED, TerminalState.DENIED, TerminalState.ABORTED_BY_HUMAN) and untouched:
         frozen = rooms.memory.history().frozen
@@ -530,29 +532,51 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
     what = "the server's log" if only_captures else "the release before, or the server's log"
     try:
         with rooms.memory.journal.claim(rooms.who):
-            standby = not only_captures and bool(rooms.containers.observe().candidates)
-            facts = rooms.database.observe() if rooms.database else None
-            captures = facts is not None and (bool(facts.captures) or facts.capture_left)
-            if not standby and not captures:
-                return
-            history = rooms.memory.history()
-            made = make_stand_down_plan(
-                history.serving,
-                plan_id=new_run_id(history),
-                now=rooms.clock.now(),
-                deadlines=rooms.deadlines,
-                rung=rooms.containers.rung(),
-                standby=standby,
-                captures=captures,
-            )
-            sentence = made.reasons[0]
-            rooms.memory.note(
-                RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=sentence, by=BY_LASTGOOD)
-            )
-            if (stopped := finish_compensation(rooms, made)) is not None:
-                rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped.reason}")
+            stopped = _stand_down(rooms, only_captures=only_captures)
     except (Refused, Retryable) as error:
-        rooms.story(f"  what was kept ready for the watch is still there ({what}): {error.message}")
+        stopped = error.message
+    if stopped:
+        rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped}")
+
+
+def _stand_down(rooms: Rooms, *, only_captures: bool) -> str:
+    """Returns why something is still there, empty when nothing is. Needs the RUN lease."""
+    standby = not only_captures and bool(rooms.containers.observe().candidates)
+    facts = rooms.database.observe() if rooms.database else None
+    captures = facts is not None and (bool(facts.captures) or facts.capture_left)
+    if not standby and not captures:
+        return ""
+    history = rooms.memory.history()
+    made = make_stand_down_plan(
+        history.serving,
+        plan_id=new_run_id(history),
+        now=rooms.clock.now(),
+        deadlines=rooms.deadlines,
+        rung=rooms.containers.rung(),
+        standby=standby,
+        captures=captures,
+    )
+    rooms.memory.note(
+        RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=made.reasons[0], by=BY_LASTGOOD)
+    )
+    stopped = finish_compensation(rooms, made)
+    return stopped.reason if stopped else ""
+
+
+def _let_go_of_log(rooms: Rooms) -> None:
+    """After a run that stopped: what the server keeps for a replay ends where it is over its limit. Needs the RUN
+    lease."""
+    config = rooms.config.database
+    if rooms.database is None or config is None:
+        return
+    limit = config.restore_points.capture_limit
+    try:
+        over = capture_over(rooms.database.observe(), limit_bytes=limit, until=None, now=rooms.clock.now())
+        said = _stand_down(rooms, only_captures=True) if over else ""
+    except LastgoodError as error:
+        said = error.message
+    if said:
+        rooms.story(f"  the server may keep more of its log than it should: {said}")
 
 
 def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:

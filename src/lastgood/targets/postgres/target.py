@@ -158,6 +158,7 @@ class PostgresTarget:
                 captures=frozenset(captured),
                 capture_bytes=sum(captured.values()),
                 capture_left=bool(self._captures.left(maintenance)),
+                slot_limit_bytes=capture.slot_limit(maintenance),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
                 pools=self._pooler is not None,
