@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,9 @@ import psycopg
 import pytest
 
 from lastgood.core.errors import LastgoodError, Refused, Retryable
+from lastgood.core.report import Progress
+from lastgood.targets.postgres import replay
+from lastgood.targets.postgres.pgoutput import Transaction
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_world import PostgresWorld
 
@@ -193,6 +196,30 @@ def test_a_replay_by_rows_that_would_be_refused_is_refused_when_it_is_tried(embe
     embedded.sql("UPDATE orders SET total = 7 WHERE id = 1", database=embedded.clone)
     with pytest.raises(Refused, match="somebody wrote to orders"):
         embedded.target.try_replay(embedded.replay)
+
+
+def test_a_replay_says_how_far_it_is_and_nothing_when_it_is_over(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.take()
+    embedded.migrate()
+    for _ in range(12):
+        embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+    monkeypatch.setattr(replay, "AT_ONCE", 4)
+    target, seen, carry = embedded.target, list[Progress](), replay.Replay._carry
+
+    def look(self: replay.Replay, batch: Sequence[Transaction]) -> None:
+        if (now := target.progress()) is not None:
+            seen.append(now)
+        carry(self, batch)
+
+    monkeypatch.setattr(replay.Replay, "_carry", look)
+    for each in embedded.way_back:
+        target.apply(each)
+    assert [now.done for now in seen] == sorted(now.done for now in seen)
+    assert {0, 4, 8} <= {now.done for now in seen}
+    assert all(0 < now.at_bytes <= now.end_bytes for now in seen)
+    assert target.progress() is None
 
 
 def test_how_much_the_server_lets_a_slot_keep_is_seen(embedded: PostgresWorld) -> None:

@@ -39,6 +39,7 @@ from lastgood.cli.rendering import (
     survey_lines,
     table,
 )
+from lastgood.cli.screen import Screen
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
@@ -115,9 +116,12 @@ def main() -> None:
         raise SystemExit(Bug.exit_code) from bug
 
 
+_SCREEN: Final = Screen()
+
+
 def say(line: str) -> None:
     """One line of the story, to stderr, at once."""
-    print(clean(line), file=sys.stderr, flush=True)
+    _SCREEN.say(line)
 
 
 def out(line: str = "") -> None:
@@ -132,7 +136,7 @@ def show(value: object, kind: Any) -> None:  # noqa: ANN401 # what TypeAdapter t
 
 def opened(config: Path) -> Rooms:
     """Build the rooms of the stack."""
-    return build(config, say)
+    return build(config, say, _SCREEN.update)
 
 
 def minded(config: Path) -> Rooms:

@@ -22,7 +22,7 @@ from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Down, LogPoint, Missing, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
 
 
 class Clock(Protocol):
@@ -215,6 +215,11 @@ class Database(Target, Protocol):
         """Replay what a step would replay, and take all of it back; of a swap without a replay, compare what it would
         put there with what is there. A minute at most is replayed, and nothing that is asked takes longer. Changes
         nothing. Raises Refused or Retryable when it cannot be tried now, or would be refused then."""
+        ...
+
+    def progress(self) -> Progress | None:
+        """Return how far the replay of transactions is that this process carries out; None while it does not. Asks
+        nobody, and may be called from another thread."""
         ...
 
     def replayed(self, replay: str) -> Replayed:

@@ -7,15 +7,17 @@ it cannot tell the difference, and need not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
+from threading import Event
 from typing import Final, Self, assert_never
 
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import ContainerFacts, DatabaseFacts
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import Plan, Role, Seen, Step, seen, started_beside, world_agrees
+from lastgood.core.plan import CatchUp, Plan, ReplayWrites, Role, Seen, Step, seen, started_beside, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
-from lastgood.core.report import TerminalState
+from lastgood.core.report import Progress, TerminalState, progress_line
 from lastgood.core.retention import capture_over
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change, lapsed_hold
 from lastgood.runbook.killpoint import killpoint
@@ -25,6 +27,8 @@ from lastgood.runbook.rooms import Rooms
 POLL_S: Final = 0.5
 SLOW_S: Final = 1.0
 """Silence for longer looks like a hang: then it is said what is being done, and how long it may take."""
+LOOK_S: Final = 1.0
+"""How often it is looked how far a replay is."""
 LOG_S: Final = 15.0
 """How often the log that is kept is looked at while a person is waited for."""
 APPROVAL_WAIT_S: Final = 12 * 3600.0
@@ -156,8 +160,10 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -
     said = ""
     try:
         target = rooms.target(step.role)
-        slow = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
-        with rooms.if_slow(SLOW_S, lambda: rooms.story(slow)):
+        with ExitStack() as working:
+            over = Event()
+            working.enter_context(rooms.if_slow(SLOW_S, lambda: _follow(rooms, step, over)))
+            working.callback(over.set)
             # an engine that was killed is back in seconds; how long a host may be away is the step's own affair
             engine = step.role is Role.CONTAINERS
             facts = patiently(rooms.clock, target.observe) if engine else target.observe()
@@ -181,6 +187,18 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -
     killpoint("after-act", step.name)
     _note_seen(rooms, run, step, began, applied=True, said=said)
     killpoint("after-seen", step.name)
+
+
+def _follow(rooms: Rooms, step: Step, over: Event) -> None:
+    """Say what takes long, and of a replay, until it is over, how far it is."""
+    rooms.story(f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)")
+    began: tuple[datetime, Progress] | None = None
+    while isinstance(step.action, CatchUp | ReplayWrites) and not over.wait(LOOK_S):
+        now = rooms.database.progress() if rooms.database else None
+        if now is not None:
+            began = began or (rooms.clock.now(), now)
+            took_s = (rooms.clock.now() - began[0]).total_seconds()
+            rooms.update(f"  {progress_line(began[1], now, took_s=took_s)}")
 
 
 def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:

@@ -139,15 +139,15 @@ class Replay:
         self._broken = {} if narrow else self._breaking(None)
         self.look_s = monotonic() - began
 
-    def go_on(self, *, go_on: Callable[[int], None]) -> Progress:
-        """Replay what is committed by now. go_on: called between batches with the number of transactions so far, raises
-        when there is no time left.
+    def go_on(self, *, go_on: Callable[[Progress], None]) -> Progress:
+        """Replay what is committed by now. go_on: called between batches with how far it got, raises when there is no
+        time left.
 
         Raises psycopg's errors; everything up to the last batch is kept then, and the next call goes on from there.
         """
         upto = _position(self._source)
         while True:
-            go_on(self._progress.total)
+            go_on(self._progress)
             end = self._round(upto, go_on)
             if end is None:
                 return self._progress
@@ -159,8 +159,8 @@ class Replay:
         all. The slot stays where it is: for a transaction of the clone that is taken back."""
         until, whole = monotonic() + seconds, True
 
-        def enough(transactions: int) -> None:
-            if transactions >= most or monotonic() >= until:
+        def enough(so_far: Progress) -> None:
+            if so_far.total >= most or monotonic() >= until:
                 raise _Enough
 
         try:
@@ -189,7 +189,9 @@ class Replay:
         replayed = finish(self._source, self._clone, self._kept, into)
         return replace(replayed, notes=(*replayed.notes, NARROW)) if self.narrow and self._invariants else replayed
 
-    def _round(self, upto: str, go_on: Callable[[int], None], *, changes_at_once: int | None = BATCH) -> int | None:
+    def _round(
+        self, upto: str, go_on: Callable[[Progress], None], *, changes_at_once: int | None = BATCH
+    ) -> int | None:
         """Replay what the server decodes at once, None for all. Return the position behind it, None when there was
         nothing."""
         end: int | None = None
@@ -210,7 +212,7 @@ class Replay:
                     self._remember()
                     self._carry(batch)
                     batch = []
-                    go_on(self._progress.total)
+                    go_on(self._progress)
             if batch:
                 self._remember()
                 self._carry(batch)
@@ -391,6 +393,16 @@ def _position(source: Connection) -> str:
     """Return the end of the log: every transaction that is committed now is before it."""
     row = source.execute("SELECT pg_current_wal_lsn()::text").fetchone()
     return str(row[0]) if row else ""
+
+
+def place(source: Connection, slot: str, so_far: Progress) -> tuple[int, int]:
+    """Return up to which place of the log was replayed, and where the log ends, in bytes."""
+    row = source.execute(
+        "SELECT greatest(%s::int8, max(confirmed_flush_lsn - '0/0')::int8), (pg_current_wal_lsn() - '0/0')::int8 "
+        "FROM pg_replication_slots WHERE slot_name = %s",
+        [so_far.commit, slot],
+    ).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def lsn(number: int) -> str:

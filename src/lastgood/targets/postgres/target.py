@@ -48,7 +48,7 @@ from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Down, LogPoint, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
 from lastgood.targets import child
 from lastgood.targets.masking import Masker
 from lastgood.targets.postgres import (
@@ -136,6 +136,7 @@ class PostgresTarget:
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
+        self._progress: Progress | None = None
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -489,7 +490,7 @@ class PostgresTarget:
     @contextmanager
     def _replaying(
         self, kept: shelf.KeptPoint, database: str, *, deadline_s: float, narrow: bool = False
-    ) -> Generator[tuple[replay.Replay, Callable[[int], None]]]:
+    ) -> Generator[tuple[replay.Replay, Callable[[replay.Progress], None]]]:
         """Lend a replay of what was written to `database` since, and what ends it in time."""
         server = self._server
         until = self._clock.now() + timedelta(seconds=deadline_s)
@@ -499,7 +500,9 @@ class PostgresTarget:
         ):
             points.of_this_database(source, kept)
 
-            def go_on(_transactions: int) -> None:
+            def go_on(so_far: replay.Progress) -> None:
+                at, end = replay.place(source, kept.slot, so_far)
+                self._progress = Progress(done=so_far.total, at_bytes=at, end_bytes=end)
                 if (until - self._clock.now()).total_seconds() <= 0:
                     raise Retryable(f"the replay did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
 
@@ -507,7 +510,10 @@ class PostgresTarget:
                 held = replayed_upto(ledger, kept.point.clone)
             if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
-            yield replay.Replay(source, clone, kept, held=held, invariants=self._invariants, narrow=narrow), go_on
+            try:
+                yield replay.Replay(source, clone, kept, held=held, invariants=self._invariants, narrow=narrow), go_on
+            finally:
+                self._progress = None
 
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
@@ -683,6 +689,9 @@ class PostgresTarget:
                 {table: rows - then.get(table, 0) for table, rows in catalog.count_rows(live, catalog.tables(live))}
             )
         return DryRun(replayed=None, whole=True, pause_s=pause_s, more=tuple((+more).most_common()))
+
+    def progress(self) -> Progress | None:
+        return self._progress
 
     def replayed(self, replay: str) -> Replayed:
         path = self._replays / f"{shelf.checked(replay)}.json"
