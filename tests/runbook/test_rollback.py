@@ -239,6 +239,13 @@ def test_a_log_that_grows_too_large_is_told_of_and_then_let_go_of(team: Team) ->
     assert "captures: 0" in team.told
 
 
+def test_a_restore_point_that_cannot_bring_everything_back_says_since_when(team: Team) -> None:
+    team.stack.lossy_because = ("a transaction stayed open",)
+    team.deploy(BAD)
+    (said,) = (line for line in team.told if "would lose writes since 2026-01-01 00:0" in line)
+    assert "all but the last state of each row: a transaction stayed open" in said
+
+
 def test_a_deploy_that_must_be_lossless_is_refused_where_transactions_could_not_be_replayed(team: Team) -> None:
     team.stack.lossy_because = ("wal_level is replica",)
     team.lossless = True

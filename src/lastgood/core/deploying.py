@@ -94,7 +94,8 @@ def make_deploy_plan(
         skipped=tuple(skipped),
         warnings=(
             *(
-                f"after a rollback of the database only the last state of rows written since could be put back: {why}"
+                f"a rollback of the database would lose writes since {now:%Y-%m-%d %H:%M} UTC, all but the last state "
+                f"of each row: {why}"
                 for why in lossy_because
             ),
             *(

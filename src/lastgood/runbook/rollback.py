@@ -885,7 +885,10 @@ def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
         kept = rooms.database.restore_point(restore_point)
         rooms.memory.note(RestorePointKept(restore_point=kept))
         for why in kept.lossy_because:
-            rooms.story(f"  {restore_point} could bring back only the last state of rows written since: {why}")
+            rooms.story(
+                f"  a rollback of the database would lose writes since {kept.taken_at:%Y-%m-%d %H:%M} UTC "
+                f"({restore_point}), all but the last state of each row: {why}"
+            )
 
 
 def take_up(rooms: Rooms) -> Report | None:
