@@ -233,3 +233,15 @@ def test_a_server_that_sets_a_slot_no_limit_is_seen(tmp_path: Path) -> None:
         with alone.connect() as new:
             assert new.execute("SHOW max_slot_wal_keep_size").fetchone() == ("-1",)
         assert alone.target.observe().slot_limit_bytes is None
+
+
+def test_what_a_slot_keeps_counts_although_its_restore_point_was_never_kept(embedded: PostgresWorld) -> None:
+    """As where a deploy was killed while it took one."""
+    embedded.take()
+    (embedded.folder / "restore-points" / f"{embedded.restore_point}.json").unlink()
+    embedded.sql(MORE_THAN_FITS)
+    facts = embedded.target.observe()
+    assert (facts.captures, facts.capture_left) == (frozenset(), True)
+    assert facts.capture_bytes > 10_000_000
+    embedded.target.apply(embedded.end_capture)
+    assert embedded.target.observe().capture_bytes == 0

@@ -16,6 +16,7 @@ from lastgood.runbook import deploy as deploying
 from lastgood.runbook import record as recording
 from lastgood.runbook.doctor import Answer, Finding, examine
 from lastgood.testing.stack import WELL
+from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, Team
 from tests.runbook.test_rollback import CANNOT_RUN, MIGRATING, deployed
 
@@ -75,10 +76,30 @@ def test_a_command_ends_a_log_that_outlived_the_watch_that_nobody_held(team: Tea
     assert "could be needed until" in team.channel.texts[-1]
 
 
+def test_a_log_that_a_deploy_left_which_was_killed_is_bounded_too(team: Team) -> None:
+    team.watch()
+    team.stack.takes_s["take-restore-point"] = 2.0
+
+    def die() -> None:
+        raise Crash
+
+    team.clock.after(1.0, die)
+    with pytest.raises(Crash):
+        team.deploy("v3", WELL)
+    team.stack.database = replace(team.stack.database, capture_left=True)
+    captures.mind(team.rooms())
+    assert team.stack.database.capture_left
+    grows(team, 5)
+    captures.mind(team.rooms())
+    assert not team.stack.database.capture_left
+    assert team.history.open_run is not None  # and the deploy is still to be undone
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
 def test_a_log_that_the_server_gave_up_is_told_of_and_tidied_away(team: Team) -> None:
     team.stack.database = replace(team.stack.database, captures=frozenset(), capture_left=True)
     captures.mind(team.rooms())
-    assert "the server gave up the log that it kept for a replay; the capture ends" in team.channel.texts[-1]
+    assert "can no longer be replayed one by one; the capture ends" in team.channel.texts[-1]
     assert not team.stack.database.capture_left
 
 

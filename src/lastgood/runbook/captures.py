@@ -36,7 +36,7 @@ def let_grow(rooms: Rooms, facts: DatabaseFacts, *, until: datetime | None = Non
     history = rooms.memory.history()
     over = capture_over(facts, limit_bytes=limit, until=until, now=rooms.clock.now())
     if not facts.captures and history.open_run is None:  # while one begins, it is no restore point's yet
-        over = "the server gave up the log that it kept for a replay"
+        over = "what was written since the restore point can no longer be replayed one by one"
     if not over and kept <= limit // 2:
         return
     what = over or f"the server keeps {kept >> 20} MiB of log for a replay, limit {limit >> 20} MiB"

@@ -143,7 +143,8 @@ class PostgresTarget:
         proved = points.proved(self._points, self._server.live)
         with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
             known = databases(maintenance)
-            captured = points.captured(self._points, self._server.live, capture.alive(maintenance))
+            slots, left = capture.alive(maintenance), self._captures.left(maintenance)
+            captured = points.captured(self._points, self._server.live, slots)
             facts = DatabaseFacts(
                 observed_at=observed_at,
                 database=self._server.live,
@@ -157,8 +158,9 @@ class PostgresTarget:
                 dumps=shelf.names(self._dumps),
                 swaps=swaps(self._server, known),
                 captures=frozenset(captured),
-                capture_bytes=sum(captured.values()),
-                capture_left=bool(self._captures.left(maintenance)),
+                # also of one whose restore point was never kept, because its process was killed
+                capture_bytes=sum(slots.get(slot, 0) for slot in left),
+                capture_left=bool(left),
                 slot_limit_bytes=capture.slot_limit(maintenance),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
