@@ -25,7 +25,7 @@ from lastgood.core.ports import Checker, Clock, Containers, Frontend, Notifier, 
 from lastgood.core.verdict import INSTANCES_SOURCE, TRAFFIC_SOURCE
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.notify.slack import SlackNotifier
-from lastgood.runbook.rooms import Memory, Rooms, Story
+from lastgood.runbook.rooms import Memory, Rooms, Story, silent
 from lastgood.signals.access_log import AccessLog
 from lastgood.signals.discovery import health_address, metrics_address
 from lastgood.signals.health import HealthAddresses
@@ -105,7 +105,7 @@ def put_edge(path: Path) -> tuple[EdgePlan, str]:
     return plan, edge_file(config.containers)
 
 
-def build(path: Path, story: Story) -> Rooms:
+def build(path: Path, story: Story, update: Story = silent) -> Rooms:
     """Build the rooms of the stack whose lastgood.yaml is at `path`. Reads files, makes the state folder, and connects
     to nothing yet."""
     config = load_config(path)
@@ -149,6 +149,7 @@ def build(path: Path, story: Story) -> Rooms:
         state=state,
         who=f"{getpass.getuser()}@{socket.gethostname()}",
         story=story,
+        update=update,
     )
 
 

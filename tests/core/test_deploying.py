@@ -21,7 +21,12 @@ BAD = release("bad", migrations=("m1", "m2"))
 
 
 def planned(
-    containers: ContainerFacts, database: DatabaseFacts | None, *, wanted: Release = BAD, serving: str = "old"
+    containers: ContainerFacts,
+    database: DatabaseFacts | None,
+    *,
+    wanted: Release = BAD,
+    serving: str = "old",
+    lossy_because: tuple[str, ...] = (),
 ) -> Plan:
     return make_deploy_plan(
         wanted,
@@ -31,6 +36,7 @@ def planned(
         containers=containers,
         database=database,
         restore_point="rp-d2",
+        lossy_because=lossy_because,
         rung="L2",
         boot_s=10,
         restore_s=60,
@@ -105,6 +111,12 @@ def test_what_is_left_out_is_said(
     containers: ContainerFacts, database: DatabaseFacts | None, skipped: tuple[str, ...]
 ) -> None:
     assert planned(containers, database).skipped == skipped
+
+
+def test_what_a_rollback_would_lose_is_said_beforehand_with_the_time_and_the_reason() -> None:
+    (warning,) = planned(facts("old"), with_migrations("m1"), lossy_because=("wal_level is replica",)).warnings
+    assert warning.startswith("a rollback of the database would lose writes since 2026-01-01 00:00 UTC")
+    assert warning.endswith("all but the last state of each row: wal_level is replica")
 
 
 # --- behind an edge --------------------------------------------------------------------------------------------------

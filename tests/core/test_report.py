@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from lastgood.core.plan import Seen
 from lastgood.core.record import Event
-from lastgood.core.report import Check, Loss, Replayed, Report, TerminalState, announcement
+from lastgood.core.report import (
+    Check,
+    Loss,
+    Progress,
+    Replayed,
+    Report,
+    TerminalState,
+    announcement,
+    progress_line,
+)
 from lastgood.core.run import outcomes
 from lastgood.testing.world import START
 from tests.core.examples import EVIDENCE, rollback_plan
@@ -212,3 +221,38 @@ def test_nothing_is_left_open_where_nothing_is_known(terminal: TerminalState) ->
 @settings(max_examples=50)
 def test_every_ending_of_any_release_can_be_told(terminal: TerminalState, left: str, back: str) -> None:
     assert announcement(replace(VERIFIED, terminal=terminal, from_release=left, to_release=back))
+
+
+# --- how far a replay is ---------------------------------------------------------------------------------------------
+
+FIRST = Progress(done=100, at_bytes=1_000, end_bytes=500_000)
+
+
+@pytest.mark.parametrize(
+    "now,told",
+    [
+        pytest.param(FIRST, "100 transactions replayed, 0.5 MB of log left", id="nothing-was-measured-yet"),
+        pytest.param(
+            Progress(done=1_100, at_bytes=101_000, end_bytes=500_000),
+            "1,100 transactions replayed, about 3,990 left, about 40 s",
+            id="nobody-writes",
+        ),
+        pytest.param(
+            Progress(done=1_100, at_bytes=101_000, end_bytes=590_000),
+            "1,100 transactions replayed, about 4,890 left, about 8 min",
+            id="what-is-written-meanwhile-counts",
+        ),
+        pytest.param(
+            Progress(done=1_100, at_bytes=101_000, end_bytes=700_000),
+            "1,100 transactions replayed, about 5,990 left; as much is written as is replayed, so there is no end yet",
+            id="it-falls-behind",
+        ),
+        pytest.param(
+            Progress(done=1_100, at_bytes=501_000, end_bytes=500_000),
+            "1,100 transactions replayed, about 0 left, about 0 s",
+            id="the-end",
+        ),
+    ],
+)
+def test_a_replay_tells_how_far_it_is_and_how_long_it_takes_by_what_was_measured(now: Progress, told: str) -> None:
+    assert progress_line(FIRST, now, took_s=10.0) == told

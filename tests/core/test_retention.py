@@ -24,9 +24,9 @@ from lastgood.core.record import (
 )
 from lastgood.core.release import Deployment, Standing
 from lastgood.core.report import TerminalState
-from lastgood.core.retention import needed, to_let_go
+from lastgood.core.retention import DECIDED_WITHIN_S, capture_over, capture_until, needed, to_let_go
 from lastgood.testing.world import START
-from tests.core.examples import release, rollback_plan
+from tests.core.examples import database_facts, release, rollback_plan
 from tests.core.run_records import records
 
 
@@ -144,3 +144,66 @@ def test_whatever_happened_the_way_back_is_kept_and_so_are_enough_good_ones(
     after = told(story, (ReleaseLetGo(release=name, why="old") for name in gone))
     assert (after.last_good(before=after.serving) is None) == (back is None)
     assert to_let_go(after, retain=retain) == ()
+
+
+# --- the log that is kept for a replay -------------------------------------------------------------------------------
+
+LATER = START + timedelta(seconds=100)
+
+
+def until(*events: Event) -> float | None:
+    """Seconds from the start of it all until when the log is kept."""
+    found = capture_until(fold(records(*events)), window_s=30.0)
+    return (found - START).total_seconds() if found else None
+
+
+def ended(terminal: TerminalState) -> list[Event]:
+    return [
+        *deployed("v2", number=1, ended=False),
+        DeploymentEnded(deployment="d1", terminal=terminal, sentence=""),
+    ]
+
+
+def test_the_log_is_kept_until_the_window_of_the_watch_is_over() -> None:
+    assert until(*deployed("v2", number=1, ended=False)) == 60.0
+
+
+def test_without_a_deployment_nothing_is_known_of_the_log() -> None:
+    assert until() is None
+
+
+def test_while_a_run_is_under_way_the_log_has_no_end() -> None:
+    begun = RunStarted(run="r1", plan=rollback_plan(None), trigger="person", sentence="", by="ada")
+    assert until(*deployed("v2", number=1, ended=False), begun) is None
+
+
+def test_a_deployment_that_never_came_to_be_watched_has_the_length_of_a_window() -> None:
+    assert until(*[e for e in deployed("v2", number=1, ended=False) if not isinstance(e, WatchStarted)]) == 30.0
+
+
+@pytest.mark.parametrize(
+    "terminal,seconds",
+    [
+        (TerminalState.HEALTHY_KEPT, 0.0),
+        (TerminalState.INCONCLUSIVE_KEPT, 0.0),
+        (TerminalState.REFUSED, 60.0 + DECIDED_WITHIN_S),
+        (TerminalState.NEEDS_HUMAN, 60.0 + DECIDED_WITHIN_S),
+    ],
+)
+def test_the_log_is_kept_longer_where_a_person_is_needed_and_no_longer_where_all_is_well(
+    terminal: TerminalState, seconds: float
+) -> None:
+    assert until(*ended(terminal)) == seconds
+
+
+def test_the_log_outlives_a_rollback_until_its_bake_is_over() -> None:
+    bake = WatchStarted(deployment="d1", at=LATER, window_s=20.0, bake=True)
+    assert until(*ended(TerminalState.ROLLED_BACK_VERIFIED), bake) == 120.0
+
+
+def test_a_log_is_over_by_its_size_or_its_end_and_else_stays() -> None:
+    facts = replace(database_facts(), capture_bytes=3 << 20)
+    assert capture_over(facts, limit_bytes=4 << 20, until=None, now=LATER) == ""
+    assert capture_over(facts, limit_bytes=4 << 20, until=LATER, now=LATER) == ""
+    assert "3 MiB of log for a replay, limit 2 MiB" in capture_over(facts, limit_bytes=2 << 20, until=None, now=START)
+    assert "until 2026-01-01 00:00 UTC" in capture_over(facts, limit_bytes=4 << 20, until=START, now=LATER)

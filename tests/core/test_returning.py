@@ -114,6 +114,11 @@ def test_only_what_does_not_fit_leaves_the_live_data() -> None:
     assert {step.name for step in plan.steps if step.loses} == {"replay-writes"}
 
 
+def test_what_is_replayed_while_the_database_serves_may_not_fit_either() -> None:
+    plan = planned("captured-old-does-not-fit")
+    assert {step.name for step in plan.steps if step.loses} == {"catch-up", "replay-writes"}
+
+
 def test_a_plan_that_cannot_replay_transactions_says_why() -> None:
     decision = planned("old-does-not-fit-migration-to-blame").database
     assert decision is not None

@@ -184,6 +184,24 @@ def test_the_plan_says_what_leaves_and_that_nobody_can_count_it(embedded: Postgr
     assert plan.database.carries is None
 
 
+def test_a_swap_to_it_is_tried_by_looking_through_it_and_counting(embedded: PostgresWorld) -> None:
+    schema = left(embedded)
+    own = added(embedded, dumped(embedded, "dump"), schema=schema)
+    embedded.migrate()
+    embedded.sql("INSERT INTO orders (customer, total) SELECT 1, 900 FROM generate_series(1, 3)")
+    embedded.sql("INSERT INTO audit (what) VALUES ('seen'); DELETE FROM customers WHERE id = 20")
+    swap = way_back(embedded, own, schema=schema).step("swap-database").action
+    assert isinstance(swap, SwapDatabase)
+    tried = embedded.target.try_replay(swap)
+    assert tried.replayed is None
+    assert dict(tried.more)["audit"] == 1
+    assert "customers" not in dict(tried.more)
+    assert tried.pause_s > 0.3
+    embedded.sql("UPDATE orders SET total = 1 WHERE id = 1", database=own.clone)
+    with pytest.raises(Refused, match="somebody wrote to orders"):
+        embedded.target.try_replay(swap)
+
+
 def test_without_a_snapshot_nobody_is_blamed_for_a_row(embedded: PostgresWorld) -> None:
     own = added(embedded, dumped(embedded, "dump"), schema=left(embedded))
     embedded.migrate()

@@ -283,6 +283,7 @@ def test_a_transaction_of_which_nothing_has_a_place_is_not_called_replayed(embed
     embedded.sql("INSERT INTO seats VALUES (6, 2); INSERT INTO audit (what) VALUES ('seat 6')")
     tried = embedded.target.try_replay(CatchUp(replay=REPLAY, restore_point=embedded.restore_point)).replayed
     embedded.go_back()
+    assert tried is not None
     for told in (tried, embedded.replayed()):
         assert (told.total, told.replayed, told.without_place, told.skipped) == (4, 1, 3, 0)
         assert [(left.table, left.rows) for left in told.left_out] == [("seats", 4)]

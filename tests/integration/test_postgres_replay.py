@@ -172,6 +172,7 @@ def test_a_replay_is_tried_and_leaves_nothing_behind(embedded: PostgresWorld, mo
     catch_up = CatchUp(replay=REPLAY, restore_point=embedded.restore_point)
     tried = embedded.target.try_replay(catch_up)
     assert tried.whole
+    assert tried.replayed is not None
     assert tried.pause_s < 1
     assert embedded.one(slots) == before
     assert embedded.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'lastgood'", database=embedded.clone) == []
@@ -969,6 +970,7 @@ def test_rows_of_a_partition_that_was_made_since_go_back(
     before = embedded.sql(of.format("m"))
     if not by_rows:
         tried = embedded.target.try_replay(CatchUp(replay=REPLAY, restore_point=embedded.restore_point))
+        assert tried.replayed is not None
         assert dict(tried.replayed.carried)["ev"] == 2
     embedded.go_back()
     assert embedded.quarantine() == []

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from lastgood.core.errors import LastgoodError, Retryable
-from lastgood.targets.postgres import preflight
+from lastgood.core.errors import LastgoodError, Refused, Retryable
+from lastgood.core.report import Progress
+from lastgood.targets.postgres import preflight, replay
 from lastgood.targets.postgres.connect import connect
+from lastgood.targets.postgres.pgoutput import Transaction
 from lastgood.targets.postgres.server import Server
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_world import PostgresWorld
@@ -226,3 +228,81 @@ def test_a_role_that_may_replicate_and_is_no_superuser_loses_nothing(tmp_path: P
         assert alone.target.observe().fingerprint == before
         assert alone.one("SELECT count(*) FROM orders WHERE total = 901") == 1
         assert alone.replayed().units == "transactions"
+
+
+def test_a_replay_by_rows_is_tried_while_users_write_and_leaves_nothing_behind(embedded: PostgresWorld) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+    embedded.sql("INSERT INTO orders (customer, total) VALUES (1, -1)")
+    with embedded.connect() as idle:
+        idle.execute("BEGIN; INSERT INTO orders (customer, total) VALUES (2, 901)")
+        tried = embedded.target.try_replay(embedded.replay)
+        idle.execute("ROLLBACK")
+    assert tried.replayed is not None
+    assert (tried.replayed.units, tried.replayed.quarantined) == ("rows", 1)
+    assert embedded.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'lastgood'", database=embedded.clone) == []
+    assert embedded.one("SELECT count(*) FROM orders WHERE total = 900", database=embedded.clone) == 0
+    assert 0.3 < tried.pause_s < 60
+    embedded.go_back()
+    assert (embedded.replayed().carried, embedded.replayed().quarantined) == (tried.replayed.carried, 1)
+    assert embedded.sql("SELECT total::int FROM orders WHERE total > 899") == [(900,)]
+
+
+def test_a_replay_by_rows_that_would_be_refused_is_refused_when_it_is_tried(embedded: PostgresWorld) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("UPDATE orders SET total = 7 WHERE id = 1", database=embedded.clone)
+    with pytest.raises(Refused, match="somebody wrote to orders"):
+        embedded.target.try_replay(embedded.replay)
+
+
+def test_a_replay_says_how_far_it_is_and_nothing_when_it_is_over(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.take()
+    embedded.migrate()
+    for _ in range(12):
+        embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+    monkeypatch.setattr(replay, "AT_ONCE", 4)
+    target, seen, carry = embedded.target, list[Progress](), replay.Replay._carry
+
+    def look(self: replay.Replay, batch: Sequence[Transaction]) -> None:
+        if (now := target.progress()) is not None:
+            seen.append(now)
+        carry(self, batch)
+
+    monkeypatch.setattr(replay.Replay, "_carry", look)
+    for each in embedded.way_back:
+        target.apply(each)
+    assert [now.done for now in seen] == sorted(now.done for now in seen)
+    assert {0, 4, 8} <= {now.done for now in seen}
+    assert all(0 < now.at_bytes <= now.end_bytes for now in seen)
+    assert target.progress() is None
+
+
+def test_how_much_the_server_lets_a_slot_keep_is_seen(embedded: PostgresWorld) -> None:
+    assert embedded.target.observe().slot_limit_bytes == 4 << 30
+
+
+def test_a_server_that_sets_a_slot_no_limit_is_seen(tmp_path: Path) -> None:
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("ALTER SYSTEM SET max_slot_wal_keep_size = -1")
+        alone.sql("SELECT pg_reload_conf()")
+        with alone.connect() as new:
+            assert new.execute("SHOW max_slot_wal_keep_size").fetchone() == ("-1",)
+        assert alone.target.observe().slot_limit_bytes is None
+
+
+def test_what_a_slot_keeps_counts_although_its_restore_point_was_never_kept(embedded: PostgresWorld) -> None:
+    """As where a deploy was killed while it took one."""
+    embedded.take()
+    (embedded.folder / "restore-points" / f"{embedded.restore_point}.json").unlink()
+    embedded.sql(MORE_THAN_FITS)
+    facts = embedded.target.observe()
+    assert (facts.captures, facts.capture_left) == (frozenset(), True)
+    assert facts.capture_bytes > 10_000_000
+    embedded.target.apply(embedded.end_capture)
+    assert embedded.target.observe().capture_bytes == 0

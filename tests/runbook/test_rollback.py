@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lastgood.cli.rendering import plan_lines
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.migration import Fit, FitsSchema
@@ -238,6 +239,13 @@ def test_a_log_that_grows_too_large_is_told_of_and_then_let_go_of(team: Team) ->
     assert "captures: 0" in team.told
 
 
+def test_a_restore_point_that_cannot_bring_everything_back_says_since_when(team: Team) -> None:
+    team.stack.lossy_because = ("a transaction stayed open",)
+    team.deploy(BAD)
+    (said,) = (line for line in team.told if "would lose writes since 2026-01-01 00:0" in line)
+    assert "all but the last state of each row: a transaction stayed open" in said
+
+
 def test_a_deploy_that_must_be_lossless_is_refused_where_transactions_could_not_be_replayed(team: Team) -> None:
     team.stack.lossy_because = ("wal_level is replica",)
     team.lossless = True
@@ -278,6 +286,60 @@ def test_what_a_replay_would_leave_out_is_tried_before_anybody_is_asked(team: Te
     assert "then           core, orchestrator, agent of v1 must serve before they answer again" in shown
 
 
+def test_no_step_says_that_it_loses_nothing(team: Team) -> None:
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.deny)
+    team.roll_back()
+    lines = list(plan_lines(team.run.plan))
+    assert not [line for line in lines if "loses nothing" in line]
+    (catch_up,) = (line for line in lines if "replay the transactions since" in line)
+    assert "sets aside: what does not fit the old schema, in quarantine" in catch_up
+
+
+def test_what_was_written_is_told_by_table_and_with_what_it_is_sure_of(team: Team) -> None:
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    replayed = Replayed(
+        units="transactions", total=4, quarantined=0, skipped=1, carried=(("missions", 5), ("users", 1)), notes=("odd",)
+    )
+    team.stack.dry_run = DryRun(replayed=replayed, whole=True, pause_s=0.6)
+    shown = shown_when_asked(team)
+    assert "tried          3 of 3 transactions written since can be replayed (rows: missions 5, users 1)" in shown
+    assert "would skip     1 of the migration's own" in shown
+    assert "would lose     none of them: each is replayed, waits or is skipped" in shown
+    assert "note           odd" in shown
+
+
+def test_a_dry_run_that_is_not_whole_says_nothing_of_the_rest(team: Team) -> None:
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.dry_run = replace(team.stack.dry_run, whole=False)
+    shown = shown_when_asked(team)
+    assert "not tried      the rest: what becomes of it is known when it is replayed" in shown
+    assert "would lose" not in shown
+
+
+def test_where_only_rows_can_be_told_that_is_tried_as_well(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    lost = (Loss(table="missions", rows=1, file="tried/quarantine.jsonl"),)
+    replayed = Replayed(units="rows", total=12, quarantined=1, skipped=0, carried=(("missions", 11),), losses=lost)
+    team.stack.dry_run = DryRun(replayed=replayed, whole=True, pause_s=3.21)
+    shown = shown_when_asked(team)
+    assert "tried          11 of 12 rows written since can be replayed (rows: missions 11)" in shown
+    assert "would wait     1 in quarantine (missions 1); why: tried/quarantine.jsonl" in shown
+    assert "would lose     every state of a row but its last; the replaced database is kept" in shown
+    assert "pause          about 3.2 s in which nobody can write" in shown
+
+
+def test_what_would_leave_with_a_swap_to_an_own_dump_is_counted_as_far_as_it_can_be(team: Team) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.dry_run = DryRun(replayed=None, whole=True, pause_s=1.0, more=(("missions", 7), ("users", 2)))
+    shown = shown_when_asked(team)
+    assert "would lose     rows that are more now than in it: missions 7, users 2" in shown
+    assert "rows that were changed cannot be counted; all of them stay in the replaced database" in shown
+
+
 def test_a_replay_that_cannot_be_tried_keeps_nobody_from_being_asked(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +350,9 @@ def test_a_replay_that_cannot_be_tried_keeps_nobody_from_being_asked(
         raise Retryable("the slot is in use", delay_s=1.0)
 
     monkeypatch.setattr("lastgood.testing.stack.MemoryDatabase.try_replay", busy)
-    assert "tried          nothing: the slot is in use" in shown_when_asked(team)
+    shown = shown_when_asked(team)
+    assert "tried          nothing: the slot is in use" in shown
+    assert "so not known   what would be replayed, wait or be lost, and for how long nobody could write" in shown
 
 
 def put_another_in_its_place(team: Team) -> None:

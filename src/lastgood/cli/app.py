@@ -40,6 +40,7 @@ from lastgood.cli.rendering import (
     survey_lines,
     table,
 )
+from lastgood.cli.screen import Screen
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import KeptDatabase
 from lastgood.core.history import ReleaseHistory, RunHistory
@@ -51,7 +52,7 @@ from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
 from lastgood.core.verdict import Watching
-from lastgood.runbook import by_hand
+from lastgood.runbook import by_hand, captures
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import kept as keeping
 from lastgood.runbook import quarantine as deciding
@@ -120,9 +121,12 @@ def main() -> None:
         raise SystemExit(Bug.exit_code) from bug
 
 
+_SCREEN: Final = Screen()
+
+
 def say(line: str) -> None:
     """One line of the story, to stderr, at once."""
-    print(clean(line), file=sys.stderr, flush=True)
+    _SCREEN.say(line)
 
 
 def out(line: str = "") -> None:
@@ -137,7 +141,15 @@ def show(value: object, kind: Any) -> None:  # noqa: ANN401 # what TypeAdapter t
 
 def opened(config: Path) -> Rooms:
     """Build the rooms of the stack."""
-    return build(config, say)
+    return build(config, say, _SCREEN.update)
+
+
+def minded(config: Path) -> Rooms:
+    """Build the rooms of the stack, and end what the server keeps for a replay where that is over. For every command
+    but those that nothing may hold up."""
+    rooms = opened(config)
+    captures.mind(rooms)
+    return rooms
 
 
 @contextmanager
@@ -224,11 +236,12 @@ def _init_edge(config: Path) -> None:
 def doctor(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """Could we roll back right now?
 
-    Changes nothing. Each check is ok, failed, or could not look, and says what to type.
+    Changes nothing, but for a capture that is over, which ends. Each check is ok, failed, or could not look, and says
+    what to type.
 
     Example: lastgood doctor
     """
-    findings = examine(opened(config))
+    findings = examine(minded(config))
     if as_json:
         show(findings, tuple[Finding, ...])
     else:
@@ -249,7 +262,11 @@ def deploy(
         bool, typer.Option("--even-if-barred", help="Deploy a release that was rolled back.")
     ] = False,
     no_watch: Annotated[
-        bool, typer.Option("--no-watch", help="Do not watch in the foreground; take it up with `watch`.")
+        bool,
+        typer.Option(
+            "--no-watch",
+            help="Do not watch in the foreground; take it up with `watch`. Says what is kept meanwhile for a replay.",
+        ),
     ] = False,
     yes: Yes = False,
 ) -> None:
@@ -269,11 +286,15 @@ def deploy(
         return confirmed("Deploy?", yes=yes)
 
     with leased(rooms):
-        done = deploying.deploy(rooms, name, first=first, override=even_if_barred, confirm=confirm)
+        done = deploying.deploy(
+            rooms, name, first=first, override=even_if_barred, confirm=confirm, watched=not no_watch
+        )
     if done.report:
         ended(done.report)
     if no_watch:
         await_frontend(rooms, done.deployment)
+        for line in captures.leave(rooms):
+            out(line)
         out(f"{name} serves; the watch is recorded. Take it up with: lastgood watch")
         return
     watch_and_end(rooms, done.deployment)
@@ -352,6 +373,7 @@ def record(
     if good:
         recording.vouch(rooms, name, why=why)
         out(f"{name} is good (vouched for by {rooms.who})")
+        captures.mind(rooms)
 
 
 @app.command()
@@ -384,11 +406,11 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
 def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) -> None:
     """What serves, what is watched, and what waits for a person.
 
-    Changes nothing.
+    Changes nothing, but for a capture that is over, which ends.
 
     Example: lastgood status
     """
-    rooms = opened(config)
+    rooms = minded(config)
     history = rooms.memory.history()
     run, under = history.open_run, history.open_deployment
     holder = rooms.memory.journal.holder()
@@ -447,11 +469,12 @@ def plan(
 ) -> None:
     """What a rollback would do, if it began now.
 
-    Changes nothing; old statements are tried on a copy of the schema, which is gone afterwards.
+    Changes nothing, but for a capture that is over, which ends; old statements are tried on a copy of the schema, which
+    is gone afterwards.
 
     Example: lastgood plan
     """
-    rooms = opened(config)
+    rooms = minded(config)
     history = rooms.memory.history()
     target = returning.choose_target(history, release)
     made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history))
@@ -600,7 +623,7 @@ def unfreeze(config: ConfigOption = Path(CONFIG_FILE), why: Why = "") -> None:
 
     Example: lastgood unfreeze -m 'fixed in 4e1f'
     """
-    for line in by_hand.unfreeze(opened(config), why):
+    for line in by_hand.unfreeze(minded(config), why):
         out(line)
 
 
@@ -612,7 +635,7 @@ def restore_points_list(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJso
 
     Example: lastgood restore-points list
     """
-    rooms = opened(config)
+    rooms = minded(config)
     known = points.look(rooms)
     if as_json:
         show(known, tuple[points.Listed, ...])

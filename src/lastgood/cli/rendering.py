@@ -64,7 +64,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
             str(number),
             step.role.value,
             step.explain,
-            "loses nothing" if not step.loses else f"sets aside: {step.loses}",
+            f"sets aside: {step.loses}" if step.loses else "",
             "asks a person" if step.needs_approval else "",
         )
         for number, step in enumerate(plan.steps, start=1)

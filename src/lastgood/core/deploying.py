@@ -35,6 +35,7 @@ def make_deploy_plan(
     database: DatabaseFacts | None,
     restore_point: str,
     lossy_because: tuple[str, ...] = (),
+    unbounded: str = "",
     unrecoverable: tuple[str, ...] = (),
     rung: str,
     boot_s: float,
@@ -44,9 +45,9 @@ def make_deploy_plan(
     """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
 
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
-    transactions written after it from being replayed one by one. unrecoverable: what keeps pgBackRest from bringing it
-    back, where that is configured. boot_s, restore_s, migrate_s:
-    deadlines.
+    transactions written after it from being replayed one by one. unbounded: why the server itself sets no limit to what
+    it keeps for that, empty where it does. unrecoverable: what keeps pgBackRest from bringing it back, where that is
+    configured. boot_s, restore_s, migrate_s: deadlines.
     A service that already runs the wanted artifact is left alone.
     """
     steps: list[Step] = []
@@ -93,8 +94,14 @@ def make_deploy_plan(
         skipped=tuple(skipped),
         warnings=(
             *(
-                f"after a rollback of the database only the last state of rows written since could be put back: {why}"
+                f"a rollback of the database would lose writes since {now:%Y-%m-%d %H:%M} UTC, all but the last state "
+                f"of each row: {why}"
                 for why in lossy_because
+            ),
+            *(
+                [f"should the watch die, the server's log grows until somebody types lastgood status: {unbounded}"]
+                if unbounded
+                else []
             ),
             *(f"in a catastrophe pgBackRest could not bring this moment back: {why}" for why in unrecoverable),
         ),

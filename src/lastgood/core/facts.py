@@ -95,10 +95,11 @@ class DatabaseFacts:
     databases: every database of the server. exports: ids of finished exports of rows written since a
     restore point. swaps: ids in the outside ledger. dumps: names of finished safety dumps.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
-    capture_left: whether anything of a capture is left, usable or not. caught_up, replays: names of replays that have
-    caught up, and of those that are finished. rehearsals: names of down migrations that went well on a copy. pools:
-    whether its clients come through a pooler that can make them wait; paused: whether it does because of us, None when
-    that cannot be told.
+    capture_left: whether anything of a capture is left, usable or not; slot_limit_bytes: how much of it the server lets
+    a slot keep, whatever becomes of us, None without a limit. caught_up, replays: names of replays that have caught up,
+    and of those that are finished. rehearsals: names of down migrations that went well on a copy. pools: whether
+    its clients come through a pooler that can make them wait; paused: whether it does because of us, None when that
+    cannot be told.
     """
 
     observed_at: datetime
@@ -118,6 +119,7 @@ class DatabaseFacts:
     captures: frozenset[str] = frozenset()
     capture_bytes: int = 0
     capture_left: bool = False
+    slot_limit_bytes: int | None = None
     caught_up: frozenset[str] = frozenset()
     replays: frozenset[str] = frozenset()
     pools: bool = False

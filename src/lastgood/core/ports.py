@@ -16,13 +16,13 @@ from typing import Protocol
 
 from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, KeptDatabase
 from lastgood.core.migration import DatabaseEvidence
-from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
+from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step, SwapDatabase
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Down, LogPoint, Missing, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
 
 
 class Clock(Protocol):
@@ -216,9 +216,15 @@ class Database(Target, Protocol):
         one line each; empty when nothing does. Changes nothing."""
         ...
 
-    def try_replay(self, of: CatchUp) -> DryRun:
-        """Replay what a step would replay, and take all of it back. Ends within a minute, with what was tried until
-        then. Changes nothing. Raises Refused or Retryable when it cannot be tried now."""
+    def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
+        """Replay what a step would replay, and take all of it back; of a swap without a replay, compare what it would
+        put there with what is there. A minute at most is replayed, and nothing that is asked takes longer. Changes
+        nothing. Raises Refused or Retryable when it cannot be tried now, or would be refused then."""
+        ...
+
+    def progress(self) -> Progress | None:
+        """Return how far the replay of transactions is that this process carries out; None while it does not. Asks
+        nobody, and may be called from another thread."""
         ...
 
     def replayed(self, replay: str) -> Replayed:

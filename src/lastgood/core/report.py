@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, assert_never
+from typing import Annotated, Final, assert_never
 
 from lastgood.core.plan import LATER
+
+LONG_S: Final = 90.0
+"""What takes longer is told in minutes."""
 
 
 class TerminalState(StrEnum):
@@ -107,14 +110,42 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """A replay that was taken back: what would become of the writes since a restore point.
+    """What would become of the writes since a restore point: a replay that was taken back.
 
-    whole: all of them were tried, not only the first. pause_s: for how long nobody could write, about.
+    replayed: None where nothing can be replayed, as into an own dump. more: then, (table, rows that the live one has
+    more than what would take its place), by name, most first. whole: all of them were tried, not only the first.
+    pause_s: for how long nobody could write, about.
     """
 
-    replayed: Replayed
+    replayed: Replayed | None
     whole: bool
     pause_s: float
+    more: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a replay is. done: transactions, also those that were skipped or wait. at_bytes: up to which place of the
+    server's log; end_bytes: where that ended then."""
+
+    done: int
+    at_bytes: int
+    end_bytes: int
+
+
+def progress_line(first: Progress, now: Progress, *, took_s: float) -> str:
+    """Say how far a replay is and how long it may still take, by what was done since `first`, `took_s` ago. What is
+    left is known in bytes of the log, and in transactions only as far as those were alike until now."""
+    done, moved = now.done - first.done, now.at_bytes - first.at_bytes
+    left, written = max(now.end_bytes - now.at_bytes, 0), now.end_bytes - first.end_bytes
+    told = f"{now.done:,} transactions replayed"
+    if done <= 0 or moved <= 0 or took_s <= 0:
+        return f"{told}, {left / 1e6:,.1f} MB of log left"
+    told += f", about {round(left * done / moved):,} left"
+    if moved <= written:
+        return f"{told}; as much is written as is replayed, so there is no end yet"
+    left_s = left * took_s / (moved - written)
+    return f"{told}, about {left_s / 60:.0f} min" if left_s > LONG_S else f"{told}, about {left_s:.0f} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Final
 
 from lastgood.core.deploying import beside, changed_services, clear_step, found, gate_step, serve_steps, settle_step
 from lastgood.core.errors import Refused
@@ -43,6 +44,8 @@ from lastgood.core.plan import (
     why_no_way_back,
 )
 from lastgood.core.release import Release, RestorePoint
+
+_DOES_NOT_FIT: Final = "what does not fit the old schema, in quarantine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -528,6 +531,7 @@ def _swap(
         action=CatchUp(replay=replay, restore_point=point.id, manifest=point.manifest),
         deadline_s=slow,
         explain=f"replay the transactions since {point.id} into {point.clone} while {name} serves",
+        loses=_DOES_NOT_FIT,
         needs_approval=True,
     )
     export_writes = Step(
@@ -548,8 +552,7 @@ def _swap(
             if captured
             else f"put {rows} into {point.clone}, in their last state"
         ),
-        loses="what does not fit the old schema, in quarantine"
-        + ("" if captured else "; all but the last state of a row"),
+        loses=_DOES_NOT_FIT + ("" if captured else "; all but the last state of a row"),
         needs_approval=True,
     )
     swap = Step(

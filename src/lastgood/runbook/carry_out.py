@@ -7,23 +7,30 @@ it cannot tell the difference, and need not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
-from typing import Final, assert_never
+from threading import Event
+from typing import Final, Self, assert_never
 
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import ContainerFacts
+from lastgood.core.facts import ContainerFacts, DatabaseFacts
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import Plan, Role, Seen, Step, seen, started_beside, world_agrees
+from lastgood.core.plan import CatchUp, Plan, ReplayWrites, Role, Seen, Step, seen, started_beside, world_agrees
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
-from lastgood.core.report import TerminalState
+from lastgood.core.report import Progress, TerminalState, progress_line
+from lastgood.core.retention import capture_over
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change, lapsed_hold
 from lastgood.runbook.killpoint import killpoint
-from lastgood.runbook.looking import patiently
+from lastgood.runbook.looking import Aside, patiently
 from lastgood.runbook.rooms import Rooms
 
 POLL_S: Final = 0.5
 SLOW_S: Final = 1.0
 """Silence for longer looks like a hang: then it is said what is being done, and how long it may take."""
+LOOK_S: Final = 1.0
+"""How often it is looked how far a replay is."""
+LOG_S: Final = 15.0
+"""How often the log that is kept is looked at while a person is waited for."""
 APPROVAL_WAIT_S: Final = 12 * 3600.0
 """A run that nobody answers for half a day ends NEEDS_HUMAN; it never ends in an effect."""
 
@@ -39,6 +46,13 @@ def carry_out(
 
     before: called before each attempt of a step. ask: called once when a person is needed.
     """
+    with _Log(rooms) as log:
+        return _carry_out(rooms, run, log, before=before, ask=ask)
+
+
+def _carry_out(
+    rooms: Rooms, run: str, log: _Log, *, before: Callable[[Step], None], ask: Callable[[RunHistory, Step], None]
+) -> Finish | Stop:
     waiting_since: datetime | None = None
     while True:
         history = rooms.memory.history().runs[run]
@@ -55,6 +69,8 @@ def carry_out(
                     ask(history, step)
                 elif (rooms.clock.now() - waiting_since).total_seconds() > APPROVAL_WAIT_S:
                     return Stop(terminal=TerminalState.NEEDS_HUMAN, step=step, reason="nobody approved or denied")
+                elif over := log.too_large():
+                    return Stop(terminal=_unfinished(history), step=step, reason=over, hint="lastgood rollback")
                 rooms.clock.sleep(POLL_S)
             case Observe(step=step, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
@@ -62,9 +78,8 @@ def carry_out(
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
                 if attempt == 1 and (drift := _drift(rooms, history, step)):
-                    changed = began_serving_change(plan, history.records)
                     return Stop(
-                        terminal=TerminalState.NEEDS_HUMAN if changed else TerminalState.REFUSED,
+                        terminal=_unfinished(history),
                         step=step,
                         reason=_changed(drift).message,
                         hint=_changed(drift).hint,
@@ -74,6 +89,38 @@ def carry_out(
                 _apply(rooms, plan, step, attempt, moved=began_serving_change(plan, history.records))
             case _:
                 assert_never(decided)
+
+
+def _unfinished(history: RunHistory) -> TerminalState:
+    """How a run ends that may not go on: refused, as long as users could notice none of it."""
+    changed = began_serving_change(history.plan, history.records)
+    return TerminalState.NEEDS_HUMAN if changed else TerminalState.REFUSED
+
+
+class _Log:
+    """The server's log that is kept for a replay, looked at now and then while a person is waited for: half a day of it
+    must not fill the disk of production."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms, self._looked_at = rooms, rooms.clock.now()
+        self._server = Aside(rooms.database.observe) if rooms.database else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server:
+            self._server.close()
+
+    def too_large(self) -> str:
+        """Say so when it is; empty while it is not, or nobody knows."""
+        now, config = self._rooms.clock.now(), self._rooms.config.database
+        if self._server is None or config is None or (now - self._looked_at).total_seconds() < LOG_S:
+            return ""
+        self._looked_at, facts = now, self._server.answer()
+        if not isinstance(facts, DatabaseFacts):
+            return ""
+        return capture_over(facts, limit_bytes=config.restore_points.capture_limit, until=None, now=now)
 
 
 def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
@@ -113,8 +160,10 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -
     said = ""
     try:
         target = rooms.target(step.role)
-        slow = f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)"
-        with rooms.if_slow(SLOW_S, lambda: rooms.story(slow)):
+        with ExitStack() as working:
+            over = Event()
+            working.enter_context(rooms.if_slow(SLOW_S, lambda: _follow(rooms, step, over)))
+            working.callback(over.set)
             # an engine that was killed is back in seconds; how long a host may be away is the step's own affair
             engine = step.role is Role.CONTAINERS
             facts = patiently(rooms.clock, target.observe) if engine else target.observe()
@@ -138,6 +187,18 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -
     killpoint("after-act", step.name)
     _note_seen(rooms, run, step, began, applied=True, said=said)
     killpoint("after-seen", step.name)
+
+
+def _follow(rooms: Rooms, step: Step, over: Event) -> None:
+    """Say what takes long, and of a replay, until it is over, how far it is."""
+    rooms.story(f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)")
+    began: tuple[datetime, Progress] | None = None
+    while isinstance(step.action, CatchUp | ReplayWrites) and not over.wait(LOOK_S):
+        now = rooms.database.progress() if rooms.database else None
+        if now is not None:
+            began = began or (rooms.clock.now(), now)
+            took_s = (rooms.clock.now() - began[0]).total_seconds()
+            rooms.update(f"  {progress_line(began[1], now, took_s=took_s)}")
 
 
 def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:

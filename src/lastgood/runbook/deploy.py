@@ -28,6 +28,7 @@ from lastgood.core.record import (
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
+from lastgood.runbook.captures import bound_by_hand
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.holding import let_go_of_old, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
@@ -103,10 +104,13 @@ def deploy(
     first: bool,
     override: bool,
     confirm: Callable[[Plan], bool],
+    watched: bool = True,
 ) -> Deployed:
     """Deploy what the files on disk say, as release `name`. Needs the RUN lease.
 
-    confirm: is shown the plan and says whether to go on. Raises Refused, nothing changed, when it may not be done.
+    confirm: is shown the plan and says whether to go on. watched: whether somebody watches it from when it serves; else
+    what the server keeps for a replay may have to end then (`captures.leave`). Raises Refused, nothing changed, when it
+    may not be done.
     """
     history = rooms.memory.history()
     check_may_deploy(history)
@@ -116,7 +120,7 @@ def deploy(
     with _Baseline(rooms) as baseline:
         rooms.story(f"preparing {name}")
         release = _prepared(rooms, name, override=override)
-        plan = _plan(rooms, release, rooms.memory.history())
+        plan = _plan(rooms, release, rooms.memory.history(), watched=watched)
         if not confirm(plan):
             raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
         # minutes may have passed since the first look
@@ -184,7 +188,7 @@ def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
     return release
 
 
-def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
+def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) -> Plan:
     containers = rooms.containers.observe()
     database = rooms.database.observe() if rooms.database else None
     if rooms.database and (missing := rooms.database.preflight()):
@@ -195,6 +199,14 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
         rooms.story(f"  a rollback of the database would throw its clients out: {why}")
     config = rooms.config.database
     lossy = rooms.database.lossy_because() if rooms.database else ()
+    unbounded = ""
+    if config and database and not lossy and database.slot_limit_bytes is None:
+        unbounded = (
+            "max_slot_wal_keep_size is not set on the server; to set it: "
+            f"{bound_by_hand(config.restore_points.capture_limit)}"
+        )
+    if unbounded and not watched:
+        lossy = (f"nobody will watch, so its log is kept no longer than the deploy: {unbounded}",)
     if config and config.restore_points.require_lossless and lossy:
         raise Refused(
             f"database.restore_points.require_lossless: not every transaction could be replayed: {'; '.join(lossy)}",
@@ -210,6 +222,7 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
         database=database,
         restore_point=history.restore_point_id(_next_deployment(history)),
         lossy_because=lossy,
+        unbounded=unbounded if watched else "",
         unrecoverable=_unrecoverable(rooms),
         rung=rooms.containers.rung(),
         boot_s=deadlines.boot_s,

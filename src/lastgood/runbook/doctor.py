@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lastgood.core.errors import LastgoodError, Refused
-from lastgood.core.facts import ContainerFacts, FrontendFacts
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
 from lastgood.core.plan import runs, why_no_way_back
+from lastgood.core.ports import Right
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
+from lastgood.runbook import captures
 from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.rollback import bad_release
@@ -28,7 +30,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check. hint: one thing to type, empty when it is ok."""
+    """One check. hint: one thing to type; of one that is ok, what would make it safer."""
 
     check: str
     answer: Answer
@@ -224,6 +226,26 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         answer=Answer.FAILED if lossy and _lossless(rooms) else Answer.OK,
         evidence=now + then,
         hint="mend that before the next lastgood deploy: require_lossless" if lossy and _lossless(rooms) else "",
+    )
+    if facts.captures or facts.capture_left or not lossy:
+        yield _capture(rooms, facts)
+
+
+def _capture(rooms: Rooms, facts: DatabaseFacts) -> Finding:
+    """Whether what the server keeps for a replay has an end, also where no watch lives."""
+    limit = rooms.config.database.restore_points.capture_limit if rooms.config.database else 0
+    kept, end = facts.captures or facts.capture_left, captures.until(rooms)
+    now = f"{facts.capture_bytes >> 20} MiB of log are kept for a replay" if kept else "no log is kept for a replay"
+    now += f" until {end:%Y-%m-%d %H:%M} UTC" if kept and end else ""
+    if facts.slot_limit_bytes is not None:
+        bounds = f"the server lets a slot keep {facts.slot_limit_bytes >> 20} MiB"
+        return Finding(check="capture", answer=Answer.OK, evidence=f"{now}; {bounds}")
+    alone = kept and rooms.memory.journal.holder(Right.WATCH) is None
+    return Finding(
+        check="capture",
+        answer=Answer.FAILED if alone else Answer.OK,
+        evidence=f"{now}; " + ("nobody watches, and " if alone else "") + "the server sets a slot no limit of its own",
+        hint=captures.bound_by_hand(limit),
     )
 
 

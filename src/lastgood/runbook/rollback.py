@@ -46,7 +46,8 @@ from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
 from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import Down, RestorePoint, Standing
-from lastgood.core.report import Check, Loss, Replayed, Report, TerminalState, announcement
+from lastgood.core.report import Check, DryRun, Loss, Replayed, Report, TerminalState, announcement
+from lastgood.core.retention import capture_over
 from lastgood.core.returning import (
     World,
     lift_by_hand,
@@ -446,6 +447,7 @@ def _stopped(rooms: Rooms, started: RunHistory, stop: Stop) -> Report:
         next_steps.append("lastgood plan")
     report = _report(rooms, started, terminal, notes=tuple(notes), next_steps=tuple(dict.fromkeys(next_steps)))
     report = _end(rooms, report, serving=_serving_now(rooms, plan))
+    _let_go_of_log(rooms)
     untouched = not began_serving_change(plan, rooms.memory.history().runs[run].records)
     if terminal in (TerminalState.REFUSED, TerminalState.DENIED, TerminalState.ABORTED_BY_HUMAN) and untouched:
         frozen = rooms.memory.history().frozen
@@ -530,29 +532,51 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
     what = "the server's log" if only_captures else "the release before, or the server's log"
     try:
         with rooms.memory.journal.claim(rooms.who):
-            standby = not only_captures and bool(rooms.containers.observe().candidates)
-            facts = rooms.database.observe() if rooms.database else None
-            captures = facts is not None and (bool(facts.captures) or facts.capture_left)
-            if not standby and not captures:
-                return
-            history = rooms.memory.history()
-            made = make_stand_down_plan(
-                history.serving,
-                plan_id=new_run_id(history),
-                now=rooms.clock.now(),
-                deadlines=rooms.deadlines,
-                rung=rooms.containers.rung(),
-                standby=standby,
-                captures=captures,
-            )
-            sentence = made.reasons[0]
-            rooms.memory.note(
-                RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=sentence, by=BY_LASTGOOD)
-            )
-            if (stopped := finish_compensation(rooms, made)) is not None:
-                rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped.reason}")
+            stopped = _stand_down(rooms, only_captures=only_captures)
     except (Refused, Retryable) as error:
-        rooms.story(f"  what was kept ready for the watch is still there ({what}): {error.message}")
+        stopped = error.message
+    if stopped:
+        rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped}")
+
+
+def _stand_down(rooms: Rooms, *, only_captures: bool) -> str:
+    """Returns why something is still there, empty when nothing is. Needs the RUN lease."""
+    standby = not only_captures and bool(rooms.containers.observe().candidates)
+    facts = rooms.database.observe() if rooms.database else None
+    captures = facts is not None and (bool(facts.captures) or facts.capture_left)
+    if not standby and not captures:
+        return ""
+    history = rooms.memory.history()
+    made = make_stand_down_plan(
+        history.serving,
+        plan_id=new_run_id(history),
+        now=rooms.clock.now(),
+        deadlines=rooms.deadlines,
+        rung=rooms.containers.rung(),
+        standby=standby,
+        captures=captures,
+    )
+    rooms.memory.note(
+        RunStarted(run=made.id, plan=made, trigger=COMPENSATION, sentence=made.reasons[0], by=BY_LASTGOOD)
+    )
+    stopped = finish_compensation(rooms, made)
+    return stopped.reason if stopped else ""
+
+
+def _let_go_of_log(rooms: Rooms) -> None:
+    """After a run that stopped: what the server keeps for a replay ends where it is over its limit. Needs the RUN
+    lease."""
+    config = rooms.config.database
+    if rooms.database is None or config is None:
+        return
+    limit = config.restore_points.capture_limit
+    try:
+        over = capture_over(rooms.database.observe(), limit_bytes=limit, until=None, now=rooms.clock.now())
+        said = _stand_down(rooms, only_captures=True) if over else ""
+    except LastgoodError as error:
+        said = error.message
+    if said:
+        rooms.story(f"  the server may keep more of its log than it should: {said}")
 
 
 def _compensate(rooms: Rooms, made: Plan, *, after: Plan) -> Stop | None:
@@ -753,30 +777,59 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
 
 
 def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
-    """Try the replay of a plan, take it back, and say what would become of what was written; or say how the rehearsal
-    of its down migrations went. Empty for a plan without either."""
+    """Try what a plan does to the database, take it back, and say what would become of what was written, and how long
+    nobody could write; or how the rehearsal of its down migrations went. What cannot be had is said, with the reason.
+    Empty for a plan that leaves the database."""
     down = next((s.action for s in plan.steps if isinstance(s.action, RehearseDown)), None)
     if down is not None and rooms.database is not None:
         return _rehearsed(rooms.database, down)
-    action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp)), None)
+    # the first of them that a plan has takes everything that the others would
+    action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp | ReplayWrites | SwapDatabase)), None)
     if action is None or rooms.database is None:
         return ()
     try:
-        with rooms.if_slow(1.0, lambda: rooms.story("  trying the replay, which is taken back ...")):
+        with rooms.if_slow(1.0, lambda: rooms.story("  trying it, which is taken back ...")):
             tried = rooms.database.try_replay(action)
     except LastgoodError as error:
-        return (f"tried          nothing: {error.message}",)
-    of, which = tried.replayed, "" if tried.whole else "the first "
-    lines = [f"tried          {of.replayed} of {which}{of.total - of.skipped} {of.units} written since can be replayed"]
+        return (
+            f"tried          nothing: {error.message}",
+            "so not known   what would be replayed, wait or be lost, and for how long nobody could write",
+        )
+    told = _would_leave(tried) if tried.replayed is None else _would_become(tried, tried.replayed)
+    return (*told, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+
+
+def _would_leave(tried: DryRun) -> tuple[str, ...]:
+    """Of a swap into which nothing is replayed. Rows that were changed are as many as before, and in no count."""
+    tables = ", ".join(f"{table} {rows}" for table, rows in tried.more)
+    return (
+        f"would lose     rows that are more now than in it: {tables or 'none'}",
+        "               rows that were changed cannot be counted; all of them stay in the replaced database",
+    )
+
+
+def _would_become(tried: DryRun, of: Replayed) -> tuple[str, ...]:
+    which, tables = "" if tried.whole else "the first ", ", ".join(f"{name} {rows}" for name, rows in of.carried)
+    lines = [
+        f"tried          {of.replayed} of {which}{of.total - of.skipped} {of.units} written since can be replayed"
+        + (f" (rows: {tables})" if tables else "")
+    ]
+    if of.skipped:
+        where = f": {of.skipped_file}" if of.skipped_file else ""
+        lines.append(f"would skip     {of.skipped} of the migration's own{where}")
     if of.quarantined:
         tables = ", ".join(f"{loss.table} {loss.rows}" for loss in of.losses)
         lines.append(f"would wait     {of.quarantined} in quarantine ({tables}); why: {of.losses[0].file}")
     if of.without_place:
         lines.append(f"without place  {of.without_place} of which the old schema has a place for nothing")
-    if of.skipped_file:
-        lines.append(f"skipped        {of.skipped} of the migration: {of.skipped_file}")
     lines += [f"left out       {left.rows} rows of {left.table}; {left.file}" for left in of.left_out]
-    return (*lines, f"pause          about {tried.pause_s:.1f} s in which nobody can write")
+    if of.units == "rows":
+        lines.append("would lose     every state of a row but its last; the replaced database is kept")
+    elif tried.whole:
+        lines.append("would lose     none of them: each is replayed, waits, is skipped or is listed here")
+    else:
+        lines.append("not tried      the rest: what becomes of it is known when it is replayed")
+    return (*lines, *(f"note           {note}" for note in of.notes))
 
 
 def _rehearsed(database: Database, action: RehearseDown) -> tuple[str, ...]:
@@ -834,7 +887,10 @@ def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
         kept = rooms.database.restore_point(restore_point)
         rooms.memory.note(RestorePointKept(restore_point=kept))
         for why in kept.lossy_because:
-            rooms.story(f"  {restore_point} could bring back only the last state of rows written since: {why}")
+            rooms.story(
+                f"  a rollback of the database would lose writes since {kept.taken_at:%Y-%m-%d %H:%M} UTC "
+                f"({restore_point}), all but the last state of each row: {why}"
+            )
 
 
 def take_up(rooms: Rooms) -> Report | None:

@@ -19,6 +19,10 @@ Story = Callable[[str], None]
 """Takes one line of the story that a person follows while a command works."""
 
 
+def silent(_line: str) -> None:
+    """Nobody looks at what is about to change."""
+
+
 class Memory:
     """The journal and its fold, kept up to date together."""
 
@@ -38,7 +42,7 @@ class Memory:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rooms:
     """One stack's ports. database, frontend: None when not configured. root: folder of lastgood.yaml. who: for the
-    journal."""
+    journal. update: takes a line that the next one takes the place of; from another thread."""
 
     config: Config
     memory: Memory
@@ -54,6 +58,7 @@ class Rooms:
     who: str
     story: Story
     if_slow: IfSlow = if_slow
+    update: Story = silent
 
     def target(self, role: Role) -> Target:
         """Return the hand for a role. Raises Refused when a plan has a step for a part that is not configured now."""

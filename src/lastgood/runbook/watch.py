@@ -21,11 +21,12 @@ from lastgood.core.release import Release
 from lastgood.core.report import TerminalState
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Watch, Watching
 from lastgood.runbook import endings
+from lastgood.runbook.captures import let_grow
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
 from lastgood.runbook.holding import look_through, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
-from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, stand_down, take_up
+from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell, tell_again
 
@@ -226,24 +227,9 @@ class _Beside:
     def _mind_the_capture(self) -> None:
         """What the server keeps for a replay must not fill its disk: a person is told at half of the limit, and at the
         limit it is let go of."""
-        facts, config = self._server.answer() if self._server else None, self._rooms.config.database
-        if not isinstance(facts, DatabaseFacts) or config is None:
-            return
-        limit, kept = config.restore_points.capture_limit, facts.capture_bytes
-        if kept <= limit // 2:
-            return
-        over = kept > limit
-        ends = "the capture ends" if over else "at the limit the capture ends"
-        tell(
-            self._rooms,
-            "",
-            f"👁 the server keeps {kept >> 20} MiB of log for a replay, limit {limit >> 20} MiB; {ends}, and a rollback "
-            "of the database puts back only the last state of rows. "
-            "Next: lastgood rollback, or lastgood record --good, or raise database.restore_points.capture_limit",
-            event_id=f"{self._under.deployment.id}-capture-{'ended' if over else 'large'}",
-        )
-        if over:
-            stand_down(self._rooms, only_captures=True)
+        facts = self._server.answer() if self._server else None
+        if isinstance(facts, DatabaseFacts):
+            let_grow(self._rooms, facts)
 
     def _check_ways_back(self) -> None:
         """Every good release that is kept, once an hour: each is told of once, with what to do."""

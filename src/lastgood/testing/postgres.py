@@ -30,6 +30,7 @@ def start(folder: Path, *, user: str, database: str, password: str) -> None:
     PostgresServer(folder, cleanup_mode=None).ensure_pgdata_inited()
     with (folder / "postgresql.auto.conf").open("a", encoding="utf-8") as settings:
         settings.write("wal_level = logical\n")  # read at the start only
+        settings.write("max_slot_wal_keep_size = 4GB\n")
     server = get_server(folder, cleanup_mode=None)
     address = urlsplit(server.get_uri())
     host = parse_qs(address.query).get("host", [address.hostname or "127.0.0.1"])[0]

@@ -67,7 +67,7 @@ from lastgood.core.release import (
     Shipped,
 )
 from lastgood.core.repair import ColumnRepair, RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
 from lastgood.testing.world import (
     Hand,
     SteppedClock,
@@ -127,7 +127,8 @@ class Stack(World):
     rows since the newest restore point, by table. unfit: those of them that the old schema has no place for. broken:
     invalid rows, and whether the migration wrote them. points, broken_at, replayed: what each restore point holds, and
     what became of the rows in each replay.
-    lossy_because: what keeps the server from keeping every transaction since a restore point.
+    lossy_because: what keeps the server from keeping every transaction since a restore point. progress: how far a
+    replay is.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     backups: what pgBackRest has, None where there is none.
     quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
@@ -157,6 +158,7 @@ class Stack(World):
         self.dry_run = DryRun(
             replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
         )
+        self.progress: Progress | None = None
         self.lossy_because: tuple[str, ...] = ()
         self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
         self.backups: BackupFacts | None = None
@@ -550,11 +552,14 @@ class MemoryDatabase(Hand):
         self._answer()
         return self._stack.lossy_because
 
-    def try_replay(self, of: CatchUp) -> DryRun:
+    def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
         self._answer()
-        if of.restore_point not in self._stack.database.captures:
+        if isinstance(of, CatchUp) and of.restore_point not in self._stack.database.captures:
             raise Refused(f"what was written since {of.restore_point} is not captured", hint="lastgood doctor")
         return self._stack.dry_run
+
+    def progress(self) -> Progress | None:
+        return self._stack.progress
 
     def replayed(self, replay: str) -> Replayed:
         self._answer()

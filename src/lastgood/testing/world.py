@@ -205,6 +205,7 @@ class World:
             size_bytes=1000,
             migrations=migrations,
             databases=frozenset({database}),
+            slot_limit_bytes=4 << 30,
         )
         self.frontend: FrontendFacts = FrontendFacts(
             observed_at=START,
@@ -315,7 +316,7 @@ class World:
                 self._check((kept_as,), database.databases)
                 self.database = replace(database, replays=database.replays | {replay})
             case EndCapture():
-                self.database = replace(database, captures=frozenset(), capture_bytes=0)
+                self.database = replace(database, captures=frozenset(), capture_bytes=0, capture_left=False)
             case SwapDatabase(swap=swap, clone=clone, kept_as=kept_as):
                 self._check((clone, kept_as), database.databases)
                 finished = self._schemas.get(clone, ())

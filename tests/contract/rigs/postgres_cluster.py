@@ -26,6 +26,7 @@ START_S: Final = 60
 DEAD_S: Final = 30.0
 SETTINGS: Final = """
 wal_level = logical
+max_slot_wal_keep_size = 4GB
 log_line_prefix = '%m [%p] %e %a@%d '
 max_connections = 60
 """

@@ -18,7 +18,7 @@ from tests.contract.rigs.postgres_world import PostgresWorld, opened
 IMAGE = "hypercode/postgres:15"
 IMAGES = Path(__file__).parents[3] / "examples" / "hypercode" / "images" / "base-images.sh"
 BOOT_S = 60
-SETTINGS = ("-c", "log_line_prefix=%m [%p] %e %a %d ", "-c", "wal_level=logical")
+SETTINGS = ("-c", "log_line_prefix=%m [%p] %e %a %d ", "-c", "wal_level=logical", "-c", "max_slot_wal_keep_size=4GB")
 
 
 def docker(*words: str) -> str:

@@ -312,6 +312,14 @@ def _replica_identities(live: Connection, oids: list[int]) -> dict[int, str]:
     return {int(oid): words.get(kind, f"USING INDEX {index}") for oid, kind, index in rows}
 
 
+def slot_limit(maintenance: Connection) -> int | None:
+    """Return how many bytes of its log the server lets a slot keep; None without a limit, and before PostgreSQL 13."""
+    row = maintenance.execute(
+        "SELECT setting::int8 << 20 FROM pg_settings WHERE name = 'max_slot_wal_keep_size' AND setting::int8 >= 0"
+    ).fetchone()
+    return int(row[0]) if row else None
+
+
 def alive(maintenance: Connection) -> dict[str, int]:
     """Return our slots from which every transaction can still be had, and how many bytes of log each keeps."""
     rows = maintenance.execute(

@@ -180,15 +180,15 @@ class Replay:
         self._broken = {} if narrow else self._breaking(None)
         self.look_s = monotonic() - began
 
-    def go_on(self, *, go_on: Callable[[int], None]) -> Progress:
-        """Replay what is committed by now. go_on: called between batches with the number of transactions so far, raises
-        when there is no time left.
+    def go_on(self, *, go_on: Callable[[Progress], None]) -> Progress:
+        """Replay what is committed by now. go_on: called between batches with how far it got, raises when there is no
+        time left.
 
         Raises psycopg's errors; everything up to the last batch is kept then, and the next call goes on from there.
         """
         upto = _position(self._source)
         while True:
-            go_on(self._progress.total)
+            go_on(self._progress)
             end = self._round(upto, go_on)
             if end is None:
                 return self._progress
@@ -200,8 +200,8 @@ class Replay:
         all. The slot stays where it is: for a transaction of the clone that is taken back."""
         until, whole = monotonic() + seconds, True
 
-        def enough(transactions: int) -> None:
-            if transactions >= most or monotonic() >= until:
+        def enough(so_far: Progress) -> None:
+            if so_far.total >= most or monotonic() >= until:
                 raise _Enough
 
         try:
@@ -211,7 +211,7 @@ class Replay:
             whole = False
         return self.finish(into), whole
 
-    def carry_partitions(self, replay: str, *, go_on: Callable[[int], None]) -> None:
+    def carry_partitions(self, replay: str, *, go_on: Callable[[Progress], None]) -> None:
         """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
         one transaction wrote last. Asked when all else is replayed. Safe to repeat. go_on: as of `go_on`.
 
@@ -237,7 +237,7 @@ class Replay:
                 if len(batch) >= self._at_once:
                     self._carry(batch)
                     batch = []
-                    go_on(self._progress.total)
+                    go_on(self._progress)
             if batch:
                 self._carry(batch)
             self._progress = replace(self._progress, commit=commit)  # these have no place in the log
@@ -300,7 +300,9 @@ class Replay:
         narrow = (NARROW,) if self.narrow and self._invariants else ()
         return replace(replayed, notes=(*replayed.notes, *self._doubts, *narrow))
 
-    def _round(self, upto: str, go_on: Callable[[int], None], *, changes_at_once: int | None = BATCH) -> int | None:
+    def _round(
+        self, upto: str, go_on: Callable[[Progress], None], *, changes_at_once: int | None = BATCH
+    ) -> int | None:
         """Replay what the server decodes at once, None for all. Return the position behind it, None when there was
         nothing."""
         end: int | None = None
@@ -321,7 +323,7 @@ class Replay:
                     self._remember()
                     self._carry(batch)
                     batch = []
-                    go_on(self._progress.total)
+                    go_on(self._progress)
             if batch:
                 self._remember()
                 self._carry(batch)
@@ -528,6 +530,16 @@ def read_lsn(text: str) -> int:
     """Read a position that Postgres wrote."""
     high, low = text.split("/")
     return (int(high, 16) << 32) + int(low, 16)
+
+
+def place(source: Connection, slot: str, so_far: Progress) -> tuple[int, int]:
+    """Return up to which place of the log was replayed, and where the log ends, in bytes."""
+    row = source.execute(
+        "SELECT greatest(%s::int8, max(confirmed_flush_lsn - '0/0')::int8), (pg_current_wal_lsn() - '0/0')::int8 "
+        "FROM pg_replication_slots WHERE slot_name = %s",
+        [so_far.commit, slot],
+    ).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def lsn(number: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -47,7 +48,7 @@ from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Down, LogPoint, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
 from lastgood.targets import child
 from lastgood.targets.masking import Masker
 from lastgood.targets.postgres import (
@@ -140,13 +141,15 @@ class PostgresTarget:
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
+        self._progress: Progress | None = None
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
         proved = points.proved(self._points, self._server.live)
         with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
             known = databases(maintenance)
-            captured = points.captured(self._points, self._server.live, capture.alive(maintenance))
+            slots, left = capture.alive(maintenance), self._captures.left(maintenance)
+            captured = points.captured(self._points, self._server.live, slots)
             facts = DatabaseFacts(
                 observed_at=observed_at,
                 database=self._server.live,
@@ -160,8 +163,10 @@ class PostgresTarget:
                 dumps=shelf.names(self._dumps),
                 swaps=swaps(self._server, known),
                 captures=frozenset(captured),
-                capture_bytes=sum(captured.values()),
-                capture_left=bool(self._captures.left(maintenance)),
+                # also of one whose restore point was never kept, because its process was killed
+                capture_bytes=sum(slots.get(slot, 0) for slot in left),
+                capture_left=bool(left),
+                slot_limit_bytes=capture.slot_limit(maintenance),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
                 pools=self._pooler is not None,
@@ -499,28 +504,44 @@ class PostgresTarget:
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
-            hold(clone, kept.point.clone)
-            if (before := row_replay.carried(clone, action.replay)) is not None:
-                return before
-            points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
-            replayed = row_replay.carry(
-                comparison,
-                replaced,
-                clone,
-                kept,
-                folder,
-                replay=action.replay,
-                invariants=self._invariants,
-                rewritten=self._rewritten_by_migration(kept),
-                migrations=self._noted_ends(kept),
-                go_on=go_on,
+            return self._carried(
+                comparison, replaced, clone, kept, folder, replay=action.replay, go_on=go_on, deadline_s=deadline_s
             )
-            return replace(replayed, notes=(*replayed.notes, *self._migrations.since(replaced, kept).doubts))
+
+    def _carried(
+        self,
+        comparison: writes.Comparison,
+        replaced: Connection,
+        clone: Connection,
+        kept: shelf.KeptPoint,
+        folder: Path,
+        *,
+        replay: str,
+        go_on: Callable[[], None],
+        deadline_s: float,
+    ) -> Replayed:
+        hold(clone, kept.point.clone)
+        if (before := row_replay.carried(clone, replay)) is not None:
+            return before
+        points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
+        replayed = row_replay.carry(
+            comparison,
+            replaced,
+            clone,
+            kept,
+            folder,
+            replay=replay,
+            invariants=self._invariants,
+            rewritten=self._rewritten_by_migration(kept),
+            migrations=self._noted_ends(kept),
+            go_on=go_on,
+        )
+        return replace(replayed, notes=(*replayed.notes, *self._migrations.since(replaced, kept).doubts))
 
     @contextmanager
     def _replaying(
         self, kept: shelf.KeptPoint, database: str, *, deadline_s: float, narrow: bool = False
-    ) -> Generator[tuple[replay.Replay, Callable[[int], None]]]:
+    ) -> Generator[tuple[replay.Replay, Callable[[replay.Progress], None]]]:
         """Lend a replay of what was written to `database` since, and what ends it in time."""
         server = self._server
         until = self._clock.now() + timedelta(seconds=deadline_s)
@@ -530,7 +551,9 @@ class PostgresTarget:
         ):
             points.of_this_database(source, kept)
 
-            def go_on(_transactions: int) -> None:
+            def go_on(so_far: replay.Progress) -> None:
+                at, end = replay.place(source, kept.slot, so_far)
+                self._progress = Progress(done=so_far.total, at_bytes=at, end_bytes=end)
                 if (until - self._clock.now()).total_seconds() <= 0:
                     raise Retryable(f"the replay did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
 
@@ -540,7 +563,10 @@ class PostgresTarget:
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
             # of one that was cut off: once the slot is read nobody can tell
             self._migrations.end(source, kept, at_once=False)
-            yield self._replay_of(kept, source, clone, held=held, narrow=narrow), go_on
+            try:
+                yield self._replay_of(kept, source, clone, held=held, narrow=narrow), go_on
+            finally:
+                self._progress = None
 
     def _replay_of(
         self, kept: shelf.KeptPoint, source: Connection, clone: Connection, *, held: int, narrow: bool = False
@@ -687,12 +713,22 @@ class PostgresTarget:
         with _answers(self._server, sent=False):
             return capture.obstacles(self._server)
 
-    def try_replay(self, of: CatchUp) -> DryRun:
-        server, kept = self._server, self._kept(of)
-        with _answers(server, sent=False), open_ledger(server) as ledger:
+    def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
+        kept = self._kept(of)
+        with _answers(self._server, sent=False):
+            match of:
+                case CatchUp():
+                    return self._try_transactions(kept)
+                case ReplayWrites():
+                    return self._try_rows(of, kept)
+                case SwapDatabase():
+                    return self._try_swap(kept)
+
+    def _try_transactions(self, kept: shelf.KeptPoint) -> DryRun:
+        server = self._server
+        with open_ledger(server) as ledger:
             held = replayed_upto(ledger, kept.point.clone)
         with (
-            _answers(server, sent=False),
             server.connect(server.live, statement_s=TRY_S) as source,
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
@@ -701,6 +737,36 @@ class PostgresTarget:
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
+
+    def _try_rows(self, of: ReplayWrites, kept: shelf.KeptPoint) -> DryRun:
+        """Behind the fence the rows are compared twice: once for the export, and once to be carried."""
+        began = monotonic()
+        with (
+            self._compared(kept, self._server.live, deadline_s=TRY_S) as (comparison, live, clone, go_on),
+            live.transaction(),
+            clone.transaction(force_rollback=True),
+        ):
+            # users go on writing: everything is compared with how it was at one moment
+            live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            live.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            replayed = self._carried(
+                comparison, live, clone, kept, self._tried, replay=of.replay, go_on=go_on, deadline_s=TRY_S
+            )
+        return DryRun(replayed=replayed, whole=True, pause_s=FENCE_AND_SWAP_S + 2 * (monotonic() - began))
+
+    def _try_swap(self, kept: shelf.KeptPoint) -> DryRun:
+        """Behind the fence the clone is looked through whole."""
+        began = monotonic()
+        points.clone_as_proved(self._server, kept, deadline_s=TRY_S)
+        pause_s, then = FENCE_AND_SWAP_S + monotonic() - began, dict(kept.point.rows)
+        with self._server.connect(statement_s=TRY_S) as live:
+            more = Counter(
+                {table: rows - then.get(table, 0) for table, rows in catalog.count_rows(live, catalog.tables(live))}
+            )
+        return DryRun(replayed=None, whole=True, pause_s=pause_s, more=tuple((+more).most_common()))
+
+    def progress(self) -> Progress | None:
+        return self._progress
 
     def replayed(self, replay: str) -> Replayed:
         path = self._replays / f"{shelf.checked(replay)}.json"
