@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lastgood.cli.rendering import plan_lines
 from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.migration import Fit, FitsSchema
 from lastgood.core.plan import Plan, Role
 from lastgood.core.record import BaselineTaken, DeploymentEnded, StepStarted, WatchStarted
 from lastgood.core.release import Standing
@@ -75,6 +77,29 @@ def test_the_plan_that_was_shown_is_the_plan_that_is_carried_out(team: Team) -> 
 
     team.deploy(BAD, WELL, confirm=see)
     assert shown == [team.run.plan]
+
+
+def test_what_the_migrations_would_do_is_shown_before_anything_and_stays_in_the_journal(team: Team) -> None:
+    team.stack.fits = FitsSchema(fit=Fit.NO, tried=1, reason="42703 column title")
+    shown: list[Plan] = []
+
+    def see(plan: Plan) -> bool:
+        shown.append(plan)
+        assert begun(team) == []
+        return True
+
+    team.deploy(BAD, MIGRATING, confirm=see)
+    outlook = shown[0].outlook
+    assert outlook is not None
+    assert (outlook.last_good, outlook.old_release) == (OLD, team.stack.fits)
+    assert team.run.plan.outlook == outlook
+    told = "\n".join(plan_lines(shown[0]))
+    assert f"old code  {OLD} runs on the migrated schema: no (42703 column title)" in told
+
+
+def test_a_release_without_migrations_has_no_outlook(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    assert team.run.plan.outlook is None
 
 
 def test_the_same_name_with_other_content_is_refused(team: Team) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RepairHistory, RunHistory
+from lastgood.core.migration import Outlook, SchemaChange
 from lastgood.core.plan import Plan, Purpose
 from lastgood.core.quarantine import EntryChange
 from lastgood.core.release import RestorePoint
@@ -73,6 +74,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield "nothing to do"
     yield f"rung      {plan.rung}"
     yield from (f"skipped   {line}" for line in plan.skipped)
+    if plan.outlook:
+        yield from outlook_lines(plan.outlook)
     if plan.database:
         yield f"database  {plan.database.rung.value}"
         yield from (f"because   {reason}" for reason in plan.database.reasons)
@@ -92,6 +95,28 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         )
     yield from (f"stays     {clean(line)}" for line in plan.invalid_rows)
     yield from (f"note      {clean(warning)}" for warning in plan.warnings)
+
+
+def outlook_lines(outlook: Outlook) -> Iterator[str]:
+    """What a deploy's migrations do, as they were tried before it: whether the release before still runs on them, which
+    doors open one way, and what they change."""
+    if outlook.last_good:
+        fit = outlook.old_release
+        yield _line(f"old code  {outlook.last_good} runs on the migrated schema: {fit.fit.value} ({fit.reason})")
+    if outlook.unseen:
+        yield _line(f"one way   not known: {outlook.unseen}")
+        return
+    yield from (_line(f"one way   {door}") for door in outlook.doors or ("nothing that a copy without rows shows",))
+    yield from change_lines(outlook.changes, outlook.more)
+
+
+def change_lines(changes: Iterable[SchemaChange], more: int) -> Iterator[str]:
+    """What is different in a schema, one line each."""
+    for change in changes:
+        text = f"schema    {change.object}: {' '.join(change.change.split())}"
+        yield _line(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ...")
+    if more:
+        yield f"schema    and {counted(more, 'more difference')}"
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -151,6 +176,8 @@ def run_lines(run: RunHistory) -> Iterator[str]:
     yield from table(
         (f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in outcomes(plan, run.records)
     )
+    if plan.outlook:
+        yield from outlook_lines(plan.outlook)
     if run.ended is None:
         others = "" if plan.purpose is Purpose.ROLLBACK else ", or lastgood watch"
         yield f"next       lastgood rollback{others}"

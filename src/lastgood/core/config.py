@@ -428,12 +428,14 @@ class PgBouncerConfig(_Section):
 class MigrationsConfig(_Section):
     """Migrations: the folder of Prisma's or of Alembic's, and the command that applies them (DATABASE_URL is set for
     it). down: the command that prints the SQL which takes the new ones down again; `{from}` and `{to}` in it are the
-    newest migration of the release and the newest one that the database has."""
+    newest migration of the release and the newest one that the database has. on_copy: whether `command` goes by
+    DATABASE_URL alone, so that it may be tried on an empty copy before a deploy."""
 
     prisma: str | None = None
     alembic: str | None = None
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     down: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    on_copy: bool = False
     timeout: SomeTime = 600.0
 
     @model_validator(mode="after")

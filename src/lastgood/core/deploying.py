@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts
+from lastgood.core.migration import Outlook
 from lastgood.core.plan import (
     ClearCandidates,
     Migrate,
@@ -40,13 +41,14 @@ def make_deploy_plan(
     boot_s: float,
     restore_s: float,
     migrate_s: float,
+    outlook: Outlook | None = None,
 ) -> Plan:
     """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
 
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
     transactions written after it from being replayed one by one. unrecoverable: what keeps pgBackRest from bringing it
     back, where that is configured. boot_s, restore_s, migrate_s:
-    deadlines.
+    deadlines. outlook: of the migrations, None where none is pending.
     A service that already runs the wanted artifact is left alone.
     """
     steps: list[Step] = []
@@ -68,8 +70,7 @@ def make_deploy_plan(
         skipped.append(f"containers: every service already runs {release.id}")
     steps += gate_step(release, changed, containers, boot_s=boot_s, attempts=1)
     if database is not None:
-        pending = tuple(m for m in release.migrations if m not in database.migrations)
-        if pending:
+        if pending := pending_migrations(release, database):
             steps.append(
                 Step(
                     name="migrate",
@@ -100,7 +101,13 @@ def make_deploy_plan(
         ),
         found=found(release, containers),
         beside=beside(containers),
+        outlook=outlook,
     )
+
+
+def pending_migrations(release: Release, database: DatabaseFacts) -> tuple[str, ...]:
+    """Return the migrations of `release` that the database does not have, oldest first."""
+    return tuple(m for m in release.migrations if m not in database.migrations)
 
 
 def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from lastgood.core.release import Down
 
+MOST_CHANGES = 20
+"""Differences of a schema that are kept and shown: a person reads no more of them at a glance."""
+
 
 class Rung(StrEnum):
     """How far the database goes back, from the least to the most invasive."""
@@ -81,6 +84,23 @@ class FitsSchema:
     fit: Fit
     tried: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of a deploy's migrations before any of them is applied: they were tried on an empty copy.
+
+    old_release: whether `last_good`, the release to go back to (empty for none), runs on the schema that they leave.
+    doors: what nobody could take from the rows again afterwards, one line each. changes: of the schema, the first
+    MOST_CHANGES of them; more: how many others there are. unseen: why the copy does not show them, empty where it does.
+    """
+
+    old_release: FitsSchema
+    last_good: str = ""
+    doors: tuple[str, ...] = ()
+    changes: tuple[SchemaChange, ...] = ()
+    more: int = 0
+    unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

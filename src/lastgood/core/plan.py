@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, assert_never
 from pydantic import Field, TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
-from lastgood.core.migration import Rung, WritesSince
+from lastgood.core.migration import Outlook, Rung, WritesSince
 from lastgood.core.release import Down, Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
@@ -518,7 +518,7 @@ class Plan:
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
     found: (service, artifact) of what served of the release's services when it was made; beside: of what stood beside
-    them and is of no release.
+    them and is of no release. outlook: of the migrations that it applies, None without any.
     """
 
     id: str
@@ -536,6 +536,7 @@ class Plan:
     scope: tuple[Role, ...] = tuple(Role)
     found: tuple[tuple[str, str], ...] = ()
     beside: Annotated[tuple[tuple[str, str], ...], LATER] = ()
+    outlook: Annotated[Outlook | None, LATER] = None
 
     @property
     def needs_approval(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts
-from lastgood.core.migration import DatabaseEvidence
+from lastgood.core.migration import DatabaseEvidence, Outlook
 from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
@@ -149,6 +149,14 @@ class Database(Target, Protocol):
         """Read what the files of a prepared release say about the database. Down migrations are those of what the
         database does not have yet, so it is asked before it is migrated. Raises ConfigError with the place, Refused or
         Retryable when the down migrations cannot be had."""
+        ...
+
+    def foresee(self, release: Release, migrations: Sequence[str], *, last_good: Release | None) -> Outlook:
+        """Try pending migrations of a prepared release on an empty copy of today's schema, and the statements of
+        `last_good` after them. What cannot be tried within half a minute is unknown, and says why.
+
+        Changes nothing. Raises NeedsHuman when a command of the release went to the live database all the same.
+        """
         ...
 
     def restore_point(self, restore_point: str) -> RestorePoint:

@@ -9,9 +9,11 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
-from lastgood.core.deploying import make_deploy_plan
+from lastgood.core.deploying import make_deploy_plan, pending_migrations
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import DatabaseFacts
 from lastgood.core.history import History, RunHistory
+from lastgood.core.migration import Outlook
 from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint, put_by_others
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
@@ -199,6 +201,7 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
             hint="lastgood doctor",
         )
     deadlines = rooms.deadlines
+    outlook = _outlook(rooms, release, database, history) if database else None
     return make_deploy_plan(
         release,
         plan_id=new_run_id(history),
@@ -213,7 +216,18 @@ def _plan(rooms: Rooms, release: Release, history: History) -> Plan:
         boot_s=deadlines.boot_s,
         restore_s=deadlines.database_s,
         migrate_s=config.migrations.timeout if config and config.migrations else deadlines.database_s,
+        outlook=outlook,
     )
+
+
+def _outlook(rooms: Rooms, release: Release, database: DatabaseFacts, history: History) -> Outlook | None:
+    """What the pending migrations would do; None without any."""
+    pending = pending_migrations(release, database)
+    if rooms.database is None or not pending:
+        return None
+    way_back = history.last_good(before=release.id)
+    with rooms.if_slow(1.0, lambda: rooms.story("  trying the migrations on an empty copy ...")):
+        return rooms.database.foresee(release, pending, last_good=way_back.release if way_back else None)
 
 
 def _unrecoverable(rooms: Rooms) -> tuple[str, ...]:

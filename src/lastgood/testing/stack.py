@@ -24,6 +24,7 @@ from lastgood.core.migration import (
     DatabaseEvidence,
     Fit,
     FitsSchema,
+    Outlook,
     SchemaChange,
     WayDown,
     WritesSince,
@@ -451,6 +452,15 @@ class MemoryDatabase(Hand):
             migrations=("m1", *behaves.migrations),
             statements=("SELECT 1",),
             downs=tuple(Down(migrations=(name,), sql=f"down {name}") for name in new),
+        )
+
+    def foresee(self, release: Release, migrations: Sequence[str], *, last_good: Release | None) -> Outlook:  # noqa: ARG002 # it is as `inspect` finds it later
+        self._answer()
+        return Outlook(
+            old_release=self._stack.fits,
+            last_good=last_good.id if last_good else "",
+            doors=tuple(f"column {place} is dropped" for place in self._stack.aside),
+            changes=(SchemaChange(object=f"{TABLE}.title", change="renamed to name"),),
         )
 
     def restore_point(self, restore_point: str) -> RestorePoint:

@@ -22,9 +22,9 @@ from urllib.parse import quote
 import psycopg
 
 from lastgood.core.config import DatabaseConfig
-from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused, Retryable
+from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import BackupFacts, DatabaseFacts
-from lastgood.core.migration import DatabaseEvidence
+from lastgood.core.migration import DatabaseEvidence, Outlook
 from lastgood.core.plan import (
     CatchUp,
     EndCapture,
@@ -56,6 +56,7 @@ from lastgood.targets.postgres import (
     clients,
     evidence,
     histories,
+    outlook,
     own_dump,
     recovery,
     repair,
@@ -250,10 +251,12 @@ class PostgresTarget:
         self._captures.extend()
         self._note_rewritten()
 
-    def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
+    def _of_the_release(
+        self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float, url: str = ""
+    ) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
-        failed."""
-        given = {"DATABASE_URL": self._url()}
+        failed. url: of the database that it is to go to, by default the live one."""
+        given = {"DATABASE_URL": url or self._url(self._server.live)}
         try:
             ended = child.run(words, deadline_s=deadline_s, env=dict(os.environ) | given, cwd=at)
         except OSError as error:
@@ -318,13 +321,13 @@ class PostgresTarget:
                     found[table] = (*found.get(table, ()), *columns)
         return found
 
-    def _url(self) -> str:
-        """The address in libpq's form, which Prisma and others read."""
+    def _url(self, database: str) -> str:
+        """The address of a database in libpq's form, which Prisma and others read."""
         postgres = self._config.postgres
         user = quote(postgres.user, safe="")
         password = f":{quote(postgres.password.reveal(), safe='')}" if postgres.password else ""
         host = container_address(postgres.container) if postgres.container else postgres.host
-        name = quote(postgres.name, safe="")
+        name = quote(database, safe="")
         if host.startswith("/"):
             return f"postgresql://{user}{password}@/{name}?host={quote(host, safe='')}&port={postgres.port}"
         return f"postgresql://{user}{password}@{host}:{postgres.port}/{name}"
@@ -528,6 +531,45 @@ class PostgresTarget:
             told = failed or "printed no SQL"
             raise Refused(f"database.migrations.down: {words[0]} {told}", hint="run it by hand")
         return (Down(migrations=new, sql=printed),)
+
+    def foresee(self, release: Release, migrations: Sequence[str], *, last_good: Release | None) -> Outlook:
+        config, server = self._config.migrations, self._server
+        if config is None:
+            raise ConfigError("database.migrations: expected the command that applies them")
+        at = self._workdir(release.id)
+        scripts = None if config.on_copy else histories.scripts(config, at, migrations)
+        if scripts is not None:
+            return outlook.tried(
+                server,
+                lambda copy, _: outlook.run_scripts(copy, scripts),
+                taken_back=True,
+                last_good=last_good,
+                scratch=self._scratch,
+            )
+        if not config.on_copy:
+            why = "database.migrations.on_copy is not set, so the command is not tried on a copy"
+            return outlook.unseen(why, last_good)
+
+        def run(copy: Connection, left_s: Callable[[], float]) -> None:
+            url = self._url(copy.info.dbname)
+            _, failed = self._of_the_release("command", config.command, at, deadline_s=left_s(), url=url)
+            if failed:
+                raise Refused(f"the migration command {failed}, on a copy without rows", hint=_HINT)
+            if missing := set(migrations) - set(histories.known(copy)[0]):
+                raise Refused(f"the migration command did not apply {', '.join(sorted(missing))} to a copy", hint=_HINT)
+
+        before = self._schema_and_history()
+        found = outlook.tried(server, run, taken_back=False, last_good=last_good, scratch=self._scratch)
+        if self._schema_and_history() != before:
+            raise NeedsHuman(
+                f"the migration command was to be tried on a copy, and meanwhile {server.live} itself was migrated",
+                hint="take database.migrations.on_copy out: the command does not go by DATABASE_URL alone",
+            )
+        return found
+
+    def _schema_and_history(self) -> tuple[str, object]:
+        with _answers(self._server, sent=False), self._server.connect() as live:
+            return catalog.fingerprint(catalog.objects(live)), histories.known(live)
 
     def restore_point(self, restore_point: str) -> RestorePoint:
         return points.first_read(self._points, restore_point)
