@@ -11,7 +11,7 @@ from typing import Any, Final
 from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.history import History, RepairHistory, RunHistory
 from lastgood.core.migration import Outlook, SchemaChange
-from lastgood.core.plan import Plan, Purpose
+from lastgood.core.plan import DeployCost, Plan, Purpose
 from lastgood.core.quarantine import EntryChange
 from lastgood.core.release import RestorePoint
 from lastgood.core.repair import RepairPlan, RowRepair
@@ -74,6 +74,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield "nothing to do"
     yield f"rung      {plan.rung}"
     yield from (f"skipped   {line}" for line in plan.skipped)
+    if plan.cost:
+        yield from _cost_lines(plan.cost)
     if plan.outlook:
         yield from outlook_lines(plan.outlook)
     if plan.database:
@@ -95,6 +97,14 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         )
     yield from (f"stays     {clean(line)}" for line in plan.invalid_rows)
     yield from (f"note      {clean(warning)}" for warning in plan.warnings)
+
+
+def _cost_lines(cost: DeployCost) -> Iterator[str]:
+    yield f"costs     about {cost.takes_s:.0f} s for the restore point ({cost.by})"
+    log = f"; up to {size(cost.log_bytes)} of the server's log until the watch is over" if cost.log_bytes else ""
+    yield f"disk      {size(cost.disk_bytes)} at most for a dump and a copy of {size(cost.size_bytes)}{log}"
+    free = ", ".join(f"{where} {size(number)}" for where, number in cost.free)
+    yield clean(f"free      {free or 'cannot be seen from here'}")
 
 
 def outlook_lines(outlook: Outlook) -> Iterator[str]:

@@ -25,6 +25,8 @@ HELD_AT_MOST_S: Final = 60.0
 """For how long new requests are made to wait for a database that is exchanged, whatever becomes of the run."""
 ANSWERED_WITHIN_S: Final = 5.0
 """How long those that are being answered then may take to end."""
+CLONE_SHARE: Final = 1.2
+"""A clone is as large as the database, a dump at most about as large, and a fifth is left over."""
 LATER: Final = Field(exclude_if=not_)
 """Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
 middle of a run does not ask again."""
@@ -511,6 +513,23 @@ class DatabaseDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeployCost:
+    """What the restore point of a deploy costs beyond the deploy itself: said before it is taken.
+
+    size_bytes: of the database. disk_bytes: what a dump and a clone of it need at most, as `preflight` asks for.
+    free: (where, bytes) of each filesystem that they go to, empty where it cannot be seen. log_bytes: of the server's
+    log, at most, until the watch is over. takes_s: seconds to be expected; by: what that is reckoned from.
+    """
+
+    size_bytes: int
+    disk_bytes: int
+    free: tuple[tuple[str, int], ...]
+    log_bytes: int
+    takes_s: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Ordered steps from one release to another. `skipped`: parts with nothing to do and the reason, one line each.
 
@@ -518,7 +537,8 @@ class Plan:
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
     found: (service, artifact) of what served of the release's services when it was made; beside: of what stood beside
-    them and is of no release. outlook: of the migrations that it applies, None without any.
+    them and is of no release. outlook: of the migrations that it applies, None without any. cost: of a deploy's restore
+    point, None without a database.
     """
 
     id: str
@@ -537,6 +557,7 @@ class Plan:
     found: tuple[tuple[str, str], ...] = ()
     beside: Annotated[tuple[tuple[str, str], ...], LATER] = ()
     outlook: Annotated[Outlook | None, LATER] = None
+    cost: Annotated[DeployCost | None, LATER] = None
 
     @property
     def needs_approval(self) -> bool:

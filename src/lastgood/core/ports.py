@@ -140,6 +140,11 @@ class Database(Target, Protocol):
         well."""
         ...
 
+    def room(self) -> tuple[tuple[str, int], ...]:
+        """Return (where, free bytes) of each filesystem that a dump and a clone go to, as far as that can be seen.
+        Changes nothing."""
+        ...
+
     def thrown_out_because(self) -> tuple[str, ...]:
         """Return why clients of a configured pooler would be thrown out by a swap instead of made to wait, one line
         each; empty when nothing speaks against it. Changes nothing, never raises."""

@@ -641,6 +641,10 @@ class MemoryDatabase(Hand):
         same = Check(name="database schema", passed=facts.fingerprint == fingerprint, detail=facts.fingerprint)
         return (answers, same) if fingerprint else (answers,)
 
+    def room(self) -> tuple[tuple[str, int], ...]:
+        self._answer()
+        return (("the server's volume", 1 << 40),)
+
     def thrown_out_because(self) -> tuple[str, ...]:
         return ()
 

@@ -72,7 +72,7 @@ from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.pooler import Pooler
-from lastgood.targets.postgres.preflight import obstacles
+from lastgood.targets.postgres.preflight import free, obstacles
 from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import (
     Server,
@@ -497,6 +497,10 @@ class PostgresTarget:
     def preflight(self) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
             return obstacles(self._server, shelf.folder(self._points), self._config.migrations)
+
+    def room(self) -> tuple[tuple[str, int], ...]:
+        with _answers(self._server, sent=False), self._server.connect() as live:
+            return free(live, self._server, shelf.folder(self._points))
 
     def thrown_out_because(self) -> tuple[str, ...]:
         return self._pooler.obstacles() if self._pooler else ()
