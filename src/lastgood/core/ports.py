@@ -214,9 +214,10 @@ class Database(Target, Protocol):
         ...
 
     def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
-        """Collect the evidence since `since`, and try `target`'s statements on a clone of today's schema; where they do
-        not run, the down migrations too. Read-only on the live database. downs: of every release since, oldest first.
-        Raises Refused when what is kept of `since` is not what the journal has of it."""
+        """Collect the evidence since `since`, and try `target`'s statements, and what it runs when it starts, on a
+        clone of today's schema; where they do not run, the down migrations too. Read-only on the live database. downs:
+        of every release since, oldest first. Raises Refused when what is kept of `since` is not what the journal has of
+        it."""
         ...
 
     def lossy_because(self) -> tuple[str, ...]:

@@ -207,8 +207,8 @@ def _decide_database(
         return
     verdict = judge_migration(evidence)
     draft.reasons += verdict.reasons
-    fit = evidence.old_release
-    if not evidence.changes:
+    fit, what = evidence.old_release, "schema" if evidence.changes else "history of the migrations"
+    if not evidence.changes and fit.fit is Fit.YES:
         _leave(draft, evidence, verdict.reasons, "no step, the schema did not change")
     elif fit.fit is Fit.NO and only & {Role.CONTAINERS, Role.DATABASE}:
         _swap_first(draft, target, world, evidence, verdict, plan_id=plan_id, deadlines=deadlines, only=only)
@@ -217,7 +217,7 @@ def _decide_database(
     elif fit.fit is Fit.UNKNOWN:
         _ask(
             draft,
-            f"the schema changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides",
+            f"the {what} changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides",
             only=only,
         )
         _leave(draft, evidence, (fit.reason,), "")

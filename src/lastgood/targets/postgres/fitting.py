@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import psycopg
 
+from lastgood.core.errors import Refused
 from lastgood.core.migration import Fit, FitsSchema
 from lastgood.core.release import Release
 from lastgood.core.secret import MASK
+from lastgood.targets.postgres import catalog, histories
 from lastgood.targets.postgres.connect import APPLICATION, Connection
 from lastgood.targets.postgres.server import Server, create_beside, databases, drop_own, own_name
 from lastgood.targets.postgres.server_log import OURS
@@ -34,6 +37,11 @@ _NO_PARENT: Final = "23503"
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
 
 
+Start = Callable[[str], str]
+"""Runs what a release runs when it starts on the database of that name; returns how it failed, empty when it did not.
+Raises Refused when it did not end in time."""
+
+
 def fits(server: Server, target: Release, *, before: Path, today: Path) -> FitsSchema:
     """Try the statements of `target`. before: the dump of the restore point. today: of the schema as it is."""
     if not target.statements:
@@ -41,6 +49,57 @@ def fits(server: Server, target: Release, *, before: Path, today: Path) -> FitsS
     failed = _failures_in(server, target.statements, today)
     failed_before = _failures_before(server, tuple(failed), before) if failed else {}
     return judged(target, failed, failed_before, on="today's schema")
+
+
+def starts(
+    server: Server,
+    target: Release,
+    start: Start,
+    *,
+    before: Path,
+    today: Path,
+    then: Connection | None,
+    now: Connection,
+) -> FitsSchema:
+    """Try what `target` runs by itself when it starts. before, today: as for `fits`; then, now: connections to the
+    clone and to the live database, whose history a tool may refuse."""
+
+    def tried(dump: Path, history: Connection) -> FitsSchema:
+        with copied(server, dump, schema_only=True) as name, server.connect(name, statement_s=STATEMENT_S) as copy:
+            histories.carry(history, copy)
+            return started(copy, target, start)
+
+    found = tried(today, now)
+    if found.fit is not Fit.NO:
+        return found
+    if then is None or not before.is_file() or tried(before, then).fit is not Fit.YES:
+        return replace(found, fit=Fit.UNKNOWN)
+    return found
+
+
+def started(copy: Connection, target: Release, start: Start) -> FitsSchema:
+    """Whether what `target` runs when it starts ends well on an empty copy, and leaves the schema as it is."""
+    what, before = f"what {target.id} runs when it starts", catalog.objects(copy)
+    try:
+        failed = start(copy.info.dbname)
+    except Refused as refused:
+        return FitsSchema(fit=Fit.UNKNOWN, tried=0, reason=f"{what}: {refused.message}")
+    if failed:
+        return FitsSchema(fit=Fit.NO, tried=1, reason=f"{what} {failed}")
+    changes = catalog.difference(before, catalog.objects(copy))
+    if changes:
+        told = f"{what} changes the schema: {changes[0].object} {changes[0].change[:100]}"
+        return FitsSchema(fit=Fit.UNKNOWN, tried=1, reason=told)
+    return FitsSchema(fit=Fit.YES, tried=1, reason=f"{what} ends well")
+
+
+def both(statements: FitsSchema, start: FitsSchema) -> FitsSchema:
+    """Weigh the two together: a release has to start, and to be understood afterwards."""
+    for fit in (Fit.NO, Fit.UNKNOWN):
+        for found in (statements, start):
+            if found.fit is fit:
+                return found
+    return replace(statements, reason=f"{statements.reason}, and {start.reason}")
 
 
 def no_statements(target: Release) -> FitsSchema:

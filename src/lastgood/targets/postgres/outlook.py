@@ -26,7 +26,17 @@ from lastgood.core.release import Release
 from lastgood.targets.postgres import catalog, histories, shelf
 from lastgood.targets.postgres.catalog import HISTORIES, Table
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.fitting import SESSION, copied, failures, judged, no_statements, unique
+from lastgood.targets.postgres.fitting import (
+    SESSION,
+    Start,
+    both,
+    copied,
+    failures,
+    judged,
+    no_statements,
+    started,
+    unique,
+)
 from lastgood.targets.postgres.server import Server
 from lastgood.targets.postgres.server_log import OURS
 from lastgood.targets.postgres.way_down import without_its_own_transaction
@@ -82,10 +92,12 @@ def tried(
     *,
     taken_back: bool,
     last_good: Release | None,
+    start: Start | None,
     scratch: Path,
 ) -> Outlook:
     """Run `migrate` on an empty copy, which is gone afterwards. It is given a connection to the copy, and how many
     seconds are left. taken_back: whether all of it is one transaction, which is taken back.
+    start: runs what `last_good` runs by itself when it starts, None where that migrates nothing.
 
     Whatever goes wrong, the answer is that nothing is known, and why.
     """
@@ -103,7 +115,7 @@ def tried(
             _copy_of_today(server, today, left_s) as copy,
             copy.transaction(force_rollback=True) if taken_back else nullcontext(),
         ):
-            return _tried(copy, lambda: migrate(copy, left_s), last_good)
+            return _tried(copy, lambda: migrate(copy, left_s), last_good, start)
     except LastgoodError as error:
         return unseen(error.message, last_good)
     except psycopg.Error as error:
@@ -154,12 +166,15 @@ def _copy_of_today(server: Server, today: Path, left_s: Callable[[], float]) -> 
         yield copy
 
 
-def _tried(copy: Connection, migrate: Callable[[], None], last_good: Release | None) -> Outlook:
+def _tried(copy: Connection, migrate: Callable[[], None], last_good: Release | None, start: Start | None) -> Outlook:
     statements = last_good.statements if last_good else ()
     in_transaction = copy.info.transaction_status is TransactionStatus.INTRANS
     before, failed_before = _seen(copy), failures(copy, statements)
     if in_transaction:
         _check_in_transaction(copy, "a recorded statement")
+    # in the middle of a transaction nobody else sees what the migrations did
+    starts = start if last_good and not in_transaction else None
+    starting = started(copy, last_good, starts) if last_good and starts else None
     names = _watch(copy)
     migrate()
     told = _told(copy, names)
@@ -170,6 +185,11 @@ def _tried(copy: Connection, migrate: Callable[[], None], last_good: Release | N
         fit = no_statements(last_good)
     else:
         fit = judged(last_good, failed, failed_before, on="the schema that they leave")
+    if last_good and starts and starting and starting.fit is Fit.YES:
+        fit = both(fit, started(copy, last_good, starts))
+    elif last_good and start and fit.fit is Fit.YES:
+        why = starting.reason if starting else f"what {last_good.id} runs when it starts was not tried without on_copy"
+        fit = FitsSchema(fit=Fit.UNKNOWN, tried=fit.tried, reason=f"{fit.reason}, but {why}")
     changes = catalog.difference(before.objects, after.objects)
     return Outlook(
         old_release=fit,

@@ -71,6 +71,7 @@ from lastgood.targets.postgres import (
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
+from lastgood.targets.postgres.fitting import Start
 from lastgood.targets.postgres.pooler import Pooler
 from lastgood.targets.postgres.preflight import free, obstacles
 from lastgood.targets.postgres.requeue import Names
@@ -93,6 +94,8 @@ QUICK_S: Final = 0.3
 FENCE_AND_SWAP_S: Final = 0.3
 """What both take together when nobody writes for long; `python -m bench.replay` prints the whole pause."""
 TRY_S: Final = 60.0
+START_S: Final = 20.0
+"""For what a release runs by itself when it starts, on a copy without rows."""
 MOST_TRIED: Final = 20_000
 """Transactions of a dry run. They stay open until they are taken back, and every session's looks get dearer by that."""
 SLOW_LOOK_S: Final = 0.1
@@ -256,17 +259,37 @@ class PostgresTarget:
     ) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
         failed. url: of the database that it is to go to, by default the live one."""
-        given = {"DATABASE_URL": url or self._url(self._server.live)}
+        try:
+            return self._ended(setting, words, at, deadline_s=deadline_s, url=url or self._url(self._server.live))
+        except child.Overran as error:
+            return "", str(error)
+
+    def _ended(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float, url: str) -> tuple[str, str]:
+        """The same, of one that ends. Raises Overran of one that does not."""
+        given = {"DATABASE_URL": url}
         try:
             ended = child.run(words, deadline_s=deadline_s, env=dict(os.environ) | given, cwd=at)
         except OSError as error:
             raise ConfigError(f"database.migrations.{setting}: {words[0]}: {error.strerror}") from None
-        except child.Overran as error:
-            return "", str(error)
         if not ended.code:
             return ended.out, ""
         said = Masker([given]).clean(ended.err or ended.out)  # before it is cut, or a part of a secret might be left
         return "", f"ended {ended.code}: {' '.join(said.split())[-_LAST_CHARACTERS:]}"
+
+    def _start_of(self, release: Release) -> Start | None:
+        """Runs what a release runs by itself when it starts; None where that migrates nothing."""
+        words = self._config.migrations.at_start if self._config.migrations else None
+        if words is None:
+            return None
+        at = self._workdir(release.id)
+
+        def start(database: str) -> str:
+            try:
+                return self._ended("at_start", words, at, deadline_s=START_S, url=self._url(database))[1]
+            except child.Overran as error:
+                raise Refused(str(error)) from error
+
+        return start
 
     def _rehearse(self, action: RehearseDown, *, deadline_s: float) -> None:
         kept, server = self._kept(action), self._server
@@ -540,7 +563,7 @@ class PostgresTarget:
         config, server = self._config.migrations, self._server
         if config is None:
             raise ConfigError("database.migrations: expected the command that applies them")
-        at = self._workdir(release.id)
+        at, start = self._workdir(release.id), self._start_of(last_good) if last_good else None
         scripts = None if config.on_copy else histories.scripts(config, at, migrations)
         if scripts is not None:
             return outlook.tried(
@@ -548,6 +571,7 @@ class PostgresTarget:
                 lambda copy, _: outlook.run_scripts(copy, scripts),
                 taken_back=True,
                 last_good=last_good,
+                start=start,
                 scratch=self._scratch,
             )
         if not config.on_copy:
@@ -563,7 +587,7 @@ class PostgresTarget:
                 raise Refused(f"the migration command did not apply {', '.join(sorted(missing))} to a copy", hint=_HINT)
 
         before = self._schema_and_history()
-        found = outlook.tried(server, run, taken_back=False, last_good=last_good, scratch=self._scratch)
+        found = outlook.tried(server, run, taken_back=False, last_good=last_good, start=start, scratch=self._scratch)
         if self._schema_and_history() != before:
             raise NeedsHuman(
                 f"the migration command was to be tried on a copy, and meanwhile {server.live} itself was migrated",
@@ -648,6 +672,7 @@ class PostgresTarget:
                 kept,
                 target,
                 downs,
+                start=self._start_of(target),
                 rewritten=self._rewritten_since(kept),
                 rehearsals=self._rehearsals,
                 invariants=self._invariants,
