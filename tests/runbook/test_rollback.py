@@ -143,6 +143,7 @@ def test_a_release_that_cannot_run_on_todays_schema_waits_for_a_person_with_noth
     team.when_asked(look_and_deny)
     team.roll_back()
     assert while_it_waits == [before]
+    assert "schema         missions.title: renamed to name" in team.told
 
 
 def undumped(team: Team) -> object:

@@ -81,6 +81,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.database:
         yield f"database  {plan.database.rung.value}"
         yield from (f"because   {reason}" for reason in plan.database.reasons)
+        yield from change_lines(plan.database.changes, plan.database.more)
         if gone := plan.database.loses:  # a plan made before rows were replayed
             yield f"leaves    {gone.total} rows written since {plan.database.restore_point}"
         if since := plan.database.leaves_since:
@@ -122,9 +123,7 @@ def outlook_lines(outlook: Outlook) -> Iterator[str]:
 
 def change_lines(changes: Iterable[SchemaChange], more: int) -> Iterator[str]:
     """What is different in a schema, one line each."""
-    for change in changes:
-        text = f"schema    {change.object}: {' '.join(change.change.split())}"
-        yield _line(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ...")
+    yield from (_line(f"schema    {change}") for change in changes)
     if more:
         yield f"schema    and {counted(more, 'more difference')}"
 

@@ -6,13 +6,16 @@ access rule violation", PostgreSQL 15 docs appendix A). A rollback of the schema
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lastgood.core.release import Down
 
 MOST_CHANGES = 20
 """Differences of a schema that are kept and shown: a person reads no more of them at a glance."""
+LONGEST_CHANGE = 400
+LONGEST_LINE = 200
+"""Characters of one of them that are kept, and shown."""
 
 
 class Rung(StrEnum):
@@ -37,6 +40,17 @@ class SchemaChange:
 
     object: str
     change: str
+
+    def __str__(self) -> str:
+        """One line of bounded length: a view's definition may be long."""
+        told = " ".join(f"{self.object}: {self.change}".split())
+        return told if len(told) <= LONGEST_LINE else f"{told[:LONGEST_LINE]} ..."
+
+
+def foremost(changes: tuple[SchemaChange, ...]) -> tuple[tuple[SchemaChange, ...], int]:
+    """Return the first MOST_CHANGES of them, as long as they are kept, and how many others there are."""
+    kept = (replace(each, change=each.change[:LONGEST_CHANGE]) for each in changes[:MOST_CHANGES])
+    return tuple(kept), max(len(changes) - MOST_CHANGES, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, assert_never
 from pydantic import Field, TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
-from lastgood.core.migration import Outlook, Rung, WritesSince
+from lastgood.core.migration import Outlook, Rung, SchemaChange, WritesSince
 from lastgood.core.release import Down, Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
@@ -498,6 +498,7 @@ class DatabaseDecision:
     leaves_since: from when on everything written leaves the live data, where nobody can count it: an own dump.
     aside: (column or table, values in it) that down migrations take away and that are saved first; None without any.
     With them, restore_point is what the schema is compared with, and nothing goes back to it.
+    changes: what is different in the schema since the restore point, the foremost; more: how many others are.
     """
 
     rung: Rung
@@ -510,6 +511,8 @@ class DatabaseDecision:
     lossy_because: Annotated[tuple[str, ...], LATER] = ()
     leaves_since: Annotated[datetime | None, LATER] = None
     aside: Annotated[tuple[tuple[str, int], ...] | None, LATER] = None
+    changes: Annotated[tuple[SchemaChange, ...], LATER] = ()
+    more: Annotated[int, LATER] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

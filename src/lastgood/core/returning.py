@@ -18,7 +18,7 @@ from datetime import datetime
 from lastgood.core.deploying import beside, changed_services, clear_step, found, gate_step, serve_steps, settle_step
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
-from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
+from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, foremost, judge_migration
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
     CatchUp,
@@ -135,11 +135,19 @@ def make_plan(
         skipped=tuple(draft.skipped),
         warnings=tuple(draft.warnings),
         invalid_rows=tuple(draft.invalid_rows),
-        database=draft.decision,
+        database=_with_changes(draft.decision, world.evidence),
         scope=tuple(role for role in Role if role in only),
         found=found(target, world.containers),
         beside=beside(world.containers),
     )
+
+
+def _with_changes(decision: DatabaseDecision | None, evidence: DatabaseEvidence | None) -> DatabaseDecision | None:
+    """What is different in the schema, whatever is done about it."""
+    if decision is None or evidence is None:
+        return decision
+    changes, more = foremost(evidence.changes)
+    return replace(decision, changes=changes, more=more)
 
 
 def _containers(

@@ -726,6 +726,8 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
             f"restore point  {decision.restore_point}{age}",
         ]
         lines += [f"because        {reason}" for reason in decision.reasons]
+        lines += [f"schema         {change}" for change in decision.changes]
+        lines += [f"schema         and {decision.more} more differences"] if decision.more else []
         if decision.loses:  # a plan made before rows were replayed
             lines.append(f"leaves         {decision.loses.total} rows; exported first, the replaced database is kept")
         if decision.leaves_since:

@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from lastgood.core.errors import LastgoodError, Refused
-from lastgood.core.migration import MOST_CHANGES, Fit, FitsSchema, Outlook, SchemaChange
+from lastgood.core.migration import Fit, FitsSchema, Outlook, foremost
 from lastgood.core.release import Release
 from lastgood.targets.postgres import catalog, histories, shelf
 from lastgood.targets.postgres.catalog import HISTORIES, Table
@@ -44,8 +44,6 @@ from lastgood.targets.postgres.way_down import without_its_own_transaction
 LOOK_S: Final = 30.0
 """For all of it; a deploy waits for it. A schema of 300 tables takes about a second."""
 STATEMENT_S: Final = 10.0
-MOST_TEXT: Final = 400
-"""Characters of a difference that are kept: a view's definition may be long."""
 _HINT: Final = "lastgood doctor"
 # On a copy without rows the words differ in nothing but that they may stand in a transaction.
 _CONCURRENTLY: Final = re.compile(r"\b(INDEX)\s+CONCURRENTLY\b", re.IGNORECASE)
@@ -190,13 +188,13 @@ def _tried(copy: Connection, migrate: Callable[[], None], last_good: Release | N
     elif last_good and start and fit.fit is Fit.YES:
         why = starting.reason if starting else f"what {last_good.id} runs when it starts was not tried without on_copy"
         fit = FitsSchema(fit=Fit.UNKNOWN, tried=fit.tried, reason=f"{fit.reason}, but {why}")
-    changes = catalog.difference(before.objects, after.objects)
+    changes, more = foremost(catalog.difference(before.objects, after.objects))
     return Outlook(
         old_release=fit,
         last_good=last_good.id if last_good else "",
         doors=(*_doors(before, after), *told),
-        changes=tuple(SchemaChange(object=c.object, change=c.change[:MOST_TEXT]) for c in changes[:MOST_CHANGES]),
-        more=max(len(changes) - MOST_CHANGES, 0),
+        changes=changes,
+        more=more,
     )
 
 
