@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, ServiceLog
 from lastgood.core.migration import DatabaseEvidence, Outlook
 from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step
 from lastgood.core.quarantine import QuarantineEntry
@@ -125,6 +125,11 @@ class Containers(Target, Protocol):
         """Save logs (last 2,000 lines each) and inspect output of the serving instances; return the files' names."""
         ...
 
+    def logs(self, since: datetime) -> tuple[ServiceLog, ...]:
+        """Return what the serving instances wrote since then, the last 2,000 lines each; where the engine notes no time
+        of a line, since the instance was started. Changes nothing."""
+        ...
+
     def checks(self, release: Release) -> tuple[Check, ...]:
         """Compare every serving instance with `release`: artifact, and that no instance of another release serves."""
         ...
@@ -213,11 +218,18 @@ class Database(Target, Protocol):
         """
         ...
 
-    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
+    def inspect(
+        self,
+        *,
+        since: RestorePoint,
+        target: Release,
+        downs: Sequence[Down] = (),
+        logs: Sequence[ServiceLog] = (),
+    ) -> DatabaseEvidence:
         """Collect the evidence since `since`, and try `target`'s statements, and what it runs when it starts, on a
         clone of today's schema; where they do not run, the down migrations too. Read-only on the live database. downs:
-        of every release since, oldest first. Raises Refused when what is kept of `since` is not what the journal has of
-        it."""
+        of every release since, oldest first. logs: of the services, whose SQL errors count too. Raises Refused when
+        what is kept of `since` is not what the journal has of it."""
         ...
 
     def lossy_because(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health
+from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, ServiceLog
 from lastgood.core.migration import (
     BrokenInvariant,
     DatabaseEvidence,
@@ -26,6 +26,7 @@ from lastgood.core.migration import (
     FitsSchema,
     Outlook,
     SchemaChange,
+    SqlError,
     WayDown,
     WritesSince,
 )
@@ -128,6 +129,7 @@ class Stack(World):
     by table. unfit: those of them that the old schema has no place for. broken: invalid rows, and whether the migration
     wrote them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point.
+    logged: SQL errors in the log of a service.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     backups: what pgBackRest has, None where there is none.
     quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
@@ -157,6 +159,7 @@ class Stack(World):
             replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
         )
         self.lossy_because: tuple[str, ...] = ()
+        self.logged: dict[str, tuple[str, ...]] = {}
         self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
         self.backups: BackupFacts | None = None
         self.quarantine: list[QuarantineEntry] = []
@@ -415,6 +418,13 @@ class MemoryContainers(Hand):
             (into / name).write_text("in memory\n", encoding="utf-8")
         return tuple(self.saved)
 
+    def logs(self, since: datetime) -> tuple[ServiceLog, ...]:  # noqa: ARG002 # a stack in memory keeps no older ones
+        self._answer()
+        return tuple(
+            ServiceLog(service=service, release=self._stack.serving, lines=lines)
+            for service, lines in self._stack.logged.items()
+        )
+
     def checks(self, release: Release) -> tuple[Check, ...]:
         facts = self.observe()
         return tuple(
@@ -520,7 +530,14 @@ class MemoryDatabase(Hand):
         if other := other_manifest(restore_point.id, restore_point.manifest, self.observe()):
             raise Refused(other, hint="lastgood restore-points list")
 
-    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
+    def inspect(
+        self,
+        *,
+        since: RestorePoint,
+        target: Release,
+        downs: Sequence[Down] = (),
+        logs: Sequence[ServiceLog] = (),
+    ) -> DatabaseEvidence:
         self._check(since)
         facts, broken = self.observe(), self._stack.broken
         changed = facts.fingerprint != since.fingerprint
@@ -536,7 +553,11 @@ class MemoryDatabase(Hand):
         return DatabaseEvidence(
             database=DATABASE,
             changes=(SchemaChange(object=f"{TABLE}.title", change="renamed to name"),) if changed else (),
-            errors=(),
+            errors=tuple(
+                SqlError(sqlstate="42703", names=("title",), message=line, count=1, said_by=log.service)
+                for log in logs
+                for line in log.lines
+            ),
             broken=(found,) if new else (),
             old_release=self._stack.fits if changed else same,
             writes=None if since.own else WritesSince(tables=tuple(self._stack.written.most_common()), rate_per_s=2.0),

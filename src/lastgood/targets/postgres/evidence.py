@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import DatabaseEvidence, Fit, FitsSchema, SqlError, WayDown, WritesSince
 from lastgood.core.ports import Clock
 from lastgood.core.release import Down, Release
@@ -31,6 +32,7 @@ def collect(
     target: Release,
     downs: Sequence[Down],
     *,
+    logs: Sequence[ServiceLog],
     start: Start | None,
     rewritten: Mapping[int, tuple[int, ...]],
     rehearsals: Path,
@@ -39,14 +41,14 @@ def collect(
     scratch: Path,
     clock: Clock,
 ) -> DatabaseEvidence:
-    """Collect everything since the restore point. downs: as `Database.inspect` has them. start: runs
-    what `target` runs by itself when it starts, None where that does not migrate. rewritten: columns by table
+    """Collect everything since the restore point. downs, logs: as `Database.inspect` has them. start:
+    runs what `target` runs by itself when it starts, None where that does not migrate. rewritten: columns by table
     that the migration gave other values. rehearsals: folder of what became of down migrations. dumps: folder of the
     restore points. scratch: folder for a dump of the schema, which is removed."""
     point = kept.point
     with server.connect() as live:
         restore_point.of_this_database(live, kept)
-        errors = server_log.errors_since(server.config, live, point.taken_at)
+        errors = (*server_log.errors_since(server.config, live, point.taken_at), *server_log.errors_in(logs))
         changes = catalog.difference(kept.schema, catalog.objects(live))
         migration = migration_xids(live, point.snapshot) if point.snapshot else None
         row = live.execute("SELECT pg_database_size(%s)", [server.live]).fetchone()

@@ -23,7 +23,7 @@ import psycopg
 
 from lastgood.core.config import DatabaseConfig
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import BackupFacts, DatabaseFacts
+from lastgood.core.facts import BackupFacts, DatabaseFacts, ServiceLog
 from lastgood.core.migration import DatabaseEvidence, Outlook
 from lastgood.core.plan import (
     CatchUp,
@@ -664,7 +664,14 @@ class PostgresTarget:
                 progress=progress,
             )
 
-    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
+    def inspect(
+        self,
+        *,
+        since: RestorePoint,
+        target: Release,
+        downs: Sequence[Down] = (),
+        logs: Sequence[ServiceLog] = (),
+    ) -> DatabaseEvidence:
         kept = points.as_journaled(self._points, since)
         with _answers(self._server, sent=False):
             return evidence.collect(
@@ -672,6 +679,7 @@ class PostgresTarget:
                 kept,
                 target,
                 downs,
+                logs=logs,
                 start=self._start_of(target),
                 rewritten=self._rewritten_since(kept),
                 rehearsals=self._rehearsals,
