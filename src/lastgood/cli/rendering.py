@@ -82,6 +82,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"database  {plan.database.rung.value}"
         yield from (f"because   {reason}" for reason in plan.database.reasons)
         yield from change_lines(plan.database.changes, plan.database.more)
+        if plan.database.storage:
+            yield _line(f"storage   {plan.database.storage}")
         if gone := plan.database.loses:  # a plan made before rows were replayed
             yield f"leaves    {gone.total} rows written since {plan.database.restore_point}"
         if since := plan.database.leaves_since:

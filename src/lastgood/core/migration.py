@@ -155,7 +155,8 @@ class WritesSince:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseEvidence:
     """Everything the database target could find out, read-only, before a plan is made. way_down: None where no down
-    migration was shipped, or none is needed."""
+    migration was shipped, or none is needed. storage: how much of the indexes was looked at for storage_faults, or why
+    nothing was, one line; empty where nothing points at the database."""
 
     database: str
     changes: tuple[SchemaChange, ...]
@@ -166,6 +167,7 @@ class DatabaseEvidence:
     storage_faults: tuple[str, ...] = ()
     size_bytes: int = 0
     way_down: WayDown | None = None
+    storage: str = ""
 
 
 class Blame(StrEnum):

@@ -499,6 +499,7 @@ class DatabaseDecision:
     aside: (column or table, values in it) that down migrations take away and that are saved first; None without any.
     With them, restore_point is what the schema is compared with, and nothing goes back to it.
     changes: what is different in the schema since the restore point, the foremost; more: how many others are.
+    storage: as in DatabaseEvidence.
     """
 
     rung: Rung
@@ -513,6 +514,7 @@ class DatabaseDecision:
     aside: Annotated[tuple[tuple[str, int], ...] | None, LATER] = None
     changes: Annotated[tuple[SchemaChange, ...], LATER] = ()
     more: Annotated[int, LATER] = 0
+    storage: Annotated[str, LATER] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,11 +143,11 @@ def make_plan(
 
 
 def _with_changes(decision: DatabaseDecision | None, evidence: DatabaseEvidence | None) -> DatabaseDecision | None:
-    """What is different in the schema, whatever is done about it."""
+    """What is different in the schema, and how the storage was looked at, whatever is done about it."""
     if decision is None or evidence is None:
         return decision
     changes, more = foremost(evidence.changes)
-    return replace(decision, changes=changes, more=more)
+    return replace(decision, changes=changes, more=more, storage=evidence.storage)
 
 
 def _containers(

@@ -744,6 +744,7 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
         lines += [f"because        {reason}" for reason in decision.reasons]
         lines += [f"schema         {change}" for change in decision.changes]
         lines += [f"schema         and {decision.more} more differences"] if decision.more else []
+        lines += [f"storage        {decision.storage}"] if decision.storage else []
         if decision.loses:  # a plan made before rows were replayed
             lines.append(f"leaves         {decision.loses.total} rows; exported first, the replaced database is kept")
         if decision.leaves_since:

@@ -15,7 +15,7 @@ from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import DatabaseEvidence, Fit, FitsSchema, SqlError, WayDown, WritesSince
 from lastgood.core.ports import Clock
 from lastgood.core.release import Down, Release
-from lastgood.targets.postgres import catalog, histories, restore_point, server_log, shelf, way_down
+from lastgood.targets.postgres import amcheck, catalog, histories, restore_point, server_log, shelf, way_down
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, Start, both, fits, starts, unique
@@ -54,6 +54,7 @@ def collect(
         row = live.execute("SELECT pg_database_size(%s)", [server.live]).fetchone()
         with _clone(server, point.clone) as clone:
             breaking = tuple(broken(live, clone, invariants, migration))
+            unsound, looked = amcheck.look(live) if changes or breaking else ((), "")
             old_release = FitsSchema(fit=Fit.YES, tried=0, reason="the schema is the one from before the deploy")
             down: WayDown | None = None
             # a migration of rows alone leaves the schema, and a history that the last good release may not know
@@ -84,7 +85,8 @@ def collect(
             broken=breaking,
             old_release=old_release,
             writes=writes,
-            storage_faults=_storage_faults(live, errors, point.taken_at),
+            storage_faults=(*_storage_faults(live, errors, point.taken_at), *unsound),
+            storage=looked,
             size_bytes=int(row[0]) if row else 0,
             way_down=down,
         )
