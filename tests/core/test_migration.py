@@ -124,3 +124,10 @@ def test_storage_that_reports_faults_is_never_a_matter_of_the_schema(evidence: D
 
 def test_writes_are_added_up_over_all_tables() -> None:
     assert WritesSince(tables=(("missions", 12), ("users", 3))).total == 15
+
+
+def test_the_verdict_cites_the_release_in_whose_log_an_error_stands() -> None:
+    (error,) = errors("42703", "title")
+    verdict = judge_migration(replace(CHANGED, errors=(replace(error, said_by="core of v2"),)))
+    assert verdict.blame is Blame.MIGRATION
+    assert verdict.reasons == ("SQLSTATE 42703, 31 times in the log of core of v2, names title: about title",)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from lastgood.core.deploying import beside
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, InstanceFacts
+from lastgood.core.migration import SchemaChange
 from lastgood.core.plan import (
     Action,
     CatchUp,
@@ -463,6 +464,8 @@ def variants(value: object, place: str = "plan") -> Iterator[tuple[str, Any]]:
             if field.name != "kind":
                 for where, varied in variants(getattr(value, field.name), f"{place}.{field.name}"):
                     yield where, replace(value, **{field.name: varied})
+    elif value == () and place.endswith(".changes"):
+        yield place, (SchemaChange(object="missions", change="is new"),)
     elif isinstance(value, tuple):
         for at, item in enumerate(value):
             for where, varied in variants(item, f"{place}[{at}]"):

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lastgood.cli.rendering import plan_lines
 from lastgood.core.deploying import changed_services
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
-from lastgood.core.migration import Blame, Fit, Rung, WritesSince, judge_migration
+from lastgood.core.migration import MOST_CHANGES, Blame, Fit, Rung, SchemaChange, WritesSince, judge_migration
 from lastgood.core.plan import (
     CatchUp,
     ClearCandidates,
@@ -434,3 +435,18 @@ def test_where_the_old_release_runs_nothing_holds_up_its_containers(world: World
     assert isinstance(plan, Plan)
     last = max((i for i, step in enumerate(plan.steps) if isinstance(step.action, Serve)), default=0)
     assert not any(step.needs_approval for step in plan.steps[:last])
+
+
+def test_the_plan_shows_the_foremost_differences_of_the_schema_each_in_one_line_of_bounded_length() -> None:
+    known = case("old-does-not-fit-migration-to-blame")
+    evidence = known.given.world.evidence
+    assert evidence is not None
+    definition = f"is new (view\n  SELECT {'x' * 500})"
+    changes = tuple(SchemaChange(object=f"c{n:02}", change=definition) for n in range(MOST_CHANGES + 3))
+    world = replace(known.given.world, evidence=replace(evidence, changes=changes))
+    plan = replace(known, given=replace(known.given, world=world)).plan()
+    told = [line for line in plan_lines(plan) if line.startswith("schema")]
+    assert len(told) == MOST_CHANGES + 1
+    assert told[0].startswith("schema    c00: is new (view SELECT xxx")
+    assert all(len(line) < 220 for line in told)
+    assert told[-1] == "schema    and 3 more differences"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from lastgood.core.errors import ConfigError, Refused
-from lastgood.core.migration import WayDown
+from lastgood.core.migration import Fit, FitsSchema, WayDown
 from lastgood.core.plan import Migrate
 from lastgood.core.release import Down, Release
 from tests.contract.rigs.postgres_world import STATEMENTS, PostgresWorld, step
@@ -196,3 +197,68 @@ def test_with_several_heads_nobody_can_tell_from_which_one_it_goes_down(alembic:
     with pytest.raises(ConfigError) as error:
         alembic.target.ships("v2")
     assert "{from} would be one of b2, c3" in error.value.message
+
+
+UP = [sys.executable, "-m", "alembic", "upgrade", "head"]
+REFUSED = "what v1 runs when it starts ended 255: "  # Alembic's words for a revision that it does not know follow
+
+
+def fit(world: PostgresWorld) -> FitsSchema:
+    """Whether a rollback to the first release would find it able to run."""
+    return world.target.inspect(since=world.target.restore_point(world.restore_point), target=V1).old_release
+
+
+def test_a_release_that_refuses_the_history_when_it_starts_cannot_go_back_alone(alembic: PostgresWorld) -> None:
+    ship(alembic, "v2", ("b2", "a1", "ALTER TABLE audit ADD COLUMN by text"))
+    migrated(alembic, "v1", "a1")
+    alembic.take()
+    before = alembic.target.observe()
+    migrated(alembic, "v2", "b2")
+    assert fit(alembic).fit is Fit.YES  # every statement runs
+    alembic.migrations = {**alembic.migrations, "at_start": UP}
+    found = fit(alembic)
+    assert (found.fit, found.reason[: len(REFUSED)]) == (Fit.NO, REFUSED)
+    assert "b2" in found.reason
+    assert alembic.target.observe().migrations == ("b2",)
+    alembic.go_back()
+    assert alembic.target.observe().fingerprint == before.fingerprint
+
+
+def test_it_refuses_the_history_of_a_migration_that_left_the_schema_as_it_was(alembic: PostgresWorld) -> None:
+    ship(alembic, "v2", ("b2", "a1", "UPDATE customers SET name = upper(name)"))
+    migrated(alembic, "v1", "a1")
+    alembic.take()
+    migrated(alembic, "v2", "b2")
+    alembic.migrations = {**alembic.migrations, "at_start": UP}
+    evidence = alembic.target.inspect(since=alembic.target.restore_point("rp-d2"), target=V1)
+    assert (evidence.changes, evidence.old_release.fit) == ((), Fit.NO)
+    assert evidence.writes is not None  # the database has to go back, so what was written since is counted
+
+
+@pytest.mark.parametrize(
+    "at_start,why",
+    [
+        ([sys.executable, "-c", "raise SystemExit('never')"], "what v1 runs when it starts ended 1: never"),
+        (UP, "what v1 runs when it starts changes the schema: audit.late is new"),
+    ],
+    ids=["fails always", "migrates"],
+)
+def test_what_says_nothing_of_the_migration_leaves_it_to_a_person(
+    alembic: PostgresWorld, at_start: list[str], why: str
+) -> None:
+    migrated(alembic, "v1", "a1")
+    alembic.take()
+    alembic.sql("ALTER TABLE audit ADD COLUMN by text")
+    ship(alembic, "v1", ("a9", "a1", "ALTER TABLE audit ADD COLUMN late text"))
+    alembic.migrations = {**alembic.migrations, "at_start": at_start}
+    found = fit(alembic)
+    assert (found.fit, found.reason[: len(why)]) == (Fit.UNKNOWN, why)
+
+
+def test_before_the_deploy_it_is_known_that_the_release_before_will_refuse_the_history(alembic: PostgresWorld) -> None:
+    ship(alembic, "v2", ("b2", "a1", "ALTER TABLE audit ADD COLUMN by text"))
+    migrated(alembic, "v1", "a1")
+    alembic.migrations = {**alembic.migrations, "at_start": UP, "on_copy": True}
+    release = replace(V1, id="v2", migrations=("b2",))
+    found = alembic.target.foresee(release, ("b2",), last_good=V1)
+    assert (found.old_release.fit, found.old_release.reason[: len(REFUSED)]) == (Fit.NO, REFUSED)

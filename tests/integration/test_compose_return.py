@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -485,6 +486,23 @@ def test_evidence_is_private_and_shows_no_secret(stack: ComposeWorld, tmp_path: 
     assert (
         "postgres://app:********@db/app ********" in (tmp_path / "evidence" / f"{stack.project}-web-1.log").read_text()
     )
+
+
+@pytest.mark.full
+def test_what_services_say_is_told_since_a_moment_and_without_secrets(stack: ComposeWorld) -> None:
+    stack.services["web"]["environment"] = {"API_KEY": "k-123456"}
+    stack.write()
+    target = stack.target()
+    for service in ("web", "worker"):
+        stack.image(service, "1", script='echo "SQLSTATE 42703 $API_KEY"; exec httpd -f -p 8080 -h /www')
+    before = CLOCK.now()
+    stack.put(target, target.prepare("v1", CLOCK.now()))
+    assert {log.service: log.lines for log in target.logs(before)} == {
+        "web": ("SQLSTATE 42703 ********",),
+        "worker": ("SQLSTATE 42703 ",),
+    }
+    later = CLOCK.now() + timedelta(seconds=60)
+    assert {log.lines for log in target.logs(later)} == {()}
 
 
 @pytest.mark.full

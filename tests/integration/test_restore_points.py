@@ -427,3 +427,12 @@ def test_old_ones_that_say_they_are_young_do_not_make_the_new_one_go(embedded: P
         path = kept.folder / f"{name}.json"
         path.write_text(path.read_text().replace(f"{point.taken_at.year}-", "9999-"))
     embedded.target.prove(taken(embedded, "rp-d3"), deadline_s=60)
+
+
+def test_the_room_for_dump_and_clone_is_seen_and_one_filesystem_is_counted_once(embedded: PostgresWorld) -> None:
+    room = embedded.target.room()
+    assert [where for where, _ in room] in (
+        ["restore-points and the server's data"],
+        ["restore-points", "the server's volume"],
+    )
+    assert all(free > 0 for _, free in room)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lastgood.cli.rendering import plan_lines
 from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
-from lastgood.core.plan import Plan, Role
+from lastgood.core.migration import Fit, FitsSchema
+from lastgood.core.plan import Plan, Role, TakeRestorePoint
 from lastgood.core.record import BaselineTaken, DeploymentEnded, StepStarted, WatchStarted
 from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
@@ -75,6 +78,51 @@ def test_the_plan_that_was_shown_is_the_plan_that_is_carried_out(team: Team) -> 
 
     team.deploy(BAD, WELL, confirm=see)
     assert shown == [team.run.plan]
+
+
+def test_what_the_migrations_would_do_is_shown_before_anything_and_stays_in_the_journal(team: Team) -> None:
+    team.stack.fits = FitsSchema(fit=Fit.NO, tried=1, reason="42703 column title")
+    shown: list[Plan] = []
+
+    def see(plan: Plan) -> bool:
+        shown.append(plan)
+        assert begun(team) == []
+        return True
+
+    team.deploy(BAD, MIGRATING, confirm=see)
+    outlook = shown[0].outlook
+    assert outlook is not None
+    assert (outlook.last_good, outlook.old_release) == (OLD, team.stack.fits)
+    assert team.run.plan.outlook == outlook
+    told = "\n".join(plan_lines(shown[0]))
+    assert f"old code  {OLD} runs on the migrated schema: no (42703 column title)" in told
+
+
+def test_what_a_restore_point_costs_is_shown_before_it_is_taken_by_what_the_one_before_took(team: Team) -> None:
+    team.stack.database = replace(team.stack.database, size_bytes=1_340_000_000)
+    team.stack.takes_s["take-restore-point"] = 20.0
+    team.deploy(BAD, WELL)
+    first = team.run.plan.cost
+    assert first is not None
+    assert (first.takes_s, first.by) == (11.0, "none was taken here yet: by what was measured elsewhere")
+    taken = team.run.plan.steps[0].action
+    assert isinstance(taken, TakeRestorePoint)
+
+    team.watch()
+    team.stack.database = replace(team.stack.database, size_bytes=2_680_000_000)
+    team.deploy("v3", WELL)
+    then = team.run.plan.cost
+    assert then is not None
+    assert (round(then.takes_s), then.by) == (40, f"{taken.restore_point} took 20.0 s")
+    told = "\n".join(plan_lines(team.run.plan))
+    assert f"costs     about 40 s for the restore point ({taken.restore_point} took 20.0 s)" in told
+    assert "disk      6.4 GB at most for a dump and a copy of 2.7 GB; up to 4.3 GB of the server's log" in told
+    assert "free      the server's volume 1.1 TB" in told
+
+
+def test_a_release_without_migrations_has_no_outlook(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    assert team.run.plan.outlook is None
 
 
 def test_the_same_name_with_other_content_is_refused(team: Team) -> None:

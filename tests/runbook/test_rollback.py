@@ -144,6 +144,19 @@ def test_a_release_that_cannot_run_on_todays_schema_waits_for_a_person_with_noth
     team.when_asked(look_and_deny)
     team.roll_back()
     assert while_it_waits == [before]
+    assert "schema         missions.title: renamed to name" in team.told
+
+
+def test_what_a_service_says_of_the_server_is_cited_and_a_silent_engine_keeps_nobody_from_going_back(
+    team: Team,
+) -> None:
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.stack.logged = {"core": ('column "title" does not exist',)}
+    team.when_asked(team.deny)
+    team.roll_back()
+    decision = team.run.plan.database
+    assert decision is not None
+    assert any("SQLSTATE 42703, 1 times in the log of core, names title" in reason for reason in decision.reasons)
 
 
 def undumped(team: Team) -> object:

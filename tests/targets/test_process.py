@@ -309,6 +309,13 @@ def test_evidence_is_what_the_serving_processes_said(stack: ProcessWorld, tmp_pa
     assert all(stat.S_IMODE((tmp_path / "incident" / name).stat().st_mode) == 0o600 for name in saved)
 
 
+def test_what_serving_processes_said_is_told_with_its_release(stack: ProcessWorld) -> None:
+    for number in ("1", "2"):
+        stack.put(number, f"v{number}")
+    told = stack.target().logs(CLOCK.now())
+    assert sorted((log.service, log.release) for log in told) == [("web", "v2"), ("worker", "v2")]
+
+
 def test_a_log_is_kept_under_its_limit_and_its_newer_half_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

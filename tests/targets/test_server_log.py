@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import SqlError
-from lastgood.targets.postgres.server_log import parse
+from lastgood.targets.postgres.server_log import errors_in, parse
 
 SINCE = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 BERLIN = timezone(timedelta(hours=1))
@@ -78,3 +79,43 @@ def test_lines_that_cannot_be_read_are_no_errors() -> None:
         "2026-01-01 12:00:01 UTC [1] LOG:  x",
     )
     assert told(*lines, prefix="%t [%p] ") == []
+
+
+@pytest.mark.parametrize(
+    "line,state",
+    [
+        ('psycopg.errors.UndefinedColumn: column "name" does not exist', "42703"),
+        ('sqlalchemy.exc.ProgrammingError: (psycopg2.errors.UndefinedTable) relation "name" does not exist', "42P01"),
+        ('asyncpg.exceptions.UndefinedColumnError: column "name" does not exist', "42703"),
+        ('PG::UndefinedColumn: ERROR:  column "name" does not exist', "42703"),
+        ('SQLSTATE[42703]: Undefined column: 7 ERROR:  column "name" does not exist', "42703"),
+        ('ERROR: column "name" does not exist (SQLSTATE 42703)', "42703"),
+        ('error: column "name" of relation "customers" does not exist', "42703"),
+        (r'{"level":"error","message":"column \"name\" does not exist"}', "42703"),
+        ('ERROR: null value in column "name" violates not-null constraint', "23502"),
+    ],
+)
+def test_a_service_names_the_sqlstate_in_the_manner_of_its_library(line: str, state: str) -> None:
+    (error,) = errors_in([ServiceLog(service="core", release="v2", lines=("started", line, line))])
+    assert (error.sqlstate, error.count, error.said_by) == (state, 2, "core of v2")
+    assert "name" in error.names
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET /name 500",
+        "psycopg.errors.Nothing: x",
+        "the column was added",
+        "KeyError: 'name'",
+        "asyncpg.exceptions.x",
+    ],
+)
+def test_other_lines_of_a_service_tell_of_no_sql_error(line: str) -> None:
+    assert errors_in([ServiceLog(service="core", release="v2", lines=(line,))]) == ()
+
+
+def test_the_same_error_of_two_releases_is_told_apart() -> None:
+    line = 'relation "orders" does not exist'
+    logs = [ServiceLog(service="core", release=release, lines=(line,)) for release in ("v1", "v2", "")]
+    assert [error.said_by for error in errors_in(logs)] == ["core of v1", "core of v2", "core"]

@@ -28,6 +28,7 @@ from lastgood.cli.rendering import (
     findings_lines,
     history_rows,
     kept_rows,
+    outlook_lines,
     plan_lines,
     quarantine_lines,
     quarantine_rows,
@@ -43,7 +44,7 @@ from lastgood.cli.rendering import (
 from lastgood.cli.screen import Screen
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import KeptDatabase
-from lastgood.core.history import ReleaseHistory, RunHistory
+from lastgood.core.history import History, ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.ports import Right
 from lastgood.core.quarantine import EntryState
@@ -430,6 +431,7 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
         if isinstance(verdict, Watching):
             lines += [f"{verdict.left_s / 60:.0f} min left", *verdict.lines]
             lines += [f"blind to: {b}" for b in verdict.blind_to]
+        lines += _outlook(history)
         if not watcher:
             lines.append("next: lastgood watch")
     elif (baked := watching.baking(rooms)) is not None:
@@ -481,8 +483,17 @@ def plan(
     if as_json:
         show(made, Plan)
         return
-    for line in plan_lines(made):
+    for line in (*plan_lines(made), *_outlook(history)):
         out(line)
+
+
+def _outlook(history: History) -> list[str]:
+    """What was known of the migrations of the deployment that is under way, before they were applied."""
+    under = history.open_deployment
+    run = history.deploy_run(under.deployment.id) if under else None
+    if run is None or run.plan.outlook is None:
+        return []
+    return [f"before the deploy of {run.plan.to_release}:", *(f"  {line}" for line in outlook_lines(run.plan.outlook))]
 
 
 @app.command()

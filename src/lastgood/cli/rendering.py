@@ -11,7 +11,8 @@ from typing import Any, Final
 from lastgood.assembly import EdgePlan, Survey
 from lastgood.core.facts import KeptDatabase
 from lastgood.core.history import History, RepairHistory, RunHistory
-from lastgood.core.plan import Plan, Purpose
+from lastgood.core.migration import Outlook, SchemaChange
+from lastgood.core.plan import DeployCost, Plan, Purpose
 from lastgood.core.quarantine import EntryChange
 from lastgood.core.release import RestorePoint
 from lastgood.core.repair import RepairPlan, RowRepair
@@ -74,9 +75,16 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield "nothing to do"
     yield f"rung      {plan.rung}"
     yield from (f"skipped   {line}" for line in plan.skipped)
+    if plan.cost:
+        yield from _cost_lines(plan.cost)
+    if plan.outlook:
+        yield from outlook_lines(plan.outlook)
     if plan.database:
         yield f"database  {plan.database.rung.value}"
         yield from (f"because   {reason}" for reason in plan.database.reasons)
+        yield from change_lines(plan.database.changes, plan.database.more)
+        if plan.database.storage:
+            yield _line(f"storage   {plan.database.storage}")
         if gone := plan.database.loses:  # a plan made before rows were replayed
             yield f"leaves    {gone.total} rows written since {plan.database.restore_point}"
         if since := plan.database.leaves_since:
@@ -93,6 +101,34 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         )
     yield from (f"stays     {clean(line)}" for line in plan.invalid_rows)
     yield from (f"note      {clean(warning)}" for warning in plan.warnings)
+
+
+def _cost_lines(cost: DeployCost) -> Iterator[str]:
+    yield f"costs     about {cost.takes_s:.0f} s for the restore point ({cost.by})"
+    log = f"; up to {size(cost.log_bytes)} of the server's log until the watch is over" if cost.log_bytes else ""
+    yield f"disk      {size(cost.disk_bytes)} at most for a dump and a copy of {size(cost.size_bytes)}{log}"
+    free = ", ".join(f"{where} {size(number)}" for where, number in cost.free)
+    yield clean(f"free      {free or 'cannot be seen from here'}")
+
+
+def outlook_lines(outlook: Outlook) -> Iterator[str]:
+    """What a deploy's migrations do, as they were tried before it: whether the release before still runs on them, which
+    doors open one way, and what they change."""
+    if outlook.last_good:
+        fit = outlook.old_release
+        yield _line(f"old code  {outlook.last_good} runs on the migrated schema: {fit.fit.value} ({fit.reason})")
+    if outlook.unseen:
+        yield _line(f"one way   not known: {outlook.unseen}")
+        return
+    yield from (_line(f"one way   {door}") for door in outlook.doors or ("nothing that a copy without rows shows",))
+    yield from change_lines(outlook.changes, outlook.more)
+
+
+def change_lines(changes: Iterable[SchemaChange], more: int) -> Iterator[str]:
+    """What is different in a schema, one line each."""
+    yield from (_line(f"schema    {change}") for change in changes)
+    if more:
+        yield f"schema    and {counted(more, 'more difference')}"
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -155,6 +191,8 @@ def run_lines(run: RunHistory) -> Iterator[str]:
     yield from table(
         (f"  {s.target}", s.name, s.state, f"{s.duration_s:.1f} s", s.note) for s in outcomes(plan, run.records)
     )
+    if plan.outlook:
+        yield from outlook_lines(plan.outlook)
     if run.ended is None:
         others = "" if plan.purpose is Purpose.ROLLBACK else ", or lastgood watch"
         yield f"next       lastgood rollback{others}"

@@ -438,12 +438,17 @@ class PgBouncerConfig(_Section):
 class MigrationsConfig(_Section):
     """Migrations: the folder of Prisma's or of Alembic's, and the command that applies them (DATABASE_URL is set for
     it). down: the command that prints the SQL which takes the new ones down again; `{from}` and `{to}` in it are the
-    newest migration of the release and the newest one that the database has."""
+    newest migration of the release and the newest one that the database has. on_copy: whether `command` goes by
+    DATABASE_URL alone, so that it may be tried on an empty copy before a deploy. at_start: what every release runs by
+    itself when it starts; it goes by DATABASE_URL alone too, and is tried on an empty copy before a release goes
+    back."""
 
     prisma: str | None = None
     alembic: str | None = None
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     down: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    on_copy: bool = False
+    at_start: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     timeout: SomeTime = 600.0
 
     @model_validator(mode="after")

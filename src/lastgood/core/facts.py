@@ -86,6 +86,15 @@ class KeptDatabase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceLog:
+    """What an instance wrote, its newest lines, oldest first, without secrets. release: as in InstanceFacts."""
+
+    service: str
+    release: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseFacts:
     """What the server shows. `database`: the live name; `exists` False between the fence and the swap.
 

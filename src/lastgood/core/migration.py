@@ -6,10 +6,16 @@ access rule violation", PostgreSQL 15 docs appendix A). A rollback of the schema
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lastgood.core.release import Down
+
+MOST_CHANGES = 20
+"""Differences of a schema that are kept and shown: a person reads no more of them at a glance."""
+LONGEST_CHANGE = 400
+LONGEST_LINE = 200
+"""Characters of one of them that are kept, and shown."""
 
 
 class Rung(StrEnum):
@@ -35,15 +41,28 @@ class SchemaChange:
     object: str
     change: str
 
+    def __str__(self) -> str:
+        """One line of bounded length: a view's definition may be long."""
+        told = " ".join(f"{self.object}: {self.change}".split())
+        return told if len(told) <= LONGEST_LINE else f"{told[:LONGEST_LINE]} ..."
+
+
+def foremost(changes: tuple[SchemaChange, ...]) -> tuple[tuple[SchemaChange, ...], int]:
+    """Return the first MOST_CHANGES of them, as long as they are kept, and how many others there are."""
+    kept = (replace(each, change=each.change[:LONGEST_CHANGE]) for each in changes[:MOST_CHANGES])
+    return tuple(kept), max(len(changes) - MOST_CHANGES, 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlError:
-    """Errors of one SQLSTATE since the deploy. names: identifiers found in the server's message. count: how often."""
+    """Errors of one SQLSTATE since the deploy. names: identifiers found in the server's message. count: how often.
+    said_by: the service in whose log they stand, and its release; empty for the server's own log."""
 
     sqlstate: str
     names: tuple[str, ...]
     message: str
     count: int
+    said_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +103,23 @@ class FitsSchema:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of a deploy's migrations before any of them is applied: they were tried on an empty copy.
+
+    old_release: whether `last_good`, the release to go back to (empty for none), runs on the schema that they leave.
+    doors: what nobody could take from the rows again afterwards, one line each. changes: of the schema, the first
+    MOST_CHANGES of them; more: how many others there are. unseen: why the copy does not show them, empty where it does.
+    """
+
+    old_release: FitsSchema
+    last_good: str = ""
+    doors: tuple[str, ...] = ()
+    changes: tuple[SchemaChange, ...] = ()
+    more: int = 0
+    unseen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WayDown:
     """What came of trying the down migrations on an empty copy of today's schema.
 
@@ -120,7 +156,8 @@ class WritesSince:
 class DatabaseEvidence:
     """Everything the database target could find out, read-only, before a plan is made. way_down: None where no down
     migration was shipped, or none is needed. doubts: why the migration's transactions may not be those that it is
-    believed to have made, one sentence each."""
+    believed to have made, one sentence each. storage: how much of the indexes was looked at for storage_faults, or why
+    nothing was, one line; empty where nothing points at the database."""
 
     database: str
     changes: tuple[SchemaChange, ...]
@@ -132,6 +169,7 @@ class DatabaseEvidence:
     size_bytes: int = 0
     way_down: WayDown | None = None
     doubts: tuple[str, ...] = ()
+    storage: str = ""
 
 
 class Blame(StrEnum):
@@ -168,7 +206,8 @@ def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
     changed = {name for change in evidence.changes for name in change.object.split(".")}
     by_migration = (
         *(
-            f"SQLSTATE {e.sqlstate}, {e.count} times, names {', '.join(sorted(changed & set(e.names)))}: {e.message}"
+            f"SQLSTATE {e.sqlstate}, {e.count} times{f' in the log of {e.said_by}' if e.said_by else ''}, "
+            f"names {', '.join(sorted(changed & set(e.names)))}: {e.message}"
             for e in evidence.errors
             if e.sqlstate.startswith("42") and changed & set(e.names)
         ),

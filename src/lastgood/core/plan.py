@@ -18,13 +18,15 @@ from typing import Annotated, Final, Literal, assert_never
 from pydantic import Field, TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
-from lastgood.core.migration import Rung, WritesSince
+from lastgood.core.migration import Outlook, Rung, SchemaChange, WritesSince
 from lastgood.core.release import Down, Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
 """For how long new requests are made to wait for a database that is exchanged, whatever becomes of the run."""
 ANSWERED_WITHIN_S: Final = 5.0
 """How long those that are being answered then may take to end."""
+CLONE_SHARE: Final = 1.2
+"""A clone is as large as the database, a dump at most about as large, and a fifth is left over."""
 LATER: Final = Field(exclude_if=not_)
 """Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
 middle of a run does not ask again."""
@@ -496,6 +498,8 @@ class DatabaseDecision:
     leaves_since: from when on everything written leaves the live data, where nobody can count it: an own dump.
     aside: (column or table, values in it) that down migrations take away and that are saved first; None without any.
     With them, restore_point is what the schema is compared with, and nothing goes back to it.
+    changes: what is different in the schema since the restore point, the foremost; more: how many others are.
+    storage: as in DatabaseEvidence.
     """
 
     rung: Rung
@@ -508,6 +512,26 @@ class DatabaseDecision:
     lossy_because: Annotated[tuple[str, ...], LATER] = ()
     leaves_since: Annotated[datetime | None, LATER] = None
     aside: Annotated[tuple[tuple[str, int], ...] | None, LATER] = None
+    changes: Annotated[tuple[SchemaChange, ...], LATER] = ()
+    more: Annotated[int, LATER] = 0
+    storage: Annotated[str, LATER] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployCost:
+    """What the restore point of a deploy costs beyond the deploy itself: said before it is taken.
+
+    size_bytes: of the database. disk_bytes: what a dump and a clone of it need at most, as `preflight` asks for.
+    free: (where, bytes) of each filesystem that they go to, empty where it cannot be seen. log_bytes: of the server's
+    log, at most, until the watch is over. takes_s: seconds to be expected; by: what that is reckoned from.
+    """
+
+    size_bytes: int
+    disk_bytes: int
+    free: tuple[tuple[str, int], ...]
+    log_bytes: int
+    takes_s: float
+    by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -518,7 +542,8 @@ class Plan:
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
     found: (service, artifact) of what served of the release's services when it was made; beside: of what stood beside
-    them and is of no release.
+    them and is of no release. outlook: of the migrations that it applies, None without any. cost: of a deploy's restore
+    point, None without a database.
     """
 
     id: str
@@ -536,6 +561,8 @@ class Plan:
     scope: tuple[Role, ...] = tuple(Role)
     found: tuple[tuple[str, str], ...] = ()
     beside: Annotated[tuple[tuple[str, str], ...], LATER] = ()
+    outlook: Annotated[Outlook | None, LATER] = None
+    cost: Annotated[DeployCost | None, LATER] = None
 
     @property
     def needs_approval(self) -> bool:

@@ -14,8 +14,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, KeptDatabase
-from lastgood.core.migration import DatabaseEvidence
+from lastgood.core.facts import (
+    BackupFacts,
+    ContainerFacts,
+    DatabaseFacts,
+    Facts,
+    FrontendFacts,
+    KeptDatabase,
+    ServiceLog,
+)
+from lastgood.core.migration import DatabaseEvidence, Outlook
 from lastgood.core.plan import CatchUp, ReplayWrites, Role, Step, SwapDatabase
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.reading import Reading, Window
@@ -125,6 +133,11 @@ class Containers(Target, Protocol):
         """Save logs (last 2,000 lines each) and inspect output of the serving instances; return the files' names."""
         ...
 
+    def logs(self, since: datetime) -> tuple[ServiceLog, ...]:
+        """Return what the serving instances wrote since then, the last 2,000 lines each; where the engine notes no time
+        of a line, since the instance was started. Changes nothing."""
+        ...
+
     def checks(self, release: Release) -> tuple[Check, ...]:
         """Compare every serving instance with `release`: artifact, and that no instance of another release serves."""
         ...
@@ -143,6 +156,10 @@ class Database(Target, Protocol):
     def cautions(self) -> tuple[str, ...]:
         """Return what a rollback of the database would cost or not bring back here, one line each with what to type;
         nothing of it keeps a restore point from being taken. Changes nothing."""
+
+    def room(self) -> tuple[tuple[str, int], ...]:
+        """Return (where, free bytes) of each filesystem that a dump and a clone go to, as far as that can be seen.
+        Changes nothing."""
         ...
 
     def thrown_out_because(self) -> tuple[str, ...]:
@@ -154,6 +171,14 @@ class Database(Target, Protocol):
         """Read what the files of a prepared release say about the database. Down migrations are those of what the
         database does not have yet, so it is asked before it is migrated. Raises ConfigError with the place, Refused or
         Retryable when the down migrations cannot be had."""
+        ...
+
+    def foresee(self, release: Release, migrations: Sequence[str], *, last_good: Release | None) -> Outlook:
+        """Try pending migrations of a prepared release on an empty copy of today's schema, and the statements of
+        `last_good` after them. What cannot be tried within half a minute is unknown, and says why.
+
+        Changes nothing. Raises NeedsHuman when a command of the release went to the live database all the same.
+        """
         ...
 
     def restore_point(self, restore_point: str) -> RestorePoint:
@@ -205,10 +230,18 @@ class Database(Target, Protocol):
         """
         ...
 
-    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
-        """Collect the evidence since `since`, and try `target`'s statements on a clone of today's schema; where they do
-        not run, the down migrations too. Read-only on the live database. downs: of every release since, oldest first.
-        Raises Refused when what is kept of `since` is not what the journal has of it."""
+    def inspect(
+        self,
+        *,
+        since: RestorePoint,
+        target: Release,
+        downs: Sequence[Down] = (),
+        logs: Sequence[ServiceLog] = (),
+    ) -> DatabaseEvidence:
+        """Collect the evidence since `since`, and try `target`'s statements, and what it runs when it starts, on a
+        clone of today's schema; where they do not run, the down migrations too. Read-only on the live database. downs:
+        of every release since, oldest first. logs: of the services, whose SQL errors count too. Raises Refused when
+        what is kept of `since` is not what the journal has of it."""
         ...
 
     def lossy_because(self) -> tuple[str, ...]:

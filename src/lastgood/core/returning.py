@@ -19,7 +19,7 @@ from typing import Final
 from lastgood.core.deploying import beside, changed_services, clear_step, found, gate_step, serve_steps, settle_step
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
-from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, judge_migration
+from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, foremost, judge_migration
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
     CatchUp,
@@ -138,11 +138,19 @@ def make_plan(
         skipped=tuple(draft.skipped),
         warnings=tuple(draft.warnings),
         invalid_rows=tuple(draft.invalid_rows),
-        database=draft.decision,
+        database=_with_changes(draft.decision, world.evidence),
         scope=tuple(role for role in Role if role in only),
         found=found(target, world.containers),
         beside=beside(world.containers),
     )
+
+
+def _with_changes(decision: DatabaseDecision | None, evidence: DatabaseEvidence | None) -> DatabaseDecision | None:
+    """What is different in the schema, and how the storage was looked at, whatever is done about it."""
+    if decision is None or evidence is None:
+        return decision
+    changes, more = foremost(evidence.changes)
+    return replace(decision, changes=changes, more=more, storage=evidence.storage)
 
 
 def _containers(
@@ -210,8 +218,8 @@ def _decide_database(
         return
     verdict = judge_migration(evidence)
     draft.reasons += verdict.reasons
-    fit = evidence.old_release
-    if not evidence.changes:
+    fit, what = evidence.old_release, "schema" if evidence.changes else "history of the migrations"
+    if not evidence.changes and fit.fit is Fit.YES:
         _leave(draft, evidence, verdict.reasons, "no step, the schema did not change")
     elif fit.fit is Fit.NO and only & {Role.CONTAINERS, Role.DATABASE}:
         _swap_first(draft, target, world, evidence, verdict, plan_id=plan_id, deadlines=deadlines, only=only)
@@ -220,7 +228,7 @@ def _decide_database(
     elif fit.fit is Fit.UNKNOWN:
         _ask(
             draft,
-            f"the schema changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides",
+            f"the {what} changed and it is not known whether {target.id} runs on it ({fit.reason}): a person decides",
             only=only,
         )
         _leave(draft, evidence, (fit.reason,), "")

@@ -9,10 +9,22 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
-from lastgood.core.deploying import make_deploy_plan
+from lastgood.core.deploying import expected, make_deploy_plan, pending_migrations
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import DatabaseFacts
 from lastgood.core.history import History, RunHistory
-from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Step, TakeRestorePoint, put_by_others
+from lastgood.core.migration import Outlook
+from lastgood.core.plan import (
+    CLONE_SHARE,
+    DeployCost,
+    Migrate,
+    PassGate,
+    Plan,
+    Purpose,
+    Step,
+    TakeRestorePoint,
+    put_by_others,
+)
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
@@ -213,6 +225,7 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
             hint="lastgood doctor",
         )
     deadlines = rooms.deadlines
+    outlook = _outlook(rooms, release, database, history) if database else None
     return make_deploy_plan(
         release,
         plan_id=new_run_id(history),
@@ -228,7 +241,34 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
         boot_s=deadlines.boot_s,
         restore_s=deadlines.database_s,
         migrate_s=config.migrations.timeout if config and config.migrations else deadlines.database_s,
+        outlook=outlook,
+        cost=_cost(rooms, database, history, lossy=bool(lossy)) if database else None,
     )
+
+
+def _cost(rooms: Rooms, database: DatabaseFacts, history: History, *, lossy: bool) -> DeployCost | None:
+    config = rooms.config.database
+    if rooms.database is None or config is None:
+        return None
+    takes_s, by = expected(history, database.size_bytes)
+    return DeployCost(
+        size_bytes=database.size_bytes,
+        disk_bytes=round(2 * database.size_bytes * CLONE_SHARE),
+        free=rooms.database.room(),
+        log_bytes=0 if lossy else config.restore_points.capture_limit,
+        takes_s=takes_s,
+        by=by,
+    )
+
+
+def _outlook(rooms: Rooms, release: Release, database: DatabaseFacts, history: History) -> Outlook | None:
+    """What the pending migrations would do; None without any."""
+    pending = pending_migrations(release, database)
+    if rooms.database is None or not pending:
+        return None
+    way_back = history.last_good(before=release.id)
+    with rooms.if_slow(1.0, lambda: rooms.story("  trying the migrations on an empty copy ...")):
+        return rooms.database.foresee(release, pending, last_good=way_back.release if way_back else None)
 
 
 def _unrecoverable(rooms: Rooms) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from lastgood.core.config import Mode
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import DatabaseFacts, FrontendFacts
+from lastgood.core.facts import DatabaseFacts, FrontendFacts, ServiceLog
 from lastgood.core.history import DeploymentHistory, History, ReleaseHistory, RunHistory
 from lastgood.core.migration import DatabaseEvidence
 from lastgood.core.plan import (
@@ -240,7 +240,7 @@ def _look_at_database(
         try:
             facts = database.observe()
             own = own_dump_for(target.fingerprint, known, facts, before=before)
-            evidence, unusable = _evidence(database, point, own, target, downs)
+            evidence, unusable = _evidence(rooms, database, point, own, target, downs)
         except Refused as error:
             by_hand = recover_by_hand(_recoverable(database, point))
             return _SeenDatabase(not_seen=error.message + (f"; next: {by_hand}" if by_hand else ""))
@@ -270,6 +270,7 @@ def _recoverable(database: Database, point: RestorePoint | None) -> str:
 
 
 def _evidence(
+    rooms: Rooms,
     database: Database,
     point: RestorePoint | None,
     own: RestorePoint | None,
@@ -281,12 +282,27 @@ def _evidence(
     unusable = ""
     if point is not None:
         try:
-            return database.inspect(since=point, target=target.release, downs=downs), ""
+            logs = _logs(rooms, point.taken_at)
+            return database.inspect(since=point, target=target.release, downs=downs, logs=logs), ""
         except Refused as error:
             if own is None:
                 raise
             unusable = error.message
-    return database.inspect(since=own, target=target.release) if own else None, unusable
+    if own is None:
+        return None, unusable
+    return database.inspect(since=own, target=target.release, logs=_logs(rooms, own.taken_at)), unusable
+
+
+def _logs(rooms: Rooms, since: datetime) -> tuple[ServiceLog, ...]:
+    """What the services wrote; of those that are bound to no release, what serves did. They are one piece of evidence
+    of several: an engine that is silent keeps nobody from going back."""
+    try:
+        logs = rooms.containers.logs(since)
+    except LastgoodError as error:
+        rooms.story(f"  the services' logs could not be read: {error.message}")
+        return ()
+    serving = rooms.memory.history().serving
+    return tuple(replace(log, release=log.release or serving) for log in logs)
 
 
 def _look_at_frontend(rooms: Rooms) -> tuple[FrontendFacts | None, str]:
@@ -750,6 +766,9 @@ def approval_text(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
             f"restore point  {decision.restore_point}{age}",
         ]
         lines += [f"because        {reason}" for reason in decision.reasons]
+        lines += [f"schema         {change}" for change in decision.changes]
+        lines += [f"schema         and {decision.more} more differences"] if decision.more else []
+        lines += [f"storage        {decision.storage}"] if decision.storage else []
         if decision.loses:  # a plan made before rows were replayed
             lines.append(f"leaves         {decision.loses.total} rows; exported first, the replaced database is kept")
         if decision.leaves_since:

@@ -18,13 +18,24 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
-from lastgood.core.facts import BackupFacts, ContainerFacts, DatabaseFacts, Facts, FrontendFacts, Health, KeptDatabase
+from lastgood.core.facts import (
+    BackupFacts,
+    ContainerFacts,
+    DatabaseFacts,
+    Facts,
+    FrontendFacts,
+    Health,
+    KeptDatabase,
+    ServiceLog,
+)
 from lastgood.core.migration import (
     BrokenInvariant,
     DatabaseEvidence,
     Fit,
     FitsSchema,
+    Outlook,
     SchemaChange,
+    SqlError,
     WayDown,
     WritesSince,
 )
@@ -128,7 +139,8 @@ class Stack(World):
     invalid rows, and whether the migration wrote them. points, broken_at, replayed: what each restore point holds, and
     what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point. progress: how far a
-    replay is.
+    replay is. logged: SQL errors in the log of a
+    service.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     backups: what pgBackRest has, None where there is none.
     quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
@@ -160,6 +172,7 @@ class Stack(World):
         )
         self.progress: Progress | None = None
         self.lossy_because: tuple[str, ...] = ()
+        self.logged: dict[str, tuple[str, ...]] = {}
         self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
         self.backups: BackupFacts | None = None
         self.quarantine: list[QuarantineEntry] = []
@@ -418,6 +431,13 @@ class MemoryContainers(Hand):
             (into / name).write_text("in memory\n", encoding="utf-8")
         return tuple(self.saved)
 
+    def logs(self, since: datetime) -> tuple[ServiceLog, ...]:  # noqa: ARG002 # a stack in memory keeps no older ones
+        self._answer()
+        return tuple(
+            ServiceLog(service=service, release=self._stack.serving, lines=lines)
+            for service, lines in self._stack.logged.items()
+        )
+
     def checks(self, release: Release) -> tuple[Check, ...]:
         facts = self.observe()
         return tuple(
@@ -455,6 +475,15 @@ class MemoryDatabase(Hand):
             migrations=("m1", *behaves.migrations),
             statements=("SELECT 1",),
             downs=tuple(Down(migrations=(name,), sql=f"down {name}") for name in new),
+        )
+
+    def foresee(self, release: Release, migrations: Sequence[str], *, last_good: Release | None) -> Outlook:  # noqa: ARG002 # it is as `inspect` finds it later
+        self._answer()
+        return Outlook(
+            old_release=self._stack.fits,
+            last_good=last_good.id if last_good else "",
+            doors=tuple(f"column {place} is dropped" for place in self._stack.aside),
+            changes=(SchemaChange(object=f"{TABLE}.title", change="renamed to name"),),
         )
 
     def restore_point(self, restore_point: str) -> RestorePoint:
@@ -514,7 +543,14 @@ class MemoryDatabase(Hand):
         if other := other_manifest(restore_point.id, restore_point.manifest, self.observe()):
             raise Refused(other, hint="lastgood restore-points list")
 
-    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
+    def inspect(
+        self,
+        *,
+        since: RestorePoint,
+        target: Release,
+        downs: Sequence[Down] = (),
+        logs: Sequence[ServiceLog] = (),
+    ) -> DatabaseEvidence:
         self._check(since)
         facts, broken = self.observe(), self._stack.broken
         changed = facts.fingerprint != since.fingerprint
@@ -530,7 +566,11 @@ class MemoryDatabase(Hand):
         return DatabaseEvidence(
             database=DATABASE,
             changes=(SchemaChange(object=f"{TABLE}.title", change="renamed to name"),) if changed else (),
-            errors=(),
+            errors=tuple(
+                SqlError(sqlstate="42703", names=("title",), message=line, count=1, said_by=log.service)
+                for log in logs
+                for line in log.lines
+            ),
             broken=(found,) if new else (),
             old_release=self._stack.fits if changed else same,
             writes=None if since.own else WritesSince(tables=tuple(self._stack.written.most_common()), rate_per_s=2.0),
@@ -655,6 +695,10 @@ class MemoryDatabase(Hand):
     def cautions(self) -> tuple[str, ...]:
         self._answer()
         return self._stack.cautions
+
+    def room(self) -> tuple[tuple[str, int], ...]:
+        self._answer()
+        return (("the server's volume", 1 << 40),)
 
     def thrown_out_because(self) -> tuple[str, ...]:
         return ()

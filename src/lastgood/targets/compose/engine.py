@@ -251,7 +251,9 @@ class _Api(Protocol):
     def update_container(self, container: str, *, restart_policy: Json) -> Json: ...
     def remove_container(self, container: str, *, v: bool, force: bool) -> None: ...
     def stats(self, container: str, *, stream: bool, one_shot: bool) -> Json: ...
-    def logs(self, container: str, *, stdout: bool, stderr: bool, tail: int, stream: bool) -> bytes: ...
+    def logs(
+        self, container: str, *, stdout: bool, stderr: bool, tail: int, stream: bool, since: int | None = None
+    ) -> bytes: ...
     def close(self) -> None: ...
 
 
@@ -433,11 +435,12 @@ class Engine:
         droppable = details.get("total_inactive_file", details.get("inactive_file", 0))  # cgroup v1, v2
         return int(max(0, seen.get("usage", 0) - droppable))
 
-    def logs(self, container: str, *, lines: int) -> str:
-        """The newest lines of a container's output, both streams, oldest first."""
+    def logs(self, container: str, *, lines: int, since: datetime | None = None) -> str:
+        """The newest lines of a container's output, both streams, oldest first. since: none that are older."""
+        begin = int(since.timestamp()) if since else None
         with _asking():
             try:
-                raw = self._api.logs(container, stdout=True, stderr=True, tail=lines, stream=False)
+                raw = self._api.logs(container, stdout=True, stderr=True, tail=lines, stream=False, since=begin)
             except docker.errors.NotFound:
                 return ""
         return raw.decode("utf-8", errors="replace")

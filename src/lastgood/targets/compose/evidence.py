@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
+from lastgood.core.facts import ServiceLog
 from lastgood.core.secret import MASK
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.kept import write_private
@@ -30,6 +32,22 @@ def save_evidence(engine: Engine, containers: tuple[Container, ...], into: Path)
             write_private(into / name, text.encode())
             saved.append(name)
     return tuple(saved)
+
+
+def logs_of(engine: Engine, containers: tuple[Container, ...], since: datetime) -> tuple[ServiceLog, ...]:
+    """Return what each container wrote since then, its last 2,000 lines, without secrets."""
+    return tuple(
+        ServiceLog(
+            service=container.service,
+            release=container.facts().release,
+            lines=tuple(
+                Masker([container.environment])
+                .clean(engine.logs(container.id, lines=LOG_LINES, since=since))
+                .splitlines()
+            ),
+        )
+        for container in containers
+    )
 
 
 def _cleaned(value: object, masker: Masker) -> object:

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused
-from lastgood.core.facts import ContainerFacts, Health
+from lastgood.core.facts import ContainerFacts, Health, ServiceLog
 from lastgood.core.plan import (
     ANSWERED_WITHIN_S,
     ClearCandidates,
@@ -37,7 +37,7 @@ from lastgood.core.report import Check
 from lastgood.targets.compose import describe
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, connect
-from lastgood.targets.compose.evidence import save_evidence
+from lastgood.targets.compose.evidence import logs_of, save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.images import ensure_image
@@ -201,6 +201,10 @@ class ComposeTarget:
     def evidence(self, into: Path) -> tuple[str, ...]:
         with self._engine() as engine:
             return save_evidence(engine, self._serving(engine), into)
+
+    def logs(self, since: datetime) -> tuple[ServiceLog, ...]:
+        with self._engine() as engine:
+            return logs_of(engine, self._serving(engine), since)
 
     def _serving(self, engine: Engine) -> tuple[Container, ...]:
         return look(self._stack, engine, self._edge).serving

@@ -11,13 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import DatabaseEvidence, Fit, FitsSchema, SqlError, WayDown, WritesSince
 from lastgood.core.ports import Clock
 from lastgood.core.release import Down, Release
-from lastgood.targets.postgres import catalog, restore_point, server_log, shelf, way_down
+from lastgood.targets.postgres import amcheck, catalog, histories, restore_point, server_log, shelf, way_down
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, fits, unique
+from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, Start, both, fits, starts, unique
 from lastgood.targets.postgres.noted import Migrations
 from lastgood.targets.postgres.server import Server, databases
 from lastgood.targets.postgres.writes import Comparison
@@ -33,6 +34,8 @@ def collect(
     downs: Sequence[Down],
     *,
     migrations: Migrations,
+    logs: Sequence[ServiceLog],
+    start: Start | None,
     rewritten: Mapping[int, tuple[int, ...]],
     rehearsals: Path,
     invariants: Mapping[str, str],
@@ -40,13 +43,14 @@ def collect(
     scratch: Path,
     clock: Clock,
 ) -> DatabaseEvidence:
-    """Collect everything since the restore point. downs: as `Database.inspect` has them. rewritten: columns by table
+    """Collect everything since the restore point. downs, logs: as `Database.inspect` has them. start:
+    runs what `target` runs by itself when it starts, None where that does not migrate. rewritten: columns by table
     that the migration gave other values. rehearsals: folder of what became of down migrations. dumps: folder of the
     restore points. scratch: folder for a dump of the schema, which is removed."""
     point = kept.point
     with server.connect() as live:
         restore_point.of_this_database(live, kept)
-        errors = server_log.errors_since(server.config, live, point.taken_at)
+        errors = (*server_log.errors_since(server.config, live, point.taken_at), *server_log.errors_in(logs))
         changes = catalog.difference(kept.schema, catalog.objects(live))
         if changes:  # then it may be needed, and counts only as long as it is what was proved
             restore_point.dump_as_proved(dumps, point)
@@ -55,20 +59,30 @@ def collect(
         row = live.execute("SELECT pg_database_size(%s)", [server.live]).fetchone()
         with _clone(server, point.clone) as clone:
             breaking = tuple(broken(live, clone, invariants, migration))
-            # Where the schema is the old one nothing will be swapped, so nothing needs to be counted.
-            writes = None
-            if changes and clone and migration is not None:
-                writes = _writes(live, clone, kept, migration, clock)
+            unsound, looked = amcheck.look(live) if changes or breaking else ((), "")
             old_release = FitsSchema(fit=Fit.YES, tried=0, reason="the schema is the one from before the deploy")
             down: WayDown | None = None
-            if changes:
+            # a migration of rows alone leaves the schema, and a history that the last good release may not know
+            other_history = clone is None or histories.known(clone) != histories.known(live)
+            if changes or (start and other_history):
+                # it may be needed now, and counts only as long as it is what was proved
+                restore_point.dump_as_proved(dumps, point)
                 with shelf.passing(shelf.folder(scratch) / f"{unique(server)}.dump") as today:
                     server.tools.dump(server.live, today, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
-                    old_release = _fits(server, kept, target, today, dumps=dumps, scratch=scratch)
+                    with _dump_before(server, kept, dumps=dumps, scratch=scratch) as before:
+                        if changes:
+                            old_release = fits(server, target, before=before, today=today)
+                        if start:
+                            starting = starts(server, target, start, before=before, today=today, then=clone, now=live)
+                            old_release = both(old_release, starting)
                     if old_release.fit is Fit.NO and downs:
                         down = way_down.tried(
                             server, live, clone, kept, target, downs, today, rewritten=rewritten, rehearsals=rehearsals
                         )
+            # Where the database stays nothing needs to be counted.
+            writes = None
+            if (changes or old_release.fit is Fit.NO) and clone and migration is not None:
+                writes = _writes(live, clone, kept, migration, clock)
         return DatabaseEvidence(
             database=server.live,
             changes=changes,
@@ -76,26 +90,27 @@ def collect(
             broken=breaking,
             old_release=old_release,
             writes=writes,
-            storage_faults=_storage_faults(live, errors, point.taken_at),
+            storage_faults=(*_storage_faults(live, errors, point.taken_at), *unsound),
+            storage=looked,
             size_bytes=int(row[0]) if row else 0,
             way_down=down,
             doubts=known.doubts if known else (),
         )
 
 
-def _fits(
-    server: Server, kept: shelf.KeptPoint, target: Release, today: Path, *, dumps: Path, scratch: Path
-) -> FitsSchema:
-    """Whether `target` runs on today's schema. An own dump may be in a format of which no schema alone can be restored:
-    then it is that of its clone."""
+@contextmanager
+def _dump_before(server: Server, kept: shelf.KeptPoint, *, dumps: Path, scratch: Path) -> Generator[Path]:
+    """Lend a dump with the schema of the restore point. An own dump may be in a format of which no schema alone can be
+    restored: then it is that of its clone. It need not be there."""
     if kept.point.own is None:
-        return fits(server, target, before=dumps / kept.point.path, today=today)
+        yield dumps / kept.point.path
+        return
     with shelf.passing(shelf.folder(scratch) / f"{kept.point.id}.dump") as before:
         with server.maintenance() as maintenance:
             there = kept.point.clone in databases(maintenance)
         if there:
             server.tools.dump(kept.point.clone, before, session=SESSION, deadline_s=TRIAL_S, schema_only=True)
-        return fits(server, target, before=before, today=today)
+        yield before
 
 
 @contextmanager

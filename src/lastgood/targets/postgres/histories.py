@@ -49,6 +49,20 @@ def downs(config: MigrationsConfig, at: Path) -> tuple[Down, ...]:
         raise ConfigError(f"database.migrations.prisma: {config.prisma}: down.sql cannot be read: {error}") from None
 
 
+def scripts(config: MigrationsConfig, at: Path, migrations: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
+    """Return (migration, SQL) of these, as Prisma's files have them; None where only Alembic can tell its SQL. Raises
+    ConfigError with the place."""
+    if config.prisma is None:
+        return None
+    folder = _folder(at / config.prisma, "prisma")
+    try:
+        return tuple((name, (folder / name / "migration.sql").read_text(encoding="utf-8")) for name in migrations)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"database.migrations.prisma: {config.prisma}: migration.sql cannot be read: {error}"
+        ) from None
+
+
 def filled(config: MigrationsConfig, *, new: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
     """Return the command of `down`, with `{from}` and `{to}` filled: the newest of the new migrations, and the newest
     that the database has, `base` for none. Raises ConfigError where a word asks for one of several heads."""
@@ -68,6 +82,19 @@ def forget(connection: Connection, migrations: Sequence[str]) -> None:
         connection.execute(
             sql.SQL("DELETE FROM {} WHERE migration_name = ANY(%s)").format(sql.Identifier(PRISMA)), [list(migrations)]
         )
+
+
+def carry(source: Connection, into: Connection) -> None:
+    """Put the rows of the history into a copy of the schema that has none."""
+    for name in catalog.HISTORIES:
+        if _exists(source, name) and _exists(into, name):
+            table = sql.Identifier(name)
+            with (
+                source.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(table)) as rows,
+                into.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(table)) as taken,
+            ):
+                for row in rows:
+                    taken.write(row)
 
 
 def known(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:

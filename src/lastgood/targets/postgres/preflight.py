@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from lastgood.core.config import Merging, MigrationsConfig
+from lastgood.core.plan import CLONE_SHARE
 from lastgood.targets import child
 from lastgood.targets.postgres import catalog, sessions
 from lastgood.targets.postgres.capture import PREFIX
@@ -22,8 +23,6 @@ ASK_S: Final = 5.0
 NAMED: Final = 5
 OLD_S: Final = LOCK_S
 """What has written for longer than a restore point waits for anything, seconds."""
-# The clone is as large as the database, the dump at most about as large, and a fifth is left over.
-CLONE_SHARE: Final = 1.2
 # The longest names of databases that are made or renamed beside the live one.
 LONGEST_SUFFIX: Final = max(map(len, ("_lg_rp-d00000", "_lg_try_4194304_0000", "_bad_r00000")))
 
@@ -216,8 +215,21 @@ def too_small(size: int, dumps: Space, data: Space | None, *, folder: str) -> li
 def room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
     """Return what does not hold a dump here, or a copy where the server keeps its data, one line each, as far as that
     can be seen. size: of the database."""
-    data, here = _data(live, server), space(None, str(dumps))
+    here, data = _spaces(live, server, dumps)
     return too_small(size, here, data, folder=dumps.name) if here else []
+
+
+def free(live: Connection, server: Server, dumps: Path) -> tuple[tuple[str, int], ...]:
+    """Return (where, free bytes) of both, the same filesystem once, as far as that can be seen."""
+    here, data = _spaces(live, server, dumps)
+    if here and data and here.fsid == data.fsid:
+        return ((f"{dumps.name} and the server's data", here.free),)
+    places = ((dumps.name, here), ("the server's volume", data))
+    return tuple((where, space.free) for where, space in places if space)
+
+
+def _spaces(live: Connection, server: Server, dumps: Path) -> tuple[Space | None, Space | None]:
+    return space(None, str(dumps)), _data(live, server)
 
 
 def _data(live: Connection, server: Server) -> Space | None:

@@ -22,6 +22,7 @@ import psycopg
 from lastgood.core.config import PgBackRestConfig
 from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.core.facts import BackupFacts
+from lastgood.core.plan import CLONE_SHARE
 from lastgood.core.ports import Clock
 from lastgood.core.release import LogPoint, RestorePoint
 from lastgood.targets.postgres import own_dump, preflight, shelf
@@ -351,13 +352,13 @@ def _refuse_without_room(server: Server, path: str, backup: Backup, folder: Path
     """A whole server beside, and then, for each, a dump, its copy and a clone. All that can be seen may be one disk."""
     with server.maintenance() as connection:
         of_one = int(one(connection, "SELECT pg_database_size(%s)", server.live))
-    needed = (backup.size_bytes + 3 * of_one) * preflight.CLONE_SHARE
+    needed = (backup.size_bytes + 3 * of_one) * CLONE_SHARE
     places = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
     free = next((s.free for place in places if (s := preflight.space(server.config.container, place))), None)
     here = preflight.space(None, str(folder))
     for where, left, wanted in (
         (path, free, needed),
-        (str(folder), here.free if here else None, 2 * of_one * preflight.CLONE_SHARE),
+        (str(folder), here.free if here else None, 2 * of_one * CLONE_SHARE),
     ):
         if left is not None and left < wanted:
             raise Refused(f"{where} has {left / 1e6:,.0f} MB free: expected {wanted / 1e6:,.0f} MB", hint="df -h")

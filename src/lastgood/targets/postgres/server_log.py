@@ -1,4 +1,4 @@
-"""SQL errors out of the server's own log, with their SQLSTATE and the names that they mention.
+"""SQL errors out of the logs of the server and of the services, with their SQLSTATE and the names that they mention.
 
 A line begins as `log_line_prefix` says: the SQLSTATE is read where `%e` puts it, and is else told by the English
 message (of PostgreSQL 15 to 18). What lastgood's own statements provoke is nobody's failure and is left out.
@@ -15,7 +15,10 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
 
+import psycopg
+
 from lastgood.core.config import PostgresConfig
+from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import SqlError
 from lastgood.targets import child
 from lastgood.targets.postgres.connect import APPLICATION, Connection
@@ -47,6 +50,17 @@ _BY_MESSAGE: Final = (
 _VERBOSE: Final = re.compile(r"(?P<state>[0-9A-Z]{5}): (?P<said>.*)")  # log_error_verbosity
 _NAMED: Final = re.compile(
     r'"([^"]+)"|\b(?:column|relation|table|view|sequence|schema|function|type|constraint)\s+([\w.]+)'
+)
+
+LONGEST_SAID: Final = 200
+"""Characters of a service's message that are kept."""
+# What libraries write: PDO, JDBC and pgx the SQLSTATE; psycopg, asyncpg and the pg gem a class named after it.
+_STATE: Final = re.compile(r"\bSQLSTATE\W{1,3}([0-9A-Z]{5})\b")
+_CLASS: Final = re.compile(r"\b(?:psycopg2?\.errors\.|asyncpg\.exceptions\.|PG::)(\w+)")
+_VIOLATES: Final = r"(?:null value|new row|duplicate key|(?:insert|update) or (?:update|delete))\b.*? "
+_BY_MESSAGE_INSIDE: Final = tuple(
+    (re.compile(rf"\b{words.pattern[1:] if words.pattern[0] == '^' else _VIOLATES + words.pattern}"), state)
+    for words, state in _BY_MESSAGE
 )
 
 # log_line_prefix (PostgreSQL 18 docs, 19.8.3): `%`, a width that pads, a letter.
@@ -111,6 +125,37 @@ def parse(lines: Iterable[str], *, database: str, prefix: str, zone: timezone, s
         for (state, said), count in counted.most_common(MOST_ERRORS)
         if state
     )
+
+
+def errors_in(logs: Iterable[ServiceLog]) -> tuple[SqlError, ...]:
+    """Return what the logs of services say of errors of the server, counted by service, release, SQLSTATE and message:
+    the most frequent MOST_ERRORS. Whatever library a service has, it says the SQLSTATE, its name, or the server's own
+    message, somewhere in a line."""
+    counted: Counter[tuple[str, str, str]] = Counter()
+    for log in logs:
+        by = f"{log.service} of {log.release}" if log.release else log.service
+        for line in log.lines:
+            said = " ".join(line.replace('\\"', '"').split())  # a line may be JSON
+            state, begin = _in_a_line(said)
+            if state:
+                counted[by, state, said[begin : begin + LONGEST_SAID]] += 1
+    return tuple(
+        SqlError(sqlstate=state, names=_names(said), message=said, count=count, said_by=by)
+        for (by, state, said), count in counted.most_common(MOST_ERRORS)
+    )
+
+
+def _in_a_line(line: str) -> tuple[str, int]:
+    """The SQLSTATE that a line of a service tells of, empty for none, and where the server's message begins."""
+    said = next(((found.start(), state) for words, state in _BY_MESSAGE_INSIDE if (found := words.search(line))), None)
+    begin, state = said or (0, "")
+    if told := _STATE.search(line):
+        return told[1], begin
+    if told := _CLASS.search(line):
+        named = getattr(psycopg.errors, told[1], None) or getattr(psycopg.errors, told[1].removesuffix("Error"), None)
+        if isinstance(named, type) and issubclass(named, psycopg.Error):
+            return named.sqlstate or "", begin
+    return state, begin
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,9 +23,9 @@ from urllib.parse import quote
 import psycopg
 
 from lastgood.core.config import DatabaseConfig
-from lastgood.core.errors import ConfigError, LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import BackupFacts, DatabaseFacts, KeptDatabase
-from lastgood.core.migration import DatabaseEvidence
+from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.facts import BackupFacts, DatabaseFacts, KeptDatabase, ServiceLog
+from lastgood.core.migration import DatabaseEvidence, Outlook
 from lastgood.core.plan import (
     CatchUp,
     EndCapture,
@@ -57,6 +57,7 @@ from lastgood.targets.postgres import (
     clients,
     evidence,
     histories,
+    outlook,
     own_dump,
     recovery,
     repair,
@@ -71,9 +72,10 @@ from lastgood.targets.postgres import (
 from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
+from lastgood.targets.postgres.fitting import Start
 from lastgood.targets.postgres.noted import COMMAND, Migrations
 from lastgood.targets.postgres.pooler import Pooler
-from lastgood.targets.postgres.preflight import cautions, obstacles
+from lastgood.targets.postgres.preflight import cautions, free, obstacles
 from lastgood.targets.postgres.requeue import Names
 from lastgood.targets.postgres.server import (
     LEDGER,
@@ -97,6 +99,8 @@ QUICK_S: Final = 0.3
 FENCE_AND_SWAP_S: Final = 0.3
 """What both take together when nobody writes for long; `python -m bench.replay` prints the whole pause."""
 TRY_S: Final = 60.0
+START_S: Final = 20.0
+"""For what a release runs by itself when it starts, on a copy without rows."""
 MOST_TRIED: Final = 20_000
 """Transactions of a dry run. They stay open until they are taken back, and every session's looks get dearer by that."""
 SLOW_LOOK_S: Final = 0.1
@@ -137,7 +141,7 @@ class PostgresTarget:
         self._dumps, self._exports, self._scratch = state / "dumps", state / "exports", state / "scratch"
         self._captures = Captures(self._server, self._points / points.CAPTURES)
         self._migrations = Migrations(self._points)
-        self._migrated, self._ended = state / "migrated", state / "migrations"
+        self._migrated, self._ends = state / "migrated", state / "migrations"
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
@@ -272,20 +276,42 @@ class PostgresTarget:
             self._note_rewritten(kept)
         self._note_end(since=began)
 
-    def _of_the_release(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float) -> tuple[str, str]:
+    def _of_the_release(
+        self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float, url: str = ""
+    ) -> tuple[str, str]:
         """Run a command of database.migrations where the release's files lie; return what it printed, and how it
-        failed."""
-        given = {"DATABASE_URL": self._url(), "PGAPPNAME": COMMAND}
+        failed. url: of the database that it is to go to, by default the live one."""
+        try:
+            return self._ended(setting, words, at, deadline_s=deadline_s, url=url or self._url(self._server.live))
+        except child.Overran as error:
+            return "", str(error)
+
+    def _ended(self, setting: str, words: Sequence[str], at: Path, *, deadline_s: float, url: str) -> tuple[str, str]:
+        """The same, of one that ends. Raises Overran of one that does not."""
+        given = {"DATABASE_URL": url, "PGAPPNAME": COMMAND}
         try:
             ended = child.run(words, deadline_s=deadline_s, env=dict(os.environ) | given, cwd=at)
         except OSError as error:
             raise ConfigError(f"database.migrations.{setting}: {words[0]}: {error.strerror}") from None
-        except child.Overran as error:
-            return "", str(error)
         if not ended.code:
             return ended.out, ""
         said = Masker([given]).clean(ended.err or ended.out)  # before it is cut, or a part of a secret might be left
         return "", f"ended {ended.code}: {' '.join(said.split())[-_LAST_CHARACTERS:]}"
+
+    def _start_of(self, release: Release) -> Start | None:
+        """Runs what a release runs by itself when it starts; None where that migrates nothing."""
+        words = self._config.migrations.at_start if self._config.migrations else None
+        if words is None:
+            return None
+        at = self._workdir(release.id)
+
+        def start(database: str) -> str:
+            try:
+                return self._ended("at_start", words, at, deadline_s=START_S, url=self._url(database))[1]
+            except child.Overran as error:
+                raise Refused(str(error)) from error
+
+        return start
 
     def _rehearse(self, action: RehearseDown, *, deadline_s: float) -> None:
         kept, server = self._kept(action), self._server
@@ -340,7 +366,7 @@ class PostgresTarget:
                 with self._server.connect(kept.point.clone) as clone:
                     keys = row_replay.other_keys(live, clone, kept, migration=self._migrations.since(live, kept).xids)
                 noted = shelf.KeptMigration(began=since, ended=position, keys=keys)
-        shelf.write(shelf.folder(self._ended) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
+        shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
         return position
 
     def _noted_ends(self, kept: shelf.KeptPoint) -> tuple[shelf.KeptMigration, ...]:
@@ -348,7 +374,7 @@ class PostgresTarget:
         brought by a step."""
         since = [k for k in points.every(self._points) if k.point.database == kept.point.database]
         later = sorted((k.point.taken_at, k.point.id) for k in since if k.point.taken_at > kept.point.taken_at)
-        paths = [self._ended / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
+        paths = [self._ends / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
         if not paths[0].exists():
             return ()
         return tuple(
@@ -368,13 +394,13 @@ class PostgresTarget:
                     found[table] = (*found.get(table, ()), *columns)
         return found
 
-    def _url(self) -> str:
-        """The address in libpq's form, which Prisma and others read."""
+    def _url(self, database: str) -> str:
+        """The address of a database in libpq's form, which Prisma and others read."""
         postgres = self._config.postgres
         user = quote(postgres.user, safe="")
         password = f":{quote(postgres.password.reveal(), safe='')}" if postgres.password else ""
         host = container_address(postgres.container) if postgres.container else postgres.host
-        name = quote(postgres.name, safe="")
+        name = quote(database, safe="")
         if host.startswith("/"):
             return f"postgresql://{user}{password}@/{name}?host={quote(host, safe='')}&port={postgres.port}"
         return f"postgresql://{user}{password}@{host}:{postgres.port}/{name}"
@@ -593,6 +619,10 @@ class PostgresTarget:
         with _answers(self._server, sent=False):
             return cautions(self._server, shelf.folder(self._points), recovers=self._config.pgbackrest is not None)
 
+    def room(self) -> tuple[tuple[str, int], ...]:
+        with _answers(self._server, sent=False), self._server.connect() as live:
+            return free(live, self._server, shelf.folder(self._points))
+
     def thrown_out_because(self) -> tuple[str, ...]:
         return self._pooler.obstacles() if self._pooler else ()
 
@@ -626,6 +656,46 @@ class PostgresTarget:
             told = failed or "printed no SQL"
             raise Refused(f"database.migrations.down: {words[0]} {told}", hint="run it by hand")
         return (Down(migrations=new, sql=printed),)
+
+    def foresee(self, release: Release, migrations: Sequence[str], *, last_good: Release | None) -> Outlook:
+        config, server = self._config.migrations, self._server
+        if config is None:
+            raise ConfigError("database.migrations: expected the command that applies them")
+        at, start = self._workdir(release.id), self._start_of(last_good) if last_good else None
+        scripts = None if config.on_copy else histories.scripts(config, at, migrations)
+        if scripts is not None:
+            return outlook.tried(
+                server,
+                lambda copy, _: outlook.run_scripts(copy, scripts),
+                taken_back=True,
+                last_good=last_good,
+                start=start,
+                scratch=self._scratch,
+            )
+        if not config.on_copy:
+            why = "database.migrations.on_copy is not set, so the command is not tried on a copy"
+            return outlook.unseen(why, last_good)
+
+        def run(copy: Connection, left_s: Callable[[], float]) -> None:
+            url = self._url(copy.info.dbname)
+            _, failed = self._of_the_release("command", config.command, at, deadline_s=left_s(), url=url)
+            if failed:
+                raise Refused(f"the migration command {failed}, on a copy without rows", hint=_HINT)
+            if missing := set(migrations) - set(histories.known(copy)[0]):
+                raise Refused(f"the migration command did not apply {', '.join(sorted(missing))} to a copy", hint=_HINT)
+
+        before = self._schema_and_history()
+        found = outlook.tried(server, run, taken_back=False, last_good=last_good, start=start, scratch=self._scratch)
+        if self._schema_and_history() != before:
+            raise NeedsHuman(
+                f"the migration command was to be tried on a copy, and meanwhile {server.live} itself was migrated",
+                hint="take database.migrations.on_copy out: the command does not go by DATABASE_URL alone",
+            )
+        return found
+
+    def _schema_and_history(self) -> tuple[str, object]:
+        with _answers(self._server, sent=False), self._server.connect() as live:
+            return catalog.fingerprint(catalog.objects(live)), histories.known(live)
 
     def restore_point(self, restore_point: str) -> RestorePoint:
         return points.first_read(self._points, restore_point)
@@ -692,7 +762,14 @@ class PostgresTarget:
                 progress=progress,
             )
 
-    def inspect(self, *, since: RestorePoint, target: Release, downs: Sequence[Down] = ()) -> DatabaseEvidence:
+    def inspect(
+        self,
+        *,
+        since: RestorePoint,
+        target: Release,
+        downs: Sequence[Down] = (),
+        logs: Sequence[ServiceLog] = (),
+    ) -> DatabaseEvidence:
         kept = points.as_journaled(self._points, since)
         with _answers(self._server, sent=False):
             return evidence.collect(
@@ -701,6 +778,8 @@ class PostgresTarget:
                 target,
                 downs,
                 migrations=self._migrations,
+                logs=logs,
+                start=self._start_of(target),
                 rewritten=self._rewritten_since(kept),
                 rehearsals=self._rehearsals,
                 invariants=self._invariants,

@@ -433,7 +433,7 @@ def _counted(connection: Connection, tables: Iterable[Table]) -> list[int]:
 
 def _run(connection: Connection, down: Down) -> None:
     """Execute one script as it is. The server reads it: what cannot be in a transaction, or ends ours, is refused."""
-    text, what = _without_its_own_transaction(down.sql), f"the down migration of {', '.join(down.migrations)}"
+    text, what = without_its_own_transaction(down.sql), f"the down migration of {', '.join(down.migrations)}"
     ours, settings = connection.execute("SELECT pg_current_xact_id()").fetchone(), _settings(connection)
     # without parameters psycopg uses the simple protocol: many statements at once
     with _refused(what, connection):
@@ -453,7 +453,8 @@ def _settings(connection: Connection) -> set[tuple[str, str]]:
     return {(name, value) for name, value in rows}
 
 
-def _without_its_own_transaction(text: str) -> str:
+def without_its_own_transaction(text: str) -> str:
+    """Return a script without the BEGIN and COMMIT around all of it, for a transaction that is the caller's."""
     if not (_BEGIN.search(text) and _COMMIT.search(text)):
         return text
     return _COMMIT.sub("", _BEGIN.sub("", text))

@@ -17,7 +17,7 @@ from typing import Final, assert_never
 
 from lastgood.core.config import ProcessConfig
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import ContainerFacts, Health, InstanceFacts
+from lastgood.core.facts import ContainerFacts, Health, InstanceFacts, ServiceLog
 from lastgood.core.plan import (
     ANSWERED_WITHIN_S,
     ClearCandidates,
@@ -127,6 +127,17 @@ class ProcessTarget:
                 path.write_text(self._log(instance.release, instance.id, lines=LOG_LINES), encoding="utf-8")
                 saved.append(path.name)
         return tuple(saved)
+
+    def logs(self, since: datetime) -> tuple[ServiceLog, ...]:  # noqa: ARG002 # a line has no time here
+        return tuple(
+            ServiceLog(
+                service=instance.service,
+                release=instance.release,
+                lines=tuple(self._log(instance.release, instance.id, lines=LOG_LINES).splitlines()),
+            )
+            for instance in self._shelf.instances()
+            if instance.part is Part.SERVING
+        )
 
     def checks(self, release: Release) -> tuple[Check, ...]:
         serving = self._look().serving
