@@ -178,9 +178,18 @@ def release_rows(history: History) -> Iterator[tuple[str, ...]]:
     """Releases, newest last: name, standing, whether it serves or is not kept, commit, when, who judged."""
     for known in history.releases.values():
         release = known.release
-        mark = "not kept any more" if known.let_go else "serves" if history.serving == release.id else ""
+        mark = "not kept any more" if known.let_go else _serves(history, release.id)
         commit = (release.commit or "no commit")[:12] + ("+dirty" if release.dirty else "")
         yield release.id, known.standing.value, mark, commit, when(release.recorded_at), known.judged_by
+
+
+def _serves(history: History, release: str) -> str:
+    services, whole = history.answering.services, history.answering.releases
+    if not services:
+        return "serves" if history.serving == release else ""
+    if whole:
+        return ("serves" if len(whole) == 1 else "may serve") if release in whole else ""
+    return "serves in part" if any(release in of for of in services.values()) else ""
 
 
 def history_rows(history: History) -> Iterator[tuple[str, ...]]:

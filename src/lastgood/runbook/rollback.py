@@ -671,7 +671,9 @@ def _report(
 
 
 def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
-    report = replace(report, serving=serving)
+    # of what stopped half-way nobody is told that it serves
+    whole = serving == report.to_release or not rooms.memory.history().answering.services
+    report = replace(report, serving=serving if whole else "")
     tell(rooms, report.run, announcement(report), event_id=f"{report.run}-{report.terminal.value}")
     history = rooms.memory.history()
     unheard = tuple(f"{t.channel} could not be told: {t.error}" for t in history.runs[report.run].told if t.error)
