@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from lastgood.cli.rendering import history_rows, release_rows
+from lastgood.cli.rendering import history_rows, release_rows, report_lines
 from lastgood.cli.status import Status, look
-from lastgood.core.errors import Refused
+from lastgood.core.errors import NeedsHuman, Refused
 from lastgood.core.plan import Role
+from lastgood.core.record import ReleaseLetGo, ReleaseRecorded
+from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
-from lastgood.testing.stack import WELL
+from lastgood.testing.stack import WELL, Behaviour
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, OLD, Team
 
+NEVER_BOOTS = Behaviour(boots=False)
 TAKEN = Refused("the port is taken", hint="ss -ltnp")
 
 
@@ -90,6 +95,78 @@ def test_a_part_that_went_back_by_itself_ends_no_deployment(team: Team) -> None:
     team.watch()
     team.roll_back(only=frozenset({Role.FRONTEND}))
     assert ending(team) is TerminalState.HEALTHY_KEPT
+
+
+# --- a rollback to what serves already ---------------------------------------------------------------------------
+
+
+def put_right(team: Team) -> Team:
+    """A container of v1 was sick while v1 served, and a person typed `rollback v1`."""
+    team.stack.sicken("agent")
+    assert team.roll_back(OLD).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    return team
+
+
+def test_putting_right_what_serves_is_not_told_as_a_deployment_that_failed(team: Team) -> None:
+    put_right(team)
+    assert team.channel.texts == [
+        "ℹ️ v1 served already. What was not as it left it was put right, and the checks passed."
+    ]
+    assert next(report_lines(team.report)).startswith("ROLLED_BACK_VERIFIED  v1 put right  (run ")
+
+
+def test_putting_right_what_serves_bars_nothing_and_says_nothing_of_the_checkout(team: Team) -> None:
+    release = team.history.releases[OLD].release
+    team.journal.append(ReleaseLetGo(release=OLD, why="a clean-up"))
+    team.journal.append(ReleaseRecorded(release=replace(release, commit="4e1f" * 10)))
+    report = put_right(team).report
+    assert [note for note in report.notes if "checkout" in note] == []
+    assert [step for step in report.next_steps if "lastgood watch" in step] == []
+    assert team.history.releases[OLD].standing is Standing.GOOD
+
+
+def test_putting_right_what_serves_is_in_the_history_and_changes_no_ending(team: Team) -> None:
+    put_right(team)
+    ((_, release, _, ended, runs, _),) = history_rows(team.history)
+    assert (release, ended, runs) == (OLD, "HEALTHY_KEPT", team.report.run)
+
+
+def test_putting_right_what_serves_brings_a_rollback_that_needed_a_person_to_its_end(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.fails("return-frontend", NeedsHuman("look at the host"))
+    assert team.roll_back().terminal is TerminalState.NEEDS_HUMAN
+    assert team.roll_back(OLD).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (status(team).state, ending(team)) == ("IDLE", TerminalState.ROLLED_BACK_VERIFIED)
+
+
+# --- a release that never served ---------------------------------------------------------------------------------
+
+
+def test_a_release_that_failed_at_the_gate_is_told_as_one_that_never_served(team: Team) -> None:
+    team.deploy(BAD, NEVER_BOOTS, pushed=False)
+    told = team.channel.texts[-1]
+    assert told.startswith("ℹ️ v2 was not deployed (pass-gate: ")
+    assert told.endswith("It never served, nothing had to be put back: v1 serves, and the checks passed.")
+    assert next(report_lines(team.report)).startswith("ROLLED_BACK_VERIFIED  v2 never served, v1 does  (run ")
+
+
+def test_a_deploy_that_stops_names_its_step_once(team: Team) -> None:
+    team.deploy(BAD, NEVER_BOOTS)
+    assert [line for line in team.told if line.startswith("deploy stopped at pass-gate: ")]
+    assert [line for line in team.told if "pass-gate: pass-gate" in line] == []
+
+
+def test_a_release_that_served_in_part_is_told_as_a_deployment_that_failed(team: Team) -> None:
+    team.fails("serve-orchestrator", TAKEN)
+    team.deploy(BAD, WELL)
+    assert team.channel.texts[-1].startswith("🚨 Deployment failed. Rollback to v1 completed.")
+
+
+def test_a_release_without_a_change_that_turns_bad_is_told_as_a_deployment_that_failed(team: Team) -> None:
+    team.stack.behaves["v2"] = Behaviour(errors=0.3)
+    team.deploy(BAD)
+    team.watch()
+    assert "Deployment failed." in team.channel.texts[-1]
 
 
 # --- what serves -------------------------------------------------------------------------------------------------

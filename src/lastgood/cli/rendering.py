@@ -96,7 +96,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def report_lines(report: Report) -> Iterator[str]:
     """The report of an incident."""
-    yield f"{report.terminal.value}  {report.from_release} -> {report.to_release}  (run {report.run})"
+    yield f"{report.terminal.value}  {report.way}  (run {report.run})"
     yield f"why        {report.trigger}: {clean(report.sentence)}"
     took = (report.ended_at - report.began_at).total_seconds()
     yield f"when       {when(report.began_at)}, took {took:.1f} s"

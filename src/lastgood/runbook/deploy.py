@@ -324,7 +324,8 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
 
     Raises Refused when nothing was changed, NeedsHuman when a person must look.
     """
-    rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
+    at = stop.step.name if stop.step else "its start"
+    rooms.story(f"deploy stopped at {at}: {stop.reason.removeprefix(f'{at}: ')}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
     records = rooms.memory.history().runs[plan.id].records
     if not _began(plan, records):

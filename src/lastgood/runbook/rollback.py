@@ -631,12 +631,16 @@ def _report(
     commit = left.release.commit if left else None
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
+    deploy = history.deploy_run(run.started.deployment) if deployment else None
+    stopped = deploy is not None and deploy.ended is not None and deploy.ended.stopped
+    noticed = any(began_serving_change(r.plan, r.records) for r in (deploy, run) if r)
+    left_something = plan.from_release != plan.to_release
     advice: list[str] = []
     if rolled_back and Role.CONTAINERS in plan.scope:
-        if commit:
+        if commit and left_something:
             still = f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
             notes = (*notes, still)
-        if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
+        if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED and left_something:
             advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
         if plan.invalid_rows:
             advice.append("lastgood repair   (shows what the invalid rows were before, and asks)")
@@ -667,6 +671,7 @@ def _report(
         served_at=deployment.watch.at if deployment and deployment.watch and not deployment.watch.bake else None,
         decided_at=run.started.decided_at,
         parts=tuple(role.value for role in plan.scope) if len(plan.scope) < len(Role) else (),
+        never_served=rolled_back and left_something and bool(stopped) and not noticed,
     )
 
 
@@ -690,7 +695,7 @@ def _begin_bake(rooms: Rooms, report: Report) -> None:
     """The system is watched again: the minutes count from here, whoever takes the watch up."""
     deployments = rooms.memory.history().deployments.values()
     left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
-    if left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
+    if report.from_release == report.to_release or left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
         return
     window_s = rooms.config.watch.bake
     rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
