@@ -400,10 +400,7 @@ def plan(
 
     Example: lastgood plan
     """
-    rooms = opened(config)
-    history = rooms.memory.history()
-    target = returning.choose_target(history, release)
-    made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history))
+    made = returning.look_ahead(opened(config), release)
     if as_json:
         show(made, Plan)
         return
@@ -429,12 +426,8 @@ def rollback(
     rooms = opened(config)
     roles = _roles(only)
     good = frozenset({TerminalState.ROLLED_BACK_VERIFIED})
-    history = rooms.memory.history()
     if dry_run:
-        target = returning.choose_target(history, release)
-        for line in plan_lines(
-            returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
-        ):
+        for line in plan_lines(returning.look_ahead(rooms, release, only=roles)):
             out(line)
         return
 

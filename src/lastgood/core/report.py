@@ -196,7 +196,8 @@ def _stayed(report: Report) -> str:
     """How it came that the same release serves as before; empty where one took another's place."""
     left, back = report.from_release, report.to_release
     if report.never_served:
-        return f"{left} was not deployed ({report.sentence}). It never served, nothing had to be put back: {back} serves"
+        why = f"{left} was not deployed ({report.sentence})"
+        return f"{why}. It never served, nothing had to be put back: {back} serves"
     return f"{back} served already. What was not as it left it was put right" if left == back else ""
 
 

@@ -185,6 +185,20 @@ def plan_rollback(
     )
 
 
+def look_ahead(rooms: Rooms, name: str | None, *, only: frozenset[Role] = frozenset(Role)) -> Plan:
+    """Plan the way back as a rollback would that began now. Changes nothing. Raises Refused or Retryable, also where
+    the plan needs something that is nowhere any more."""
+    history = rooms.memory.history()
+    target = choose_target(history, name)
+    plan = plan_rollback(rooms, target, plan_id=new_run_id(history), only=only)
+    if not any(step.serves for step in plan.steps):
+        return plan
+    missing = rooms.containers.missing(target.release)
+    if lost := [m for m in missing if m.lost]:
+        raise Refused(f"{target.release.id} cannot serve again: {'; '.join(m.what for m in lost)}", hint=lost[0].fix)
+    return replace(plan, warnings=(*plan.warnings, *(f"{m.what}; next: {m.fix}" for m in missing)))
+
+
 def restore_point_before(history: History, target: str, *, at: datetime | None = None) -> RestorePoint | None:
     """The restore point with which a rollback to `target` compares, or compared when it began, at `at`."""
     deployments = [d for d in history.deployments.values() if at is None or d.deployment.started_at <= at]
@@ -692,10 +706,13 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
 
 
 def _begin_bake(rooms: Rooms, report: Report) -> None:
-    """The system is watched again: the minutes count from here, whoever takes the watch up."""
+    """The system is watched again: the minutes count from here, whoever takes the watch up. Where no release was left
+    there is none to be watched after."""
+    if report.from_release == report.to_release:
+        return
     deployments = rooms.memory.history().deployments.values()
     left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
-    if report.from_release == report.to_release or left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
+    if left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
         return
     window_s = rooms.config.watch.bake
     rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
