@@ -81,6 +81,11 @@ def check_release(history: History, name: str, *, first: bool, override: bool) -
         )
     good = [r for r in history.releases.values() if r.is_way_back and r.release.id != name]
     if not good and not first:
+        if known and known.is_way_back and name == history.serving:
+            raise Refused(
+                f"{name} is recorded already, is good and serves; another release needs a name of its own",
+                hint="lastgood deploy --release ANOTHER-NAME",
+            )
         hint = "lastgood record --good" if history.serving else "lastgood deploy --first"
         raise Refused("there is no good release to go back to, so this deploy could not be rolled back", hint=hint)
 
