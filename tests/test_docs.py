@@ -175,9 +175,9 @@ def test_each_terminal_state_says_what_to_do() -> None:
 
 
 def test_each_first_word_of_status_says_what_to_type() -> None:
-    app = (SOURCE / "cli" / "app.py").read_text(encoding="utf-8")
+    status = (SOURCE / "cli" / "status.py").read_text(encoding="utf-8")
     assert incident_rows("# When it burns") == ["IDLE", "WATCHING", "WATCH INTERRUPTED", "RUNNING", "INTERRUPTED"]
-    assert [word for word in incident_rows("# When it burns") if f'"{word}"' not in app] == []
+    assert [word for word in incident_rows("# When it burns") if f'"{word}"' not in status] == []
 
 
 def incident_rows(heading: str) -> list[str]:

@@ -166,6 +166,32 @@ def test_what_served_before_stays_ready_beside() -> None:
     assert planned(EDGE, None).step("settle").action == Settle(standby="old")
 
 
+@pytest.mark.parametrize(
+    "containers,said",
+    [
+        pytest.param(
+            EDGE,
+            "old stays ready beside, as the rung says; what else does not serve finishes and stops",
+            id="it-was-started-as-a-release",
+        ),
+        pytest.param(
+            behind_an_edge(facts("old"), ""), "what does not serve finishes and stops", id="compose-started-it"
+        ),
+        pytest.param(
+            replace(EDGE, standby_runs=False), "what does not serve finishes and stops", id="no-standby-is-wanted"
+        ),
+        pytest.param(
+            replace(EDGE, serving=(*EDGE.serving[:1], *behind_an_edge(facts("old"), "").serving[1:])),
+            "core of old stays ready beside, as the rung says; what else does not serve finishes and stops",
+            id="one-of-them-was-started-as-a-release",
+        ),
+    ],
+)
+def test_the_plan_says_that_a_release_stays_beside_only_where_it_will(containers: ContainerFacts, said: str) -> None:
+    step = planned(containers, None).step("settle")
+    assert (step.action, step.explain) == (Settle(standby="old"), said)
+
+
 def test_no_second_instance_of_a_worker_is_ever_started() -> None:
     gate = planned(replace(EDGE, ungated=frozenset({"agent"})), None).step("pass-gate").action
     assert isinstance(gate, PassGate)

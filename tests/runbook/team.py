@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
@@ -106,6 +107,12 @@ class Team:
         recording.record(team.rooms(), OLD)
         recording.vouch(team.rooms(), OLD, why="known good")
         return team
+
+    def put_behind_an_edge(self) -> None:
+        """What serves does so as a release of its own, and traffic is switched."""
+        facts = self.stack.containers
+        serving = tuple(replace(i, release=self.history.serving) for i in facts.serving)
+        self.stack.containers = replace(facts, switchable=frozenset(SERVICES), serving=serving)
 
     def rooms(self) -> Rooms:
         """The rooms of one process."""

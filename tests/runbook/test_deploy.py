@@ -133,6 +133,12 @@ def test_the_same_name_with_other_content_is_refused(team: Team) -> None:
         team.deploy(BAD)
 
 
+def test_the_name_of_the_only_good_release_is_not_told_that_there_is_none(team: Team) -> None:
+    with pytest.raises(Refused, match="v1 is recorded already, is good and serves") as refused:
+        team.deploy(OLD)
+    assert refused.value.hint == "lastgood deploy --release ANOTHER-NAME"
+
+
 def rolled_back(team: Team) -> None:
     """v2 went back, and a person lifted the freeze."""
     team.deploy(BAD, ERRORS)

@@ -10,7 +10,7 @@ import pytest
 from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.plan import Role
 from lastgood.core.report import TerminalState
-from lastgood.testing.stack import SERVICES, WELL, Behaviour
+from lastgood.testing.stack import WELL, Behaviour
 from tests.runbook.team import BAD, OLD, Team
 
 ERRORS = Behaviour(errors=0.3)
@@ -20,11 +20,7 @@ ERRORS = Behaviour(errors=0.3)
 def team(tmp_path: Path) -> Team:
     """OLD serves behind an edge, as a release of its own."""
     team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
-    team.stack.containers = replace(
-        team.stack.containers,
-        switchable=frozenset(SERVICES),
-        serving=tuple(replace(i, release=OLD) for i in team.stack.containers.serving),
-    )
+    team.put_behind_an_edge()
     return team
 
 

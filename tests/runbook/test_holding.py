@@ -13,6 +13,7 @@ from lastgood.core.plan import Role
 from lastgood.core.record import ReleaseLetGo, ReleaseRecorded
 from lastgood.runbook.holding import let_go_of_old
 from lastgood.runbook.record import vouch
+from lastgood.runbook.rollback import look_ahead
 from lastgood.testing.stack import WELL
 from lastgood.testing.world import Crash, Crashes
 from tests.runbook.team import OLD, Team
@@ -45,6 +46,31 @@ def test_a_deploy_lets_go_of_the_oldest_and_their_files_are_gone(long_ago: Team)
 def test_going_back_to_one_that_is_not_kept_is_refused_with_the_reason(long_ago: Team) -> None:
     with pytest.raises(Refused, match="v1 is not kept any more: not among the newest 5"):
         long_ago.roll_back(OLD)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Team:
+    """v2 serves, and v1 is where a rollback goes."""
+    team = Team.with_a_good_release(tmp_path, parts=CONTAINERS)
+    team.deploy(behaviour=WELL)
+    return team
+
+
+def test_a_way_back_that_is_gone_is_no_plan(bad: Team) -> None:
+    bad.stack.forget(OLD)
+    with pytest.raises(Refused, match="v1 cannot serve again: core is gone") as refused:
+        look_ahead(bad.rooms(), None)
+    assert refused.value.hint == "docker pull core"
+
+
+def test_a_way_back_that_is_not_safe_is_a_plan_that_says_so(bad: Team) -> None:
+    bad.containers.unheld.add(OLD)
+    assert look_ahead(bad.rooms(), OLD).warnings == ("v1 lost its tags; next: docker tag",)
+
+
+def test_a_way_back_of_which_nothing_is_started_need_not_be_there(bad: Team) -> None:
+    bad.stack.forget(OLD)
+    assert look_ahead(bad.rooms(), None, only=frozenset({Role.FRONTEND})).to_release == OLD
 
 
 def test_nobody_can_vouch_for_one_that_is_not_kept(long_ago: Team) -> None:

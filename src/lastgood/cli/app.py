@@ -28,7 +28,7 @@ from lastgood.cli.rendering import (
     findings_lines,
     history_rows,
     kept_rows,
-    outlook_lines,
+    outlook_before,
     plan_lines,
     quarantine_lines,
     quarantine_rows,
@@ -42,17 +42,16 @@ from lastgood.cli.rendering import (
     table,
 )
 from lastgood.cli.screen import Screen
+from lastgood.cli.status import Status, look
 from lastgood.core.errors import Bug, ConfigError, LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import KeptDatabase
-from lastgood.core.history import History, ReleaseHistory, RunHistory
+from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
-from lastgood.core.ports import Right
 from lastgood.core.quarantine import EntryState
 from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, RepairBegun
 from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
-from lastgood.core.verdict import Watching
 from lastgood.runbook import by_hand, captures
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import kept as keeping
@@ -327,9 +326,6 @@ def described(root: Path) -> str:
     return name
 
 
-ENDED_WELL: Final = GOOD_ENDS | {TerminalState.SUPERSEDED, TerminalState.INCONCLUSIVE_KEPT}
-
-
 def watch_and_end(rooms: Rooms, deployment: str) -> None:
     """Watch in the foreground and exit by how it ended."""
     outcome = watching.watch_on(rooms, deployment)
@@ -411,55 +407,12 @@ def status(config: ConfigOption = Path(CONFIG_FILE), as_json: AsJson = False) ->
 
     Example: lastgood status
     """
-    rooms = minded(config)
-    history = rooms.memory.history()
-    run, under = history.open_run, history.open_deployment
-    holder = rooms.memory.journal.holder()
-    watcher = rooms.memory.journal.holder(Right.WATCH)
-    lines: list[str] = []
-    state = "IDLE"
-    if run is not None:
-        state = "RUNNING" if holder else "INTERRUPTED"
-        lines += [
-            f"{run.plan.purpose.value} {run.started.run}: {run.plan.from_release or 'nothing'} -> {run.plan.to_release}"
-        ]
-        lines += list(run_lines(run))[1:]
-    elif under is not None:
-        judged = watching.state_of(rooms.config.watch, under)
-        verdict = judged.judge(rooms.clock.now()) if judged else None
-        state = "WATCHING" if watcher else "WATCH INTERRUPTED"
-        if isinstance(verdict, Watching):
-            lines += [f"{verdict.left_s / 60:.0f} min left", *verdict.lines]
-            lines += [f"blind to: {b}" for b in verdict.blind_to]
-        lines += _outlook(history)
-        if not watcher:
-            lines.append("next: lastgood watch")
-    elif (baked := watching.baking(rooms)) is not None:
-        state = "BAKING" if watcher else "BAKE INTERRUPTED"
-        lines.append(f"watched again after the rollback, {watching.left_s(rooms, baked) / 60:.0f} min left")
-        lines += [] if watcher else ["next: lastgood watch"]
-    elif (last := next(reversed(history.deployments.values()), None)) and last.ended:
-        state = "IDLE" if last.ended.terminal in ENDED_WELL else last.ended.terminal.value
-        lines.append(f"last deployment: {last.deployment.release}  {last.ended.terminal.value}  {last.ended.sentence}")
-        report = next((e.report for r in reversed(last.runs) if (e := history.runs[r].ended) and e.report), None)
-        lines += [f"next: {line}" for line in report.next_steps] if report and state != "IDLE" else []
-    if history.frozen:
-        lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
+    found = look(minded(config))
     if as_json:
-        show(
-            {
-                "state": state,
-                "serving": history.serving,
-                "run": run.started.run if run else None,
-                "deployment": under.deployment.id if under else None,
-                "frozen": bool(history.frozen),
-                "lines": lines,
-            },
-            dict[str, Any],
-        )
+        show(found, Status)
         return
-    out(f"{state}  {history.serving} serves" if history.serving else f"{state}  no release is recorded as serving")
-    for line in lines:
+    out(f"{found.state}  {clean(found.said)}")
+    for line in found.lines:
         out(clean(line))
 
 
@@ -477,23 +430,12 @@ def plan(
     Example: lastgood plan
     """
     rooms = minded(config)
-    history = rooms.memory.history()
-    target = returning.choose_target(history, release)
-    made = returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history))
+    made = returning.look_ahead(rooms, release)
     if as_json:
         show(made, Plan)
         return
-    for line in (*plan_lines(made), *_outlook(history)):
+    for line in (*plan_lines(made), *outlook_before(rooms.memory.history())):
         out(line)
-
-
-def _outlook(history: History) -> list[str]:
-    """What was known of the migrations of the deployment that is under way, before they were applied."""
-    under = history.open_deployment
-    run = history.deploy_run(under.deployment.id) if under else None
-    if run is None or run.plan.outlook is None:
-        return []
-    return [f"before the deploy of {run.plan.to_release}:", *(f"  {line}" for line in outlook_lines(run.plan.outlook))]
 
 
 @app.command()
@@ -514,12 +456,8 @@ def rollback(
     rooms = opened(config)
     roles = _roles(only)
     good = frozenset({TerminalState.ROLLED_BACK_VERIFIED})
-    history = rooms.memory.history()
     if dry_run:
-        target = returning.choose_target(history, release)
-        for line in plan_lines(
-            returning.plan_rollback(rooms, target, plan_id=returning.new_run_id(history), only=roles)
-        ):
+        for line in plan_lines(returning.look_ahead(rooms, release, only=roles)):
             out(line)
         return
 

@@ -133,7 +133,7 @@ def change_lines(changes: Iterable[SchemaChange], more: int) -> Iterator[str]:
 
 def report_lines(report: Report) -> Iterator[str]:
     """The report of an incident."""
-    yield f"{report.terminal.value}  {report.from_release} -> {report.to_release}  (run {report.run})"
+    yield f"{report.terminal.value}  {report.way}  (run {report.run})"
     yield f"why        {report.trigger}: {clean(report.sentence)}"
     took = (report.ended_at - report.began_at).total_seconds()
     yield f"when       {when(report.began_at)}, took {took:.1f} s"
@@ -220,9 +220,18 @@ def release_rows(history: History) -> Iterator[tuple[str, ...]]:
     """Releases, newest last: name, standing, whether it serves or is not kept, commit, when, who judged."""
     for known in history.releases.values():
         release = known.release
-        mark = "not kept any more" if known.let_go else "serves" if history.serving == release.id else ""
+        mark = "not kept any more" if known.let_go else _serves(history, release.id)
         commit = (release.commit or "no commit")[:12] + ("+dirty" if release.dirty else "")
         yield release.id, known.standing.value, mark, commit, when(release.recorded_at), known.judged_by
+
+
+def _serves(history: History, release: str) -> str:
+    services, whole = history.answering.services, history.answering.releases
+    if not services:
+        return "serves" if history.serving == release else ""
+    if whole:
+        return ("serves" if len(whole) == 1 else "may serve") if release in whole else ""
+    return "serves in part" if any(release in of for of in services.values()) else ""
 
 
 def history_rows(history: History) -> Iterator[tuple[str, ...]]:
@@ -391,3 +400,12 @@ def _change_lines(change: EntryChange) -> Iterator[str]:
     for name, value in after.items():
         changed = change.old is not None and change.new is not None and value != before.get(name)
         yield f"{name}  {before.get(name)} -> {value}" if changed else f"{name}  {value}"
+
+
+def outlook_before(history: History) -> list[str]:
+    """What was known of the migrations of the deployment that is under way, before they were applied."""
+    under = history.open_deployment
+    run = history.deploy_run(under.deployment.id) if under else None
+    if run is None or run.plan.outlook is None:
+        return []
+    return [f"before the deploy of {run.plan.to_release}:", *(f"  {line}" for line in outlook_lines(run.plan.outlook))]

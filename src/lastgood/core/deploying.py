@@ -246,17 +246,30 @@ def serve_steps(
     ]
     if not together:
         return [*serve, clear_step(boot_s=boot_s)]
-    settle = settle_step(boot_s=boot_s * len(together), standby=standby)
+    stays = _stays_beside(containers, standby)
+    settle = settle_step(boot_s=boot_s * len(together), standby=standby, stays=stays)
     return [*switch, *serve, settle]
 
 
-def settle_step(*, boot_s: float, standby: str = "") -> Step:
-    """End what no longer serves behind an edge, but `standby`."""
+def _stays_beside(containers: ContainerFacts, standby: str) -> str:
+    """What of the release that serves will run on beside, in words: nothing where that is not wanted, or where its
+    instances were not started as those of a release. Empty for nothing."""
+    own = [s for s in containers.switchable if {i.release for i in containers.of(s)} == {standby}]
+    if not standby or not own or not containers.standby_runs:
+        return ""
+    part = "" if len(own) == len(containers.switchable) else f"{', '.join(sorted(own))} of "
+    return f"{part}{standby} stays ready beside, as the rung says"
+
+
+def settle_step(*, boot_s: float, standby: str = "", stays: str = "") -> Step:
+    """End what no longer serves behind an edge, but `standby`. stays: what of it will run on, in words."""
     return Step(
         name="settle",
         action=Settle(standby=standby),
         deadline_s=boot_s,
-        explain=(f"{standby} stays ready beside; " if standby else "") + "what else does not serve finishes and stops",
+        explain=f"{stays}; what else does not serve finishes and stops"
+        if stays
+        else "what does not serve finishes and stops",
     )
 
 
@@ -266,5 +279,5 @@ def clear_step(*, boot_s: float, standby: str = "") -> Step:
         name="clear-candidates",
         action=ClearCandidates(standby=standby),
         deadline_s=boot_s,
-        explain=(f"{standby} stays ready beside; " if standby else "") + "remove what was started and does not serve",
+        explain="remove what was started and does not serve" + (f"; {standby} is beside as before" if standby else ""),
     )

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import assert_never
+from typing import Final, assert_never
 
+from lastgood.core.answering import Answering
 from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.quarantine import QuarantineDecision
 from lastgood.core.reading import Bucket
@@ -43,6 +44,7 @@ from lastgood.core.record import (
 from lastgood.core.release import Deployment, Release, RestorePoint, Standing
 from lastgood.core.repair import RepairState
 from lastgood.core.report import TerminalState
+from lastgood.core.run import began_serving_change
 
 
 @dataclass(slots=True)
@@ -87,8 +89,9 @@ class RunHistory:
 
 @dataclass(slots=True)
 class DeploymentHistory:
-    """A deployment and its watch. baseline and buckets: oldest first; after a rollback, buckets are those of the
-    bake, and watched those of the watch before it."""
+    """A deployment and its watch. runs: its own, and what a person began later to go back from it. baseline and
+    buckets: oldest first; after a rollback, buckets are those of the bake, and watched those of the watch before it.
+    ended: the newest of its endings."""
 
     deployment: Deployment
     runs: list[str] = field(default_factory=list[str])
@@ -123,7 +126,8 @@ class History:
 
     journal: hash of the first record, which tells one journal from every other. told: (channel, event) that arrived;
     untold: those that did not. quarantine: the newest decision about an entry, by `replay/id`. repairs: all
-    that were begun.
+    that were begun. serving: the release of the newest deployment or rollback that was carried out; answering: which
+    release each service answers from while that is not all of it. ended_last: the deployment with the newest ending.
     """
 
     releases: dict[str, ReleaseHistory] = field(default_factory=dict[str, ReleaseHistory])
@@ -131,6 +135,8 @@ class History:
     runs: dict[str, RunHistory] = field(default_factory=dict[str, RunHistory])
     restore_points: dict[str, RestorePoint] = field(default_factory=dict[str, RestorePoint])
     serving: str = ""
+    answering: Answering = field(default_factory=Answering)
+    ended_last: DeploymentHistory | None = None
     frozen: Frozen | None = None
     last_seq: int = 0
     told: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
@@ -208,7 +214,10 @@ def _take(history: History, event: Event, record: Record) -> None:
             if event.deployment in history.deployments:
                 history.deployments[event.deployment].runs.append(event.run)
         case StepStarted() | StepSeen() | StepFailed() | ApprovalGiven() | ApprovalDenied() | AbortAsked():
-            history.runs[event.run].records.append(record)
+            run = history.runs[event.run]
+            run.records.append(record)
+            serving = history.releases.get(history.serving)
+            history.answering.take(run.plan, event, serving.release if serving else None)
         case RunEnded():
             _end_run(history, event)
         case RestorePointKept(restore_point=restore_point):
@@ -269,6 +278,7 @@ def _take_deployment(
             history.deployments[deployment.id] = DeploymentHistory(deployment=deployment)
             if event.serving:
                 history.serving = deployment.release
+                history.answering = Answering()
         case BaselineTaken():
             history.deployments[event.deployment].baseline = event.buckets
         case WatchStarted():
@@ -279,9 +289,13 @@ def _take_deployment(
         case BucketSeen():
             history.deployments[event.deployment].buckets.append(event.bucket)
         case DeploymentEnded():
-            history.deployments[event.deployment].ended = event
+            _end_deployment(history, history.deployments[event.deployment], event)
         case _:
             assert_never(event)
+
+
+def _end_deployment(history: History, deployment: DeploymentHistory, ended: DeploymentEnded) -> None:
+    deployment.ended, history.ended_last = ended, deployment
 
 
 def _end_run(history: History, event: RunEnded) -> None:
@@ -290,17 +304,63 @@ def _end_run(history: History, event: RunEnded) -> None:
     run = history.runs[event.run]
     run.ended = event
     history.serving = event.serving
+    history.answering.end(run.plan, event)
     if event.terminal is None:
         return
-    deployment = history.deployments.get(run.started.deployment)
-    partial = run.plan.purpose is Purpose.ROLLBACK and Role.CONTAINERS not in run.plan.scope
-    if deployment and deployment.ended is None and not partial:
-        deployment.ended = DeploymentEnded(
+    deployment = _concerned(history, run)
+    if deployment and event.run not in deployment.runs:
+        deployment.runs.append(event.run)
+    if deployment and _is_its_end(deployment, run, event.terminal):
+        ended = DeploymentEnded(
             deployment=deployment.deployment.id, terminal=event.terminal, sentence=run.started.sentence
         )
+        _end_deployment(history, deployment, ended)
     untouched = event.terminal is TerminalState.REFUSED
     went_back = event.serving == run.plan.to_release and Role.CONTAINERS in run.plan.scope and not untouched
     if went_back and run.plan.purpose is Purpose.ROLLBACK and run.plan.from_release != run.plan.to_release:
         left = history.releases.get(run.plan.from_release)
         if left:
             left.standing, left.judged_by = Standing.BARRED, f"rolled back by run {event.run}"
+
+
+def _concerned(history: History, run: RunHistory) -> DeploymentHistory | None:
+    """The deployment that a run is about: the one that it was begun for. A rollback that a person began once that had
+    ended names none: then the newest one of the release that it left; and where it put right what served already, that
+    may also be the one from which a rollback had come there."""
+    if (named := history.deployments.get(run.started.deployment)) is not None:
+        return named
+    left, back = run.plan.from_release, run.plan.to_release
+
+    def went_there(known: DeploymentHistory) -> bool:
+        plans = (history.runs[name].plan for name in known.runs)
+        return any(plan.purpose is Purpose.ROLLBACK and plan.to_release == back for plan in plans)
+
+    known = reversed(history.deployments.values())
+    return next((d for d in known if d.deployment.release == left or (left == back and went_there(d))), None)
+
+
+_STANDS: Final = frozenset(
+    {
+        TerminalState.HEALTHY_KEPT,
+        TerminalState.INCONCLUSIVE_KEPT,
+        TerminalState.SUPERSEDED,
+        TerminalState.ROLLED_BACK_VERIFIED,
+    }
+)
+
+
+def _is_its_end(deployment: DeploymentHistory, run: RunHistory, terminal: TerminalState) -> bool:
+    """Whether the deployment ends as this run did. An ending from before stands where the run touched nothing that
+    serves, and where it only put right what served already."""
+    plan = run.plan
+    if plan.purpose is Purpose.ROLLBACK and Role.CONTAINERS not in plan.scope:
+        return False
+    if deployment.ended is None:
+        return True
+    match terminal:
+        case TerminalState.REFUSED | TerminalState.DENIED | TerminalState.ABORTED_BY_HUMAN:
+            return began_serving_change(plan, run.records)
+        case TerminalState.ROLLED_BACK_VERIFIED:
+            return plan.from_release != plan.to_release or deployment.ended.terminal not in _STANDS
+        case _:
+            return True

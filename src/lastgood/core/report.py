@@ -165,6 +165,7 @@ class Report:
     person asked; began_at: when the run began, after planning. serving: the release that serves now, where known.
     parts: which parts went back, empty for the whole release. uncounted: what left the live data and nobody can count,
     and where it is; empty for nothing. aside: what the down migrations took away, by column or table, and where it is.
+    never_served: what was deployed stopped before users could notice it, and so nothing that serves was put back.
     """
 
     run: str
@@ -190,6 +191,16 @@ class Report:
     replayed: Replayed | None = None
     uncounted: str = ""
     aside: tuple[Loss, ...] = ()
+    never_served: Annotated[bool, LATER] = False
+
+    @property
+    def way(self) -> str:
+        """What went where, in a few words: nothing did where the release that is left never served, or serves on."""
+        if self.never_served:
+            return f"{self.from_release} never served, {self.to_release} does"
+        if self.from_release == self.to_release:
+            return f"{self.to_release} put right"
+        return f"{self.from_release} -> {self.to_release}"
 
 
 def announcement(report: Report) -> str:
@@ -199,6 +210,8 @@ def announcement(report: Report) -> str:
         case TerminalState.ROLLED_BACK_VERIFIED if report.parts:
             parts = " and ".join(report.parts)
             return f"ℹ️ {parts} went back to {back}, and the checks passed. {report.serving or left} serves."
+        case TerminalState.ROLLED_BACK_VERIFIED if stayed := _stayed(report):
+            return "\n".join((f"ℹ️ {stayed}, and the checks passed.", *_remaining(report)))
         case TerminalState.ROLLED_BACK_VERIFIED:
             said = (
                 f"🚨 Deployment failed. Rollback to {back} completed. System operating normally. Investigation started."
@@ -206,6 +219,8 @@ def announcement(report: Report) -> str:
             return "\n".join((said, *_remaining(report)))
         case TerminalState.ROLLED_BACK_DEGRADED:
             failed = ", ".join(c.name for c in report.checks if not c.passed) or "unknown"
+            if stayed := _stayed(report):
+                return f"⚠️ {stayed}, but these checks fail: {failed}. {who} is needed."
             return (
                 f"⚠️ Deployment of {left} failed. {back} runs again, but these checks fail: {failed}. {who} is needed."
             )
@@ -229,6 +244,15 @@ def announcement(report: Report) -> str:
             return f"ℹ️ The watch of {left} ended: a newer deployment took over."
         case _:
             assert_never(report.terminal)
+
+
+def _stayed(report: Report) -> str:
+    """How it came that the same release serves as before; empty where one took another's place."""
+    left, back = report.from_release, report.to_release
+    if report.never_served:
+        why = f"{left} was not deployed ({report.sentence})"
+        return f"{why}. It never served, nothing had to be put back: {back} serves"
+    return f"{back} served already. What was not as it left it was put right" if left == back else ""
 
 
 def _ended_by_person(report: Report, how: str, *, mark: str) -> str:

@@ -94,6 +94,11 @@ def check_release(history: History, name: str, *, first: bool, override: bool) -
         )
     good = [r for r in history.releases.values() if r.is_way_back and r.release.id != name]
     if not good and not first:
+        if known and known.is_way_back and name == history.serving:
+            raise Refused(
+                f"{name} is recorded already, is good and serves; another release needs a name of its own",
+                hint="lastgood deploy --release ANOTHER-NAME",
+            )
         hint = "lastgood record --good" if history.serving else "lastgood deploy --first"
         raise Refused("there is no good release to go back to, so this deploy could not be rolled back", hint=hint)
 
@@ -379,7 +384,8 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
 
     Raises Refused when nothing was changed, NeedsHuman when a person must look.
     """
-    rooms.story(f"deploy stopped at {stop.step.name if stop.step else 'its start'}: {stop.reason}")
+    at = stop.step.name if stop.step else "its start"
+    rooms.story(f"deploy stopped at {at}: {stop.reason.removeprefix(f'{at}: ')}")
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
     records = rooms.memory.history().runs[plan.id].records
     if not _began(plan, records):

@@ -186,6 +186,20 @@ def plan_rollback(
     )
 
 
+def look_ahead(rooms: Rooms, name: str | None, *, only: frozenset[Role] = frozenset(Role)) -> Plan:
+    """Plan the way back as a rollback would that began now. Changes nothing. Raises Refused or Retryable, also where
+    the plan needs something that is nowhere any more."""
+    history = rooms.memory.history()
+    target = choose_target(history, name)
+    plan = plan_rollback(rooms, target, plan_id=new_run_id(history), only=only)
+    if not any(step.serves for step in plan.steps):
+        return plan
+    missing = rooms.containers.missing(target.release)
+    if lost := [m for m in missing if m.lost]:
+        raise Refused(f"{target.release.id} cannot serve again: {'; '.join(m.what for m in lost)}", hint=lost[0].fix)
+    return replace(plan, warnings=(*plan.warnings, *(f"{m.what}; next: {m.fix}" for m in missing)))
+
+
 def restore_point_before(history: History, target: str, *, at: datetime | None = None) -> RestorePoint | None:
     """The restore point with which a rollback to `target` compares, or compared when it began, at `at`."""
     deployments = [d for d in history.deployments.values() if at is None or d.deployment.started_at <= at]
@@ -671,12 +685,16 @@ def _report(
     commit = left.release.commit if left else None
     deployment = history.deployments.get(run.started.deployment)
     rolled_back = terminal in (TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED)
+    deploy = history.deploy_run(run.started.deployment) if deployment else None
+    stopped = deploy is not None and deploy.ended is not None and deploy.ended.stopped
+    noticed = any(began_serving_change(r.plan, r.records) for r in (deploy, run) if r)
+    left_something = plan.from_release != plan.to_release
     advice: list[str] = []
     if rolled_back and Role.CONTAINERS in plan.scope:
-        if commit:
+        if commit and left_something:
             still = f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
             notes = (*notes, still)
-        if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED:
+        if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED and left_something:
             advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
         if plan.invalid_rows:
             advice.append("lastgood repair   (shows what the invalid rows were before, and asks)")
@@ -707,11 +725,14 @@ def _report(
         served_at=deployment.watch.at if deployment and deployment.watch and not deployment.watch.bake else None,
         decided_at=run.started.decided_at,
         parts=tuple(role.value for role in plan.scope) if len(plan.scope) < len(Role) else (),
+        never_served=rolled_back and left_something and bool(stopped) and not noticed,
     )
 
 
 def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
-    report = replace(report, serving=serving)
+    # of what stopped half-way nobody is told that it serves
+    whole = serving == report.to_release or not rooms.memory.history().answering.services
+    report = replace(report, serving=serving if whole else "")
     tell(rooms, report.run, announcement(report), event_id=f"{report.run}-{report.terminal.value}")
     history = rooms.memory.history()
     unheard = tuple(f"{t.channel} could not be told: {t.error}" for t in history.runs[report.run].told if t.error)
@@ -725,7 +746,10 @@ def _end(rooms: Rooms, report: Report, *, serving: str) -> Report:
 
 
 def _begin_bake(rooms: Rooms, report: Report) -> None:
-    """The system is watched again: the minutes count from here, whoever takes the watch up."""
+    """The system is watched again: the minutes count from here, whoever takes the watch up. Where no release was left
+    there is none to be watched after."""
+    if report.from_release == report.to_release:
+        return
     deployments = rooms.memory.history().deployments.values()
     left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
     if left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
