@@ -320,7 +320,7 @@ def test_what_was_written_is_told_by_table_and_with_what_it_is_sure_of(team: Tea
     shown = shown_when_asked(team)
     assert "tried          3 of 3 transactions written since can be replayed (rows: missions 5, users 1)" in shown
     assert "would skip     1 of the migration's own" in shown
-    assert "would lose     none of them: each is replayed, waits or is skipped" in shown
+    assert "would lose     none of them: each is replayed, waits, is skipped or is listed here" in shown
     assert "note           odd" in shown
 
 

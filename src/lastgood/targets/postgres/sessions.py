@@ -36,7 +36,7 @@ _TOLD: Final[LiteralString] = (
 # Who owns something in the database that is connected to, or was granted something there, or has one of these sessions.
 # What an extension brought is whose its maker is, and says nothing of who works with it.
 _OTHERS: Final[LiteralString] = (
-    "WITH used AS ("  # noqa: S608 # ours
+    "WITH used AS ("  # noqa: S608 # put together of constants
     "SELECT d.refobjid AS role FROM pg_shdepend d JOIN pg_database b ON b.datname = current_database() "
     "WHERE d.refclassid = 'pg_authid'::regclass "
     "AND (d.dbid = b.oid OR (d.classid, d.objid) = ('pg_database'::regclass, b.oid)) "
@@ -62,7 +62,7 @@ class Other:
 def told(connection: Connection, database: str) -> str:
     """Say who is connected: `4711 web (shop, active)`, at most ten; the server's own workers as well."""
     rows = connection.execute(
-        "SELECT " + _TOLD + " FROM pg_stat_activity a WHERE datname = %s ORDER BY pid LIMIT %s",  # noqa: S608 # ours
+        "SELECT " + _TOLD + " FROM pg_stat_activity a WHERE datname = %s ORDER BY pid LIMIT %s",  # noqa: S608 # put together of constants
         [database, NAMED],
     )
     return _said(rows.fetchall())
@@ -105,7 +105,7 @@ def writing_since(connection: Connection, older_s: float) -> tuple[str, ...]:
     """Say which transactions of the whole server have written, and are open for longer than that: a replication slot
     is made only when they have ended. Of other roles' it is seen only by who may read all statistics."""
     rows = connection.execute(
-        "SELECT DISTINCT "  # noqa: S608 # ours
+        "SELECT DISTINCT "  # noqa: S608 # put together of constants
         + _TOLD
         + ", extract(epoch FROM clock_timestamp() - a.xact_start)::int "
         "FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'transactionid' AND l.granted "
