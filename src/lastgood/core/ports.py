@@ -156,6 +156,7 @@ class Database(Target, Protocol):
     def cautions(self) -> tuple[str, ...]:
         """Return what a rollback of the database would cost or not bring back here, one line each with what to type;
         nothing of it keeps a restore point from being taken. Changes nothing."""
+        ...
 
     def room(self) -> tuple[tuple[str, int], ...]:
         """Return (where, free bytes) of each filesystem that a dump and a clone go to, as far as that can be seen.
