@@ -16,10 +16,14 @@ from ruamel.yaml import YAML
 
 from lastgood.core import config as settings_of
 from lastgood.core import errors
-from lastgood.core.config import Config, TriggerConfig, parse_config
+from lastgood.core.config import Config, EdgeConfig, TriggerConfig, parse_config
 from lastgood.core.errors import ConfigError, LastgoodError
 from lastgood.core.plan import Action
 from lastgood.core.report import TerminalState
+from lastgood.targets.compose.edge import FOLDER as EDGE_FOLDER
+from lastgood.targets.compose.haproxy import CONFIG_FILE as EDGE_FILE
+from lastgood.targets.compose.kept import CONFIG_FILE as KEPT_FILE
+from lastgood.targets.compose.kept import held_as
 from scripts import schema
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +182,16 @@ def test_each_first_word_of_status_says_what_to_type() -> None:
     status = (SOURCE / "cli" / "status.py").read_text(encoding="utf-8")
     assert incident_rows("# When it burns") == ["IDLE", "WATCHING", "WATCH INTERRUPTED", "RUNNING", "INTERRUPTED"]
     assert [word for word in incident_rows("# When it burns") if f'"{word}"' not in status] == []
+
+
+def test_what_is_typed_where_lastgood_cannot_act_bears_the_names_that_the_code_makes() -> None:
+    page = (ROOT / "docs" / "operate" / "incident.md").read_text(encoding="utf-8")
+    by_hand = page[page.index("## lastgood itself cannot act") :]
+    tag = held_as("hypercode-core", "v2.0.3", project="hypercode")
+    assert re.findall(r"docker tag (\S+)", by_hand) == [tag]
+    assert re.findall(r"--file (\S+)", by_hand) == [f".lastgood/releases/v2.0.3/{KEPT_FILE}"]
+    assert set(re.findall(r"\.lastgood/edge/\S+", by_hand)) == {f".lastgood/{EDGE_FOLDER}/{EDGE_FILE}"}
+    assert re.findall(r"docker restart (\S+)", by_hand) == [f"hypercode-{EdgeConfig.model_fields['service'].default}-1"]
 
 
 def incident_rows(heading: str) -> list[str]:

@@ -151,7 +151,9 @@ class EdgeShop(Shop):
 
     @property
     def told_of_success(self) -> int:
-        return len([text for text in self.told if self.completed(GOOD) in text])
+        """How often it was told that v1 is back, or that the bad one never served."""
+        well = (self.completed(GOOD), f"nothing had to be put back: {GOOD} serves, and the checks passed.")
+        return len([text for text in self.told if any(words in text for words in well)])
 
     def containers(self) -> dict[str, tuple[bool, str]]:
         """Every container of the project, by what of it stands beyond the project's name: does it run, from which
