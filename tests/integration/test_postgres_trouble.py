@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -306,3 +308,28 @@ def test_what_a_slot_keeps_counts_although_its_restore_point_was_never_kept(embe
     assert facts.capture_bytes > 10_000_000
     embedded.target.apply(embedded.end_capture)
     assert embedded.target.observe().capture_bytes == 0
+
+
+def test_nobody_who_reads_waits_long_while_a_restore_point_waits_for_a_reader(embedded: PostgresWorld) -> None:
+    """A change that waits for its lock has everybody behind it wait."""
+    over, turned_away = threading.Event(), list[str]()
+
+    def read() -> None:
+        with embedded.connect() as connection:
+            connection.execute("SET lock_timeout = '1s'")
+            while not over.is_set():
+                try:
+                    connection.execute("SELECT FROM orders LIMIT 1")
+                except psycopg.errors.LockNotAvailable as error:
+                    turned_away.append(str(error))
+
+    with embedded.connect() as long, ThreadPoolExecutor(1) as pool:
+        long.execute("BEGIN; SELECT FROM orders LIMIT 1")
+        reading = pool.submit(read)
+        try:
+            embedded.take()
+        finally:
+            over.set()
+            reading.result()
+        long.execute("ROLLBACK")
+    assert turned_away == []

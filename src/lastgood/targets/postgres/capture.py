@@ -9,9 +9,10 @@ it has no key and its identity is not FULL (55000), and it takes a superuser.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Final
@@ -21,7 +22,7 @@ from psycopg import sql
 
 from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.targets.postgres import catalog, marks, shelf
-from lastgood.targets.postgres.connect import Connection, connect
+from lastgood.targets.postgres.connect import Connection, change_in_use, connect
 from lastgood.targets.postgres.server import Server, databases
 
 PREFIX: Final = "lastgood_"
@@ -143,14 +144,9 @@ class Captures:
         if marked:
             marks.prepare(live, slot)
             for other, history in marks.besides(live):
-                with _locked(live, other.as_string(live)):
-                    marks.arm(live, other, history=history)
+                _change(live, other.as_string(live), partial(marks.arm, live, other, history=history))
         for table in fresh:
-            with _locked(live, table.label):
-                live.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY FULL").format(table.identifier))
-                if marked:
-                    marks.arm(live, table.identifier)
-                live.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}").format(name, table.identifier))
+            _change(live, table.label, partial(_cover, live, table, name, marked=marked))
 
     def uncover(self, connection: Connection, slot: str, tables: tuple[catalog.Table, ...]) -> None:
         """Take what a capture did to the schema back: in the database itself, or in a copy of it. Safe to repeat.
@@ -163,10 +159,11 @@ class Captures:
                 continue
             words = sql.SQL(identities[table.oid])  # pyright: ignore[reportArgumentType] # quoted by the server
             statement = sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}")
+            as_it_was, default = (statement.format(table.identifier, how) for how in (words, sql.SQL("DEFAULT")))
             try:
-                connection.execute(statement.format(table.identifier, words))
+                change_in_use(connection, partial(connection.execute, as_it_was))
             except (psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType):  # its index is gone since
-                connection.execute(statement.format(table.identifier, sql.SQL("DEFAULT")))
+                change_in_use(connection, partial(connection.execute, default))
         marks.disarm(connection)
         for publication in (marks.publication_of(slot), slot):  # the one that tells that anything is left as the last
             connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(publication)))
@@ -234,15 +231,20 @@ class Captures:
         return shelf.read(path, shelf.KEPT_IDENTITIES, what=slot, hint="lastgood doctor") if path.exists() else {}
 
 
-@contextmanager
-def _locked(live: Connection, label: str) -> Generator[None]:
+def _change(live: Connection, label: str, change: Callable[[], object]) -> None:
     """Change one table, whole or not at all. Raises Retryable, naming who is in the way, when it is locked."""
     try:
-        with live.transaction():
-            yield
+        change_in_use(live, change)
     except psycopg.errors.LockNotAvailable as error:
         told = f"table {label} is locked; still writing: {_writing(live) or 'nobody'}"
         raise Retryable(told, delay_s=_AGAIN_S) from error
+
+
+def _cover(live: Connection, table: catalog.Table, publication: sql.Identifier, *, marked: bool) -> None:
+    live.execute(sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY FULL").format(table.identifier))
+    if marked:
+        marks.arm(live, table.identifier)
+    live.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}").format(publication, table.identifier))
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -25,6 +27,7 @@ CONNECT_S: Final = 2
 INSPECT_S: Final = 5.0
 STATEMENT_S: Final = 30.0
 LOCK_S: Final = 5.0
+_MOMENT_S: Final = 0.2
 """Who waits longer for a lock holds up everybody who comes behind (a migration behind a long read, for one)."""
 _NOT_NOW_S: Final = 1.0
 NO_POOLER: Final = "database.postgres.host and .port in lastgood.yaml: the server's own, not those of a pooler"
@@ -151,3 +154,23 @@ def _inspected(container: str) -> child.Ended:
 def _address(inspected: child.Ended) -> str | None:
     networks: dict[str, dict[str, str]] = json.loads(inspected.out) or {}
     return next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), None)
+
+
+def change_in_use(connection: Connection, change: Callable[[], object]) -> None:
+    """Change a table that others use, whole or not at all. Who comes after a change that waits for its lock waits with
+    it, readers too: so it waits for moments, lets them pass as long, and gives up after LOCK_S.
+
+    Raises LockNotAvailable: nothing changed.
+    """
+    ends_at = monotonic() + LOCK_S
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_MOMENT_S * 1000:.0f}"])
+                change()
+        except psycopg.errors.LockNotAvailable:
+            if monotonic() >= ends_at:
+                raise
+            sleep(_MOMENT_S)
+        else:
+            return

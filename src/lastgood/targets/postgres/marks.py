@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, LiteralString
 
 from psycopg import sql
 
 from lastgood.targets.postgres.catalog import HISTORIES
-from lastgood.targets.postgres.connect import APPLICATION, Connection
+from lastgood.targets.postgres.connect import APPLICATION, Connection, change_in_use
 from lastgood.targets.postgres.merge import written
 from lastgood.targets.postgres.pgoutput import messages
 
@@ -99,7 +100,8 @@ def disarm(connection: Connection) -> None:
     for (table,) in connection.execute(
         "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = %s AND NOT tgisinternal", [SCHEMA]
     ).fetchall():
-        connection.execute(sql.SQL("DROP TRIGGER IF EXISTS lastgood_marks ON {}").format(written(table)))
+        drop = sql.SQL("DROP TRIGGER IF EXISTS lastgood_marks ON {}").format(written(table))
+        change_in_use(connection, partial(connection.execute, drop))
     connection.execute("DROP SCHEMA IF EXISTS lastgood_marks CASCADE")
 
 
