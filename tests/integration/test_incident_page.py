@@ -76,7 +76,7 @@ def test_a_fence_is_lifted_by_hand(swapped: PostgresWorld) -> None:
     fence = Fence(kept_as="shop_bad_r1")
     swapped.sql("ALTER DATABASE shop_bad_r1 RENAME TO shop_bad_r0", database="postgres")
     swapped.target.apply(step("fence", fence))
-    psql(swapped, block("hypercode RENAME TO hypercode_lg_fence;"), database="postgres")
+    psql(swapped, block("hypercode RENAME TO hypercode_lg__fence;"), database="postgres")
     assert swapped.sql("SELECT count(*) FROM customers WHERE name = 'Grace'") == [(1,)]
 
 

@@ -236,11 +236,11 @@ def test_a_fence_that_left_the_name_free_is_lifted_and_swapped_as_well(embedded:
     """As one that stood while lastgood was brought up to date."""
     behind_the_fence(embedded)
     name = embedded.config.name
-    embedded.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg_fence", database="postgres")
+    embedded.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg__fence", database="postgres")
     embedded.target.apply(embedded.lift)
     assert embedded.one("SELECT count(*) FROM orders") == 100
     embedded.target.apply(embedded.fence)
-    embedded.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg_fence", database="postgres")
+    embedded.sql(f"ALTER DATABASE {name} RENAME TO {name}_lg__fence", database="postgres")
     for each in embedded.way_back[3:]:
         embedded.target.apply(each)
     assert embedded.one("SELECT name FROM customers WHERE id = 1") == "customer 1"
@@ -270,7 +270,7 @@ def test_what_a_person_is_told_to_type_lifts_the_fence_and_can_do_no_harm_where_
 
 def test_an_empty_database_that_a_killed_command_left_unmarked_is_made_anew(embedded: PostgresWorld) -> None:
     name = embedded.config.name
-    embedded.sql(f"CREATE DATABASE {name}_lg_fence TEMPLATE template0 ALLOW_CONNECTIONS false", database="postgres")
+    embedded.sql(f"CREATE DATABASE {name}_lg__fence TEMPLATE template0 ALLOW_CONNECTIONS false", database="postgres")
     behind_the_fence(embedded)
     embedded.target.apply(embedded.lift)
     assert embedded.one("SELECT count(*) FROM orders") == 100

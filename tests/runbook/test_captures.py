@@ -66,7 +66,7 @@ def test_a_command_ends_a_log_that_is_over_its_limit_and_tells(team: Team) -> No
     grows(team, 5)
     captures.mind(team.rooms())
     assert not kept(team)
-    assert "limit 4096 MiB; the capture ends" in team.channel.texts[-1]
+    assert "limit 4096 MiB; the capture was ended" in team.channel.texts[-1]
 
 
 def test_a_command_ends_a_log_that_outlived_the_watch_that_nobody_held(team: Team) -> None:
@@ -99,7 +99,7 @@ def test_a_log_that_a_deploy_left_which_was_killed_is_bounded_too(team: Team) ->
 def test_a_log_that_the_server_gave_up_is_told_of_and_tidied_away(team: Team) -> None:
     team.stack.database = replace(team.stack.database, captures=frozenset(), capture_left=True)
     captures.mind(team.rooms())
-    assert "can no longer be replayed one by one; the capture ends" in team.channel.texts[-1]
+    assert "can no longer be replayed one by one; the capture was ended" in team.channel.texts[-1]
     assert not team.stack.database.capture_left
 
 
@@ -207,3 +207,39 @@ def test_a_log_that_grows_too_large_while_a_person_is_asked_ends_and_nothing_was
     assert not kept(team)
     assert team.stack.serving == BAD
     assert "fence" not in team.stack.effects
+
+
+def test_a_rollback_that_died_keeps_what_it_replays_from(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path)
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    team.when_asked(team.approve)
+
+    def die() -> None:
+        raise Crash
+
+    team.stack.takes_s["fence"] = 2.0
+    team.clock.after(1.0, die)
+    with pytest.raises(Crash):
+        team.roll_back()
+    grows(team, 5)
+    captures.mind(team.rooms())
+    assert kept(team)
+
+
+def test_a_log_that_somebody_in_the_way_keeps_is_not_told_to_have_ended(team: Team) -> None:
+    grows(team, 5)
+    with team.journal.claim("eve@host"):
+        captures.mind(team.rooms())
+    assert kept(team)
+    assert team.channel.texts == []
+    captures.mind(team.rooms())
+    assert not kept(team)
+    assert "the capture was ended" in team.channel.texts[-1]
+
+
+def test_a_log_of_a_database_that_was_replaced_goes_without_a_word(team: Team) -> None:
+    team.stack.database = replace(team.stack.database, foreign=team.stack.database.captures)
+    captures.mind(team.rooms())
+    assert not kept(team)
+    assert team.channel.texts == []

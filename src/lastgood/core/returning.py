@@ -663,7 +663,7 @@ def lift_by_hand(plan: Plan) -> str:
         return ""
     name = fence.kept_as.removesuffix(f"_{plan.id}").rpartition("_")[0]
     # all or nothing: in a database that has its name already, nothing is renamed
-    renames = f'"{name}" RENAME TO "{name}_lg_fence"; ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"'
+    renames = f'"{name}" RENAME TO "{name}_lg__fence"; ALTER DATABASE "{fence.kept_as}" RENAME TO "{name}"'
     return f'psql -d postgres: BEGIN; ALTER DATABASE {renames}; ALTER DATABASE "{name}" ALLOW_CONNECTIONS true; COMMIT;'
 
 

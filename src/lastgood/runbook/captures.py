@@ -10,6 +10,7 @@ from datetime import datetime
 
 from lastgood.core.errors import LastgoodError
 from lastgood.core.facts import DatabaseFacts
+from lastgood.core.plan import Purpose
 from lastgood.core.ports import Right
 from lastgood.core.retention import capture_over, capture_until
 from lastgood.runbook.rollback import stand_down
@@ -28,19 +29,26 @@ def mind(rooms: Rooms) -> None:
 
 
 def let_grow(rooms: Rooms, facts: DatabaseFacts, *, until: datetime | None = None) -> None:
-    """Tell the team at half of the limit; at all of it, or after `until`, tell them and end the capture. until: None
-    for as long as the watch says."""
+    """Tell the team at half of the limit; at all of it, or after `until`, end the capture and tell them. until: None
+    for as long as the watch says. A rollback that did not end yet needs it, whoever takes that up."""
     if rooms.config.database is None or not (facts.captures or facts.capture_left):
         return
     limit, kept = rooms.config.database.restore_points.capture_limit, facts.capture_bytes
     history = rooms.memory.history()
+    if history.open_run is not None and history.open_run.plan.purpose is Purpose.ROLLBACK:
+        return
+    if facts.captures and facts.captures <= facts.foreign:  # of the database that was replaced: nothing to tell
+        stand_down(rooms, only_captures=True)
+        return
     over = capture_over(facts, limit_bytes=limit, until=until, now=rooms.clock.now())
     if not facts.captures and history.open_run is None:  # while one begins, it is no restore point's yet
         over = "what was written since the restore point can no longer be replayed one by one"
     if not over and kept <= limit // 2:
         return
+    if over and not stand_down(rooms, only_captures=True):
+        return  # who is in the way ends it, or the next look does
     what = over or f"the server keeps {kept >> 20} MiB of log for a replay, limit {limit >> 20} MiB"
-    then = "the capture ends" if over else "at the limit the capture ends"
+    then = "the capture was ended" if over else "at the limit the capture ends"
     deployment = next(reversed(history.deployments), "")
     tell(
         rooms,
@@ -49,8 +57,6 @@ def let_grow(rooms: Rooms, facts: DatabaseFacts, *, until: datetime | None = Non
         "Next: lastgood rollback, or lastgood record --good, or raise database.restore_points.capture_limit",
         event_id=f"{deployment}-capture-{'ended' if over else 'large'}",
     )
-    if over:
-        stand_down(rooms, only_captures=True)
 
 
 def until(rooms: Rooms) -> datetime | None:

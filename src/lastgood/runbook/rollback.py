@@ -553,9 +553,10 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
     return f"what the gate had started was removed, but for the standby of {plan.to_release}"
 
 
-def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
+def stand_down(rooms: Rooms, *, only_captures: bool = False) -> bool:
     """Stop what stood ready beside, and what the server kept to be replayed: the watch for which that was is over.
-    What stood beside is kept, and can be started again. only_captures: it goes on standing there.
+    What stood beside is kept, and can be started again. only_captures: it goes on standing there. Returns whether
+    nothing of it is left.
 
     Takes the RUN lease; whoever has it goes first, and what stands beside is then theirs to end.
     """
@@ -567,6 +568,7 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> None:
         stopped = error.message
     if stopped:
         rooms.story(f"  what was kept ready for the watch is still there ({what}): {stopped}")
+    return not stopped
 
 
 def _stand_down(rooms: Rooms, *, only_captures: bool) -> str:

@@ -109,7 +109,7 @@ def databases(connection: Connection) -> dict[str, bool]:
 
 def empty_name(live: str) -> str:
     """Name of the database that takes the live name while the live one is fenced."""
-    return own_name(live, "fence")
+    return own_name(live, "_fence")  # no restore point's name begins like that
 
 
 def provide_empty(connection: Connection, server: Server) -> None:
