@@ -182,6 +182,16 @@ class _Root:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Rows that a transaction takes out of parts of partitioned tables, and those that it puts into some: each by what
+    stays of its key when it moves to another part, as text. Where that is not known, by the partitioned table alone,
+    which stands for any row of it: `into` holds that as well."""
+
+    out: frozenset[str]
+    into: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
     """A transaction in the words of the old schema. rows: by table. left_out: (table, key, values by column) for which
     the old schema has no place; of a table that it does not have, the whole row before in place of the key."""
@@ -254,6 +264,8 @@ class Merge:
             (schema, table): _Root(table=root, columns=frozenset(columns))
             for schema, table, root, _, columns in clone.execute(_ROOTS)
         }
+        for called, root in catalog.roots(clone).items():  # where rows go of parts that the clone does not have
+            self._roots.setdefault(root, self._roots[called])
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
         for schema, table, child, columns in clone.execute(CASCADING):
@@ -342,6 +354,27 @@ class Merge:
                         break
             rows.append(row)
         return [row for row in rows if row is not None]
+
+    def moves(self, transaction: Transaction) -> Moves:
+        """Return what rows of it may be moves from one part of a table to another; those that it tells whole are left
+        out."""
+        out, into, roots = set[str](), set[str](), set[str]()
+        for change in transaction.changes:
+            if isinstance(change, Truncation) or (change.old is not None and change.new is not None):
+                continue
+            then = self._then.get(change.relation.oid)
+            root = self._roots.get(then.called) if then else None
+            if root is None:
+                continue
+            any_row = json.dumps([root.table])
+            try:
+                which = json.dumps(self._identity(self._row(change)), default=str)
+            except Misfit:
+                which = any_row
+            (out if change.new is None else into).add(which)
+            if change.old is None:
+                roots.add(any_row)
+        return Moves(out=frozenset(out - into), into=frozenset((into - out) | roots))
 
     @staticmethod
     def _identity(row: _Row) -> tuple[object, ...]:
