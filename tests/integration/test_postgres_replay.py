@@ -1140,3 +1140,54 @@ def test_what_breaks_an_invariant_when_it_is_tried_again_waits_with_the_rest_of_
     assert embedded.sql("SELECT id FROM line") == [(1,)]
     assert embedded.sql("SELECT id FROM ev WHERE id > 10") == [(11,)]
     assert reasons(embedded) == ["it breaks the invariant no-third-line: 3", "the rest of its transaction waits"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE amounts SET n = n * 100", "ALTER TABLE amounts ALTER COLUMN m TYPE numeric USING m * 100"],
+    ids=["rewritten", "redefined"],
+)
+def test_a_number_in_another_unit_waits_in_every_partition(embedded: PostgresWorld, change: str) -> None:
+    embedded.sql(
+        "CREATE TABLE amounts (gone text, id int, n numeric, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
+        "CREATE TABLE amounts_1 PARTITION OF amounts FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE empty (at int NOT NULL, n numeric, id int NOT NULL);"  # the same columns by other numbers
+        "ALTER TABLE amounts DROP COLUMN gone; ALTER TABLE amounts ATTACH PARTITION empty FOR VALUES FROM (20) TO (30);"
+        "CREATE TABLE rest PARTITION OF amounts DEFAULT;"
+        "INSERT INTO amounts VALUES (1, 10, 1), (2, 3, 2), (3, 7, 3)"
+    )
+    rename = "; ALTER TABLE amounts RENAME COLUMN n TO m; " if " m " in change else "; "
+    went_back(
+        embedded,
+        f"ALTER TABLE amounts ADD COLUMN note text{rename}{change}",
+        "CREATE TABLE later PARTITION OF amounts FOR VALUES FROM (10) TO (20)",
+        "INSERT INTO amounts VALUES (4, 500, 4)",
+        "INSERT INTO amounts VALUES (11, 500, 11)",
+        "INSERT INTO amounts VALUES (21, 500, 21)",
+        "INSERT INTO amounts VALUES (12, NULL, 12)",
+    )
+    rows = embedded.sql("SELECT id, n::int FROM amounts ORDER BY id")
+    assert rows == [(1, 10), (2, 3), (3, 7), (12, None)]
+    assert [change["table"] for entry in embedded.quarantine() for change in entry["changes"]] == [
+        "amounts_1",
+        "empty",
+        "later",
+    ]
+    assert {"maybe into another unit" in reason for reason in reasons(embedded)} == {True}
+
+
+def test_what_partitions_tell_of_a_unit_is_taken_together(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE amounts (id int, n numeric, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
+        "CREATE TABLE amounts_1 PARTITION OF amounts FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE amounts_2 PARTITION OF amounts FOR VALUES FROM (10) TO (20);"
+        "CREATE TABLE amounts_3 PARTITION OF amounts FOR VALUES FROM (20) TO (30);"
+        "INSERT INTO amounts VALUES (1, 10, 1), (2, 20, 2), (11, 10, 11), (12, 30, 12)"
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE amounts ADD COLUMN note text; UPDATE amounts SET n = n * 100 WHERE id IN (2, 12)",
+        "INSERT INTO amounts VALUES (21, 500, 21)",
+    )
+    assert embedded.one("SELECT count(*) FROM amounts") == 4
+    assert "maybe into another unit" in reasons(embedded)[0]
