@@ -1191,3 +1191,23 @@ def test_what_partitions_tell_of_a_unit_is_taken_together(embedded: PostgresWorl
     )
     assert embedded.one("SELECT count(*) FROM amounts") == 4
     assert "maybe into another unit" in reasons(embedded)[0]
+
+
+def test_rows_of_a_later_partition_that_the_migration_rewrote_are_not_forgotten(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "FETCHED", 2)
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    embedded.take()
+    embedded.sql(LATER)
+    embedded.sql("INSERT INTO ev VALUES (11, 1, 11), (12, 1, 12), (13, 1, 13), (14, 1, 14)")
+    embedded.ship(
+        "v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE ev SET n = 2 WHERE id IN (11, 12, 13)"}
+    )
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.sql("SELECT id FROM ev ORDER BY id") == [(1,), (2,), (3,), (14,)]
+    waiting = [change["new"]["id"] for entry in embedded.quarantine() for change in entry["changes"]]
+    assert sorted(waiting) == ["11", "12", "13"]
+    assert {"the migration wrote these rows last" in reason for reason in reasons(embedded)} == {True}
+    assert len(embedded.quarantine()) == 2

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from time import monotonic
@@ -58,6 +58,9 @@ MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 OF_THE_MIGRATION: Final = "it is the migration's"
 REST_WAITS: Final = "the rest of its transaction waits"
+WRITTEN_OVER: Final = (
+    "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
+)
 MAY_HAVE_MOVED: Final = "it may be a row whose move to this partition waits: there it is to be deleted, here it is new"
 REFERS: Final = "(23503)"
 """How a reason ends that a foreign key gave: foreign_key_violation."""
@@ -220,8 +223,9 @@ class Replay:
     def carry_partitions(self, replay: str, *, go_on: Callable[[Progress], None]) -> None:
         """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
         one transaction wrote last. Asked when all else is replayed. What waits because it refers to a row is tried
-        again then. Rows wait where the rest of their transaction does, or a deletion that may be of the same row: half
-        of a move would be that row twice. Safe to repeat. go_on: as of `go_on`.
+        again then. Rows that the migration wrote last wait: who wrote them first cannot be told. So do rows where the
+        rest of their transaction waits, or a deletion that may be of the same row: half of a move would be that row
+        twice. Safe to repeat. go_on: as of `go_on`.
 
         Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
         """
@@ -243,7 +247,9 @@ class Replay:
             waiting, moved_out = self._waiting(), self._moved_out()
             rest, moved = defaultdict[int, list[Transaction]](list), list[Transaction]()
             for transaction in self._last_states():
-                if transaction.xid in waiting:
+                if transaction.xid in self._migration:
+                    self._let_wait(transaction, WRITTEN_OVER)
+                elif transaction.xid in waiting:
                     if waiting[transaction.xid]:
                         rest[transaction.xid].append(transaction)
                     else:
@@ -378,22 +384,22 @@ class Replay:
                 types=tuple((int(oid), modifier) for oid, modifier in types),
             )
             values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
-            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} WHERE xmin::text <> ALL({}) ORDER BY 1").format(
-                values, leaf.identifier, sql.Literal([str(xid) for xid in self._migration])
-            )
+            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} ORDER BY 1").format(values, leaf.identifier)
             with self._source.transaction(), self._source.cursor("lastgood_rows") as rows:
                 rows.itersize = FETCHED
                 rows.execute(asked)
                 for xid, of_xid in groupby(rows, key=itemgetter(0)):
-                    number += 1
-                    told = list(of_xid)
-                    yield Transaction(
-                        xid=int(xid),
-                        commit=-number,
-                        end=0,
-                        committed_at=told[0][1],
-                        changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
-                    )
+                    # a migration may have written to all of them, and what waits is one value of the clone
+                    at_once = FETCHED if int(xid) in self._migration else None
+                    while told := list(islice(of_xid, at_once)):
+                        number += 1
+                        yield Transaction(
+                            xid=int(xid),
+                            commit=-number,
+                            end=0,
+                            committed_at=told[0][1],
+                            changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
+                        )
 
     def refresh_views(self) -> tuple[str, ...]:
         """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
