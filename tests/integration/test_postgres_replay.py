@@ -1058,3 +1058,156 @@ def test_a_partition_that_was_dropped_or_taken_out_or_put_in_is_said_to_be(embed
     }
     (waiting,) = embedded.quarantine()
     assert "violates partition constraint" in waiting["reason"]
+
+
+LINES: Final = """
+CREATE TABLE line (id int PRIMARY KEY, ev int, at int, FOREIGN KEY (ev, at) REFERENCES ev (id, at));
+CREATE TABLE reader (id int PRIMARY KEY); CREATE TABLE read (id int PRIMARY KEY, by int REFERENCES reader (id))
+"""
+
+
+@pytest.mark.parametrize(
+    "and_then", ["", "UPDATE ev SET n = 5 WHERE id = 1"], ids=["as it was moved", "changed afterwards"]
+)
+@pytest.mark.parametrize("within", ["", "SAVEPOINT s"], ids=["transaction", "subtransaction"])
+def test_a_row_whose_move_to_a_later_partition_waits_is_there_once(
+    embedded: PostgresWorld, within: str, and_then: str
+) -> None:
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; ALTER TABLE ev RENAME COLUMN id TO number",
+        LATER,
+        f"BEGIN; {within}; UPDATE ev SET at = 14 WHERE number = 1; TRUNCATE audit; COMMIT",
+        and_then.replace("id", "number"),
+        "INSERT INTO ev VALUES (11, 1, 11)",
+    )
+    assert embedded.sql("SELECT id, n, at FROM ev ORDER BY id") == [(1, 1, 1), (2, 1, 2), (3, 1, 3), (11, 1, 11)]
+    emptied, moved = embedded.quarantine()
+    assert "it empties audit" in emptied["reason"]
+    assert moved["changes"][0]["new"]["at"] == "14"
+    assert "waits" in moved["reason"]
+    replayed = embedded.replayed()
+    assert (replayed.total, replayed.quarantined) == (3, 2)
+
+
+def test_what_refers_to_a_row_of_a_later_partition_goes_back_with_it(embedded: PostgresWorld) -> None:
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; ALTER TABLE line ADD COLUMN more text",
+        LATER,
+        "BEGIN; INSERT INTO ev VALUES (11, 1, 11); INSERT INTO line VALUES (1, 11, 11, 'new'); COMMIT",
+        "INSERT INTO line VALUES (2, 11, 11)",
+        "BEGIN; UPDATE ev SET n = 7 WHERE id = 11; INSERT INTO line VALUES (3, 11, 11); COMMIT",
+    )
+    assert embedded.quarantine() == []
+    assert embedded.sql("SELECT id, n, at FROM ev WHERE id = 11") == [(11, 7, 11)]
+    assert embedded.sql("SELECT id, ev FROM line ORDER BY id") == [(1, 11), (2, 11), (3, 11)]
+    replayed = embedded.replayed()
+    assert (dict(replayed.carried)["line"], replayed.total, replayed.quarantined) == (3, 4, 0)
+    assert [(loss.table, loss.rows) for loss in replayed.left_out] == [("line", 1)]
+
+
+def test_a_transaction_that_refers_to_what_waits_is_not_carried_by_half(embedded: PostgresWorld) -> None:
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        LATER,
+        "BEGIN; TRUNCATE audit; INSERT INTO reader VALUES (1); COMMIT",
+        "BEGIN; UPDATE ev SET at = 14 WHERE id = 1; INSERT INTO read VALUES (1, 1); COMMIT",
+    )
+    assert embedded.sql("SELECT id, at FROM ev ORDER BY id") == [(1, 1), (2, 2), (3, 3)]
+    assert embedded.sql("SELECT * FROM read") == []
+    emptied, refers, rest = reasons(embedded)
+    assert "it empties audit" in emptied
+    assert "(23503)" in refers
+    assert rest == "the rest of its transaction waits"
+
+
+def test_what_breaks_an_invariant_when_it_is_tried_again_waits_with_the_rest_of_it(embedded: PostgresWorld) -> None:
+    embedded.invariants = {"no-third-line": "SELECT id FROM line WHERE id = 3"}
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        LATER,
+        "INSERT INTO ev VALUES (11, 1, 11)",
+        "INSERT INTO line VALUES (1, 11, 11)",
+        "BEGIN; INSERT INTO ev VALUES (12, 1, 12); INSERT INTO line VALUES (3, 11, 11); COMMIT",
+    )
+    assert embedded.sql("SELECT id FROM line") == [(1,)]
+    assert embedded.sql("SELECT id FROM ev WHERE id > 10") == [(11,)]
+    assert reasons(embedded) == ["it breaks the invariant no-third-line: 3", "the rest of its transaction waits"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE amounts SET n = n * 100", "ALTER TABLE amounts ALTER COLUMN m TYPE numeric USING m * 100"],
+    ids=["rewritten", "redefined"],
+)
+def test_a_number_in_another_unit_waits_in_every_partition(embedded: PostgresWorld, change: str) -> None:
+    embedded.sql(
+        "CREATE TABLE amounts (gone text, id int, n numeric, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
+        "CREATE TABLE amounts_1 PARTITION OF amounts FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE empty (at int NOT NULL, n numeric, id int NOT NULL);"  # the same columns by other numbers
+        "ALTER TABLE amounts DROP COLUMN gone; ALTER TABLE amounts ATTACH PARTITION empty FOR VALUES FROM (20) TO (30);"
+        "CREATE TABLE rest PARTITION OF amounts DEFAULT;"
+        "INSERT INTO amounts VALUES (1, 10, 1), (2, 3, 2), (3, 7, 3)"
+    )
+    rename = "; ALTER TABLE amounts RENAME COLUMN n TO m; " if " m " in change else "; "
+    went_back(
+        embedded,
+        f"ALTER TABLE amounts ADD COLUMN note text{rename}{change}",
+        "CREATE TABLE later PARTITION OF amounts FOR VALUES FROM (10) TO (20)",
+        "INSERT INTO amounts VALUES (4, 500, 4)",
+        "INSERT INTO amounts VALUES (11, 500, 11)",
+        "INSERT INTO amounts VALUES (21, 500, 21)",
+        "INSERT INTO amounts VALUES (12, NULL, 12)",
+    )
+    rows = embedded.sql("SELECT id, n::int FROM amounts ORDER BY id")
+    assert rows == [(1, 10), (2, 3), (3, 7), (12, None)]
+    assert [change["table"] for entry in embedded.quarantine() for change in entry["changes"]] == [
+        "amounts_1",
+        "empty",
+        "later",
+    ]
+    assert {"maybe into another unit" in reason for reason in reasons(embedded)} == {True}
+
+
+def test_what_partitions_tell_of_a_unit_is_taken_together(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE amounts (id int, n numeric, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
+        "CREATE TABLE amounts_1 PARTITION OF amounts FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE amounts_2 PARTITION OF amounts FOR VALUES FROM (10) TO (20);"
+        "CREATE TABLE amounts_3 PARTITION OF amounts FOR VALUES FROM (20) TO (30);"
+        "INSERT INTO amounts VALUES (1, 10, 1), (2, 20, 2), (11, 10, 11), (12, 30, 12)"
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE amounts ADD COLUMN note text; UPDATE amounts SET n = n * 100 WHERE id IN (2, 12)",
+        "INSERT INTO amounts VALUES (21, 500, 21)",
+    )
+    assert embedded.one("SELECT count(*) FROM amounts") == 4
+    assert "maybe into another unit" in reasons(embedded)[0]
+
+
+def test_rows_of_a_later_partition_that_the_migration_rewrote_are_not_forgotten(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "FETCHED", 2)
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    embedded.take()
+    embedded.sql(LATER)
+    embedded.sql("INSERT INTO ev VALUES (11, 1, 11), (12, 1, 12), (13, 1, 13), (14, 1, 14)")
+    embedded.ship(
+        "v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE ev SET n = 2 WHERE id IN (11, 12, 13)"}
+    )
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.sql("SELECT id FROM ev ORDER BY id") == [(1,), (2,), (3,), (14,)]
+    waiting = [change["new"]["id"] for entry in embedded.quarantine() for change in entry["changes"]]
+    assert sorted(waiting) == ["11", "12", "13"]
+    assert {"the migration wrote these rows last" in reason for reason in reasons(embedded)} == {True}
+    assert len(embedded.quarantine()) == 2

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, LiteralString
+from typing import Final, LiteralString, TypeAlias
 
 from psycopg import sql
 
@@ -83,9 +83,14 @@ _REWRITING: Final[LiteralString] = r"""
 SELECT count(*), count(DISTINCT was), count(DISTINCT made), min(made - was) = max(made - was),
     max((made * sign(was) - 1) / nullif(abs(was), 0)) <= min((made * sign(was) + 1) / nullif(abs(was), 0))
 FROM (
-    SELECT was::numeric, made::numeric FROM lastgood.rewritten WHERE (relation, number) = (%(table)s, %(number)s)
+    SELECT was::numeric, made::numeric FROM lastgood.rewritten
+    WHERE (relation, number) IN (SELECT * FROM unnest(%(tables)s::oid[], %(numbers)s::int[]))
     AND CASE WHEN was ~ %(digits)s AND made ~ %(digits)s THEN was::numeric <> made::numeric ELSE false END
 ) pairs
+"""
+_FORGOTTEN: Final[LiteralString] = """
+SELECT relation::int8, number FROM lastgood.rewritten
+WHERE key = %(key)s AND (relation, number) IN (SELECT * FROM unnest(%(tables)s::oid[], %(numbers)s::int[]))
 """
 _DIGITS: Final = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
@@ -98,6 +103,10 @@ FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n 
 JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamespace
 WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
 """
+
+
+_Place: TypeAlias = tuple[int, int]
+"""Of a column: its table's oid and its number."""
 
 
 class Misfit(Exception):
@@ -175,10 +184,22 @@ def misnamed(connection: Connection, merging: Mapping[str, Merging]) -> Iterator
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Root:
-    """The partitioned table that a table is a part of. columns: what tells its parts apart, by name."""
+    """The partitioned table that a table is a part of. table: as it is written in a statement; label: as people say
+    it. columns: what tells its parts apart, by name."""
 
     table: str
+    label: str
     columns: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Rows that a transaction takes out of parts of partitioned tables, and those that it puts into some: each by what
+    stays of its key when it moves to another part, as text. Where that is not known, by the partitioned table alone,
+    which stands for any row of it: `into` holds that as well."""
+
+    out: frozenset[str]
+    into: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,9 +272,11 @@ class Merge:
         self._then, self._now = {t.oid: t for t in then}, {t.oid: t for t in now}
         self._holds, self._by_text = numbers(clone, merging), compared_by_text(clone)
         self._roots = {
-            (schema, table): _Root(table=root, columns=frozenset(columns))
-            for schema, table, root, _, columns in clone.execute(_ROOTS)
+            (schema, table): _Root(table=root, label=label, columns=frozenset(columns))
+            for schema, table, root, label, columns in clone.execute(_ROOTS)
         }
+        for called, root in catalog.roots(clone).items():  # where rows go of parts that the clone does not have
+            self._roots.setdefault(root, self._roots[called])
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
         self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
         for schema, table, child, columns in clone.execute(CASCADING):
@@ -268,7 +291,8 @@ class Merge:
         """(table, column) that the migration wrote to: what it made of a value counts as the value it was made from."""
         self.redefined: frozenset[tuple[int, int]] = frozenset()
         """(table, column) whose values it changed together with their definition: no row of that is in the log."""
-        self._rewritings: dict[tuple[int, int], _Rewriting] = {}
+        self._rewritings: dict[tuple[_Place, ...], _Rewriting] = {}
+        self._in_parts_of: dict[_Place, tuple[tuple[_Place, ...], ...]] = {}
         self._forgotten: set[tuple[int, int]] = set()
 
     def said(self, transaction: Transaction) -> Said:
@@ -342,6 +366,27 @@ class Merge:
                         break
             rows.append(row)
         return [row for row in rows if row is not None]
+
+    def moves(self, transaction: Transaction) -> Moves:
+        """Return what rows of it may be moves from one part of a table to another; those that it tells whole are left
+        out."""
+        out, into, roots = set[str](), set[str](), set[str]()
+        for change in transaction.changes:
+            if isinstance(change, Truncation) or (change.old is not None and change.new is not None):
+                continue
+            then = self._then.get(change.relation.oid)
+            root = self._roots.get(then.called) if then else None
+            if root is None:
+                continue
+            any_row = json.dumps([root.table])
+            try:
+                which = json.dumps(self._identity(self._row(change)), default=str)
+            except Misfit:
+                which = any_row
+            (out if change.new is None else into).add(which)
+            if change.old is None:
+                roots.add(any_row)
+        return Moves(out=frozenset(out - into), into=frozenset((into - out) | roots))
 
     @staticmethod
     def _identity(row: _Row) -> tuple[object, ...]:
@@ -507,7 +552,7 @@ class Merge:
         if (row.then.oid, number) not in self.rewritten:
             return same
         name, remembered = row.columns.names[number], self._remembered(row, number)
-        if self._is_quantity(row, number) and self._rewriting(row, number) is _Rewriting.KEPT:
+        if self._is_quantity(row, number) and self._rewriting(((row.then.oid, number),)) is _Rewriting.KEPT:
             by = f"coalesce((SELECT r.made::numeric - r.was::numeric {remembered}), 0)"
             same = f"{name} + {by} = {_literal(row.old[number])}::numeric"
         return (
@@ -517,7 +562,7 @@ class Merge:
 
     def _counts_from_it(self, row: _Row, number: int) -> Iterator[str]:
         """That the difference is of the value as it was: the migration did not make another one of it."""
-        if not self.migrated or self._rewriting(row, number) is _Rewriting.KEPT:
+        if not self.migrated or self._rewriting(((row.then.oid, number),)) is _Rewriting.KEPT:
             return
         if (row.then.oid, number) in self._forgotten:
             yield self._is(row, number, row.old[number])
@@ -532,47 +577,72 @@ class Merge:
 
     def _check_unit(self, row: _Row, number: int) -> None:
         """Raise Misfit where a number may count in another unit than the old schema's."""
-        # A migration that wrote no row is not in the log: what was before it cannot be told from what came after.
-        after = self.migrated or (row.then.oid, number) in self.redefined
-        if number not in row.columns.measuring or row.new[number] is None or not after:
+        if number not in row.columns.measuring or row.new[number] is None:
             return
-        if self._rewriting(row, number) is _Rewriting.SCALED:
+        parts, *each = self._in_parts(row, number)
+        # A migration that wrote no row is not in the log: what was before it cannot be told from what came after.
+        if not self.migrated and self.redefined.isdisjoint(parts):
+            return
+        # One part may tell what others that are rewritten otherwise hide, and all together what each has too few for.
+        if any(self._rewriting(places) is _Rewriting.SCALED for places in (parts, *each)):
+            label = row.columns.root.label if row.columns.root else row.then.label
             raise Misfit(
-                f"the migration rewrote every {row.then.columns[number]} in {row.then.label}, maybe into another unit: "
+                f"the migration rewrote every {row.then.columns[number]} in {label}, maybe into another unit: "
                 "what a number of today was before cannot be told, and a requeue writes it as it is"
             )
 
-    def _rewriting(self, row: _Row, number: int) -> _Rewriting:
-        """Told by all that the migration made of this column; looked up once."""
-        place = row.then.oid, number
-        if place not in self.rewritten:
-            return _Rewriting.SCALED if place in self.redefined else _Rewriting.KEPT
-        if place not in self._rewritings:
-            self._rewritings[place] = self._judged(row, number)
-        return self._rewritings[place]
+    def _in_parts(self, row: _Row, number: int) -> tuple[tuple[_Place, ...], ...]:
+        """The column in all parts of the partitioned table together, those made since included, and in each alone: a
+        unit is one for all, also in a part in which there was nothing to rewrite."""
+        then, root = row.then, row.columns.root
+        if (then.oid, number) not in self._in_parts_of:
+            tables = [then]
+            if root:
+                tables = [
+                    t for t in self._then.values() if (of := self._roots.get(t.called)) and of.table == root.table
+                ]
+            name = then.columns[number]
+            parts = tuple((t.oid, n) for t in tables for n, column in t.columns.items() if column == name)
+            each = tuple((part,) for part in parts) if len(parts) > 1 else ()
+            self._in_parts_of[then.oid, number] = parts, *each
+        return self._in_parts_of[then.oid, number]
 
-    def _judged(self, row: _Row, number: int) -> _Rewriting:
-        place = {"table": row.then.oid, "number": number}
-        forgotten = self._clone.execute(
-            "SELECT FROM lastgood.rewritten WHERE (relation, number, key) = (%(table)s, %(number)s, %(key)s)",
-            {**place, "key": FORGOTTEN},
-        ).fetchone()
-        if forgotten is not None:
-            self._forgotten.add((row.then.oid, number))
-        found = self._clone.execute(_REWRITING, {**place, "digits": _DIGITS}).fetchone()
+    def _rewriting(self, places: tuple[_Place, ...]) -> _Rewriting:
+        """Told by all that the migration made of these columns together; looked up once."""
+        if self.rewritten.isdisjoint(places):
+            return _Rewriting.KEPT if self.redefined.isdisjoint(places) else _Rewriting.SCALED
+        if places not in self._rewritings:
+            self._rewritings[places] = self._judged(places)
+        return self._rewritings[places]
+
+    def _judged(self, places: tuple[_Place, ...]) -> _Rewriting:
+        tables, numbers = (list(of) for of in zip(*places, strict=True))
+        where = {"tables": tables, "numbers": numbers}
+        forgotten = set(self._clone.execute(_FORGOTTEN, {**where, "key": FORGOTTEN}))
+        self._forgotten |= forgotten
+        found = self._clone.execute(_REWRITING, {**where, "digits": _DIGITS}).fetchone()
         pairs, was, made, moved, scaled = found or (0, 0, 0, None, None)
         if was > 1:
             if moved:
-                return _Rewriting.KEPT if forgotten is None else _Rewriting.SINGLE
+                return _Rewriting.SINGLE if forgotten else _Rewriting.KEPT
             return _Rewriting.SCALED if scaled and made > 1 else _Rewriting.SINGLE
         if not pairs:
-            return _Rewriting.KEPT if forgotten is None else _Rewriting.SCALED
+            return _Rewriting.SCALED if forgotten else _Rewriting.KEPT
         # One value alone tells no rule. A change of the unit leaves no row as it was but where there is nothing.
-        column = written(row.columns.names[number])
-        counted = self._clone.execute(
-            sql.SQL("SELECT count(*) FROM ONLY {} WHERE {} <> 0").format(written(row.columns.table), column)
-        ).fetchone()
-        return _Rewriting.SINGLE if counted and counted[0] > pairs and forgotten is None else _Rewriting.SCALED
+        return _Rewriting.SINGLE if not forgotten and self._counted(places) > pairs else _Rewriting.SCALED
+
+    def _counted(self, places: tuple[_Place, ...]) -> int:
+        """How many rows have something there."""
+        counted = 0
+        for oid, number in places:
+            then = self._then[oid]
+            row = self._clone.execute(
+                sql.SQL("SELECT count(*) FROM ONLY {} WHERE {} <> 0").format(
+                    then.identifier, sql.Identifier(then.columns[number])
+                )
+            ).fetchone()
+            counted += int(row[0]) if row else 0
+        return counted
 
     def _is(self, row: _Row, number: int, value: Value) -> str:
         name = row.columns.names[number]

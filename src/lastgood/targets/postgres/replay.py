@@ -7,11 +7,11 @@ was. That schema is gone before the clone is swapped in.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from time import monotonic
@@ -57,6 +57,13 @@ LONGEST_KEY: Final = 200
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 OF_THE_MIGRATION: Final = "it is the migration's"
+REST_WAITS: Final = "the rest of its transaction waits"
+WRITTEN_OVER: Final = (
+    "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
+)
+MAY_HAVE_MOVED: Final = "it may be a row whose move to this partition waits: there it is to be deleted, here it is new"
+REFERS: Final = "(23503)"
+"""How a reason ends that a foreign key gave: foreign_key_violation."""
 MOST_SHOWN: Final = 1_000
 """Changes of one skipped transaction that are written down; how many more there were is."""
 _ENABLE: Final = {"A": sql.SQL("ENABLE ALWAYS"), "R": sql.SQL("ENABLE REPLICA")}
@@ -80,7 +87,9 @@ CREATE TABLE IF NOT EXISTS lastgood.skipped (commit bigint PRIMARY KEY, xid bigi
     changes bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.skipped_changes (xid bigint, number bigint, change jsonb NOT NULL,
     PRIMARY KEY (xid, number));
-CREATE TABLE IF NOT EXISTS lastgood.without_place (commit bigint PRIMARY KEY)
+CREATE TABLE IF NOT EXISTS lastgood.without_place (commit bigint PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS lastgood.refers (commit bigint PRIMARY KEY, said jsonb NOT NULL);
+CREATE TABLE IF NOT EXISTS lastgood.moved_out (commit bigint NOT NULL, row text NOT NULL)
 """
 # The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
 # What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
@@ -213,7 +222,10 @@ class Replay:
 
     def carry_partitions(self, replay: str, *, go_on: Callable[[Progress], None]) -> None:
         """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
-        one transaction wrote last. Asked when all else is replayed. Safe to repeat. go_on: as of `go_on`.
+        one transaction wrote last. Asked when all else is replayed. What waits because it refers to a row is tried
+        again then. Rows that the migration wrote last wait: who wrote them first cannot be told. So do rows where the
+        rest of their transaction waits, or a deletion that may be of the same row: half of a move would be that row
+        twice. Safe to repeat. go_on: as of `go_on`.
 
         Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
         """
@@ -232,16 +244,126 @@ class Replay:
                 )
             self._clone.execute("CREATE TABLE lastgood.partitions AS SELECT %s::text AS replay", [replay])
             commit, batch = self._progress.commit, list[Transaction]()
+            waiting, moved_out = self._waiting(), self._moved_out()
+            rest, moved = defaultdict[int, list[Transaction]](list), list[Transaction]()
             for transaction in self._last_states():
-                batch.append(transaction)
+                if transaction.xid in self._migration:
+                    self._let_wait(transaction, WRITTEN_OVER)
+                elif transaction.xid in waiting:
+                    if waiting[transaction.xid]:
+                        rest[transaction.xid].append(transaction)
+                    else:
+                        self._let_wait(transaction, REST_WAITS)
+                elif moved_out.isdisjoint(self._merge.moves(transaction).into):
+                    batch.append(transaction)
+                else:
+                    moved.append(transaction)
                 if len(batch) >= self._at_once:
                     self._carry(batch)
                     batch = []
                     go_on(self._progress)
             if batch:
                 self._carry(batch)
+            self._try_again(rest, go_on)
+            moved_out = self._moved_out()
+            for transaction in moved:
+                if moved_out.isdisjoint(self._merge.moves(transaction).into):
+                    self._carry([transaction])
+                else:
+                    self._let_wait(transaction, MAY_HAVE_MOVED)
+            self._try_again(rest, go_on)
+            for transaction in chain.from_iterable(rest.values()):
+                self._let_wait(transaction, REST_WAITS)
             self._progress = replace(self._progress, commit=commit)  # these have no place in the log
             self._clone.execute("UPDATE lastgood.progress SET commit = %s", [commit])
+
+    def _waiting(self) -> dict[int, bool]:
+        """What waits, by xid, and whether it is because it refers to a row."""
+        return dict(
+            self._clone.execute(
+                "SELECT xid, r.commit IS NOT NULL FROM lastgood.quarantine LEFT JOIN lastgood.refers r USING (commit)"
+            )
+        )
+
+    def _moved_out(self) -> frozenset[str]:
+        return frozenset(row for (row,) in self._clone.execute("SELECT DISTINCT row FROM lastgood.moved_out"))
+
+    def _let_wait(self, transaction: Transaction, reason: str) -> None:
+        with self._clone.transaction():
+            self._write_down([_Carried(transaction=transaction, said=None, reason=reason)])
+
+    def _try_again(self, rest: dict[int, list[Transaction]], go_on: Callable[[Progress], None]) -> None:
+        """Replay what waits for a row that it refers to, each together with the rest of its transaction, as long as
+        that helps any of it. rest: by xid; who is replayed is taken out."""
+        while self._fit(self._referring(), rest):
+            go_on(self._progress)
+
+    def _referring(self) -> list[_Referring]:
+        return [
+            _Referring(
+                transaction=Transaction(xid=xid, commit=commit, end=0, committed_at=at, changes=()),
+                said=_said_before(said),
+                values=_short(
+                    value for change in changes for when in ("old", "new") for value in change.get(when, {}).values()
+                ),
+            )
+            for commit, xid, at, said, changes in self._clone.execute(
+                "SELECT commit, xid, at, said, changes FROM lastgood.refers JOIN lastgood.quarantine USING (commit) "
+                "ORDER BY commit < 0, abs(commit)"
+            ).fetchall()
+        ]
+
+    def _fit(self, referring: Sequence[_Referring], rest: dict[int, list[Transaction]]) -> bool:
+        """Whether any of these is replayed now. Halved like a batch where an invariant breaks."""
+        if not referring:
+            return False
+        among = None
+        if self.narrow:
+            among = frozenset[str]().union(
+                *(one.values | _values(rest.get(one.transaction.xid, ())) for one in referring)
+            )
+        with self._clone.transaction() as whole:
+            before = self._broken if among is None else self._breaking(among)
+            fitting = [(one, with_it) for one in referring if (with_it := self._fits(one, rest)) is not None]
+            broke = _newly(before, self._breaking(among)) if fitting else ""
+            if broke:
+                raise psycopg.Rollback(whole)
+            for one, with_it in fitting:
+                self._settle(one, with_it)
+                rest.pop(one.transaction.xid, None)
+            return bool(fitting)
+        if len(referring) > 1:
+            half = len(referring) // 2
+            fitted = [self._fit(some, rest) for some in (referring[:half], referring[half:])]
+            return any(fitted)
+        commit = referring[0].transaction.commit
+        self._clone.execute("UPDATE lastgood.quarantine SET reason = %s WHERE commit = %s", [broke, commit])
+        self._clone.execute("DELETE FROM lastgood.refers WHERE commit = %s", [commit])
+        return False
+
+    def _fits(self, one: _Referring, rest: Mapping[int, list[Transaction]]) -> list[_Carried] | None:
+        """Replay it; return the rest of its transaction, which was replayed with it. None: neither was."""
+        try:
+            with_it = [
+                _Carried(transaction=transaction, said=self._merge.said(transaction))
+                for transaction in rest.get(one.transaction.xid, ())
+            ]
+        except Misfit:
+            return None
+        said = [*(carried.said for carried in with_it if carried.said is not None), one.said]
+        answer = self._clone.execute("SELECT lastgood.apply(%s)", [[line for each in said for line in each.statements]])
+        return with_it if answer.fetchone() == (None,) else None
+
+    def _settle(self, one: _Referring, with_it: Sequence[_Carried]) -> None:
+        for table in ("quarantine", "refers", "moved_out"):
+            self._clone.execute(
+                sql.SQL("DELETE FROM {} WHERE commit = %s").format(sql.Identifier(SCHEMA, table)),
+                [one.transaction.commit],
+            )
+        self._leave_out(one.transaction, one.said)
+        self._count(dict(one.said.rows))
+        if with_it:
+            self._write_down(with_it)
 
     def _last_states(self) -> Iterator[Transaction]:
         number = 0
@@ -262,22 +384,22 @@ class Replay:
                 types=tuple((int(oid), modifier) for oid, modifier in types),
             )
             values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
-            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} WHERE xmin::text <> ALL({}) ORDER BY 1").format(
-                values, leaf.identifier, sql.Literal([str(xid) for xid in self._migration])
-            )
+            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} ORDER BY 1").format(values, leaf.identifier)
             with self._source.transaction(), self._source.cursor("lastgood_rows") as rows:
                 rows.itersize = FETCHED
                 rows.execute(asked)
                 for xid, of_xid in groupby(rows, key=itemgetter(0)):
-                    number += 1
-                    told = list(of_xid)
-                    yield Transaction(
-                        xid=int(xid),
-                        commit=-number,
-                        end=0,
-                        committed_at=told[0][1],
-                        changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
-                    )
+                    # a migration may have written to all of them, and what waits is one value of the clone
+                    at_once = FETCHED if int(xid) in self._migration else None
+                    while told := list(islice(of_xid, at_once)):
+                        number += 1
+                        yield Transaction(
+                            xid=int(xid),
+                            commit=-number,
+                            end=0,
+                            committed_at=told[0][1],
+                            changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
+                        )
 
     def refresh_views(self) -> tuple[str, ...]:
         """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
@@ -434,6 +556,7 @@ class Replay:
                         Jsonb([told for change in transaction.changes for told in _told(change)]),
                     ],
                 )
+                self._note_waiting(transaction, said if reason.endswith(REFERS) else None)
             elif one.skipped:
                 self._clone.execute(
                     "INSERT INTO lastgood.skipped VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
@@ -441,25 +564,8 @@ class Replay:
                 )
             elif said is not None:
                 rows.update(dict(said.rows))
-                if said.left_out and not said.rows:
-                    self._clone.execute("INSERT INTO lastgood.without_place VALUES (%s)", [transaction.commit])
-                for table, key, values in said.left_out:
-                    self._clone.execute(
-                        "INSERT INTO lastgood.left_out VALUES (%s, %s, %s, %s, %s)",
-                        [
-                            transaction.commit,
-                            transaction.committed_at,
-                            table,
-                            Jsonb(_shown(key)),
-                            Jsonb(_shown(values)),
-                        ],
-                    )
-        with self._clone.cursor() as writing:
-            writing.executemany(
-                "INSERT INTO lastgood.carried VALUES (%s, %s) "
-                "ON CONFLICT (name) DO UPDATE SET rows = lastgood.carried.rows + excluded.rows",
-                list(rows.items()),
-            )
+                self._leave_out(transaction, said)
+        self._count(rows)
         skipped = sum(one.skipped for one in changed)
         self._progress = Progress(
             commit=last,
@@ -471,6 +577,48 @@ class Replay:
             "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s)",
             [last, self._progress.migrated, self._progress.total, self._progress.skipped],
         )
+
+    def _note_waiting(self, transaction: Transaction, said: Said | None) -> None:
+        """What `carry_partitions` must know of one that waits. said: of one that refers to a row."""
+        if said is not None:
+            self._clone.execute(
+                "INSERT INTO lastgood.refers VALUES (%s, %s)", [transaction.commit, Jsonb(_said_again(said))]
+            )
+        with self._clone.cursor() as writing:
+            writing.executemany(
+                "INSERT INTO lastgood.moved_out VALUES (%s, %s)",
+                [(transaction.commit, row) for row in self._merge.moves(transaction).out],
+            )
+
+    def _leave_out(self, transaction: Transaction, said: Said) -> None:
+        if said.left_out and not said.rows:
+            self._clone.execute("INSERT INTO lastgood.without_place VALUES (%s)", [transaction.commit])
+        for table, key, values in said.left_out:
+            self._clone.execute(
+                "INSERT INTO lastgood.left_out VALUES (%s, %s, %s, %s, %s)",
+                [transaction.commit, transaction.committed_at, table, Jsonb(_shown(key)), Jsonb(_shown(values))],
+            )
+
+    def _count(self, rows: Mapping[str, int]) -> None:
+        with self._clone.cursor() as writing:
+            writing.executemany(
+                "INSERT INTO lastgood.carried VALUES (%s, %s) "
+                "ON CONFLICT (name) DO UPDATE SET rows = lastgood.carried.rows + excluded.rows",
+                list(rows.items()),
+            )
+
+
+def _said_again(said: Said) -> dict[str, object]:
+    left_out = [(table, _shown(key), _shown(values)) for table, key, values in said.left_out]
+    return {"statements": said.statements, "rows": said.rows, "left_out": left_out}
+
+
+def _said_before(told: Mapping[str, Any]) -> Said:
+    return Said(
+        statements=tuple(told["statements"]),
+        rows=tuple((table, rows) for table, rows in told["rows"]),
+        left_out=tuple((table, key, values) for table, key, values in told["left_out"]),
+    )
 
 
 def _newly(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> str:
@@ -492,7 +640,20 @@ def _values(batch: Sequence[Transaction]) -> frozenset[str]:
         for row in (change.old, change.new)
         if row is not None
     )
-    return frozenset(value for row in rows for value in row if isinstance(value, str) and len(value) <= LONGEST_KEY)
+    return _short(value for row in rows for value in row)
+
+
+def _short(values: Iterable[Value]) -> frozenset[str]:
+    return frozenset(value for value in values if isinstance(value, str) and len(value) <= LONGEST_KEY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Referring:
+    """One that waits because it refers to a row. values: of the rows that it changed, as _values has them."""
+
+    transaction: Transaction
+    said: Said
+    values: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
