@@ -12,12 +12,12 @@ import psycopg
 import pytest
 
 from lastgood.core.migration import Blame, DatabaseEvidence, judge_migration
-from lastgood.core.plan import CatchUp
+from lastgood.core.plan import CatchUp, TakeRestorePoint
 from lastgood.core.release import Release
 from lastgood.targets.postgres import catalog, marks, noted, replay
 from lastgood.targets.postgres.connect import connect
 from lastgood.testing.world import START
-from tests.contract.rigs.postgres_world import REPLAY, SECOND, THIRD, PostgresWorld
+from tests.contract.rigs.postgres_world import REPLAY, SECOND, THIRD, PostgresWorld, step
 
 SPOIL: Final = "UPDATE orders SET total = total - 50"
 NOTE: Final = "ALTER TABLE customers ADD COLUMN note text"
@@ -287,6 +287,34 @@ def test_a_transaction_of_which_nothing_has_a_place_is_not_called_replayed(embed
     for told in (tried, embedded.replayed()):
         assert (told.total, told.replayed, told.without_place, told.skipped) == (4, 1, 3, 0)
         assert [(left.table, left.rows) for left in told.left_out] == [("seats", 4)]
+
+
+# --- more than one deploy --------------------------------------------------------------------------------------------
+
+AUDITED: Final = "ALTER TABLE audit ADD COLUMN x int"
+
+
+def deployed_again(world: PostgresWorld, first: str | None, second: str, third: str | None = None) -> None:
+    """Two deploys, each with a restore point of its own. first: None where that one migrates nothing."""
+    world.take()
+    if first is not None:
+        world.ship("v15", {"20250120000000_audit": first})
+        world.target.apply(world.step_to_migrate("v15", "20250120000000_audit"))
+    world.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    world.ship("v2", {SECOND: second} | ({THIRD: third} if third else {}))
+    world.target.apply(world.step_to_migrate("v2", SECOND, *([THIRD] if third else [])))
+
+
+@pytest.mark.parametrize("first", [None, AUDITED], ids=["alone", "after another"])
+def test_by_rows_no_value_of_a_later_migration_goes_back_with_a_row_that_the_application_wrote_to(
+    embedded: PostgresWorld, first: str | None
+) -> None:
+    embedded.by_rows = True
+    deployed_again(embedded, first, f"{NOTE}; UPDATE orders SET total = total * 100")
+    embedded.sql("UPDATE orders SET state = 'paid'")
+    embedded.go_back()
+    assert embedded.sql("SELECT min(total), max(total), min(state::text) FROM orders") == [(2, 101, "paid")]
+    assert embedded.replayed().quarantined == 100
 
 
 # --- the triggers ----------------------------------------------------------------------------------------------------

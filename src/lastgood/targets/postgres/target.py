@@ -381,16 +381,16 @@ class PostgresTarget:
             shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT) for path in paths if path.exists()
         )
 
-    def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
-        path = self._migrated / f"{kept.point.id}.json"
-        return shelf.read(path, shelf.KEPT_REWRITTEN, what=path.stem, hint=_HINT) if path.exists() else {}
-
     def _rewritten_since(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
-        """The same of every migration since a restore point: each deploy took one of its own, on the same tables."""
+        """Return the columns by table that the migrations since a restore point are known to have rewritten: each
+        deploy took one of its own, on the same tables."""
         found: dict[int, tuple[int, ...]] = {}
         for later in points.every(self._points):
-            if later.point.database == kept.point.database and later.point.taken_at >= kept.point.taken_at:
-                for table, columns in self._rewritten_by_migration(later).items():
+            path = self._migrated / f"{later.point.id}.json"
+            since = later.point.database == kept.point.database and later.point.taken_at >= kept.point.taken_at
+            if since and path.exists():
+                rewritten = shelf.read(path, shelf.KEPT_REWRITTEN, what=path.stem, hint=_HINT)
+                for table, columns in rewritten.items():
                     found[table] = (*found.get(table, ()), *columns)
         return found
 
@@ -558,7 +558,7 @@ class PostgresTarget:
             folder,
             replay=replay,
             invariants=self._invariants,
-            rewritten=self._rewritten_by_migration(kept),
+            rewritten=self._rewritten_since(kept),
             migrations=self._noted_ends(kept),
             go_on=go_on,
         )
