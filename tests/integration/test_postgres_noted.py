@@ -125,6 +125,18 @@ def test_rows_that_a_data_step_of_its_own_broke_are_the_migration_s_fault(embedd
     assert judge_migration(evidence).blame is Blame.MIGRATION
 
 
+def cut_off(world: PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command of two migrations, and die."""
+
+    def dies(*_words: object, at_once: bool) -> None:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(noted.Migrations, "end", dies)
+        with pytest.raises(Died):
+            world.target.apply(world.step_to_migrate("v2", SECOND, THIRD))
+
+
 def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,13 +145,7 @@ def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     embedded.take()
     embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: SPOIL})
 
-    def dies(*_words: object, at_once: bool) -> None:
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(noted.Migrations, "end", dies)
-        with pytest.raises(Died):
-            embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    cut_off(embedded, monkeypatch)
     embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
     embedded.sql("BEGIN; CREATE INDEX ON audit (what); INSERT INTO audit (what) VALUES ('good'); COMMIT")
     embedded.invariants = {}
@@ -315,6 +321,48 @@ def test_by_rows_no_value_of_a_later_migration_goes_back_with_a_row_that_the_app
     embedded.go_back()
     assert embedded.sql("SELECT min(total), max(total), min(state::text) FROM orders") == [(2, 101, "paid")]
     assert embedded.replayed().quarantined == 100
+
+
+@pytest.mark.parametrize("first", [None, AUDITED], ids=["alone", "after another"])
+def test_a_data_step_of_a_later_deploy_is_the_migration_s(embedded: PostgresWorld, first: str | None) -> None:
+    embedded.invariants, embedded.by_rows = {}, True
+    data = "UPDATE customers SET name = 'wiped ' || id; DELETE FROM orders WHERE id <= 40"
+    deployed_again(embedded, first, NOTE, data)
+    embedded.sql("INSERT INTO audit (what) VALUES ('good')")
+    embedded.sql("DELETE FROM orders WHERE id = 100")
+    embedded.go_back()
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.sql("SELECT count(*), max(id) FROM orders") == [(99, 99)]
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
+    assert embedded.replayed().quarantined == 40
+    assert not [note for note in embedded.replayed().notes if "by the catalogs" in note]
+
+
+def test_a_schema_that_was_changed_without_a_step_is_told_by_the_catalogs_and_that_is_said(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.invariants, embedded.by_rows = {}, True
+    embedded.take()
+    embedded.sql("BEGIN; ALTER TABLE orders ADD COLUMN by_hand int; UPDATE orders SET total = total * 100; COMMIT")
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    embedded.migrate()
+    embedded.sql("DELETE FROM orders WHERE id = 100")
+    embedded.go_back()
+    assert embedded.sql("SELECT count(*), max(total) FROM orders") == [(100, 101)]
+    assert [note for note in embedded.replayed().notes if "by the catalogs alone (the schema was changed since" in note]
+    assert [e["reason"].partition(":")[0] for e in embedded.quarantine()] == ["nobody saw the migration end"]
+
+
+@pytest.mark.parametrize("noted_", [True, False])
+def test_where_no_migration_was_nothing_is_in_doubt_unless_the_note_is_missing(
+    embedded: PostgresWorld, *, noted_: bool
+) -> None:
+    embedded.take()
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    if not noted_:
+        (embedded.folder / "restore-points" / noted.FOLDER / f"{embedded.restore_point}.json").unlink()
+    doubts = seen(embedded).doubts
+    assert ["there is no note of a migration" in doubt for doubt in doubts] == ([] if noted_ else [True])
 
 
 # --- the triggers ----------------------------------------------------------------------------------------------------
