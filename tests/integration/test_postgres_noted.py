@@ -154,6 +154,29 @@ def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     assert embedded.replayed().skipped == 1
 
 
+@pytest.mark.parametrize("ends", ["capture", "fenced", "next"])
+def test_of_a_migration_that_was_cut_off_the_log_is_read_before_the_capture_ends(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    embedded.invariants, embedded.by_rows = {}, True
+    embedded.take()
+    embedded.ship("v2", {SECOND: NOTE, THIRD: "UPDATE customers SET name = 'wiped ' || id"})
+    cut_off(embedded, monkeypatch)
+    embedded.sql("INSERT INTO audit (what) VALUES ('good')")
+    match ends:
+        case "capture":
+            embedded.target.apply(embedded.end_capture)
+        case "next":
+            embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+        case _:
+            embedded.target.apply(embedded.fence)
+            embedded.target.apply(embedded.end_capture)
+            embedded.target.apply(embedded.lift)
+    embedded.go_back()
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
+
+
 def test_a_tool_that_neither_takes_a_name_nor_has_the_history_is_known_by_what_it_did(embedded: PostgresWorld) -> None:
     """It begins when the command runs, and changes schema and rows in one transaction; and others are known too."""
     embedded.ship("v2", {SECOND: NOTE})

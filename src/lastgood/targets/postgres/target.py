@@ -201,6 +201,7 @@ class PostgresTarget:
         with _answers(self._server, sent=True):
             match action:
                 case TakeRestorePoint():
+                    self._close_note()
                     points.take(
                         self._server,
                         self._points,
@@ -234,6 +235,7 @@ class PostgresTarget:
                 case ReplayWrites():
                     self._replay(action, deadline_s=step.deadline_s)
                 case EndCapture():
+                    self._close_note()
                     self._captures.end()
                 case SwapDatabase():
                     kept = self._kept(action)
@@ -345,6 +347,22 @@ class PostgresTarget:
             with server.connect() as live:
                 points.of_this_database(live, kept)
             way_down.carry_out(server, action, kept, shelf.folder(self._aside), deadline_s=deadline_s)
+
+    def _close_note(self) -> None:
+        """Look at a migration that was cut off while the log has its marks: a capture is about to end. One that cannot
+        be looked at holds nothing up: its note stays open, which is told later."""
+        if (kept := points.newest(self._points, self._server.live)) is None:
+            return
+        name = self._server.live
+        with self._server.maintenance() as maintenance:
+            there = databases(maintenance)
+            if kept.identity and kept.identity.oid:  # it may have another name since
+                row = maintenance.execute("SELECT datname FROM pg_database WHERE oid = %s", [kept.identity.oid])
+                (name,) = row.fetchone() or ("",)
+        if there.get(name, False):
+            with suppress(Refused), self._server.connect(name) as database:
+                points.of_this_database(database, kept)
+                self._migrations.end(database, kept, at_once=False)
 
     def _note_rewritten(self, kept: shelf.KeptPoint) -> None:
         """Keep which columns the migration rewrote, while that shows: a replay by rows must know."""
