@@ -137,6 +137,62 @@ def cut_off(world: PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> None:
             world.target.apply(world.step_to_migrate("v2", SECOND, THIRD))
 
 
+BLOCKS: Final = """
+DO $$ BEGIN
+    UPDATE orders SET total = total - 1;
+    FOR n IN 1..100 LOOP
+        BEGIN
+            UPDATE orders SET total = total - 50 WHERE id = n;
+            BEGIN
+                UPDATE customers SET name = 'wiped ' || id WHERE id = n;
+                IF n % 3 = 0 THEN RAISE division_by_zero; END IF;
+            EXCEPTION WHEN division_by_zero THEN
+                UPDATE customers SET name = 'wiped again ' || id WHERE id = n;
+            END;
+            UPDATE orders SET total = total + 0 WHERE id = n AND n % 2 = 0;
+        EXCEPTION WHEN undefined_object THEN NULL;
+        END;
+    END LOOP;
+END $$
+"""
+"""Subtransactions of PL/pgSQL, one after the other and one in the other, of which some are taken back."""
+SAVEPOINTS: Final = """
+BEGIN; SAVEPOINT a; UPDATE orders SET total = total - 51; ROLLBACK TO a; UPDATE orders SET total = total - 51;
+SAVEPOINT b; UPDATE customers SET name = 'wiped ' || id; RELEASE b; COMMIT
+"""
+
+
+@pytest.mark.parametrize("data", [BLOCKS, SAVEPOINTS], ids=["blocks", "savepoints"])
+def test_what_a_data_step_writes_in_subtransactions_is_the_migration_s(embedded: PostgresWorld, data: str) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: data})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    embedded.sql(
+        "DO $$ BEGIN INSERT INTO audit (what) VALUES ('good'); EXCEPTION WHEN division_by_zero THEN NULL; END $$"
+    )
+    evidence = seen(embedded)
+    assert [(broken.by_migration, broken.by_others) for broken in evidence.broken] == [(50, 0)]
+    assert evidence.doubts == ()
+    embedded.go_back()
+    assert embedded.sql("SELECT min(total), max(total) FROM orders") == [(2, 101)]
+    assert embedded.one("SELECT count(*) FROM customers WHERE name LIKE 'wiped%'") == 0
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
+
+
+def test_a_migration_s_session_that_began_before_the_command_is_said_to_be_known_in_part(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.take()
+    with embedded.connect() as early:
+        early.execute("SELECT set_config('application_name', %s, false)", [noted.COMMAND])
+        early.execute("INSERT INTO audit (what) VALUES ('early')")
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: SPOIL})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    (doubt,) = seen(embedded).doubts
+    assert "did not tell the numbers of its subtransactions" in doubt
+
+
 def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,12 +509,18 @@ def test_a_table_that_is_locked_keeps_its_trigger_and_the_function_until_the_cap
     assert left(embedded) == []
 
 
-def test_an_application_that_may_do_no_more_than_write_goes_on_writing(embedded: PostgresWorld) -> None:
+@pytest.mark.parametrize("migrating", [False, True], ids=["", "while a migration runs"])
+def test_an_application_that_may_do_no_more_than_write_goes_on_writing(
+    embedded: PostgresWorld, *, migrating: bool
+) -> None:
     """Under a role of its own, one that it takes and gives back, and whatever search_path it has set."""
     web = f"{embedded.config.name}_web"
     embedded.sql(f"CREATE ROLE {web} LOGIN PASSWORD 'pass word'; CREATE ROLE {web}_less; GRANT {web}_less TO {web}")
     embedded.sql(f"GRANT INSERT, SELECT ON audit TO {web}, {web}_less")
     embedded.take()
+    if migrating:
+        with embedded.connect() as ours:
+            marks.say_numbers(ours, said=True)
     config = embedded.config.model_copy(update={"user": web})
     with connect(config, autocommit=True) as session:
         session.execute("SET search_path = ''")

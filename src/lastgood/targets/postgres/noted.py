@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -84,6 +84,7 @@ class Migrations:
 
     def begin(self, live: Connection, kept: shelf.KeptPoint) -> None:
         """Write down that a migration command is about to be run. One that is run again goes on."""
+        marks.say_numbers(live, said=True)
         before = self._read(kept)
         if before is not None and before.open:
             return
@@ -106,6 +107,7 @@ class Migrations:
         noted = self._read(kept)
         if noted is not None and noted.open:
             self._write(kept, replace(_looked(live, kept, noted, at_once=at_once), open=False))
+            marks.say_numbers(live, said=False)
 
     def since(self, live: Connection, kept: shelf.KeptPoint) -> Known:
         """Return the transactions of every migration since a restore point: each deploy took one of its own.
@@ -156,9 +158,12 @@ class _Session:
     pid: int
     began: float | None
 
-    def may_be(self, other: _Session) -> bool:
-        """Whether it is the same one, as far as both are known: a number is given out again."""
-        return self.pid == other.pid and (self.began == other.began or self.began is None or other.began is None)
+    def may_be_in(self, sessions: Iterable[_Session]) -> bool:
+        """Whether one of them is the same, as far as both are known: a number is given out again."""
+        return any(
+            self.pid == other.pid and (self.began == other.began or self.began is None or other.began is None)
+            for other in sessions
+        )
 
 
 def _unnoted(live: Connection, kept: shelf.KeptPoint, following: shelf.KeptPoint | None, noted: Noted | None) -> Noted:
@@ -183,13 +188,17 @@ def _looked(live: Connection, kept: shelf.KeptPoint, noted: Noted, *, at_once: b
     if why := _unmarked(live, kept):
         return _with(noted, changed, (_BY_CATALOGS.format(why),))
     wrote: defaultdict[_Session, array[int]] = defaultdict(lambda: array("I"))
-    migrating, maybe = set[_Session](), set[_Session]()
+    migrating, maybe, numberless = set[_Session](), set[_Session](), set[_Session]()
     try:
         for mark in marks.read(live, kept.slot):
             session = _Session(mark.pid, mark.began)
             if not wrote[session] or wrote[session][-1] != mark.xid:
                 wrote[session].append(mark.xid)
-            if mark.xid in changed and mark.began is not None and mark.began >= noted.began_at:
+            wrote[session].extend(mark.xids or ())
+            if mark.xids is None:
+                numberless.add(session)
+            changes = not changed.isdisjoint((mark.xid, *(mark.xids or ())))
+            if changes and mark.began is not None and mark.began >= noted.began_at:
                 maybe.add(session)
             if mark.history or mark.name == COMMAND:
                 migrating |= {session, *maybe}
@@ -203,19 +212,31 @@ def _looked(live: Connection, kept: shelf.KeptPoint, noted: Noted, *, at_once: b
         migrating |= maybe
     its, others = set[int](), set[int]()
     for session, xids in wrote.items():
-        if any(session.may_be(one_of_them) for one_of_them in migrating):
+        if session.may_be_in(migrating):
             its.update(xids)
         elif migrating or (session.began is not None and session.began < noted.began_at):
             others.update(changed.intersection(xids))
+    return _with(noted, its | changed - others, _doubts(live, kept, migrating, numberless))
+
+
+def _doubts(
+    live: Connection, kept: shelf.KeptPoint, migrating: set[_Session], numberless: set[_Session]
+) -> Sequence[str]:
+    """Say why the marks may not tell all. numberless: sessions that wrote without saying their subtransactions."""
     doubts: list[str] = []
     if not migrating:
         doubts.append(_BY_CATALOGS.format("no session wrote to the history of the migrations"))
+    if any(session.may_be_in(migrating) for session in numberless):
+        doubts.append(
+            "a session of the migration did not tell the numbers of its subtransactions all the while: where rows are "
+            "looked at, what it wrote in one that changed no schema counts as the application's"
+        )
     if unmarked := marks.gaps(live, (table.oid for table in kept.tables)):
         doubts.append(
             f"lastgood's trigger was not on {', '.join(unmarked)} all the while: what the migration wrote there and "
             "nowhere else, in a transaction that changed no schema, counts as the application's"
         )
-    return _with(noted, its | changed - others, doubts)
+    return doubts
 
 
 def _unmarked(live: Connection, kept: shelf.KeptPoint) -> str:
