@@ -12,12 +12,12 @@ import psycopg
 import pytest
 
 from lastgood.core.migration import Blame, DatabaseEvidence, judge_migration
-from lastgood.core.plan import CatchUp
+from lastgood.core.plan import CatchUp, TakeRestorePoint
 from lastgood.core.release import Release
 from lastgood.targets.postgres import catalog, marks, noted, replay
 from lastgood.targets.postgres.connect import connect
 from lastgood.testing.world import START
-from tests.contract.rigs.postgres_world import REPLAY, SECOND, THIRD, PostgresWorld
+from tests.contract.rigs.postgres_world import REPLAY, SECOND, THIRD, PostgresWorld, step
 
 SPOIL: Final = "UPDATE orders SET total = total - 50"
 NOTE: Final = "ALTER TABLE customers ADD COLUMN note text"
@@ -125,6 +125,74 @@ def test_rows_that_a_data_step_of_its_own_broke_are_the_migration_s_fault(embedd
     assert judge_migration(evidence).blame is Blame.MIGRATION
 
 
+def cut_off(world: PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command of two migrations, and die."""
+
+    def dies(*_words: object, at_once: bool) -> None:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(noted.Migrations, "end", dies)
+        with pytest.raises(Died):
+            world.target.apply(world.step_to_migrate("v2", SECOND, THIRD))
+
+
+BLOCKS: Final = """
+DO $$ BEGIN
+    UPDATE orders SET total = total - 1;
+    FOR n IN 1..100 LOOP
+        BEGIN
+            UPDATE orders SET total = total - 50 WHERE id = n;
+            BEGIN
+                UPDATE customers SET name = 'wiped ' || id WHERE id = n;
+                IF n % 3 = 0 THEN RAISE division_by_zero; END IF;
+            EXCEPTION WHEN division_by_zero THEN
+                UPDATE customers SET name = 'wiped again ' || id WHERE id = n;
+            END;
+            UPDATE orders SET total = total + 0 WHERE id = n AND n % 2 = 0;
+        EXCEPTION WHEN undefined_object THEN NULL;
+        END;
+    END LOOP;
+END $$
+"""
+"""Subtransactions of PL/pgSQL, one after the other and one in the other, of which some are taken back."""
+SAVEPOINTS: Final = """
+BEGIN; SAVEPOINT a; UPDATE orders SET total = total - 51; ROLLBACK TO a; UPDATE orders SET total = total - 51;
+SAVEPOINT b; UPDATE customers SET name = 'wiped ' || id; RELEASE b; COMMIT
+"""
+
+
+@pytest.mark.parametrize("data", [BLOCKS, SAVEPOINTS], ids=["blocks", "savepoints"])
+def test_what_a_data_step_writes_in_subtransactions_is_the_migration_s(embedded: PostgresWorld, data: str) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: data})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    embedded.sql(
+        "DO $$ BEGIN INSERT INTO audit (what) VALUES ('good'); EXCEPTION WHEN division_by_zero THEN NULL; END $$"
+    )
+    evidence = seen(embedded)
+    assert [(broken.by_migration, broken.by_others) for broken in evidence.broken] == [(50, 0)]
+    assert evidence.doubts == ()
+    embedded.go_back()
+    assert embedded.sql("SELECT min(total), max(total) FROM orders") == [(2, 101)]
+    assert embedded.one("SELECT count(*) FROM customers WHERE name LIKE 'wiped%'") == 0
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
+
+
+def test_a_migration_s_session_that_began_before_the_command_is_said_to_be_known_in_part(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.take()
+    with embedded.connect() as early:
+        early.execute("SELECT set_config('application_name', %s, false)", [noted.COMMAND])
+        early.execute("INSERT INTO audit (what) VALUES ('early')")
+    embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: SPOIL})
+    embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    (doubt,) = seen(embedded).doubts
+    assert "did not tell the numbers of its subtransactions" in doubt
+
+
 def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,19 +201,36 @@ def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     embedded.take()
     embedded.ship("v2", {SECOND: "ALTER TABLE orders DROP CONSTRAINT orders_total_check", THIRD: SPOIL})
 
-    def dies(*_words: object, at_once: bool) -> None:
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(noted.Migrations, "end", dies)
-        with pytest.raises(Died):
-            embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
+    cut_off(embedded, monkeypatch)
     embedded.target.apply(embedded.step_to_migrate("v2", SECOND, THIRD))
     embedded.sql("BEGIN; CREATE INDEX ON audit (what); INSERT INTO audit (what) VALUES ('good'); COMMIT")
     embedded.invariants = {}
     embedded.go_back()
     assert embedded.one("SELECT min(total) FROM orders") == 2
     assert embedded.replayed().skipped == 1
+
+
+@pytest.mark.parametrize("ends", ["capture", "fenced", "next"])
+def test_of_a_migration_that_was_cut_off_the_log_is_read_before_the_capture_ends(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    embedded.invariants, embedded.by_rows = {}, True
+    embedded.take()
+    embedded.ship("v2", {SECOND: NOTE, THIRD: "UPDATE customers SET name = 'wiped ' || id"})
+    cut_off(embedded, monkeypatch)
+    embedded.sql("INSERT INTO audit (what) VALUES ('good')")
+    match ends:
+        case "capture":
+            embedded.target.apply(embedded.end_capture)
+        case "next":
+            embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+        case _:
+            embedded.target.apply(embedded.fence)
+            embedded.target.apply(embedded.end_capture)
+            embedded.target.apply(embedded.lift)
+    embedded.go_back()
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
 
 
 def test_a_tool_that_neither_takes_a_name_nor_has_the_history_is_known_by_what_it_did(embedded: PostgresWorld) -> None:
@@ -289,6 +374,76 @@ def test_a_transaction_of_which_nothing_has_a_place_is_not_called_replayed(embed
         assert [(left.table, left.rows) for left in told.left_out] == [("seats", 4)]
 
 
+# --- more than one deploy --------------------------------------------------------------------------------------------
+
+AUDITED: Final = "ALTER TABLE audit ADD COLUMN x int"
+
+
+def deployed_again(world: PostgresWorld, first: str | None, second: str, third: str | None = None) -> None:
+    """Two deploys, each with a restore point of its own. first: None where that one migrates nothing."""
+    world.take()
+    if first is not None:
+        world.ship("v15", {"20250120000000_audit": first})
+        world.target.apply(world.step_to_migrate("v15", "20250120000000_audit"))
+    world.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    world.ship("v2", {SECOND: second} | ({THIRD: third} if third else {}))
+    world.target.apply(world.step_to_migrate("v2", SECOND, *([THIRD] if third else [])))
+
+
+@pytest.mark.parametrize("first", [None, AUDITED], ids=["alone", "after another"])
+def test_by_rows_no_value_of_a_later_migration_goes_back_with_a_row_that_the_application_wrote_to(
+    embedded: PostgresWorld, first: str | None
+) -> None:
+    embedded.by_rows = True
+    deployed_again(embedded, first, f"{NOTE}; UPDATE orders SET total = total * 100")
+    embedded.sql("UPDATE orders SET state = 'paid'")
+    embedded.go_back()
+    assert embedded.sql("SELECT min(total), max(total), min(state::text) FROM orders") == [(2, 101, "paid")]
+    assert embedded.replayed().quarantined == 100
+
+
+@pytest.mark.parametrize("first", [None, AUDITED], ids=["alone", "after another"])
+def test_a_data_step_of_a_later_deploy_is_the_migration_s(embedded: PostgresWorld, first: str | None) -> None:
+    embedded.invariants, embedded.by_rows = {}, True
+    data = "UPDATE customers SET name = 'wiped ' || id; DELETE FROM orders WHERE id <= 40"
+    deployed_again(embedded, first, NOTE, data)
+    embedded.sql("INSERT INTO audit (what) VALUES ('good')")
+    embedded.sql("DELETE FROM orders WHERE id = 100")
+    embedded.go_back()
+    assert embedded.one("SELECT min(name) FROM customers") == "customer 1"
+    assert embedded.sql("SELECT count(*), max(id) FROM orders") == [(99, 99)]
+    assert embedded.sql("SELECT what FROM audit") == [("good",)]
+    assert embedded.replayed().quarantined == 40
+    assert not [note for note in embedded.replayed().notes if "by the catalogs" in note]
+
+
+def test_a_schema_that_was_changed_without_a_step_is_told_by_the_catalogs_and_that_is_said(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.invariants, embedded.by_rows = {}, True
+    embedded.take()
+    embedded.sql("BEGIN; ALTER TABLE orders ADD COLUMN by_hand int; UPDATE orders SET total = total * 100; COMMIT")
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    embedded.migrate()
+    embedded.sql("DELETE FROM orders WHERE id = 100")
+    embedded.go_back()
+    assert embedded.sql("SELECT count(*), max(total) FROM orders") == [(100, 101)]
+    assert [note for note in embedded.replayed().notes if "by the catalogs alone (the schema was changed since" in note]
+    assert [e["reason"].partition(":")[0] for e in embedded.quarantine()] == ["nobody saw the migration end"]
+
+
+@pytest.mark.parametrize("noted_", [True, False])
+def test_where_no_migration_was_nothing_is_in_doubt_unless_the_note_is_missing(
+    embedded: PostgresWorld, *, noted_: bool
+) -> None:
+    embedded.take()
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    if not noted_:
+        (embedded.folder / "restore-points" / noted.FOLDER / f"{embedded.restore_point}.json").unlink()
+    doubts = seen(embedded).doubts
+    assert ["there is no note of a migration" in doubt for doubt in doubts] == ([] if noted_ else [True])
+
+
 # --- the triggers ----------------------------------------------------------------------------------------------------
 
 
@@ -354,12 +509,18 @@ def test_a_table_that_is_locked_keeps_its_trigger_and_the_function_until_the_cap
     assert left(embedded) == []
 
 
-def test_an_application_that_may_do_no_more_than_write_goes_on_writing(embedded: PostgresWorld) -> None:
+@pytest.mark.parametrize("migrating", [False, True], ids=["", "while a migration runs"])
+def test_an_application_that_may_do_no_more_than_write_goes_on_writing(
+    embedded: PostgresWorld, *, migrating: bool
+) -> None:
     """Under a role of its own, one that it takes and gives back, and whatever search_path it has set."""
     web = f"{embedded.config.name}_web"
     embedded.sql(f"CREATE ROLE {web} LOGIN PASSWORD 'pass word'; CREATE ROLE {web}_less; GRANT {web}_less TO {web}")
     embedded.sql(f"GRANT INSERT, SELECT ON audit TO {web}, {web}_less")
     embedded.take()
+    if migrating:
+        with embedded.connect() as ours:
+            marks.say_numbers(ours, said=True)
     config = embedded.config.model_copy(update={"user": web})
     with connect(config, autocommit=True) as session:
         session.execute("SET search_path = ''")

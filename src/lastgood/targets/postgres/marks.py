@@ -4,6 +4,10 @@ A statement trigger on every captured table, on partitioned ones and on the hist
 into the log. It lies in the transaction itself, whichever subtransaction wrote it, and is gone with it; it takes no
 superuser, and outlives a crash. It fires as well where session_replication_role says that triggers do not.
 
+Rows carry the number of a subtransaction, the log tells that of its transaction. While a migration runs, and only then
+because it is dear, a mark says as well which numbers its transaction has: each of them holds a lock on itself. Which
+were said already stands in a setting of the transaction, which is taken back with a subtransaction as its messages are.
+
 A publication without tables lets the messages be read alone, however many rows a migration rewrites. It is there before
 the slot: a slot reads by the catalogs of the moment that it reads about.
 """
@@ -29,17 +33,36 @@ READ_S: Final = 60.0
 """For reading them all, which the end of a migration waits for."""
 _FETCHED: Final = 2_000
 _MADE: Final[LiteralString] = """
-CREATE SCHEMA IF NOT EXISTS lastgood_marks;
 CREATE OR REPLACE FUNCTION lastgood_marks.mark() RETURNS trigger LANGUAGE plpgsql AS $mark$
+DECLARE
+    said text := pg_catalog.current_setting('lastgood.said', true);
+    xids text[];
 BEGIN
+    {numbers}
     PERFORM pg_catalog.pg_logical_emit_message(true, 'lastgood', pg_catalog.json_build_object(
         'pid', pg_catalog.pg_backend_pid(),
         'began', (SELECT EXTRACT(epoch FROM s.backend_start)
                   FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) s),
         'name', pg_catalog.current_setting('application_name'),
-        'history', TG_NARGS OPERATOR(pg_catalog.>) 0)::text);
+        'history', TG_NARGS OPERATOR(pg_catalog.>) 0,
+        'xids', xids)::text);
     RETURN NULL;
 END $mark$
+"""
+# newest first; by age, because the numbers begin again
+_NUMBERS: Final[LiteralString] = """
+    xids := ARRAY(
+        SELECT l.transactionid::text FROM pg_catalog.pg_locks l
+        WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+        AND l.locktype OPERATOR(pg_catalog.=) 'transactionid'
+        AND l.mode OPERATOR(pg_catalog.=) 'ExclusiveLock' AND l.granted
+        AND CASE WHEN pg_catalog.length(said) OPERATOR(pg_catalog.>) 0
+            THEN pg_catalog.age(l.transactionid) OPERATOR(pg_catalog.<) pg_catalog.age(said::pg_catalog.xid)
+            ELSE true END
+        ORDER BY pg_catalog.age(l.transactionid));
+    IF xids[1] IS NOT NULL THEN
+        PERFORM pg_catalog.set_config('lastgood.said', xids[1], true);
+    END IF;
 """
 # the numbers of the tables that `arm` marks besides those of the capture
 _BESIDES: Final[LiteralString] = """
@@ -51,11 +74,13 @@ AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND c.relpersistence <
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One statement that wrote to a table. xid: of its transaction, 32 bits, as xmin shows it. began: when the session
-    did, seconds since 1970; None where it had taken a role that may not see that. history: the table was that of the
+    """One statement that wrote to a table. xid: of its transaction, 32 bits, as xmin shows it; xids: of that and of its
+    subtransactions, as far as no mark before has said them, None where no migration ran. began: when the session did,
+    seconds since 1970; None where it had taken a role that may not see that. history: the table was that of the
     migrations."""
 
     xid: int
+    xids: tuple[int, ...] | None
     pid: int
     began: float | None
     name: str
@@ -69,10 +94,21 @@ def publication_of(slot: str) -> str:
 
 def prepare(live: Connection, slot: str) -> None:
     """Make the function and the publication. Safe to repeat."""
-    live.execute(_MADE)
+    live.execute("CREATE SCHEMA IF NOT EXISTS lastgood_marks")
+    _make(live)
     name = publication_of(slot)
     if live.execute("SELECT FROM pg_publication WHERE pubname = %s", [name]).fetchone() is None:
         live.execute(sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name)))
+
+
+def say_numbers(live: Connection, *, said: bool) -> None:
+    """Have marks say the numbers of subtransactions, or no more. Safe to repeat; nothing where nothing is marked."""
+    if live.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone() != (None,):
+        _make(live, _NUMBERS if said else "")
+
+
+def _make(live: Connection, numbers: LiteralString = "") -> None:
+    live.execute(sql.SQL(_MADE).format(numbers=sql.SQL(numbers)))
 
 
 def besides(live: Connection) -> list[tuple[sql.SQL, bool]]:
@@ -136,4 +172,12 @@ def read(live: Connection, slot: str) -> Iterator[Mark]:
         for xid, said in messages((bytes(data) for (data,) in found), prefix=APPLICATION):
             if said:
                 told = json.loads(said)
-                yield Mark(xid=xid, pid=told["pid"], began=told["began"], name=told["name"], history=told["history"])
+                xids = told.get("xids")
+                yield Mark(
+                    xid=xid,
+                    xids=None if xids is None else tuple(map(int, xids)),
+                    pid=told["pid"],
+                    began=told["began"],
+                    name=told["name"],
+                    history=told["history"],
+                )

@@ -73,7 +73,7 @@ from lastgood.targets.postgres import restore_point as points
 from lastgood.targets.postgres.capture import Captures
 from lastgood.targets.postgres.connect import APPLICATION, Connection, container_address, limit_statements
 from lastgood.targets.postgres.fitting import Start
-from lastgood.targets.postgres.noted import COMMAND, Migrations
+from lastgood.targets.postgres.noted import COMMAND, Known, Migrations
 from lastgood.targets.postgres.pooler import Pooler
 from lastgood.targets.postgres.preflight import cautions, free, obstacles
 from lastgood.targets.postgres.requeue import Names
@@ -201,6 +201,7 @@ class PostgresTarget:
         with _answers(self._server, sent=True):
             match action:
                 case TakeRestorePoint():
+                    self._close_note()
                     points.take(
                         self._server,
                         self._points,
@@ -211,6 +212,7 @@ class PostgresTarget:
                         deadline_s=step.deadline_s,
                         clock=self._clock,
                     )
+                    self._note_none(points.read(self._points, action.restore_point))
                     with self._server.maintenance() as maintenance:
                         provide_empty(maintenance, self._server)
                 case Migrate():
@@ -233,6 +235,7 @@ class PostgresTarget:
                 case ReplayWrites():
                     self._replay(action, deadline_s=step.deadline_s)
                 case EndCapture():
+                    self._close_note()
                     self._captures.end()
                 case SwapDatabase():
                     kept = self._kept(action)
@@ -345,12 +348,35 @@ class PostgresTarget:
                 points.of_this_database(live, kept)
             way_down.carry_out(server, action, kept, shelf.folder(self._aside), deadline_s=deadline_s)
 
+    def _close_note(self) -> None:
+        """Look at a migration that was cut off while the log has its marks: a capture is about to end. One that cannot
+        be looked at holds nothing up: its note stays open, which is told later."""
+        if (kept := points.newest(self._points, self._server.live)) is None:
+            return
+        name = self._server.live
+        with self._server.maintenance() as maintenance:
+            there = databases(maintenance)
+            if kept.identity and kept.identity.oid:  # it may have another name since
+                row = maintenance.execute("SELECT datname FROM pg_database WHERE oid = %s", [kept.identity.oid])
+                (name,) = row.fetchone() or ("",)
+        if there.get(name, False):
+            with suppress(Refused), self._server.connect(name) as database:
+                points.of_this_database(database, kept)
+                self._migrations.end(database, kept, at_once=False)
+
     def _note_rewritten(self, kept: shelf.KeptPoint) -> None:
         """Keep which columns the migration rewrote, while that shows: a replay by rows must know."""
         with self._server.connect() as live, self._server.connect(kept.point.clone) as clone:
             migration = self._migrations.since(live, kept).xids
             rewritten = row_replay.rewritten_columns(live, clone, kept, migration=migration)
         shelf.write(shelf.folder(self._migrated) / f"{kept.point.id}.json", shelf.KEPT_REWRITTEN, rewritten)
+
+    def _note_none(self, kept: shelf.KeptPoint) -> None:
+        """Keep that no migration came with a restore point that was taken just now."""
+        self._migrations.none(kept)
+        position = kept.position or "0/0"
+        noted = shelf.KeptMigration(began=position, ended=position)
+        shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
 
     def _note_end(self, *, since: str = "") -> str:
         """Keep where the log was, and when it is over what a replay must know of keys; return the position. since: of
@@ -369,28 +395,23 @@ class PostgresTarget:
         shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
         return position
 
-    def _noted_ends(self, kept: shelf.KeptPoint) -> tuple[shelf.KeptMigration, ...]:
-        """Return what was noted of each migration since a restore point, its own first; nothing where its own was not
-        brought by a step."""
-        since = [k for k in points.every(self._points) if k.point.database == kept.point.database]
-        later = sorted((k.point.taken_at, k.point.id) for k in since if k.point.taken_at > kept.point.taken_at)
-        paths = [self._ends / f"{of}.json" for of in (kept.point.id, *(of for _, of in later))]
-        if not paths[0].exists():
+    def _noted_ends(self, kept: shelf.KeptPoint, known: Known) -> tuple[shelf.KeptMigration, ...]:
+        """Return what was noted of each migration since a restore point, its own first; nothing where the schema was
+        changed without a step."""
+        paths = [self._ends / f"{of.point.id}.json" for of in self._migrations.deploys(kept)]
+        if not known.by_steps or not all(path.exists() for path in paths):
             return ()
-        return tuple(
-            shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT) for path in paths if path.exists()
-        )
-
-    def _rewritten_by_migration(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
-        path = self._migrated / f"{kept.point.id}.json"
-        return shelf.read(path, shelf.KEPT_REWRITTEN, what=path.stem, hint=_HINT) if path.exists() else {}
+        return tuple(shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT) for path in paths)
 
     def _rewritten_since(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
-        """The same of every migration since a restore point: each deploy took one of its own, on the same tables."""
+        """Return the columns by table that the migrations since a restore point are known to have rewritten: each
+        deploy took one of its own, on the same tables."""
         found: dict[int, tuple[int, ...]] = {}
-        for later in points.every(self._points):
-            if later.point.database == kept.point.database and later.point.taken_at >= kept.point.taken_at:
-                for table, columns in self._rewritten_by_migration(later).items():
+        for deploy in self._migrations.deploys(kept):
+            path = self._migrated / f"{deploy.point.id}.json"
+            if path.exists():
+                rewritten = shelf.read(path, shelf.KEPT_REWRITTEN, what=path.stem, hint=_HINT)
+                for table, columns in rewritten.items():
                     found[table] = (*found.get(table, ()), *columns)
         return found
 
@@ -550,6 +571,7 @@ class PostgresTarget:
         if (before := row_replay.carried(clone, replay)) is not None:
             return before
         points.clone_as_proved(self._server, kept, deadline_s=deadline_s)
+        known = self._migrations.since(replaced, kept)
         replayed = row_replay.carry(
             comparison,
             replaced,
@@ -558,11 +580,11 @@ class PostgresTarget:
             folder,
             replay=replay,
             invariants=self._invariants,
-            rewritten=self._rewritten_by_migration(kept),
-            migrations=self._noted_ends(kept),
+            rewritten=self._rewritten_since(kept),
+            migrations=self._noted_ends(kept, known),
             go_on=go_on,
         )
-        return replace(replayed, notes=(*replayed.notes, *self._migrations.since(replaced, kept).doubts))
+        return replace(replayed, notes=(*replayed.notes, *known.doubts))
 
     @contextmanager
     def _replaying(
@@ -597,12 +619,13 @@ class PostgresTarget:
     def _replay_of(
         self, kept: shelf.KeptPoint, source: Connection, clone: Connection, *, held: int, narrow: bool = False
     ) -> replay.Replay:
-        ended = [migration.ended for migration in self._noted_ends(kept)]
+        known = self._migrations.since(source, kept)
+        ended = [migration.ended for migration in self._noted_ends(kept, known)]
         return replay.Replay(
             source,
             clone,
             kept,
-            migration=self._migrations.since(source, kept),
+            migration=known,
             migrated=max(map(replay.read_lsn, ended)) if ended and all(ended) else None,
             held=held,
             invariants=self._invariants,

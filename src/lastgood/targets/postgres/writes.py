@@ -43,14 +43,17 @@ _CATALOGS: Final = (
     "pg_attribute", "pg_attrdef", "pg_constraint", "pg_index", "pg_type", "pg_enum", "pg_proc",
     "pg_trigger", "pg_namespace", "pg_sequence", "pg_rewrite", "pg_policy",
 )  # fmt: skip
-_NOT_TEMPORARY: Final[Mapping[str, LiteralString]] = {
+# Neither what is temporary nor what `marks` made, as it made it.
+_LASTING: Final[Mapping[str, LiteralString]] = {
     "pg_attribute": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.attrelid AND r.relpersistence <> 't')",
     "pg_constraint": "NOT EXISTS (SELECT FROM pg_class r WHERE r.oid = t.conrelid AND r.relpersistence = 't')",
     "pg_index": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.indrelid AND r.relpersistence <> 't')",
     "pg_attrdef": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.adrelid AND r.relpersistence <> 't')",
     "pg_sequence": "EXISTS (SELECT FROM pg_class r WHERE r.oid = t.seqrelid AND r.relpersistence <> 't')",
     "pg_type": "t.typnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname LIKE 'pg\\_temp\\_%')",
-    "pg_namespace": "t.nspname NOT LIKE 'pg\\_%'",
+    "pg_namespace": "t.nspname NOT LIKE 'pg\\_%' AND t.nspname <> 'lastgood_marks'",
+    "pg_proc": "t.pronamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname = 'lastgood_marks')",
+    "pg_trigger": "NOT (t.tgname = 'lastgood_marks' AND t.tgenabled = 'A')",
 }
 
 
@@ -78,7 +81,7 @@ def catalog_xids(connection: Connection, since: str) -> frozenset[int]:
                 sql.SQL(_NEXT),
                 sql.SQL(_FULL_XID.format(row="t")),
                 sql.SQL("{}::pg_snapshot").format(sql.Literal(since)),
-                sql.SQL(_NOT_TEMPORARY.get(name, "true")),
+                sql.SQL(_LASTING.get(name, "true")),
             )
         )
         found.update(int(xid) for (xid,) in rows)
