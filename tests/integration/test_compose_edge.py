@@ -192,6 +192,7 @@ def test_a_rollback_that_went_no_further_than_the_gate_leaves_the_standby_as_it_
     assert world.answer() == "1-1"
 
 
+@pytest.mark.full
 def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

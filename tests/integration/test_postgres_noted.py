@@ -180,6 +180,7 @@ def test_what_a_data_step_writes_in_subtransactions_is_the_migration_s(embedded:
     assert embedded.sql("SELECT what FROM audit") == [("good",)]
 
 
+@pytest.mark.full
 def test_a_migration_s_session_that_began_before_the_command_is_said_to_be_known_in_part(
     embedded: PostgresWorld,
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_migration_s_session_that_began_before_the_command_is_said_to_be_known
     assert "did not tell the numbers of its subtransactions" in doubt
 
 
+@pytest.mark.full
 def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +212,7 @@ def test_of_a_migration_that_was_cut_off_the_log_still_tells(
     assert embedded.replayed().skipped == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ends", ["capture", "fenced", "next"])
 def test_of_a_migration_that_was_cut_off_the_log_is_read_before_the_capture_ends(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch, ends: str
@@ -233,6 +236,7 @@ def test_of_a_migration_that_was_cut_off_the_log_is_read_before_the_capture_ends
     assert embedded.sql("SELECT what FROM audit") == [("good",)]
 
 
+@pytest.mark.full
 def test_a_tool_that_neither_takes_a_name_nor_has_the_history_is_known_by_what_it_did(embedded: PostgresWorld) -> None:
     """It begins when the command runs, and changes schema and rows in one transaction; and others are known too."""
     embedded.ship("v2", {SECOND: NOTE})
@@ -279,6 +283,7 @@ def test_a_migration_that_switches_triggers_off_is_said_to_be_known_in_part(embe
     assert note.startswith("lastgood's trigger was not on customers all the while")
 
 
+@pytest.mark.full
 def test_where_triggers_are_asked_not_to_fire_the_marks_are_written_all_the_same(embedded: PostgresWorld) -> None:
     embedded.invariants = {}  # of a slow look at one the notes tell too
     went_back_from_two(
@@ -290,6 +295,7 @@ def test_where_triggers_are_asked_not_to_fire_the_marks_are_written_all_the_same
     assert embedded.replayed().notes == ()
 
 
+@pytest.mark.full
 def test_where_the_marks_cannot_be_read_the_catalogs_tell_and_it_is_said(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +339,7 @@ def test_what_was_skipped_as_the_migration_s_is_listed_as_the_quarantine_is(
     assert (embedded.replayed().skipped, embedded.replayed().replayed) == (2, 0)
 
 
+@pytest.mark.full
 def test_a_list_of_what_was_skipped_is_whole_whenever_the_replay_died(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +439,7 @@ def test_a_schema_that_was_changed_without_a_step_is_told_by_the_catalogs_and_th
     assert [e["reason"].partition(":")[0] for e in embedded.quarantine()] == ["nobody saw the migration end"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("noted_", [True, False])
 def test_where_no_migration_was_nothing_is_in_doubt_unless_the_note_is_missing(
     embedded: PostgresWorld, *, noted_: bool
@@ -471,6 +479,7 @@ def test_nothing_of_the_marks_is_in_the_schema_the_clone_or_what_comes_after(emb
     assert left(embedded) == []
 
 
+@pytest.mark.full
 def test_a_restore_point_after_one_that_was_cut_off_leaves_no_trigger_either(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,6 +503,7 @@ def test_a_restore_point_after_one_that_was_cut_off_leaves_no_trigger_either(
     embedded.go_back()
 
 
+@pytest.mark.full
 def test_a_table_that_is_locked_keeps_its_trigger_and_the_function_until_the_capture_ends(
     embedded: PostgresWorld,
 ) -> None:
@@ -509,6 +519,7 @@ def test_a_table_that_is_locked_keeps_its_trigger_and_the_function_until_the_cap
     assert left(embedded) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("migrating", [False, True], ids=["", "while a migration runs"])
 def test_an_application_that_may_do_no_more_than_write_goes_on_writing(
     embedded: PostgresWorld, *, migrating: bool

@@ -356,6 +356,7 @@ def test_a_deletion_that_takes_others_along_is_replayed_with_them(embedded: Post
     assert embedded.one("SELECT count(*) FROM orders WHERE customer = 5") == 0
 
 
+@pytest.mark.full
 def test_a_row_whose_move_waits_is_not_taken_along_by_the_deletion_of_its_first_parent(embedded: PostgresWorld) -> None:
     went_back(
         embedded,
@@ -483,6 +484,7 @@ def test_after_a_lifted_fence_the_next_replay_goes_on_where_the_first_was(embedd
     assert embedded.target.replayed("replay-r2").total == 3
 
 
+@pytest.mark.full
 def test_rows_that_another_replay_carried_are_not_taken_for_these(embedded: PostgresWorld) -> None:
     embedded.by_rows = True
     embedded.take()
@@ -709,6 +711,7 @@ def test_a_number_that_may_count_in_another_unit_now_waits(
     assert {"the migration rewrote every balance in accounts" in reason for reason in reasons(embedded)} == {True}
 
 
+@pytest.mark.full
 def test_a_unit_that_is_changed_by_the_definition_alone_waits_as_well(embedded: PostgresWorld) -> None:
     embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3), (3, 0)")
     went_back(
@@ -721,6 +724,7 @@ def test_a_unit_that_is_changed_by_the_definition_alone_waits_as_well(embedded: 
     assert len(embedded.quarantine()) == 2
 
 
+@pytest.mark.full
 def test_what_a_table_was_within_the_migration_only_is_no_reason_to_count_on_its_numbers(
     embedded: PostgresWorld,
 ) -> None:
@@ -752,6 +756,7 @@ def test_a_number_that_the_migration_put_right_is_not_counted_on_but_all_others_
     assert ["what the migration made of a number" in reason for reason in reasons(embedded)] == [True]
 
 
+@pytest.mark.full
 def test_a_rewriting_that_is_not_remembered_whole_is_not_counted_on(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -769,6 +774,7 @@ def test_a_rewriting_that_is_not_remembered_whole_is_not_counted_on(
     assert len(embedded.quarantine()) == 1
 
 
+@pytest.mark.full
 def test_writes_from_before_the_migration_count_as_they_were_meant(embedded: PostgresWorld) -> None:
     embedded.sql(ACCOUNTS.format("numeric") + "(1, 10), (2, 3)")
     embedded.take()
@@ -794,6 +800,7 @@ def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorl
     assert len(embedded.quarantine()) == 1
 
 
+@pytest.mark.full
 def test_not_even_the_only_row_that_looks_like_it_is_taken_for_one_whose_key_is_gone(embedded: PostgresWorld) -> None:
     embedded.sql("CREATE TABLE seats (id int PRIMARY KEY, kind text); INSERT INTO seats VALUES (1, 'a'), (2, 'b')")
     went_back(
@@ -853,6 +860,7 @@ def test_a_number_that_is_a_code_is_not_counted(embedded: PostgresWorld, column:
     assert len(embedded.quarantine()) == 2
 
 
+@pytest.mark.full
 def test_a_code_counts_where_it_is_said_so(embedded: PostgresWorld) -> None:
     embedded.merge = {"jobs.status": "delta"}
     embedded.sql(JOBS.format("int NOT NULL CHECK (status IN (0, 1, 2, 3))") + "INSERT INTO jobs VALUES (1, 1)")
@@ -981,6 +989,7 @@ def test_rows_of_a_partition_that_was_made_since_go_back(
     assert [(loss.table, loss.rows) for loss in replayed.left_out] == [("ev", 1)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "transactions"])
 def test_rows_for_which_the_old_schema_has_no_partition_wait_until_there_is_one(
     embedded: PostgresWorld, *, by_rows: bool
@@ -1005,6 +1014,7 @@ def test_rows_for_which_the_old_schema_has_no_partition_wait_until_there_is_one(
     assert embedded.sql("SELECT id FROM ev WHERE at > 10 ORDER BY id") == [(11,), (12,), (13,)]
 
 
+@pytest.mark.full
 def test_rows_of_later_partitions_are_not_carried_twice(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1035,6 +1045,7 @@ def test_rows_of_later_partitions_are_not_carried_twice(
         embedded.target.apply(step("replay", again))
 
 
+@pytest.mark.full
 def test_a_partition_that_was_dropped_or_taken_out_or_put_in_is_said_to_be(embedded: PostgresWorld) -> None:
     embedded.sql(
         EVENTS + "; CREATE TABLE ev_0 PARTITION OF ev FOR VALUES FROM (-10) TO (0); "
@@ -1091,6 +1102,7 @@ def test_a_row_whose_move_to_a_later_partition_waits_is_there_once(
     assert (replayed.total, replayed.quarantined) == (3, 2)
 
 
+@pytest.mark.full
 def test_what_refers_to_a_row_of_a_later_partition_goes_back_with_it(embedded: PostgresWorld) -> None:
     embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
     went_back(
@@ -1126,6 +1138,7 @@ def test_a_transaction_that_refers_to_what_waits_is_not_carried_by_half(embedded
     assert rest == "the rest of its transaction waits"
 
 
+@pytest.mark.full
 def test_what_breaks_an_invariant_when_it_is_tried_again_waits_with_the_rest_of_it(embedded: PostgresWorld) -> None:
     embedded.invariants = {"no-third-line": "SELECT id FROM line WHERE id = 3"}
     embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
@@ -1176,6 +1189,7 @@ def test_a_number_in_another_unit_waits_in_every_partition(embedded: PostgresWor
     assert {"maybe into another unit" in reason for reason in reasons(embedded)} == {True}
 
 
+@pytest.mark.full
 def test_what_partitions_tell_of_a_unit_is_taken_together(embedded: PostgresWorld) -> None:
     embedded.sql(
         "CREATE TABLE amounts (id int, n numeric, at int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
@@ -1193,6 +1207,7 @@ def test_what_partitions_tell_of_a_unit_is_taken_together(embedded: PostgresWorl
     assert "maybe into another unit" in reasons(embedded)[0]
 
 
+@pytest.mark.full
 def test_rows_of_a_later_partition_that_the_migration_rewrote_are_not_forgotten(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -372,6 +372,7 @@ def team_of(world: PostgresWorld) -> Callable[..., str]:
     return lastgood
 
 
+@pytest.mark.full
 def test_a_person_lists_shows_requeues_and_discards(embedded: PostgresWorld) -> None:
     first, second = went_back(embedded, RELAXED, FREE, "UPDATE orders SET total = 0 WHERE id = 5")
     lastgood = team_of(embedded)

@@ -160,6 +160,7 @@ def is_clear(kept: Kept) -> bool:
 ORDERS: Final = "SELECT id, total FROM orders ORDER BY id"
 
 
+@pytest.mark.full
 def test_after_a_catastrophe_the_database_of_before_the_migration_is_swapped_in(
     shop: PostgresWorld, kept: Kept
 ) -> None:
@@ -261,6 +262,7 @@ def while_a_restore_runs() -> None:
     child.run = leave  # type: ignore[assignment] # of this process only
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "at", [while_the_side_cluster_serves, pytest.param(while_a_restore_runs, marks=pytest.mark.full)]
 )

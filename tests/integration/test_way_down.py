@@ -292,6 +292,7 @@ def test_what_would_not_give_the_old_release_its_database_back_is_not_chosen(
     )
 
 
+@pytest.mark.full
 def test_an_error_of_a_down_migration_is_not_taken_for_the_applications(tmp_path: Path) -> None:
     """On a stock server, whose log names neither application nor database."""
     with postgres_embedded.rig(tmp_path) as alone:
@@ -430,6 +431,7 @@ def test_what_every_transaction_set_aside_is_kept(embedded: PostgresWorld) -> No
     assert [rows for table, rows in told if table == "customers.nickname"] == [2, 1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "reads",
     [
@@ -525,6 +527,7 @@ def test_from_the_deploy_to_the_report(embedded: PostgresWorld, tmp_path_factory
     assert embedded.one("SELECT count(*) FROM customers WHERE name = 'ada'") == 1
 
 
+@pytest.mark.full
 def test_after_a_rehearsal_that_refuses_the_next_rollback_swaps_and_loses_nothing(
     embedded: PostgresWorld, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
