@@ -682,6 +682,22 @@ def test_a_number_that_the_migration_moved_by_the_same_everywhere_is_counted_on(
     assert (embedded.one("SELECT total FROM orders WHERE id = 5"), embedded.quarantine()) == (11, [])
 
 
+@pytest.mark.parametrize("rows", ["(1, 25), (2, 25)", "(1, 25), (2, 130), (3, 349)"])
+def test_a_number_of_which_the_migration_made_nothing_counts_in_the_unit_that_it_had(
+    embedded: PostgresWorld, rows: str
+) -> None:
+    embedded.invariants = {}
+    embedded.sql(ACCOUNTS.format("int") + rows)
+    went_back(
+        embedded,
+        f"{LET_BAD_IN}; UPDATE accounts SET balance = balance / 100",
+        "INSERT INTO accounts VALUES (9, 40)",
+        "UPDATE accounts SET balance = balance + 5 WHERE id = 9",
+    )
+    assert (embedded.one("SELECT balance FROM accounts WHERE id = 9"), embedded.quarantine()) == (45, [])
+    assert embedded.one("SELECT balance FROM accounts WHERE id = 1") == 25
+
+
 ACCOUNTS: Final = "CREATE TABLE accounts (id int PRIMARY KEY, balance {} NOT NULL); INSERT INTO accounts VALUES "
 
 

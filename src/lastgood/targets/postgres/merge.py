@@ -81,7 +81,8 @@ WHERE r.relispartition AND r.relkind = 'r'
 # scaled: one factor explains all, a value more or less for what was rounded.
 _REWRITING: Final[LiteralString] = r"""
 SELECT count(*), count(DISTINCT was), count(DISTINCT made), min(made - was) = max(made - was),
-    max((made * sign(was) - 1) / nullif(abs(was), 0)) <= min((made * sign(was) + 1) / nullif(abs(was), 0))
+    max((made * sign(was) - 1) / nullif(abs(was), 0)) <= min((made * sign(was) + 1) / nullif(abs(was), 0)),
+    bool_or(made = 0)
 FROM (
     SELECT was::numeric, made::numeric FROM lastgood.rewritten
     WHERE (relation, number) IN (SELECT * FROM unnest(%(tables)s::oid[], %(numbers)s::int[]))
@@ -621,10 +622,12 @@ class Merge:
         forgotten = set(self._clone.execute(_FORGOTTEN, {**where, "key": FORGOTTEN}))
         self._forgotten |= forgotten
         found = self._clone.execute(_REWRITING, {**where, "digits": _DIGITS}).fetchone()
-        pairs, was, made, moved, scaled = found or (0, 0, 0, None, None)
+        pairs, was, made, moved, scaled, emptied = found or (0, 0, 0, None, None, False)
+        if was > 1 and moved:
+            return _Rewriting.SINGLE if forgotten else _Rewriting.KEPT
+        if emptied:  # in another unit something is still something: this is damage, and the unit is what it was
+            return _Rewriting.SINGLE
         if was > 1:
-            if moved:
-                return _Rewriting.SINGLE if forgotten else _Rewriting.KEPT
             return _Rewriting.SCALED if scaled and made > 1 else _Rewriting.SINGLE
         if not pairs:
             return _Rewriting.SCALED if forgotten else _Rewriting.KEPT
