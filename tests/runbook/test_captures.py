@@ -106,8 +106,10 @@ def test_a_log_that_the_server_gave_up_is_told_of_and_tidied_away(team: Team) ->
 def test_who_is_vouched_for_needs_no_log_any_more(team: Team) -> None:
     recording.vouch(team.rooms(), BAD, why="seen")
     team.clock.sleep(1.0)
+    before = list(team.channel.texts)
     captures.mind(team.rooms())
     assert not kept(team)
+    assert team.channel.texts == before
 
 
 def test_a_watch_that_lives_is_left_to_end_it_by_time(team: Team) -> None:

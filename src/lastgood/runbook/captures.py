@@ -12,6 +12,7 @@ from lastgood.core.errors import LastgoodError
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.plan import Purpose
 from lastgood.core.ports import Right
+from lastgood.core.release import Standing
 from lastgood.core.retention import capture_over, capture_until
 from lastgood.runbook.rollback import stand_down
 from lastgood.runbook.rooms import Rooms
@@ -37,8 +38,11 @@ def let_grow(rooms: Rooms, facts: DatabaseFacts, *, until: datetime | None = Non
     history = rooms.memory.history()
     if history.open_run is not None and history.open_run.plan.purpose is Purpose.ROLLBACK:
         return
-    if facts.captures and facts.captures <= facts.foreign:  # of the database that was replaced: nothing to tell
-        stand_down(rooms, only_captures=True)
+    serving = history.releases.get(history.serving)
+    good = serving is not None and serving.standing is Standing.GOOD
+    past = until is not None and rooms.clock.now() > until
+    if (past and good) or (facts.captures and facts.captures <= facts.foreign):  # or the database was replaced
+        stand_down(rooms, only_captures=True)  # nobody needs it any more: nothing to tell
         return
     over = capture_over(facts, limit_bytes=limit, until=until, now=rooms.clock.now())
     if not facts.captures and history.open_run is None:  # while one begins, it is no restore point's yet
