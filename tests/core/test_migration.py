@@ -16,6 +16,7 @@ from lastgood.core.migration import (
     SchemaChange,
     SqlError,
     WritesSince,
+    foremost,
     judge_migration,
 )
 from tests.core import planned_worlds
@@ -131,3 +132,22 @@ def test_the_verdict_cites_the_release_in_whose_log_an_error_stands() -> None:
     verdict = judge_migration(replace(CHANGED, errors=(replace(error, said_by="core of v2"),)))
     assert verdict.blame is Blame.MIGRATION
     assert verdict.reasons == ("SQLSTATE 42703, 31 times in the log of core of v2, names title: about title",)
+
+
+def test_the_foremost_changes_are_told_as_a_person_reads_them() -> None:
+    changes = (
+        SchemaChange(object="Mood", change="is new (type e'good', 'bad' rights of webweb USAGE)"),
+        SchemaChange(object="notes", change="is new (table rpfalsefalse)"),
+        SchemaChange(object="notes.(rights)", change="is new (rights of webweb SELECT)"),
+        SchemaChange(object="notes.body", change="is new (column text not null )"),
+        SchemaChange(object="orders.(rights)", change="rights of web SELECT -> rights of web"),
+        SchemaChange(object="orders.note", change="is gone (column text )"),
+    )
+    told, more = foremost(changes)
+    assert [str(change) for change in told] == [
+        "Mood: is new (type 'good', 'bad')",
+        "notes: is new",
+        "orders.(rights): rights of web SELECT -> rights of web",
+        "orders.note: is gone (column text)",
+    ]
+    assert more == 0

@@ -6,8 +6,10 @@ access rule violation", PostgreSQL 15 docs appendix A). A rollback of the schema
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 
 from lastgood.core.release import Down
 
@@ -33,6 +35,11 @@ class Rung(StrEnum):
     """The same, of a dump of what the server was at a moment of its log."""
 
 
+_WHOLE_TABLE: Final = re.compile(r"(is new|is gone) \(table ")
+_CODED: Final = re.compile(r"(?<=type )[a-z](?=')| rights of [^()]*(?=\)$)|\s+(?=\)$)")
+"""What tells one schema from another, and nothing to a person."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaChange:
     """One difference between the schema before the deploy and now. object: `table` or `table.column`, change: one
@@ -48,9 +55,15 @@ class SchemaChange:
 
 
 def foremost(changes: tuple[SchemaChange, ...]) -> tuple[tuple[SchemaChange, ...], int]:
-    """Return the first MOST_CHANGES of them, as long as they are kept, and how many others there are."""
-    kept = (replace(each, change=each.change[:LONGEST_CHANGE]) for each in changes[:MOST_CHANGES])
-    return tuple(kept), max(len(changes) - MOST_CHANGES, 0)
+    """Return the first MOST_CHANGES of them as a person reads them, as long as they are kept, and how many others there
+    are. That a table is new or gone says so of its parts."""
+    tables = {each.object: found[1] for each in changes if (found := _WHOLE_TABLE.match(each.change))}
+    told = [
+        replace(each, change=_CODED.sub("", tables.get(each.object, each.change))[:LONGEST_CHANGE])
+        for each in changes
+        if not any(each.object.startswith(f"{table}.") and each.change.startswith(how) for table, how in tables.items())
+    ]
+    return tuple(told[:MOST_CHANGES]), max(len(told) - MOST_CHANGES, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
