@@ -177,6 +177,7 @@ def test_a_database_error_is_logged_with_its_sqlstate(stack: RunningStack, datab
     )
 
 
+@pytest.mark.full
 def test_the_core_starts_and_says_so_without_its_database(tmp_path: Path) -> None:
     with running_stack(HYPERCODE, f"postgresql://nobody@/none?host={tmp_path}", tmp_path / "log") as stack:
         assert httpx.get(f"{stack.core}/health").status_code == 200

@@ -243,7 +243,8 @@ def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeT
     assert world.answer() == "0-0"
 
 
-@pytest.mark.parametrize("instances", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("instances", [1, 2])
 def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(
     world: EdgeWorld, target: ComposeTarget, instances: int
 ) -> None:

@@ -190,6 +190,7 @@ def test_what_runs_is_not_recorded_when_the_files_would_start_something_else(sta
     assert not (stack.root / ".lastgood" / "releases" / "r1").exists()
 
 
+@pytest.mark.full
 def test_what_this_program_started_is_recorded_from_its_release_whatever_the_files_say_now(stack: ComposeWorld) -> None:
     target = stack.target()
     first = target.prepare("v1", CLOCK.now())

@@ -323,6 +323,7 @@ def test_behind_the_fence_no_invariant_is_looked_at_over_a_whole_table_that_take
     assert embedded.one("SELECT name FROM customers WHERE id = 6") == "plus"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "invariant, among, found",
     [
@@ -851,6 +852,7 @@ JOBS: Final = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "column, merge",
     [
@@ -1093,6 +1095,7 @@ CREATE TABLE reader (id int PRIMARY KEY); CREATE TABLE read (id int PRIMARY KEY,
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "and_then", ["", "UPDATE ev SET n = 5 WHERE id = 1"], ids=["as it was moved", "changed afterwards"]
 )
@@ -1171,6 +1174,7 @@ def test_what_breaks_an_invariant_when_it_is_tried_again_waits_with_the_rest_of_
     assert reasons(embedded) == ["it breaks the invariant no-third-line: 3", "the rest of its transaction waits"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     ["UPDATE amounts SET n = n * 100", "ALTER TABLE amounts ALTER COLUMN m TYPE numeric USING m * 100"],

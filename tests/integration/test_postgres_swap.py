@@ -445,6 +445,7 @@ def test_a_row_of_the_clone_that_somebody_changed_is_noticed(embedded: PostgresW
         embedded.go_back()
 
 
+@pytest.mark.full
 def test_looking_into_the_clone_does_not_make_it_unfit(embedded: PostgresWorld) -> None:
     with embedded.connect() as open_since_before:
         open_since_before.execute("BEGIN; SELECT pg_current_xact_id()")

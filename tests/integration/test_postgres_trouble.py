@@ -310,6 +310,7 @@ def test_what_a_slot_keeps_counts_although_its_restore_point_was_never_kept(embe
     assert embedded.target.observe().capture_bytes == 0
 
 
+@pytest.mark.full
 def test_nobody_who_reads_waits_long_while_a_restore_point_waits_for_a_reader(embedded: PostgresWorld) -> None:
     """A change that waits for its lock has everybody behind it wait."""
     over, turned_away = threading.Event(), list[str]()

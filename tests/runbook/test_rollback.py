@@ -248,7 +248,7 @@ def test_a_log_that_grows_too_large_is_told_of_and_then_let_go_of(team: Team) ->
     team.clock.after(200.0, lambda: team.told.append(f"captures: {len(team.stack.database.captures)}"))
     team.watch()
     said = [text for text in team.channel.texts if "of log for a replay" in text]
-    assert [text.partition("; ")[2][:15] for text in said] == ["at the limit th", "the capture end"]
+    assert [text.partition("; ")[2][:15] for text in said] == ["at the limit th", "the capture was"]
     assert "captures: 0" in team.told
 
 
