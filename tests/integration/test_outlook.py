@@ -70,6 +70,7 @@ def test_what_nobody_could_take_from_the_rows_again_is_named(
     assert (found.unseen, found.doors) == ("", (door,))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "migration",
     [
