@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -64,7 +65,7 @@ from lastgood.runbook import swap_back as swapping
 from lastgood.runbook import watch as watching
 from lastgood.runbook.doctor import Answer, Finding, examine
 from lastgood.runbook.frontend import await_frontend
-from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.rooms import Rooms, silent
 
 EXIT_CODES: Final = """
 Exit codes: 0 done and good · 1 ended, but not good (see the terminal state) · 2 configuration or argument ·
@@ -146,9 +147,9 @@ def opened(config: Path) -> Rooms:
 
 def minded(config: Path) -> Rooms:
     """Build the rooms of the stack, and end what the server keeps for a replay where that is over. For every command
-    but those that nothing may hold up."""
+    but those that nothing may hold up. Without a word: what the command prints may be JSON, and the team is told."""
     rooms = opened(config)
-    captures.mind(rooms)
+    captures.mind(replace(rooms, story=silent, update=silent))
     return rooms
 
 
