@@ -10,28 +10,26 @@ from lastgood.core.migration import Blame, judge_migration
 from lastgood.targets.postgres import amcheck
 from lastgood.targets.postgres.connect import connect
 from tests.contract.rigs import postgres_embedded
-from tests.contract.rigs.postgres_cluster import cluster, newest_programs
+from tests.contract.rigs.postgres_cluster import cluster, needed_programs
 from tests.contract.rigs.postgres_world import PostgresWorld
 from tests.integration.test_postgres_evidence import migrated, seen
 
-PROGRAMS = newest_programs()
-needs_amcheck = pytest.mark.skipif(PROGRAMS is None, reason="amcheck comes with a distribution's Postgres")
 # The index is in the order of before; from now on another one is expected of it.
 OTHER_ORDER = "UPDATE pg_index SET indoption = '1' WHERE indexrelid = 'orders_pkey'::regclass"
 
 
 @pytest.fixture
 def debian() -> Generator[PostgresWorld]:
-    """The shop on a server of the machine's own."""
+    """The shop on a server of the machine's own, which brings amcheck."""
+    programs = needed_programs()
     with (
         postgres_embedded.open_folder() as folder,
-        cluster(folder, PROGRAMS) as server,
+        cluster(folder, programs) as server,
         postgres_embedded.database(folder, server.config) as world,
     ):
         yield world
 
 
-@needs_amcheck
 def test_a_corrupted_index_is_a_fault_of_the_storage_and_the_extension_is_only_lent(debian: PostgresWorld) -> None:
     migrated(debian, "ALTER TABLE customers RENAME COLUMN name TO full_name")
     evidence = seen(debian)
@@ -46,7 +44,6 @@ def test_a_corrupted_index_is_a_fault_of_the_storage_and_the_extension_is_only_l
     assert debian.one("SELECT count(*) FROM pg_extension WHERE extname = 'amcheck'") == 0
 
 
-@needs_amcheck
 def test_a_role_that_may_not_install_it_says_so_and_one_that_finds_it_may_be_kept_from_it(
     debian: PostgresWorld,
 ) -> None:

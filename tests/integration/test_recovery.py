@@ -28,7 +28,7 @@ from lastgood.targets.postgres.preflight import Space
 from lastgood.targets.postgres.tools import Tools
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.clock import CLOCK
-from tests.contract.rigs.postgres_cluster import OWNER, Cluster, cluster, newest_programs
+from tests.contract.rigs.postgres_cluster import OWNER, Cluster, cluster, needed_programs
 from tests.contract.rigs.postgres_world import PostgresWorld
 from tests.integration.test_own_dump import everything, left, team_of, way_back
 
@@ -70,12 +70,7 @@ def as_owner(*words: str) -> str:
 
 @contextmanager
 def kept_server() -> Generator[Kept]:
-    programs = newest_programs()
-    if programs is None or shutil.which("pgbackrest") is None:
-        missing = "pgbackrest and Debian's Postgres are missing: scripts/engine.sh installs them"
-        if os.environ.get("LASTGOOD_REQUIRE_ENGINE"):
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
+    programs = needed_programs("pgbackrest")
     with postgres_embedded.open_folder() as folder, cluster(folder, programs) as server:
         config = folder / "pgbackrest.conf"
         for name in ("repo", "log", "lock", "side"):

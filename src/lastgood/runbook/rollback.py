@@ -550,7 +550,7 @@ def clear_candidates(rooms: Rooms, plan: Plan) -> str:
         return f"what the gate had started still runs: {failed.reason}"
     if step.action == ClearCandidates():
         return "what the gate had started was removed"
-    return f"what the gate had started was removed, but for the standby of {plan.to_release}"
+    return f"what the gate had started was removed; a standby of {plan.to_release} is as containers.edge.standby says"
 
 
 def stand_down(rooms: Rooms, *, only_captures: bool = False) -> bool:

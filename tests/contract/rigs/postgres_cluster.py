@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from lastgood.core.config import PostgresConfig
 from lastgood.targets.postgres.connect import connect
@@ -36,6 +39,18 @@ def newest_programs() -> Path | None:
     """The folder of the newest server's programs on this machine, as Debian lays them out; None without one."""
     found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     return max(found, key=lambda path: int(path.parent.name), default=None)
+
+
+def needed_programs(*others: str) -> Path:
+    """The same for a test that cannot do without them, and these programs: it fails where CI is to have everything, and
+    is told as not run elsewhere."""
+    programs = newest_programs()
+    if programs is not None and all(shutil.which(name) for name in others):
+        return programs
+    missing = f"{' and '.join((*others, 'the Postgres of the distribution'))} missing: scripts/engine.sh installs them"
+    if os.environ.get("LASTGOOD_REQUIRE_ENGINE"):
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
