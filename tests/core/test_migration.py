@@ -140,6 +140,8 @@ def test_the_foremost_changes_are_told_as_a_person_reads_them() -> None:
         SchemaChange(object="notes", change="is new (table rpfalsefalse)"),
         SchemaChange(object="notes.(rights)", change="is new (rights of webweb SELECT)"),
         SchemaChange(object="notes.body", change="is new (column text not null )"),
+        SchemaChange(object="notes_id_seq", change="is new (sequence bigint 1 1 1 9 f)"),
+        SchemaChange(object="notes_id_seq.(rights)", change="is new (rights of webweb USAGE)"),
         SchemaChange(object="orders.(rights)", change="rights of web SELECT -> rights of web"),
         SchemaChange(object="orders.note", change="is gone (column text )"),
     )
@@ -147,6 +149,7 @@ def test_the_foremost_changes_are_told_as_a_person_reads_them() -> None:
     assert [str(change) for change in told] == [
         "Mood: is new (type 'good', 'bad')",
         "notes: is new",
+        "notes_id_seq: is new",
         "orders.(rights): rights of web SELECT -> rights of web",
         "orders.note: is gone (column text)",
     ]

@@ -35,7 +35,7 @@ class Rung(StrEnum):
     """The same, of a dump of what the server was at a moment of its log."""
 
 
-_WHOLE_TABLE: Final = re.compile(r"(is new|is gone) \(table ")
+_WHOLE: Final = re.compile(r"(is new|is gone) \((?:table|sequence) ")
 _CODED: Final = re.compile(r"(?<=type )[a-z](?=')| rights of [^()]*(?=\)$)|\s+(?=\)$)")
 """What tells one schema from another, and nothing to a person."""
 
@@ -56,12 +56,12 @@ class SchemaChange:
 
 def foremost(changes: tuple[SchemaChange, ...]) -> tuple[tuple[SchemaChange, ...], int]:
     """Return the first MOST_CHANGES of them as a person reads them, as long as they are kept, and how many others there
-    are. That a table is new or gone says so of its parts."""
-    tables = {each.object: found[1] for each in changes if (found := _WHOLE_TABLE.match(each.change))}
+    are. That a table or a sequence is new or gone says so of its parts."""
+    whole = {each.object: found[1] for each in changes if (found := _WHOLE.match(each.change))}
     told = [
-        replace(each, change=_CODED.sub("", tables.get(each.object, each.change))[:LONGEST_CHANGE])
+        replace(each, change=_CODED.sub("", whole.get(each.object, each.change))[:LONGEST_CHANGE])
         for each in changes
-        if not any(each.object.startswith(f"{table}.") and each.change.startswith(how) for table, how in tables.items())
+        if not any(each.object.startswith(f"{name}.") and each.change.startswith(how) for name, how in whole.items())
     ]
     return tuple(told[:MOST_CHANGES]), max(len(told) - MOST_CHANGES, 0)
 
