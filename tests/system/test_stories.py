@@ -20,6 +20,7 @@ from lastgood.core.report import TerminalState
 SHORT_ON_COMPOSE = frozenset({"errors", "never-boots", "bad-migration"})
 LONG = frozenset({"good", "blip", "late"})
 """What is watched for its whole window, or turns bad late."""
+SOON_OVER = "never-boots"
 TRIGGER = {
     "errors": "error-rate",
     "latency": "latency",
@@ -69,17 +70,20 @@ def play(fault: str, engine: str, folder: Path) -> Story:
 
 
 def stories() -> list[Any]:
+    """The longest first, so that where they are played in this order none plays alone at the end."""
     found = []
-    for engine in ("process", "compose", "edge"):
-        for fault in RIGHT_END:
-            marks = [pytest.mark.system, *([pytest.mark.slow] if fault in LONG else [])]
-            if engine != "process":
-                marks.append(pytest.mark.needs_docker)
-                if engine == "edge":
-                    marks.append(pytest.mark.edge)
-                if engine == "edge" or fault not in SHORT_ON_COMPOSE:
-                    marks.append(pytest.mark.full)
-            found.append(pytest.param(fault, engine, id=f"{fault}-{engine}", marks=marks))
+    pairs = [(fault, engine) for engine in ("compose", "process", "edge") for fault in RIGHT_END]
+    for fault, engine in sorted(
+        pairs, key=lambda pair: (pair[0] == SOON_OVER, pair[1] == "process", pair[0] not in LONG)
+    ):
+        marks = [pytest.mark.system, *([pytest.mark.slow] if fault in LONG else [])]
+        if engine != "process":
+            marks.append(pytest.mark.needs_docker)
+            if engine == "edge":
+                marks.append(pytest.mark.edge)
+            if engine == "edge" or fault not in SHORT_ON_COMPOSE:
+                marks.append(pytest.mark.full)
+        found.append(pytest.param(fault, engine, id=f"{fault}-{engine}", marks=marks))
     return found
 
 
