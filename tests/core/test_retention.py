@@ -207,3 +207,10 @@ def test_a_log_is_over_by_its_size_or_its_end_and_else_stays() -> None:
     assert capture_over(facts, limit_bytes=4 << 20, until=LATER, now=LATER) == ""
     assert "3 MiB of log for a replay, limit 2 MiB" in capture_over(facts, limit_bytes=2 << 20, until=None, now=START)
     assert "until 2026-01-01 00:00 UTC" in capture_over(facts, limit_bytes=4 << 20, until=START, now=LATER)
+
+
+def test_what_the_restore_point_itself_wrote_into_the_log_is_not_held_against_it() -> None:
+    facts = replace(database_facts(), capture_bytes=9 << 20, capture_own_bytes=8 << 20)
+    assert capture_over(facts, limit_bytes=2 << 20, until=None, now=LATER) == ""
+    grown = replace(facts, capture_bytes=11 << 20)
+    assert "3 MiB of log" in capture_over(grown, limit_bytes=2 << 20, until=None, now=LATER)

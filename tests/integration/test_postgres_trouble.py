@@ -16,11 +16,12 @@ import pytest
 
 from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.core.report import Progress
-from lastgood.targets.postgres import preflight, replay
+from lastgood.targets.postgres import preflight, replay, restore_point
 from lastgood.targets.postgres.connect import connect
 from lastgood.targets.postgres.pgoutput import Transaction
 from lastgood.targets.postgres.server import Server
 from tests.contract.rigs import postgres_embedded
+from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.postgres_world import PostgresWorld
 
 ROOM_MB = 3
@@ -296,6 +297,72 @@ def test_a_server_that_sets_a_slot_no_limit_is_seen(tmp_path: Path) -> None:
         with alone.connect() as new:
             assert new.execute("SHOW max_slot_wal_keep_size").fetchone() == ("-1",)
         assert alone.target.observe().slot_limit_bytes is None
+
+
+def test_what_the_restore_of_a_point_wrote_is_kept_and_does_not_count_against_its_limit(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql(MORE_THAN_FITS)
+    assert embedded.target.observe().restore_log_bytes > 10_000_000
+    embedded.take()
+    facts = embedded.target.observe()
+    assert facts.capture_own_bytes > 10_000_000
+    assert facts.captured_since_bytes < facts.capture_own_bytes / 2  # an empty database is made beside, no more
+    embedded.sql("UPDATE big SET what = what || id")
+    grown = embedded.target.observe()
+    assert grown.captured_since_bytes > 10_000_000
+    assert grown.capture_own_bytes == facts.capture_own_bytes
+
+
+def test_a_server_that_lets_a_slot_keep_less_than_a_restore_writes_is_told_before_a_deploy(tmp_path: Path) -> None:
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql(MORE_THAN_FITS)
+        assert alone.target.lossy_because() == ()
+        alone.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'")
+        alone.sql("SELECT pg_reload_conf()")
+        (line,) = alone.target.lossy_because()
+        assert line.startswith("a slot may keep 16 MiB of log, and a restore beside writes about ")
+        assert line.endswith("max_slot_wal_keep_size")
+        alone.take()
+        kept = restore_point.newest(alone.folder / "restore-points", alone.config.name)
+        assert kept is not None
+        assert (kept.point.captured, kept.point.lossy_because) == (False, (line,))
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_log_that_the_server_let_go_of_while_a_point_was_taken_replays_nothing(
+    tmp_path: Path, *, lossless: bool
+) -> None:
+    with postgres_embedded.rig(tmp_path) as alone:
+        alone.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'")
+        alone.sql("SELECT pg_reload_conf()")
+        server, folder = Server(alone.config), alone.folder / "restore-points"
+
+        def others_write() -> None:
+            for _ in range(6):
+                alone.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000)) FROM generate_series(1, 4200)")
+                alone.sql("SELECT pg_switch_wal()")
+            alone.sql("CHECKPOINT")
+
+        def take() -> None:
+            restore_point.take(
+                server, folder, alone.restore_point,
+                keep=1, lossless=lossless, mark=others_write, deadline_s=60.0, clock=CLOCK,
+            )  # fmt: skip
+
+        if lossless:
+            with pytest.raises(Refused, match="let go of the slot's log before the restore was over"):
+                take()
+            assert restore_point.newest(folder, server.live) is None
+        else:
+            take()
+            kept = restore_point.newest(folder, server.live)
+            assert kept is not None
+            assert not kept.point.captured
+            assert kept.slot == ""
+            assert "let go" in kept.point.lossy_because[0]
+        facts = alone.target.observe()
+        assert (facts.captures, facts.capture_left) == (frozenset(), False)
 
 
 def test_what_a_slot_keeps_counts_although_its_restore_point_was_never_kept(embedded: PostgresWorld) -> None:

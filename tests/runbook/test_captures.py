@@ -62,6 +62,14 @@ def test_a_command_finds_a_log_at_half_of_its_limit_and_tells_once(team: Team) -
     assert [text.partition("; ")[2][:15] for text in team.channel.texts] == ["at the limit th"]
 
 
+def test_nobody_is_told_of_a_log_that_grows_while_a_restore_point_is_taken(team: Team) -> None:
+    grows(team, 5)
+    with team.rooms().memory.journal.claim("a deploy"):
+        captures.mind(team.rooms())
+    assert kept(team)
+    assert team.channel.texts == []
+
+
 def test_a_command_ends_a_log_that_is_over_its_limit_and_tells(team: Team) -> None:
     grows(team, 5)
     captures.mind(team.rooms())

@@ -39,6 +39,13 @@ def test_what_is_too_small_is_named(dumps: Space, data: Space | None, said: list
     assert too_small(SIZE, dumps, data, folder="points") == said
 
 
+def test_the_log_of_a_restore_needs_room_beside_the_clone() -> None:
+    dumps, data = Space(fsid="a", free=1_300_000_000), Space(fsid="b", free=1_300_000_000)
+    assert too_small(SIZE, dumps, data, folder="points", log=SIZE) == [
+        "the server's volume has 1300 MB free; a clone needs 2200 MB"
+    ]
+
+
 def test_a_filesystem_is_known_by_the_same_id_from_inside_a_container(tmp_path: Path) -> None:
     shown = subprocess.run(["stat", "-f", "-c", "%i", tmp_path], capture_output=True, text=True, check=True, timeout=10)
     here = space(None, str(tmp_path))

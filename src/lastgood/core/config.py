@@ -462,7 +462,7 @@ class MigrationsConfig(_Section):
 class RestorePointsConfig(_Section):
     """Where dumps are kept, relative to lastgood.yaml, and how many. require_lossless: refuse a deploy after which a
     rollback of the database could not replay every transaction. capture_limit: bytes of log that the server may keep
-    for a replay."""
+    for a replay, beyond what the restore of the point itself wrote."""
 
     path: str = "restore-points"
     keep: Count = 5

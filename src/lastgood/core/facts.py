@@ -104,8 +104,10 @@ class DatabaseFacts:
     databases: every database of the server. exports: ids of finished exports of rows written since a
     restore point. swaps: ids in the outside ledger. dumps: names of finished safety dumps.
     captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
-    capture_left: whether anything of a capture is left, usable or not; slot_limit_bytes: how much of it the server lets
-    a slot keep, whatever becomes of us, None without a limit. caught_up, replays: names of replays that have caught up,
+    capture_own_bytes: of these what was written before the restore point was ready, its own restore above all;
+    restore_log_bytes: what another restore would write; capture_left: whether anything of a capture is left, usable or
+    not; slot_limit_bytes: how much of it the server lets a slot keep, whatever becomes of us, None without a limit.
+    caught_up, replays: names of replays that have caught up,
     and of those that are finished. rehearsals: names of down migrations that went well on a copy. pools: whether
     its clients come through a pooler that can make them wait; paused: whether it does because of us, None when that
     cannot be told.
@@ -127,6 +129,8 @@ class DatabaseFacts:
     swaps: frozenset[str] = frozenset()
     captures: frozenset[str] = frozenset()
     capture_bytes: int = 0
+    capture_own_bytes: int = 0
+    restore_log_bytes: int = 0
     capture_left: bool = False
     slot_limit_bytes: int | None = None
     caught_up: frozenset[str] = frozenset()
@@ -134,6 +138,11 @@ class DatabaseFacts:
     pools: bool = False
     paused: bool | None = False
     rehearsals: frozenset[str] = frozenset()
+
+    @property
+    def captured_since_bytes(self) -> int:
+        """What is kept of the log because somebody wrote since the restore point: it is this that has a limit."""
+        return self.capture_bytes - self.capture_own_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,8 +64,8 @@ def _needed_until(under: DeploymentHistory, *, window_s: float) -> datetime:
 
 def capture_over(facts: DatabaseFacts, *, limit_bytes: int, until: datetime | None, now: datetime) -> str:
     """Say why what the server keeps for a replay must be let go of; empty while it may stay. until: None for no end."""
-    if facts.capture_bytes > limit_bytes:
-        return f"the server keeps {facts.capture_bytes >> 20} MiB of log for a replay, limit {limit_bytes >> 20} MiB"
+    if (since := facts.captured_since_bytes) > limit_bytes:
+        return f"the server keeps {since >> 20} MiB of log for a replay, limit {limit_bytes >> 20} MiB"
     if until is not None and now > until:
         return f"the server keeps its log for a replay that could be needed until {until:%Y-%m-%d %H:%M} UTC"
     return ""

@@ -22,8 +22,8 @@ from lastgood.runbook.tell import tell
 def mind(rooms: Rooms) -> None:
     """Look at what the server keeps, and end it where it is over. For a command that has the time for it; whatever
     cannot be had is told, and stops no command."""
-    if (facts := _seen(rooms)) is None:
-        return
+    if rooms.memory.journal.holder(Right.RUN) or (facts := _seen(rooms)) is None:
+        return  # a restore point that is being taken has the log grow, and whoever takes it ends it
     # a watch that lives ends it itself, and may need it longer than its window where no way back could be planned
     under_watch = rooms.memory.history().open_deployment and rooms.memory.journal.holder(Right.WATCH)
     let_grow(rooms, facts, until=None if under_watch else until(rooms))
@@ -34,7 +34,7 @@ def let_grow(rooms: Rooms, facts: DatabaseFacts, *, until: datetime | None = Non
     for as long as the watch says. A rollback that did not end yet needs it, whoever takes that up."""
     if rooms.config.database is None or not (facts.captures or facts.capture_left):
         return
-    limit, kept = rooms.config.database.restore_points.capture_limit, facts.capture_bytes
+    limit, kept = rooms.config.database.restore_points.capture_limit, facts.captured_since_bytes
     history = rooms.memory.history()
     if history.open_run is not None and history.open_run.plan.purpose is Purpose.ROLLBACK:
         return
@@ -82,7 +82,7 @@ def leave(rooms: Rooms) -> tuple[str, ...]:
         said = ended if gone else "is still kept for a replay; next: lastgood watch, or lastgood doctor"
         return (
             f"nobody watches, and nothing on the server bounds its log, which {said}",
-            f"to bound it: {bound_by_hand(config.restore_points.capture_limit)}",
+            f"to bound it: {bound_by_hand(config.restore_points.capture_limit + facts.restore_log_bytes)}",
         )
     limit, end = config.restore_points.capture_limit, until(rooms)
     ends = f" until {end:%Y-%m-%d %H:%M} UTC" if end else ""

@@ -220,7 +220,7 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
     if config and database and not lossy and database.slot_limit_bytes is None:
         unbounded = (
             "max_slot_wal_keep_size is not set on the server; to set it: "
-            f"{bound_by_hand(config.restore_points.capture_limit)}"
+            f"{bound_by_hand(config.restore_points.capture_limit + database.restore_log_bytes)}"
         )
     if unbounded and not watched:
         lossy = (f"nobody will watch, so its log is kept no longer than the deploy: {unbounded}",)
@@ -260,7 +260,7 @@ def _cost(rooms: Rooms, database: DatabaseFacts, history: History, *, lossy: boo
         size_bytes=database.size_bytes,
         disk_bytes=round(2 * database.size_bytes * CLONE_SHARE),
         free=rooms.database.room(),
-        log_bytes=0 if lossy else config.restore_points.capture_limit,
+        log_bytes=0 if lossy else config.restore_points.capture_limit + database.restore_log_bytes,
         takes_s=takes_s,
         by=by,
     )

@@ -236,6 +236,8 @@ def _capture(rooms: Rooms, facts: DatabaseFacts) -> Finding:
     limit = rooms.config.database.restore_points.capture_limit if rooms.config.database else 0
     kept, end = facts.captures or facts.capture_left, captures.until(rooms)
     now = f"{facts.capture_bytes >> 20} MiB of log are kept for a replay" if kept else "no log is kept for a replay"
+    own = facts.capture_own_bytes
+    now += f", {own >> 20} of them the restore point's own" if kept and own else ""
     now += f" until {end:%Y-%m-%d %H:%M} UTC" if kept and end else ""
     if facts.slot_limit_bytes is not None:
         bounds = f"the server lets a slot keep {facts.slot_limit_bytes >> 20} MiB"
@@ -245,7 +247,7 @@ def _capture(rooms: Rooms, facts: DatabaseFacts) -> Finding:
         check="capture",
         answer=Answer.FAILED if alone else Answer.OK,
         evidence=f"{now}; " + ("nobody watches, and " if alone else "") + "the server sets a slot no limit of its own",
-        hint=captures.bound_by_hand(limit),
+        hint=captures.bound_by_hand(limit + facts.restore_log_bytes),
     )
 
 

@@ -12,8 +12,7 @@ from typing import Final
 from lastgood.core.config import Merging, MigrationsConfig
 from lastgood.core.plan import CLONE_SHARE
 from lastgood.targets import child
-from lastgood.targets.postgres import catalog, sessions
-from lastgood.targets.postgres.capture import PREFIX
+from lastgood.targets.postgres import capture, catalog, sessions
 from lastgood.targets.postgres.connect import LOCK_S, MAINTENANCE, NO_POOLER, Connection
 from lastgood.targets.postgres.histories import gaps
 from lastgood.targets.postgres.merge import misnamed
@@ -47,7 +46,8 @@ def obstacles(
         found += gaps(live, migrations) if migrations else ()
         found += misnamed(live, merging)
         size = _number(live, "SELECT pg_database_size(current_database())")
-        found += room(live, server, dumps, size)
+        log = 0 if capture.obstacles(server) else capture.restore_log(live)
+        found += room(live, server, dumps, size, log=log)
         prepared = _number(live, "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")
         if prepared:
             found.append(f"{prepared} prepared transactions are open: the fence could not end them")
@@ -59,7 +59,7 @@ def obstacles(
             for name, plugin in live.execute(
                 "SELECT slot_name, plugin FROM pg_replication_slots WHERE database = current_database() "
                 "AND NOT starts_with(slot_name, %s) ORDER BY 1",
-                [PREFIX],
+                [capture.PREFIX],
             )
         ]
         found += _extensions(live, server)
@@ -197,26 +197,26 @@ class Space:
     free: int
 
 
-def too_small(size: int, dumps: Space, data: Space | None, *, folder: str) -> list[str]:
+def too_small(size: int, dumps: Space, data: Space | None, *, folder: str, log: int = 0) -> list[str]:
     """Say what does not hold a dump (dumps) or a clone (data) of `size` bytes; where both go to one filesystem, both.
-    data: None where it cannot be seen."""
-    needed = size * CLONE_SHARE
+    data: None where it cannot be seen. log: bytes that the restore of the clone has the server keep beside it."""
+    dump, clone = size * CLONE_SHARE, size * CLONE_SHARE + log
     if data is not None and data.fsid == dumps.fsid:
-        both = f"{dumps.free / 1e6:.0f} MB free for a dump and a clone, which need {2 * needed / 1e6:.0f} MB"
-        return [f"{folder} and the server's data share {both}"] if dumps.free < 2 * needed else []
+        both = f"{dumps.free / 1e6:.0f} MB free for a dump and a clone, which need {(dump + clone) / 1e6:.0f} MB"
+        return [f"{folder} and the server's data share {both}"] if dumps.free < dump + clone else []
     found: list[str] = []
-    if dumps.free < needed:
-        found.append(f"{folder} has {dumps.free / 1e6:.0f} MB free; a dump may need {needed / 1e6:.0f} MB")
-    if data is not None and data.free < needed:
-        found.append(f"the server's volume has {data.free / 1e6:.0f} MB free; a clone needs {needed / 1e6:.0f} MB")
+    if dumps.free < dump:
+        found.append(f"{folder} has {dumps.free / 1e6:.0f} MB free; a dump may need {dump / 1e6:.0f} MB")
+    if data is not None and data.free < clone:
+        found.append(f"the server's volume has {data.free / 1e6:.0f} MB free; a clone needs {clone / 1e6:.0f} MB")
     return found
 
 
-def room(live: Connection, server: Server, dumps: Path, size: int) -> list[str]:
+def room(live: Connection, server: Server, dumps: Path, size: int, *, log: int = 0) -> list[str]:
     """Return what does not hold a dump here, or a copy where the server keeps its data, one line each, as far as that
-    can be seen. size: of the database."""
+    can be seen. size: of the database; log: as for `too_small`."""
     here, data = _spaces(live, server, dumps)
-    return too_small(size, here, data, folder=dumps.name) if here else []
+    return too_small(size, here, data, folder=dumps.name, log=log) if here else []
 
 
 def free(live: Connection, server: Server, dumps: Path) -> tuple[tuple[str, int], ...]:

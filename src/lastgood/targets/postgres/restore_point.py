@@ -7,7 +7,7 @@ the server can, it is the snapshot of a slot, from which every later transaction
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -81,6 +81,10 @@ def take(
     def left_s() -> float:
         return max((until - clock.now()).total_seconds(), 1.0)
 
+    def refuse(lossy: Sequence[str]) -> None:
+        if lossy and lossless:
+            raise Refused(f"not every transaction could be replayed: {'; '.join(lossy)}", hint="lastgood doctor")
+
     shelf.folder(folder)
     dump, clone = folder / f"{shelf.checked(restore_point)}.dump", server.clone_name(restore_point)
     with open_ledger(server) as ledger:
@@ -98,10 +102,7 @@ def take(
                         begun = open_capture.enter_context(captures.opened(slot, deadline_s=left_s()))
                 except Retryable as error:
                     lossy = (error.message,)
-                if lossy and lossless:
-                    raise Refused(
-                        f"not every transaction could be replayed: {'; '.join(lossy)}", hint="lastgood doctor"
-                    )
+                refuse(lossy)
                 snapshot = _dump(server, dump, left_s=left_s, exported=begun.snapshot if begun else "")
             create_beside(maintenance, server, clone)
             server.tools.restore(dump, clone, session=SESSION, deadline_s=left_s())
@@ -110,6 +111,10 @@ def take(
                     captures.uncover(copy, slot, snapshot.tables)
             proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
             log = mark()
+            if begun is not None and slot not in capture.alive(maintenance):
+                begun, lossy = None, ("the server let go of the slot's log before the restore was over",)
+                captures.end()
+                refuse(lossy)
         except BaseException:
             for put_back in (captures.end, lambda: clean_up(server, maintenance, clone, dump)):
                 with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
@@ -139,6 +144,7 @@ def take(
             clone_snapshot=proved,
             slot=slot if begun is not None else "",
             position=begun.position if begun is not None else "",
+            ready=one(maintenance, "SELECT pg_current_wal_lsn()::text"),
             identity=snapshot.identity,
         )
         shelf.write(folder / f"{restore_point}.json", shelf.KEPT_POINT, kept)
@@ -164,6 +170,12 @@ def newest(folder: Path, live: str) -> shelf.KeptPoint | None:
 def captured(folder: Path, live: str, slots: Mapping[str, int]) -> dict[str, int]:
     """Return the restore points of the live database whose capture is among these slots, and the slot's figure."""
     return {k.point.id: slots[k.slot] for k in every(folder) if k.slot in slots and k.point.database == live}
+
+
+def ready(folder: Path, live: str) -> dict[str, str]:
+    """Return the slots of the live database's restore points, and where the server's log ended when each was
+    proved."""
+    return {k.slot: k.ready for k in every(folder) if k.slot and k.ready and k.point.database == live}
 
 
 def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: str = "") -> _Snapshot:

@@ -169,6 +169,7 @@ class PostgresTarget:
                 captures=frozenset(captured),
                 # also of one whose restore point was never kept, because its process was killed
                 capture_bytes=sum(slots.get(slot, 0) for slot in left),
+                capture_own_bytes=capture.kept_since_before(maintenance, points.ready(self._points, self._server.live)),
                 capture_left=bool(left),
                 slot_limit_bytes=capture.slot_limit(maintenance),
                 caught_up=shelf.names(self._caught_up),
@@ -188,6 +189,7 @@ class PostgresTarget:
                 foreign=points.foreign(self._points, facts.restore_points, live),
                 fingerprint=catalog.fingerprint(catalog.objects(live)),
                 size_bytes=int(row[0]) if row else 0,
+                restore_log_bytes=capture.restore_log(live),
                 migrations=finished,
                 failed_migrations=failed,
             )
