@@ -225,7 +225,7 @@ def run_demo(*, fault: str, engine: str, json_file: Path | None, keep: bool, rat
         print(f"set-up  {time.monotonic() - began:.0f} s")
         print(f"Real: {stage.real}, the traffic. Stand-ins: Vercel, Slack.")
         print(f"Everything is on 127.0.0.1; files in ./{home.name}.")
-        figures = _story(demo)
+        figures = play(demo)
         if json_file:
             json_file.write_bytes(FIGURES.dump_json(figures, indent=2) + b"\n")
         _tell(figures, keep=keep)
@@ -247,7 +247,7 @@ def _leave(signum: int, _frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-def _story(demo: Demo) -> Figures:
+def play(demo: Demo) -> Figures:
     """A good release, users, a new release, and what lastgood makes of it. Returns the figures."""
     stage = demo.stage
     demo.began = time.monotonic()

@@ -251,7 +251,14 @@ class ComposeStage(Stage):
         if images.returncode:
             said = images.stderr.strip()[-400:]
             raise Refused(f"the base images could not be made: {said}", hint="scripts/engine.sh, then again")
-        env = {
+        dotenv = self.checkout / ".env"
+        dotenv.touch(mode=0o600)
+        dotenv.write_text("".join(f"{key}={value}\n" for key, value in self.dotenv().items()))
+        _output(["docker", "compose", "up", "--detach", "--wait", "hyper-postgres"], cwd=self.checkout)
+
+    def dotenv(self) -> Mapping[str, str]:
+        """What compose reads from beside its file."""
+        return {
             "HYPER_DB_PASSWORD": self.password,
             "TOKEN_SECRET": self.token_secret,
             "CORE_PORT": str(self.ports["hypercode-core"]),
@@ -260,10 +267,6 @@ class ComposeStage(Stage):
             "HYPER_POSTGRES_NAME": self.container,
             "COMPOSE_PROJECT_NAME": self.project,
         }
-        dotenv = self.checkout / ".env"
-        dotenv.touch(mode=0o600)
-        dotenv.write_text("".join(f"{key}={value}\n" for key, value in env.items()))
-        _output(["docker", "compose", "up", "--detach", "--wait", "hyper-postgres"], cwd=self.checkout)
 
     def adapted(self, text: str) -> str:
         return text.replace("project: hypercode}", f"project: {self.project}}}").replace(
