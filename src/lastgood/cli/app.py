@@ -55,6 +55,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
 from lastgood.runbook import by_hand, captures
 from lastgood.runbook import deploy as deploying
+from lastgood.runbook import guard as guarding
 from lastgood.runbook import kept as keeping
 from lastgood.runbook import quarantine as deciding
 from lastgood.runbook import record as recording
@@ -398,6 +399,18 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
     if under.watch is None:
         watching.start_watch(rooms, under.deployment.id)
     watch_and_end(rooms, under.deployment.id)
+
+
+@app.command()
+def guard(config: ConfigOption = Path(CONFIG_FILE)) -> None:
+    """Stay, and watch what nobody watches.
+
+    Changes what the mode allows, as `watch` does. Once an hour it looks whether each way back is whole, and tells the
+    team if not; a run that a person began and left is told, and not gone on with. Ends when it is interrupted.
+
+    Example: lastgood guard
+    """
+    guarding.guard(opened(config))
 
 
 @app.command()

@@ -6,12 +6,20 @@ is tried again after the next deploy.
 
 from __future__ import annotations
 
+from typing import Final
+
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import History, ReleaseHistory
 from lastgood.core.record import ReleaseLetGo
 from lastgood.core.release import Missing, Release
 from lastgood.core.retention import needed, to_let_go
 from lastgood.runbook.rooms import Rooms
+from lastgood.runbook.tell import tell
+
+CHECKED_S: Final = 3600.0
+"""How often everything is looked through that the ways back need."""
+Found = tuple[tuple[Release, tuple[Missing, ...]], ...]
+"""What each release lacks."""
 
 
 def ways_back(history: History) -> tuple[ReleaseHistory, ...]:
@@ -25,7 +33,7 @@ def warn(rooms: Rooms, release: Release) -> None:
         rooms.story(f"  note: {release.id} cannot be built again from its commit: {line}")
 
 
-def look_through(rooms: Rooms, releases: tuple[Release, ...]) -> tuple[tuple[Release, tuple[Missing, ...]], ...]:
+def look_through(rooms: Rooms, releases: tuple[Release, ...]) -> Found:
     """Hold again what lost its tags, and return what each release lacks all the same, in the order of `releases`.
 
     A cleaning job takes tags off images that are in use as well; what is held again before the next one outlives it.
@@ -35,6 +43,20 @@ def look_through(rooms: Rooms, releases: tuple[Release, ...]) -> tuple[tuple[Rel
         rooms.containers.hold(release)
         found.append((release, rooms.containers.missing(release)))
     return tuple(found)
+
+
+def tell_what_is_missing(rooms: Rooms, found: Found, *, deployment: str, told: str = "") -> None:
+    """Tell the team of each way back that lacks something, once in a deployment, with what to do. told: the release of
+    which they know."""
+    for release, missing in found:
+        if missing and release.id != told:
+            how = "is no way back any more" if any(m.lost for m in missing) else "is a way back, and not safe"
+            tell(
+                rooms,
+                "",
+                f"👁 {release.id} {how}: {'; '.join(m.what for m in missing)}. Next: {missing[0].fix}",
+                event_id=f"{deployment}-lacks-{release.id}",
+            )
 
 
 def let_go_of_old(rooms: Rooms) -> None:

@@ -24,7 +24,7 @@ from lastgood.runbook import endings
 from lastgood.runbook.captures import let_grow
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
-from lastgood.runbook.holding import look_through, ways_back
+from lastgood.runbook.holding import CHECKED_S, look_through, tell_what_is_missing, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -33,8 +33,6 @@ from lastgood.runbook.tell import tell, tell_again
 BESIDE_S: Final = 15.0
 """How often the engine is asked whether what serves is still the release that is watched: sooner than a fault can fire
 that begins now (four intervals of 5 s)."""
-CHECKED_S: Final = 3600.0
-"""How often everything is looked through that the ways back need."""
 PATIENCE_S: Final = 900.0
 """How long after its window a bad release is still tried to be put back while the engine does not answer."""
 
@@ -242,15 +240,7 @@ class _Beside:
         if found is None or isinstance(found, LastgoodError):
             return
         self._checked_at = now
-        for release, missing in found:
-            if missing and release.id != self._told_gone:
-                how = "is no way back any more" if any(m.lost for m in missing) else "is a way back, and not safe"
-                tell(
-                    self._rooms,
-                    "",
-                    f"👁 {release.id} {how}: {'; '.join(m.what for m in missing)}. Next: {missing[0].fix}",
-                    event_id=f"{self._under.deployment.id}-lacks-{release.id}",
-                )
+        tell_what_is_missing(self._rooms, found, deployment=self._under.deployment.id, told=self._told_gone)
 
 
 def watching_line(under: DeploymentHistory, verdict: Watching, *, warm_up_s: float) -> str:

@@ -1,0 +1,99 @@
+"""The guard: what nobody watches is watched, and what a way back lost is told, whoever went home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import Retryable
+from lastgood.core.plan import Role
+from lastgood.core.ports import Right
+from lastgood.core.report import TerminalState
+from lastgood.runbook.guard import EVERY_S, guard
+from lastgood.testing.stack import WELL
+from lastgood.testing.world import Crash, Crashes
+from tests.runbook.team import BAD, ERRORS, OLD, Team
+
+CONTAINERS = frozenset({Role.CONTAINERS})
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C does."""
+
+
+def guarded(team: Team, seconds: float) -> None:
+    """`lastgood guard`, interrupted after a time."""
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    team.clock.after(seconds, interrupt)
+    with pytest.raises(Interrupted):
+        guard(team.rooms())
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Team:
+    return Team.with_a_good_release(tmp_path, parts=CONTAINERS)
+
+
+def test_a_release_that_nobody_watches_is_put_back_when_it_turns_bad(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    guarded(team, 600.0)
+    assert team.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.history.serving == OLD
+
+
+def test_a_good_one_is_watched_to_its_end_and_the_next_one_as_well(team: Team) -> None:
+    team.deploy("v2", WELL)
+    team.clock.after(400.0, lambda: team.deploy("v3", WELL))
+    guarded(team, 1200.0)
+    ends = [d.ended.terminal for d in team.history.deployments.values() if d.ended]
+    assert (len(ends), set(ends)) == (3, {TerminalState.HEALTHY_KEPT})
+
+
+def test_what_somebody_watches_is_theirs(team: Team) -> None:
+    team.deploy("v2", WELL)
+    with team.journal.claim("a deploy", Right.WATCH):
+        guarded(team, 100.0)
+    assert not team.deployment.buckets
+
+
+def test_a_way_back_that_was_cleaned_away_is_told_although_nothing_is_watched(team: Team) -> None:
+    team.deploy("v2", WELL)
+    team.watch()
+    team.clock.after(1800.0, lambda: team.stack.forget(OLD))
+    guarded(team, 7300.0)
+    said = [text for text in team.channel.texts if f"{OLD} is no way back any more: core is gone" in text]
+    assert len(said) == 1
+
+
+def test_a_run_that_a_person_left_is_told_once_and_not_gone_on_with(team: Team) -> None:
+    team.deploy("v2", WELL)
+    team.watch()
+    team.journal.crashes = Crashes(8)
+    with pytest.raises(Crash):
+        team.roll_back()
+    team.journal.crashes = Crashes()
+    run = team.waiting
+    guarded(team, 300.0)
+    assert team.waiting == run
+    assert len([text for text in team.channel.texts if f"run {run} is half-way" in text]) == 1
+
+
+def test_an_engine_that_does_not_answer_ends_nothing(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    team.deploy("v2", WELL)
+    team.watch()
+    missing, asked = team.containers.missing, list[str]()
+
+    def away(release: object) -> object:
+        asked.append("")
+        if len(asked) < 4:
+            raise Retryable("the engine does not answer", delay_s=1.0)
+        return missing(release)  # type: ignore[arg-type] # as it was asked
+
+    monkeypatch.setattr(team.containers, "missing", away)
+    guarded(team, 5 * EVERY_S)
+    assert len(asked) > 4
+    assert any("the engine does not answer; looking again in" in line for line in team.told)
