@@ -15,6 +15,7 @@ import contextlib
 import secrets
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,23 +43,28 @@ HEAD: Final = (
 )
 
 
-class Grown(EdgeStage):
-    """HyperCode with an archive in its database. gigabytes: how large."""
+class Roomy(EdgeStage):
+    """HyperCode on a server that lets a slot keep what a restore of so many gigabytes writes, and 4 GB more."""
 
     gigabytes: float
 
     def dotenv(self) -> Mapping[str, str]:
-        # what the restore beside writes is kept for the replay with the rest
         return {**super().dotenv(), "HYPER_LOG_KEPT": f"{4 + round(1.2 * self.gigabytes)}GB"}
 
-    def start_database(self) -> None:
-        super().start_database()
+
+class Grown(Demo):
+    """Its users come when there is an archive in the database. gigabytes: how large."""
+
+    gigabytes: float
+
+    def traffic(self) -> subprocess.Popen[bytes]:
         wanted = int(self.gigabytes * ROWS_A_GB)
-        with connect.connect(self.database(), autocommit=True) as live:
+        with connect.connect(self.stage.database(), autocommit=True) as live:
             live.execute("CREATE TABLE archive (id bigint PRIMARY KEY, what text NOT NULL)")
             for first in range(1, wanted + 1, AT_ONCE):
                 live.execute(ARCHIVE, [first, min(first + AT_ONCE - 1, wanted)])
             live.execute("VACUUM ANALYZE archive")
+        return super().traffic()
 
 
 def measure(gigabytes: float, *, rate: float) -> str:
@@ -66,12 +72,13 @@ def measure(gigabytes: float, *, rate: float) -> str:
     with tempfile.TemporaryDirectory(prefix="held-") as made, contextlib.redirect_stdout(sys.stderr):
         home = Path(made) / f"demo-{secrets.token_hex(2)}"
         home.mkdir()
-        stage = Grown(home)
+        stage = Roomy(home)
         stage.gigabytes = gigabytes
-        demo: Demo | None = None
+        demo: Grown | None = None
         try:
             stage.set_up(short_window=None)
-            demo = Demo(fault=FAULT, stage=stage, rate=rate, home=home)
+            demo = Grown(fault=FAULT, stage=stage, rate=rate, home=home)
+            demo.gigabytes = gigabytes
             figures = play(demo)
             report = demo.ask(REPORT, "explain")
             if figures.wrong or report is None:
