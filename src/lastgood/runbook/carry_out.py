@@ -31,6 +31,9 @@ LOOK_S: Final = 1.0
 """How often it is looked how far a replay is."""
 LOG_S: Final = 15.0
 """How often the log that is kept is looked at while a person is waited for."""
+FRESH_S: Final = 10.0
+"""How long a look at all that a plan needs is good for the step after it, too: while requests wait, each look is time
+that users wait."""
 APPROVAL_WAIT_S: Final = 12 * 3600.0
 """A run that nobody answers for half a day ends NEEDS_HUMAN; it never ends in an effect."""
 
@@ -54,6 +57,7 @@ def _carry_out(
     rooms: Rooms, run: str, log: _Log, *, before: Callable[[Step], None], ask: Callable[[RunHistory, Step], None]
 ) -> Finish | Stop:
     waiting_since: datetime | None = None
+    agreed_at: datetime | None = None
     while True:
         history = rooms.memory.history().runs[run]
         plan = history.plan
@@ -64,6 +68,7 @@ def _carry_out(
             case Stop() as stop:
                 return stop
             case AwaitApproval(step=step):
+                agreed_at = None
                 if waiting_since is None:
                     waiting_since = rooms.clock.now()
                     ask(history, step)
@@ -77,13 +82,15 @@ def _carry_out(
                 _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
-                if attempt == 1 and (drift := _drift(rooms, history, step)):
-                    return Stop(
-                        terminal=_unfinished(history),
-                        step=step,
-                        reason=_changed(drift).message,
-                        hint=_changed(drift).hint,
-                    )
+                if attempt == 1 and _is_looked_at(plan, step) and not _is_fresh(agreed_at, rooms.clock.now()):
+                    agreed_at = rooms.clock.now()
+                    if drift := _drift(rooms, history):
+                        return Stop(
+                            terminal=_unfinished(history),
+                            step=step,
+                            reason=_changed(drift).message,
+                            hint=_changed(drift).hint,
+                        )
                 before(step)
                 _hold_again(rooms, history, step)
                 _apply(rooms, plan, step, attempt, moved=began_serving_change(plan, history.records))
@@ -123,14 +130,20 @@ class _Log:
         return capture_over(facts, limit_bytes=config.restore_points.capture_limit, until=None, now=now)
 
 
-def _drift(rooms: Rooms, history: RunHistory, step: Step) -> tuple[str, ...]:
-    """Preconditions of the whole plan, looked at just before its first step and again after a person's answer.
+def _is_looked_at(plan: Plan, step: Step) -> bool:
+    """Whether all that the plan needs is looked at before this step: its first one, and what a person answered for."""
+    return step is next(iter(plan.steps), None) or step.needs_approval
 
-    The frontend has none: its host may be away, and the rest goes back all the same.
+
+def _is_fresh(agreed_at: datetime | None, now: datetime) -> bool:
+    return agreed_at is not None and (now - agreed_at).total_seconds() < FRESH_S
+
+
+def _drift(rooms: Rooms, history: RunHistory) -> tuple[str, ...]:
+    """Return in which way the world is not what the plan was made for.
+
+    The frontend has no say: its host may be away, and the rest goes back all the same.
     """
-    first = next(iter(history.plan.steps), None)
-    if step is not first and not step.needs_approval:
-        return ()
     roles = {s.role for s in history.plan.steps} - {Role.FRONTEND}
     try:
         facts = {role: patiently(rooms.clock, rooms.target(role).observe) for role in roles}
