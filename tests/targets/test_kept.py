@@ -53,6 +53,22 @@ def test_a_release_has_its_own_copy_of_a_secret_with_the_rights_that_its_service
     assert copy_of(shelf, "v1").parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_copy_whose_making_was_interrupted_has_the_rights_in_the_end(
+    shelf: Shelf, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the file and its rights, the next deploy would find a copy there and leave it as it is."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr("os.chown", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.keep("v1", project(token), (WEB,))
+    shelf.keep("v1", project(token), (WEB,))
+    assert copy_of(shelf, "v1").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_copy_goes_with_the_last_release_that_has_it(shelf: Shelf, token: Path) -> None:
     shelf.keep("v1", project(token), (WEB,))
     shelf.keep("v2", project(token), (WEB,))

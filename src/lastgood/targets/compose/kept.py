@@ -230,10 +230,7 @@ class Shelf:
             rights = f"{at.st_mode & 0o777:o} {at.st_uid} {at.st_gid} ".encode()
             copy = self.files / self.hash(rights + content)
             if not copy.exists():
-                replace_private(copy, content)
-                with contextlib.suppress(PermissionError):  # only root gives files away
-                    os.chown(copy, at.st_uid, at.st_gid)
-                copy.chmod(at.st_mode & 0o777)
+                replace_private(copy, content, rights_of=at)
             copies[kind, key] = {"file": str(copy)}
         return project.with_definitions(copies)
 
@@ -276,12 +273,19 @@ def _difference(kept: KeptRelease, services: tuple[ServiceRecord, ...]) -> str:
     return f"configuration of {', '.join(changed)}" if changed else ""
 
 
-def replace_private(path: Path, content: bytes) -> None:
-    """Put a file that only this user can read in the place of an older one, whole or not at all."""
+def replace_private(path: Path, content: bytes, *, rights_of: os.stat_result | None = None) -> None:
+    """Put a file that only this user can read in the place of an older one, whole or not at all.
+
+    rights_of: whose owner and mode it gets instead, before it is there: it has them, or it is not there.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     write_private(fresh, content)
+    if rights_of is not None:
+        with contextlib.suppress(PermissionError):  # only root gives files away
+            os.chown(fresh, rights_of.st_uid, rights_of.st_gid)
+        fresh.chmod(rights_of.st_mode & 0o777)
     fresh.replace(path)
 
 
