@@ -52,3 +52,20 @@ def test_what_checks_the_health_is_named_without_its_arguments(
 )
 def test_published_ports_are_shown_as_people_write_them(port: dict[str, Any], shown: str) -> None:
     assert project(ports=[port]).published("web") == (shown,)
+
+
+@pytest.mark.parametrize(
+    "said,policy",
+    [
+        ({}, "no"),
+        ({"restart": "on-failure:3"}, "on-failure:3"),
+        ({"deploy": {"restart_policy": {"condition": "any"}}}, "always"),
+        ({"restart": "always", "deploy": {"restart_policy": {"condition": "none"}}}, "no"),
+        ({"deploy": {"restart_policy": {"condition": "on-failure", "max_attempts": 5}}}, "on-failure:5"),
+        ({"deploy": {"restart_policy": {"condition": "any", "max_attempts": 5}}}, "always"),
+        ({"restart": "always", "deploy": {"resources": {}}}, "always"),
+        ({"restart": "always", "deploy": {"restart_policy": {}}}, "no"),
+    ],
+)
+def test_a_service_is_started_again_as_compose_would_have_it(said: dict[str, Any], policy: str) -> None:
+    assert project(**said).restart_policy("web") == policy

@@ -34,6 +34,9 @@ _NOT_BESIDE: Final = (
     *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
 
+# Swarm's words for a restart policy, and the engine's.
+_RESTARTS: Final = {"any": "always", "none": "no"}
+
 _PROGRAM: Final = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,30}")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -283,8 +286,16 @@ class Project:
         return self._alone(name, service, networks=networks, volumes=())
 
     def restart_policy(self, name: str) -> str:
-        """When the engine starts the service again by itself, in compose's words."""
-        return str(self.service(name).get("restart") or "no")
+        """When the engine starts the service again by itself, in the engine's words: what `deploy` says comes before
+        `restart` (compose 2.26, pkg/compose/create.go, getRestartPolicy)."""
+        service = self.service(name)
+        policy = cast("Json | None", cast("Json", service.get("deploy") or {}).get("restart_policy"))
+        if policy is None:
+            return str(service.get("restart") or "no")
+        condition = str(policy.get("condition") or "no")
+        said = _RESTARTS.get(condition, condition)
+        most = policy.get("max_attempts") if said == "on-failure" else None  # the engine takes a number with no other
+        return f"{said}:{most}" if most else said
 
     def names(self, name: str) -> tuple[str, ...]:
         """Every name by which other services reach this one."""

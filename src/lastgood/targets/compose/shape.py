@@ -119,7 +119,7 @@ _TASKS: Final = frozenset(
     """.split()  # noqa: SIM905 # twenty names read better as a paragraph
 )
 _TASK: Final = re.compile(r"\b(upgrade\s+heads?|db\s+push|db:(migrate|seed|setup|prepare)|mc\s+mb|exit\s+0)\b")
-_ENDS: Final = frozenset({"", "no", "on-failure"})
+_ENDS: Final = frozenset({"no", "on-failure"})
 
 # Where something else than plain HTTP is spoken: mail, names, files, queues, databases and their poolers, TLS.
 _NOT_HTTP: Final = _DATA_PORTS | {21, 22, 25, 53, 110, 143, 389, 443, 465, 587, 636, 993, 995, 1433, 1883, 6432, 8443}
@@ -246,10 +246,7 @@ def may_end(project: Project, name: str) -> bool:
 
 def restarts(project: Project, name: str) -> bool:
     """Whether the file says that the service is to run again when it ends well: nobody says that of a task."""
-    service = project.service(name)
-    policy = cast("Json", cast("Json", service.get("deploy") or {}).get("restart_policy") or {})
-    condition = str(policy.get("condition") or "")
-    return str(service.get("restart") or "").split(":")[0] not in _ENDS or condition == "any"
+    return project.restart_policy(name).split(":")[0] not in _ENDS
 
 
 def _kind(project: Project, name: str, exposed: Collection[int]) -> tuple[Kind, str]:
