@@ -99,6 +99,25 @@ def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: Edge
 
 
 @pytest.mark.full
+@pytest.mark.full
+def test_a_link_to_what_is_never_touched_leads_there_behind_the_edge_too(world: EdgeWorld) -> None:
+    world.services["web"]["links"] = ["db:database", "api:backend"]
+    world.write()
+    world.up("docker-compose.yml")
+    plain = world.settings()
+    plan = set_up_edge(plain, root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    world.up("docker-compose.yml", edge_file(plain))
+    target = world.behind(world.settings(routes=dict(plan.routes)))
+    (said,) = target.preflight()
+    assert said.startswith("web knows api as backend by a link, which leads past the edge: give api the alias backend")
+    world.services["web"]["links"] = ["db:database"]
+    world.write()
+    world.version("1")
+    world.image("web", "1", script=f"wget -q -O /dev/null http://database:8080/ || exit 1\n{FRONT}")
+    carry(target, target.prepare("r1", datetime.now(UTC)))
+    assert world.answer() == "VERSION-1"
+
+
 def test_whoever_waits_is_answered_by_the_release_that_serves_then(world: EdgeWorld, target: ComposeTarget) -> None:
     """As while a database is exchanged: in between nobody is answered, and nobody fails."""
     carry(target, recorded(target, "r0"))

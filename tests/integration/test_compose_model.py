@@ -61,6 +61,8 @@ def test_a_service_is_stateful_by_what_it_is_not_by_its_name(service: dict[str, 
         ({"network_mode": "host"}, "web has network_mode host"),
         ({"network_mode": "service:db"}, "web has network_mode service:db"),
         ({"volumes_from": ["db"]}, "web has volumes_from"),
+        ({"ipc": "service:db"}, "web has ipc service:db"),
+        ({"pid": "container:db"}, "web has pid container:db"),
         ({"healthcheck": {"test": ["CMD", "x"], "start_period": "1h2m3.5s"}}, "web may take 3724 s to start"),
     ],
 )
@@ -161,6 +163,40 @@ def test_a_volume_that_exists_is_external_so_that_no_compose_recreates_it() -> N
         "labels": {"l": "1"},
         "volumes": [mount],
     }
+
+
+LINKED = {
+    "image": "a",
+    "links": ["db:database", "cache"],
+    "external_links": ["elsewhere:mail"],
+    "depends_on": {"db": {}, "cache": {}},
+    "networks": {"default": None},
+}
+
+
+def linked(**service: object) -> Project:
+    services = {"web": {**LINKED, **service}, "db": {"image": "postgres"}, "cache": {"image": "redis"}}
+    return Project({"name": "shop", "services": services, "networks": {"default": {"name": "shop_default"}}})
+
+
+def test_a_service_is_started_alone_with_the_links_that_lead_where_no_network_does() -> None:
+    """A link to a service that is not in the model makes compose refuse all of it."""
+    links = ["elsewhere:mail", "shop-db-1:database"]
+    model = linked()
+    there = ["shop_default"]
+    for made in (
+        model.to_start("web", image="i", labels={}, networks=there, volumes=()),
+        model.to_create_beside("web", image="i", labels={}, networks=there),
+        model.to_stand_beside("web", image="i", labels={}, networks=there),
+    ):
+        web = made["services"]["web"]
+        assert (web.get("links"), web["external_links"]) == (None, links)
+
+
+def test_on_the_engine_s_own_network_every_link_counts() -> None:
+    plain = linked(network_mode="bridge", networks=None)
+    started = plain.to_start("web", image="i", labels={}, networks=(), volumes=())["services"]["web"]
+    assert started["external_links"] == ["elsewhere:mail", "shop-db-1:database", "shop-cache-1:cache"]
 
 
 def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -> None:

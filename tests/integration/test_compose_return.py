@@ -219,6 +219,23 @@ def test_services_with_a_fixed_container_name_go_back(stack: ComposeWorld) -> No
     assert stack.container("web").name == f"{stack.project}-the-web"
 
 
+# Ends where nobody is called so: the gate's candidate as well as what takes its place.
+ASKS_BY_A_LINK = "wget -q -O /dev/null http://database:8080/ || exit 1; exec httpd -f -p 8080 -h /www"
+
+
+@pytest.mark.full
+def test_a_service_that_knows_its_database_by_a_link_passes_the_gate_and_goes_back(stack: ComposeWorld) -> None:
+    stack.services["web"]["links"] = ["db:database"]
+    stack.write()
+    target = stack.target(services=["web"])
+    stack.image("web", "v1", script=ASKS_BY_A_LINK)
+    good = target.prepare("v1", CLOCK.now())
+    stack.put(target, good)
+    deployed(stack, target, "v2")
+    stack.put(target, good)
+    assert stack.page() == "v1"
+
+
 def test_a_pruned_image_is_refused_before_anything_is_stopped(stack: ComposeWorld) -> None:
     target = stack.target(services=["web"])
     good = deployed(stack, target, "v1")

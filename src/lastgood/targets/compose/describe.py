@@ -151,6 +151,7 @@ def unusable(stack: Stack, project: Project) -> tuple[str, ...]:
             for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
         ),
         *_too_many(stack, project),
+        *_linked_past_the_edge(stack, project),
     )
 
 
@@ -162,6 +163,19 @@ def _too_many(stack: Stack, project: Project) -> Iterator[str]:
                 f"{service} asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release: "
                 f"ask for fewer, or take {service} out of containers.edge.routes"
             )
+
+
+def _linked_past_the_edge(stack: Stack, project: Project) -> Iterator[str]:
+    """A link leads to a container, and behind the edge that is none for long."""
+    if (edge := stack.config.edge) is None:
+        return
+    for service in stack.config.services:
+        for other, known_as in project.links(service):
+            if other in edge.routes:
+                yield (
+                    f"{service} knows {other} as {known_as} by a link, which leads past the edge: give {other} the "
+                    f"alias {known_as} in its networks instead"
+                )
 
 
 def _image_id(engine: Engine, service: str, reference: str, *, project: str, built: bool) -> str:

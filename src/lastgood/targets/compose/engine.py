@@ -144,6 +144,13 @@ class Container:
         return frozenset(str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress"))
 
     @property
+    def links(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """Of each of its networks, in the order of their names: (container, name by which this one knows it)."""
+        networks = cast("Mapping[str, Json]", self.shown["NetworkSettings"].get("Networks") or {})
+        parts = {name: [str(link).partition(":") for link in networks[name].get("Links") or ()] for name in networks}
+        return {name: tuple((other, as_ or other) for other, _, as_ in parts[name]) for name in sorted(parts)}
+
+    @property
     def ports(self) -> frozenset[tuple[str, int, str]]:
         """Published (address, port, protocol) of a running container."""
         published = cast("Mapping[str, Sequence[Json] | None]", self.shown["NetworkSettings"].get("Ports") or {})
@@ -362,29 +369,29 @@ class Engine:
             return frozenset(str(v["Name"]) for v in cast("Sequence[Json]", listed))
 
     def twin(self, mold: Container, labels: Mapping[str, str], *, ties: Ties | None = None) -> str:
-        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks without an alias
-        but those of `ties`. It is never started again by the engine itself. Returns its ID."""
+        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks and with its links,
+        without an alias but those of `ties`. It is never started again by the engine itself. Returns its ID."""
         config = {**cast("Json", mold.shown["Config"]), "HostConfig": mold.shown["HostConfig"]}
         if config.get("Hostname") == mold.id[:12]:
             del config["Hostname"]
         # An image that compose built passes its labels on; emptied, no tool takes the twin for a part of the project.
         inherited = {label: "" for label in mold.labels if label.startswith("com.docker.compose.")}
         config["Labels"] = {**inherited, **labels}
-        networks = sorted(cast("Json", mold.shown["NetworkSettings"]["Networks"]))
+        networks = mold.links
         mode = str(mold.shown["HostConfig"]["NetworkMode"])
         first = mode if mode in networks else next(iter(networks), "")
-        name, aliases, links = (ties.name, [ties.alias], list(ties.links)) if ties else (None, None, None)
+        name, aliases, siblings = (ties.name, [ties.alias], ties.links) if ties else (None, None, ())
         if ties:
             config["HostConfig"] = {**config["HostConfig"], "RestartPolicy": {"Name": "no"}}
         if first:
-            linked = [f"{alias}:{known_as}" for alias, known_as in links or ()]
-            at = {"Aliases": aliases, "Links": linked} if ties else {}
-            config["NetworkingConfig"] = {"EndpointsConfig": {first: at}}
+            linked = [f"{other}:{known_as}" for other, known_as in (*siblings, *networks[first])]
+            config["NetworkingConfig"] = {"EndpointsConfig": {first: {"Aliases": aliases, "Links": linked}}}
         with _asking(changing="creating a candidate"):
             made = str(self._api.create_container_from_config(config, name)["Id"])
-            for network in networks:
+            for network, links in networks.items():
                 if network != first:
-                    self._api.connect_container_to_network(made, network, aliases=aliases, links=links)
+                    linked_here = [*siblings, *links]
+                    self._api.connect_container_to_network(made, network, aliases=aliases, links=linked_here)
         return made
 
     def start(self, container: str, *, named: str) -> None:

@@ -33,14 +33,9 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
                 f"keep a copy of it: {code.why_not}; copy it into the image, or mount it read-only (:ro)"
             )
     service = project.service(name)
-    mode = str(service.get("network_mode") or "")
-    if mode == "host" or mode.startswith(("service:", "container:")):
-        yield f"{name} has network_mode {mode}: no candidate can be started beside it"
+    yield from _shared_namespaces(project, name)
     if path := sqlite_inside(project, name):
         yield f"{name} keeps its SQLite file {path} in its container and would lose it when recreated: give it a volume"
-    for other in project.services:
-        if project.service(other).get("network_mode") == f"service:{name}":
-            yield f"{other} lives in the network of {name} and would be cut off when {name} is recreated"
     for device in service.get("devices") or ():
         if (path := str(device.get("source"))).startswith(_ONE_HOLDER):
             yield f"{name} holds the device {path}: a candidate beside it would take it"
@@ -51,6 +46,23 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
     yield from missing_files(project, name)
     if slow := slow_to_start(project, name, boot_s=boot_s, of_image={}):
         yield slow
+
+
+def _shared_namespaces(project: Project, name: str) -> Iterator[str]:
+    service = project.service(name)
+    mode = str(service.get("network_mode") or "")
+    if mode == "host" or mode.startswith(("service:", "container:")):
+        yield f"{name} has network_mode {mode}: no candidate can be started beside it"
+    for kind in ("ipc", "pid"):
+        if (shared := str(service.get(kind) or "")).startswith(("service:", "container:")):
+            yield f"{name} has {kind} {shared}: no candidate can be started beside it"
+    for other in project.services:
+        theirs = project.service(other)
+        if theirs.get("network_mode") == f"service:{name}":
+            yield f"{other} lives in the network of {name} and would be cut off when {name} is recreated"
+        for kind in ("ipc", "pid"):
+            if theirs.get(kind) == f"service:{name}":
+                yield f"{other} has {kind} service:{name} and would be cut off when {name} is recreated"
 
 
 def slow_to_start(project: Project, name: str, *, boot_s: float, of_image: Json) -> str:

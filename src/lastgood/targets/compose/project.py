@@ -28,11 +28,13 @@ LABEL_SERVICE: Final = "lastgood.service"
 # What does not change how a container runs: where its image comes from, and what compose does around it.
 _NOT_RUN: Final = ("build", "image", "pull_policy", "depends_on", "profiles", "environment", "develop")
 
-# What would give a candidate traffic, a name, a life of its own, or a tie to another service.
+# What would give a candidate traffic, a name or a life of its own.
 _NOT_BESIDE: Final = (
     *("ports", "expose", "container_name", "restart", "labels", "links", "external_links", "scale", "build"),
     *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
+# What names another service: compose refuses a model in which that one is not (2.26: "depends on undefined service").
+_NOT_ALONE: Final = ("build", "depends_on", "links", "external_links")
 
 # Swarm's words for a restart policy, and the engine's.
 _RESTARTS: Final = {"any": "always", "none": "no"}
@@ -250,8 +252,8 @@ class Project:
         networks, volumes: real names of those that exist. They are marked external, so that no compose version takes
         a difference for a reason to recreate one under the feet of a database.
         """
-        service = {part: value for part, value in self.service(name).items() if part not in ("build", "depends_on")}
-        service |= {"image": image, "pull_policy": "never"}
+        service = {part: value for part, value in self.service(name).items() if part not in _NOT_ALONE}
+        service |= {"image": image, "pull_policy": "never", **self._linked(name)}
         service["labels"] = {**self._labels(name), **labels}
         if not published:
             service.pop("ports", None)
@@ -266,12 +268,14 @@ class Project:
         service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
         service |= {"image": image, "pull_policy": "never", "restart": "no", "labels": dict(labels)}
         service["volumes"] = [_harmless(mount) for mount in self.mounts(name)]
+        service |= self._linked(name)
         if "network_mode" not in service:
             real = self.real_names("networks", name)
             there = {key: None for key in real if real[key] in networks}
             service["networks"] = there
             if not there:
                 del service["networks"]
+                service.pop("external_links", None)
                 service["network_mode"] = "bridge"
         return self._alone(name, service, networks=networks, volumes=())
 
@@ -280,6 +284,7 @@ class Project:
         can have (ports, names, addresses) and what is for compose alone."""
         service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
         service |= {"image": image, "pull_policy": "never", "labels": {**self._labels(name), **labels}}
+        service |= self._linked(name)
         if resources := cast("Json", self.service(name).get("deploy") or {}).get("resources"):
             service["deploy"] = {"resources": resources}
         service["networks"] = dict.fromkeys(self.real_names("networks", name))
@@ -304,6 +309,24 @@ class Project:
         aliases = [str(a) for at in networks.values() for a in (at or {}).get("aliases") or ()]
         own = [str(service["container_name"])] if service.get("container_name") else []
         return tuple(dict.fromkeys([name, *own, *aliases]))
+
+    def links(self, name: str) -> tuple[tuple[str, str], ...]:
+        """(service, name by which this one knows it) of each of its links that the network does not lead to as well:
+        a network that compose makes knows each service by its own name."""
+        service = self.service(name)
+        parts = (str(link).partition(":") for link in service.get("links") or ())
+        found = ((other, known_as or other) for other, _, known_as in parts)
+        return tuple((o, as_) for o, as_ in found if o != as_ or service.get("network_mode") == "bridge")
+
+    def _linked(self, name: str) -> Json:
+        """The links of a service as a model can say them that has no other service in it: by what compose calls their
+        containers."""
+        own = [str(link) for link in self.service(name).get("external_links") or ()]
+        links = [*own, *(f"{self._container(other)}:{known_as}" for other, known_as in self.links(name))]
+        return {"external_links": links} if links else {}
+
+    def _container(self, name: str) -> str:
+        return str(self.service(name).get("container_name") or f"{self.name}-{name}-1")
 
     def _labels(self, name: str) -> dict[str, str]:
         labels = cast("Mapping[str, str]", self.service(name).get("labels") or {})
