@@ -199,6 +199,15 @@ def test_on_the_engine_s_own_network_every_link_counts() -> None:
     assert started["external_links"] == ["elsewhere:mail", "shop-db-1:database", "shop-cache-1:cache"]
 
 
+def test_a_candidate_is_not_found_by_a_proxy_that_asks_the_engine() -> None:
+    """nginx-proxy sends requests to every container that says so, and the gate is not over yet."""
+    web = project(image="a", environment={"VIRTUAL_HOST": "shop.example", "VIRTUAL_PORT": "80", "A": "1"})
+    beside = web.to_create_beside("web", image="i", labels={}, networks=())["services"]["web"]
+    assert beside["environment"] == {"VIRTUAL_PORT": "80", "A": "1"}
+    started = web.to_start("web", image="i", labels={}, networks=(), volumes=())["services"]["web"]
+    assert started["environment"]["VIRTUAL_HOST"] == "shop.example"
+
+
 def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -> None:
     masker = Masker([{"DB_PASSWORD": "correct-horse", "URL": "redis://:p%40ss@cache/0", "MODE": "production"}])
     assert masker.clean("correct-horse p@ss p%40ss production") == "******** ******** ******** production"

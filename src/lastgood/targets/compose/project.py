@@ -33,6 +33,9 @@ _NOT_BESIDE: Final = (
     *("ports", "expose", "container_name", "restart", "labels", "links", "external_links", "scale", "build"),
     *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
+CALLED_BY: Final = ("VIRTUAL_HOST", "VIRTUAL_HOST_MULTIPORTS")
+"""Variables by which nginx-proxy, or its docker-gen, finds a container and sends it requests."""
+
 # What names another service: compose refuses a model in which that one is not (2.26: "depends on undefined service").
 _NOT_ALONE: Final = ("build", "depends_on", "links", "external_links")
 
@@ -261,13 +264,16 @@ class Project:
 
     def to_create_beside(self, name: str, *, image: str, labels: Mapping[str, str], networks: Collection[str]) -> Json:
         """The model of a candidate of `name`: same image and configuration, without ports, names, aliases, labels of
-        its own or a restart policy, and without a hand on data that others read.
+        its own, variables by which a proxy would find it or a restart policy, and without a hand on data that others
+        read.
 
         networks: real names of those that exist. One that is not there yet holds nobody to talk to.
         """
         service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
         service |= {"image": image, "pull_policy": "never", "restart": "no", "labels": dict(labels)}
         service["volumes"] = [_harmless(mount) for mount in self.mounts(name)]
+        if environment := service.get("environment"):
+            service["environment"] = {key: value for key, value in environment.items() if key not in CALLED_BY}
         service |= self._linked(name)
         if "network_mode" not in service:
             real = self.real_names("networks", name)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Final, cast
 
-from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.project import CALLED_BY, Json, Project
 
 
 class Kind(StrEnum):
@@ -230,7 +230,8 @@ def found_past_names(project: Project, name: str) -> str:
         return "traefik"
     if any(re.fullmatch(r"caddy(_\d+)?", key) for key in labels):
         return "caddy"
-    return "nginx-proxy" if project.environment(name).get("VIRTUAL_HOST") else ""
+    given = project.environment(name)
+    return "nginx-proxy" if any(given.get(variable) for variable in CALLED_BY) else ""
 
 
 def exposed_by(image: Json | None) -> tuple[int, ...]:
