@@ -24,9 +24,11 @@ API = "1.41"
 
 
 class EngineDouble:
-    """What is there. containers and images as `inspect` shows them."""
+    """What is there. containers and images as `inspect` shows them. says: (status, body) for a method and the words of
+    a path, in place of what is so: the faults of an engine."""
 
     def __init__(self) -> None:
+        self.says: dict[str, tuple[int, object]] = {}
         self.containers: list[Json] = []
         self.images: list[Json] = []
         self.volumes: list[str] = []
@@ -86,6 +88,8 @@ class EngineDouble:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[0].startswith("v1."):
             parts.pop(0)
+        if (said := self.says.get(" ".join([method, *parts]))) is not None:
+            return said
         match [method, *parts]:
             case ["GET", "version"]:
                 return 200, {"ApiVersion": API, "MinAPIVersion": "1.24", "Version": "20.10"}

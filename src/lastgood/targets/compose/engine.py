@@ -6,6 +6,7 @@ deadline; what the engine does not answer is Retryable, and OutcomeUnknown where
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import socket
@@ -232,6 +233,19 @@ def _never_sent(error: BaseException) -> bool:
     return any(_never_sent(inner) for inner in below if isinstance(inner, BaseException))
 
 
+def _failure_in(told: str) -> str:
+    """Why a pull failed that the engine answered with 200, before it began: one JSON a line, `error` in the last one
+    (docs.docker.com/reference/api/engine, ImageCreate). Empty when it did not."""
+    for line in reversed(told.splitlines()):
+        try:
+            said = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the connection ended within it; what was pulled is looked at in any case
+        if isinstance(said, dict) and (error := cast("Json", said).get("error")):
+            return str(error)
+    return ""
+
+
 class _Api(Protocol):
     """What is used of docker.APIClient, with the types that its stubs leave open. Docker Engine API 1.41."""
 
@@ -352,10 +366,16 @@ class Engine:
                 return
 
     def pull_digest(self, digest: str) -> None:
-        """Pull by digest, `name@sha256:...`. Raises Refused when the registry does not have it."""
+        """Pull by digest, `name@sha256:...`. Raises Refused when that fails, with the engine's word for it: of a registry
+        that is away, an image that is not there, a disk that is full. Nothing that runs is touched by it."""
         repository, pinned = digest.split("@", 1)
-        with _asking(changing=f"pulling {digest}"):
-            self._api.pull(repository, tag=pinned)
+        with _asking():
+            try:
+                told = self._api.pull(repository, tag=pinned)
+            except docker.errors.APIError as error:
+                raise Refused(str(error.explanation or error), hint=f"docker pull {digest}") from error
+        if failed := _failure_in(told):
+            raise Refused(failed, hint=f"docker pull {digest}")
 
     def networks(self) -> frozenset[str]:
         """Names of the networks that exist."""

@@ -1,0 +1,37 @@
+"""What the engine's answers mean, on one that says what no real one can be made to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lastgood.core.errors import Refused
+from lastgood.core.release import ServiceRecord
+from lastgood.targets.compose.engine import Engine, connect
+from lastgood.targets.compose.images import ensure_image
+from tests.targets.engine_double import EngineDouble, engine_double
+
+DIGEST = f"registry.example/shop/web@sha256:{'a' * 64}"
+WEB = ServiceRecord(name="web", artifact="sha256:1", held_as="lastgood/shop/web:v1", digest=DIGEST)
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[EngineDouble]:
+    with engine_double(tmp_path / "engine.sock") as made:
+        yield made
+
+
+@pytest.fixture
+def engine(double: EngineDouble, tmp_path: Path) -> Iterator[Engine]:
+    with connect("shop", {"DOCKER_HOST": f"unix://{tmp_path / 'engine.sock'}"}) as made:
+        yield made
+
+
+def test_a_pull_that_fails_after_it_began_is_told_as_the_engine_tells_it(double: EngineDouble, engine: Engine) -> None:
+    """The status is 200 by then; taken for a success, the image that is not there was told to be another one now."""
+    full = "write /var/lib/docker/tmp/GetImageBlob1: no space left on device"
+    double.says["POST images create"] = (200, {"errorDetail": {"message": full}, "error": full})
+    with pytest.raises(Refused, match=rf"the image of web .* cannot be pulled: {full}"):
+        ensure_image(engine, WEB)
