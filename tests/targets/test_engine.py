@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lastgood.core.errors import Refused
+from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.engine import Engine, connect
 from lastgood.targets.compose.images import ensure_image
@@ -35,3 +35,16 @@ def test_a_pull_that_fails_after_it_began_is_told_as_the_engine_tells_it(double:
     double.says["POST images create"] = (200, {"errorDetail": {"message": full}, "error": full})
     with pytest.raises(Refused, match=rf"the image of web .* cannot be pulled: {full}"):
         ensure_image(engine, WEB)
+
+
+@pytest.mark.parametrize(
+    "status,asked,changed", [(500, Retryable, OutcomeUnknown), (409, Refused, Refused), (404, Refused, Refused)]
+)
+def test_what_an_engine_began_and_failed_at_is_not_known(
+    double: EngineDouble, engine: Engine, status: int, asked: type[LastgoodError], changed: type[LastgoodError]
+) -> None:
+    double.says["GET networks"] = double.says["POST containers web start"] = (status, {"message": "no space left"})
+    with pytest.raises(asked, match="no space left"):
+        engine.networks()
+    with pytest.raises(changed, match="starting web: no space left"):
+        engine.start("web", named="web")

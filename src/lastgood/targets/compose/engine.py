@@ -216,7 +216,10 @@ def _asking(*, changing: str = "") -> Generator[None]:
         raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=_HINT) from error
     except docker.errors.APIError as error:
         said = str(error.explanation or error)
-        if error.is_server_error() and not changing:
+        if error.is_server_error():
+            # it began, and failed at something: a container that was to start may run without its network
+            if changing:
+                raise OutcomeUnknown(f"the docker engine failed while {changing}: {said}", hint=_HINT) from error
             raise Retryable(f"the docker engine failed: {said}", delay_s=RETRY_S, hint=_HINT) from error
         raise Refused(f"the docker engine refused{' ' + changing if changing else ''}: {said}", hint=_HINT) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
@@ -366,8 +369,8 @@ class Engine:
                 return
 
     def pull_digest(self, digest: str) -> None:
-        """Pull by digest, `name@sha256:...`. Raises Refused when that fails, with the engine's word for it: of a registry
-        that is away, an image that is not there, a disk that is full. Nothing that runs is touched by it."""
+        """Pull by digest, `name@sha256:...`. Raises Refused when that fails, with the engine's word for it: a registry that
+        is away, an image that is not there, a disk that is full. Nothing that runs is touched by it."""
         repository, pinned = digest.split("@", 1)
         with _asking():
             try:
