@@ -34,7 +34,16 @@ from lastgood.signals.invariants import Invariants
 from lastgood.signals.metrics_page import MetricsPage
 from lastgood.signals.probe import Probe
 from lastgood.signals.smoke import SmokeTests
-from lastgood.targets.compose import ComposeTarget, EdgePlan, Survey, SurveyedPostgres, edge_file, set_up_edge, survey
+from lastgood.targets.compose import (
+    ComposeTarget,
+    EdgePlan,
+    Survey,
+    SurveyedPostgres,
+    compose_by_hand,
+    edge_file,
+    set_up_edge,
+    survey,
+)
 from lastgood.targets.postgres import PostgresTarget, connect
 from lastgood.targets.process import ProcessTarget
 from lastgood.targets.vercel import VercelTarget
@@ -46,6 +55,7 @@ __all__ = [
     "Survey",
     "SurveyedPostgres",
     "build",
+    "compose_by_hand",
     "health_address",
     "load_config",
     "metrics_address",

@@ -69,6 +69,17 @@ def test_a_candidate_is_created_in_a_project_of_its_own_and_not_started() -> Non
     ]
 
 
+def test_a_person_types_what_keeps_to_the_project_and_to_what_it_was_started_with() -> None:
+    up = ["up", "--detach"]
+    assert commands.compose_by_hand(PLAIN, *up) == [
+        *["docker", "compose", "--project-name", "shop", "--file", "docker-compose.yml", *up]
+    ]
+    assert commands.compose_by_hand(FULL, *up) == [
+        *["docker", "compose", "--project-name", "shop", "--file", "deploy/compose.yml"],
+        *["--file", "deploy/compose.prod.yml", "--profile", "prod", "--env-file", "prod.env", *up],
+    ]
+
+
 def test_git_is_asked_for_the_commit_its_changes_and_its_submodules() -> None:
     git = ["git", "-C", "/srv/shop"]
     assert checkout.commit(ROOT) == [*git, "rev-parse", "--verify", "--quiet", "HEAD"]

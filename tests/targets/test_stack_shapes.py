@@ -202,6 +202,25 @@ def test_an_edge_takes_what_is_called_by_name_and_answers(case: Case) -> None:
         assert line in said(done)
 
 
+@pytest.mark.parametrize("case", ["env-file-named"], indirect=True)
+def test_what_is_to_be_typed_keeps_to_the_project_and_what_it_was_started_with(case: Case) -> None:
+    """Without its name, compose would start a second project there, with empty volumes."""
+    case.up(build=1)
+    case.lastgood("init")
+    compose = "docker compose --project-name lgstacks-named --file docker-compose.yml"
+    named = f"next: {compose} --file docker-compose.edge.yml --env-file prod.env up --detach "
+    assert named in said(case.lastgood("init", "--edge"))
+
+
+@pytest.mark.parametrize("case", ["one-shots"], indirect=True)
+def test_migrations_are_applied_by_the_project_that_runs(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    compose = ["docker", "compose", "--project-name", "lg-one-shots", "--file", "compose.yaml"]
+    run = ["run", "--rm", "--no-deps", "-T", "migrate"]
+    assert case.config()["database"]["migrations"]["command"] == [*compose, *run]
+
+
 @pytest.mark.parametrize("case", IDLE, indirect=True)
 def test_where_nothing_runs_init_takes_what_compose_would_and_only_what_is_sure(case: Case) -> None:
     done = case.lastgood("init")

@@ -4,6 +4,7 @@ story."""
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import traceback
@@ -18,7 +19,7 @@ import typer
 from pydantic import TypeAdapter
 
 from lastgood import __version__
-from lastgood.assembly import CONFIG_FILE, build, load_config, put_edge, survey
+from lastgood.assembly import CONFIG_FILE, build, compose_by_hand, load_config, put_edge, survey
 from lastgood.cli.first_config import first_config, keep_password, with_edge
 from lastgood.cli.rendering import (
     GOOD_ENDS,
@@ -228,9 +229,9 @@ def _init_edge(config: Path) -> None:
         out(line)
     config.write_text(with_edge(text, plan, file), encoding="utf-8")
     out(f"wrote {file} and containers.edge in {config}. Nothing that runs was touched.")
-    containers = load_config(config).containers
-    files = " ".join(f"-f {name}" for name in containers.compose.files) if containers else ""
-    out(f"next: docker compose {files} up -d      (the ports move to the edge: seconds without service, once)")
+    if containers := load_config(config).containers:
+        up = shlex.join(compose_by_hand(containers.compose, "up", "--detach"))
+        out(f"next: {up}      (the ports move to the edge: seconds without service, once)")
     out("then: lastgood record --good, and lastgood doctor")
 
 

@@ -15,7 +15,16 @@ from typing import Any, Final, Protocol, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from lastgood.assembly import EdgePlan, Survey, SurveyedPostgres, health_address, metrics_address, private_folder
+from lastgood.assembly import (
+    EdgePlan,
+    Survey,
+    SurveyedPostgres,
+    compose_by_hand,
+    health_address,
+    metrics_address,
+    private_folder,
+)
+from lastgood.core.config import ComposeConfig
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
@@ -55,7 +64,7 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     tree["containers"] = containers
     not_found = [] if metrics else ["request metrics: 5xx and p95 are not watched"]
     if survey.postgres:
-        tree["database"] = database = _database(survey.postgres, survey.migrate, root)
+        tree["database"] = database = _database(survey, survey.postgres, root)
         if "migrations" not in database:
             places = ", ".join(("prisma/migrations", *ALEMBIC))
             not_found.append(f"{places}: migrations are not lastgood's to apply")
@@ -108,12 +117,13 @@ def _watch(metrics: list[str]) -> Mapping[str, Any]:
     return {"window": "1h", "traffic": {"metrics": metrics[0]}, "triggers": triggers}
 
 
-def _database(found: SurveyedPostgres, migrate: str, root: Path) -> dict[str, Any]:
+def _database(survey: Survey, found: SurveyedPostgres, root: Path) -> dict[str, Any]:
     postgres = {"container": found.container, "user": found.user, "name": found.database}
     if found.password:
         postgres["password"] = f"file:{STATE}/{PASSWORD_FILE}"
     database: dict[str, Any] = {"postgres": postgres}
-    once = ["docker", "compose", "run", "--rm", "--no-deps", "-T", migrate]
+    said = ComposeConfig(files=survey.files, project=survey.project, profiles=survey.profiles, env_file=survey.env_file)
+    migrate, once = survey.migrate, compose_by_hand(said, "run", "--rm", "--no-deps", "-T", survey.migrate)
     if (root / "prisma" / "migrations").is_dir():
         command = once if migrate else ["npx", "prisma", "migrate", "deploy"]
         database["migrations"] = {"prisma": "prisma/migrations", "command": command}

@@ -1,4 +1,5 @@
-"""The words of every command that the compose target runs. Built here, run in `child`, tested word for word.
+"""The words of every command that the compose target runs, or asks a person to. Built here, run in `child`, tested word
+for word.
 
 Nothing here is ever a shell string. Service names come after `--`, so that none can be read as an option.
 """
@@ -47,6 +48,19 @@ def _recorded(project: str, folder: Path, file: Path) -> Words:
         "--env-file",
         "/dev/null",
     ]
+
+
+def compose_by_hand(project: ComposeConfig, *words: str) -> Words:
+    """What a person types, beside lastgood.yaml, to have compose do `words` with the files on disk: without any of it
+    compose takes another project, with volumes of its own, or leaves services and values out."""
+    said = ["docker", "compose", "--project-name", project.project]
+    for file in project.files:
+        said += ["--file", file]
+    for profile in project.profiles:
+        said += ["--profile", profile]
+    if project.env_file:
+        said += ["--env-file", project.env_file]
+    return [*said, *words]
 
 
 def version() -> Words:

@@ -369,8 +369,8 @@ class Engine:
                 return
 
     def pull_digest(self, digest: str) -> None:
-        """Pull by digest, `name@sha256:...`. Raises Refused when that fails, with the engine's word for it: a registry that
-        is away, an image that is not there, a disk that is full. Nothing that runs is touched by it."""
+        """Pull by digest, `name@sha256:...`. Raises Refused when that fails, with the engine's word for it: a registry
+        that is away, an image that is not there, a disk that is full. Nothing that runs is touched by it."""
         repository, pinned = digest.split("@", 1)
         with _asking():
             try:

@@ -15,5 +15,5 @@ def refuse_compose_1(engine: Engine, stack: Stack) -> None:
             raise Refused(
                 f"{container.name} was made by docker-compose {version}; compose 2 would recreate every container of "
                 f"{stack.name}, databases included",
-                hint=f"{stack.by_hand}   (once, at a quiet hour)",
+                hint=f"{stack.by_hand()}   (once, at a quiet hour)",
             )

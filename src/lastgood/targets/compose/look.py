@@ -46,7 +46,9 @@ def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     if edge is None:
         return Look(serving=own, beside=(*twins, *leftovers), stateful=stateful)
     if not any(c.service == edge.config.service for c in composed):
-        raise Retryable("there is no edge: nothing of it was started", delay_s=2.0, hint=stack.by_hand)
+        # beside containers of a release, all of `up` would start compose's own copies of them
+        start = ("up", "--detach", "--no-deps", edge.config.service) if twins else ()
+        raise Retryable("there is no edge: nothing of it was started", delay_s=2.0, hint=stack.by_hand(*start))
     named = edge.serving()
     routed = [c for c in (*own, *twins) if c.service in named]
     serving = tuple(c for c in own if c.service not in named) + tuple(c for c in routed if c.name in named[c.service])

@@ -51,11 +51,10 @@ class Stack:
         """The compose project's name."""
         return self.config.compose.project
 
-    @property
-    def by_hand(self) -> str:
-        """What a person types, beside lastgood.yaml, to start what the files describe."""
-        files = [word for file in self.config.compose.files for word in ("--file", file)]
-        return shlex.join(["docker", "compose", "--project-name", self.name, *files, "up", "--detach"])
+    def by_hand(self, *words: str) -> str:
+        """What a person types, beside lastgood.yaml, to have compose do `words`; without any, to start what the files
+        describe."""
+        return shlex.join(commands.compose_by_hand(self.config.compose, *(words or ("up", "--detach"))))
 
     def resolve(self) -> Project:
         """Resolve the files on disk with today's environment. Raises Refused with compose's own words."""
@@ -92,8 +91,9 @@ class Stack:
         ended = self._run(words, deadline_s=IMAGES_S, env=child.interpolation_environment(os.environ))
         if ended.code != 0:
             said = masker_of(project).tail(ended.err or ended.out, lines=_ERROR_LINES)
-            what = f"docker compose {verb}"
-            raise Refused(f"{what} of {', '.join(services)} failed: {said}", hint=f"{what} {services[0]}")
+            raise Refused(
+                f"docker compose {verb} of {', '.join(services)} failed: {said}", hint=self.by_hand(verb, services[0])
+            )
 
     def start(
         self,
