@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,24 @@ def test_a_file_that_the_stack_was_started_from_and_that_is_gone_is_told(case: C
     done = case.lastgood("init")
     assert f"was started from {case.root}/docker-compose.prod.yml, which is gone" in said(done)
     assert "docker-compose.yml, docker-compose.override.yml was read" in said(done)
+
+
+@pytest.mark.parametrize("case", ["caddy-in-front"], indirect=True)
+def test_a_stack_that_was_started_by_another_path_of_its_folder_is_found_and_recorded(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where `current` is a link to the newest checkout: compose notes the path that the shell was in."""
+    link = case.root.parent / "current"
+    link.symlink_to(case.root)
+    with monkeypatch.context() as shell:
+        shell.setenv("PWD", str(link))
+        replace(case, root=link).up(build=1)
+    assert case.lastgood("init").exit_code == 0
+    compose = case.config()["containers"]["compose"]
+    assert compose == {"files": ["compose.yml"], "project": "current"}
+    case.without_database()
+    recorded = case.lastgood("record", "--release", "v1", "--good")
+    assert recorded.exit_code == 0, said(recorded)
 
 
 @pytest.mark.parametrize("case", ["env-file-named"], indirect=True)

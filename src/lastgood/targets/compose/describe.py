@@ -3,6 +3,7 @@ kept."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,6 +14,7 @@ from lastgood.core.errors import Refused
 from lastgood.core.plan import runs
 from lastgood.core.release import Composed, KeptCode, Release, ServiceRecord, Untouched
 from lastgood.targets.checkout import checkout
+from lastgood.targets.compose import commands
 from lastgood.targets.compose.code import keep_code
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.foreign import refuse_compose_1
@@ -306,6 +308,11 @@ def _check_it_is_what_runs(stack: Stack, as_it_runs: Project, container: Contain
     service = container.service
     if container.labels.get(COMPOSE_VERSION, "").partition("-")[0] != stack.compose_version():
         return
+    # It covers the paths of bind mounts as well, which compose writes as the shell's folder was called.
+    here = str(commands.home(stack.config.compose, stack.root))
+    there = container.started_in
+    if there and os.path.realpath(there) == here != there:
+        as_it_runs = as_it_runs.with_folder(service, there, instead_of=here)
     # The hash covers depends_on, of which `up` leaves out what was not asked for: any part of it may have been there.
     needs = as_it_runs.dependencies(service)
     if len(needs) > MOST_DEPENDENCIES:

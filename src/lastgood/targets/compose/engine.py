@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import socket
 from collections.abc import Generator, Mapping, Sequence
@@ -85,6 +86,11 @@ class Container:
     def project(self) -> str:
         """The compose project's name, empty when compose did not make it."""
         return self.labels.get(COMPOSE_PROJECT, "")
+
+    @property
+    def started_in(self) -> str:
+        """The folder in which compose made it, as it was called there, empty when compose did not say."""
+        return self.labels.get(COMPOSE_FOLDER, "")
 
     @property
     def compose_files(self) -> tuple[str, ...]:
@@ -304,9 +310,11 @@ class Engine:
         return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
 
     def of_folder(self, folder: Path) -> tuple[Container, ...]:
-        """The containers of every project that compose started out of a folder, running or not."""
-        found = self._containers([f"{COMPOSE_FOLDER}={folder}", COMPOSE_CONFIG])
-        return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
+        """The containers of every project that compose started out of a folder, running or not, under whatever name
+        the folder had there: compose notes the path that the shell was in, links and all."""
+        found = self._containers([COMPOSE_FOLDER, COMPOSE_CONFIG])
+        own = [c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels]
+        return tuple(c for c in own if c.started_in and os.path.realpath(c.started_in) == os.path.realpath(folder))
 
     def candidates(self) -> tuple[Container, ...]:
         """What the gate made for this project, running or not, half-made ones included."""

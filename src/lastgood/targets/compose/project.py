@@ -112,6 +112,18 @@ class Project:
         service = {**self.service(name), "volumes": mounts}
         return Project({**self.model, "services": {**self.model["services"], name: service}})
 
+    def with_folder(self, name: str, folder: str, *, instead_of: str) -> Project:
+        """This model with the bind mounts of a service that lie in one folder from another path of that folder."""
+        old, new = (f"{path}/".replace("$", "$$") for path in (instead_of, folder))
+        mounts = [
+            {**mount, "source": new + str(mount["source"]).removeprefix(old)}
+            if mount.get("type") == "bind" and str(mount["source"]).startswith(old)
+            else mount
+            for mount in self.mounts(name)
+        ]
+        service = {**self.service(name), **({"volumes": mounts} if mounts else {})}
+        return Project({**self.model, "services": {**self.model["services"], name: service}})
+
     def published(self, name: str) -> tuple[str, ...]:
         """The service's ports on this host, `127.0.0.1:8000->8080/tcp`. `any`: the engine chooses one."""
         return tuple(

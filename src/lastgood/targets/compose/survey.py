@@ -161,12 +161,18 @@ def _started_here(engine: Engine, root: Path) -> _Origin | None:
             project=projects[0],
             warnings=(f"{newest.name} was started from {gone[0]}, which is gone: {', '.join(found.files)} was read",),
         )
-    files = tuple(os.path.relpath(file, root) for file in newest.compose_files)
-    env_files = [file for file in newest.env_files if Path(file) != root / ".env"]
+    files = tuple(_within(root, file) for file in newest.compose_files)
+    env_files = [name for file in newest.env_files if (name := _within(root, file)) != ".env"]
     if not files or len(env_files) > 1:
         return None
-    env_file = os.path.relpath(env_files[0], root) if env_files else None
+    env_file = env_files[0] if env_files else None
     return _Origin(files=files, profiles=_profiles_said(root), env_file=env_file, project=projects[0])
+
+
+def _within(root: Path, file: str) -> str:
+    """A file's path from the folder, which may have been another path for whoever named the file."""
+    folder, name = os.path.split(file)
+    return os.path.relpath(Path(os.path.realpath(folder)) / name, os.path.realpath(root))
 
 
 def _on_disk(root: Path) -> _Origin:
