@@ -10,9 +10,13 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
+
+from lastgood.core.errors import Refused
+from lastgood.targets.docker_host import docker_host
 
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
 TERM_GRACE_S: Final = 2.0
@@ -22,6 +26,7 @@ _CLIENT: Final = (
     "PATH",
     "HOME",
     "DOCKER_HOST",
+    "DOCKER_CONTEXT",
     "DOCKER_CONFIG",
     "DOCKER_CERT_PATH",
     "DOCKER_TLS_VERIFY",
@@ -51,13 +56,23 @@ class Overran(Exception):
 
 def bare_environment(env: Mapping[str, str]) -> dict[str, str]:
     """What the client needs out of `env` and nothing else: no variable of today can change a release of yesterday."""
-    return {name: env[name] for name in _CLIENT if name in env} | {"LANG": "C.UTF-8"}
+    return {name: env[name] for name in _CLIENT if name in env} | _engine(env) | {"LANG": "C.UTF-8"}
 
 
 def interpolation_environment(env: Mapping[str, str]) -> dict[str, str]:
     """All of `env`, since compose fills `${VAR}` from it, but for compose's own switches: which files, project and
     profiles count is said in lastgood.yaml."""
-    return {name: value for name, value in env.items() if not name.startswith("COMPOSE_")} | {"LANG": "C.UTF-8"}
+    kept = {name: value for name, value in env.items() if not name.startswith("COMPOSE_")}
+    return kept | _engine(env) | {"LANG": "C.UTF-8"}
+
+
+def _engine(env: Mapping[str, str]) -> dict[str, str]:
+    """The engine that everything else here asks, said outright. A context that is none is left to the client, which
+    says so."""
+    with suppress(Refused):
+        if host := docker_host(env):
+            return {"DOCKER_HOST": host}
+    return {}
 
 
 def run(

@@ -27,6 +27,7 @@ from docker.utils.utils import kwargs_from_env
 from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.targets.compose.project import LABEL_CANDIDATE, LABEL_CONFIG, LABEL_RELEASE, LABEL_SERVICE, Json
+from lastgood.targets.docker_host import docker_host
 
 REQUEST_S: Final = 15.0
 PULL_S: Final = 60.0
@@ -499,15 +500,17 @@ def _knock(host: str) -> None:
 
 @contextmanager
 def connect(project: str, env: Mapping[str, str]) -> Generator[Engine]:
-    """Open a connection for one piece of work. Raises Retryable when no engine answers.
+    """Open a connection for one piece of work. Raises Retryable when no engine answers, Refused when it is not
+    known which.
 
-    env: names the engine (DOCKER_HOST), as it does for the docker client.
+    env: names the engine, as it does for the docker client.
     """
     api: _Api | None = None
+    host = docker_host(env) or _DEFAULT_HOST
     try:
-        _knock(env.get("DOCKER_HOST") or _DEFAULT_HOST)
+        _knock(host)
         with _asking():
-            arguments = cast("dict[str, Any]", kwargs_from_env(environment=dict(env)))
+            arguments = cast("dict[str, Any]", kwargs_from_env(environment={**env, "DOCKER_HOST": host}))
             api = cast("_Api", _Client(**arguments, version="auto", timeout=int(REQUEST_S)))
         yield Engine(api, project)
     finally:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Engine
 from lastgood.targets.compose.project import Project
+from lastgood.targets.docker_host import docker_host
 
 Port = tuple[str, int, str]
 
@@ -57,7 +58,7 @@ def _collide(one: Port, other: Port) -> bool:
 
 def _engine_is_here() -> bool:
     """Whether the ports of this host are those of the engine's."""
-    return os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
+    return (docker_host(os.environ) or "unix://").startswith("unix://")
 
 
 def _is_taken(address: str, port: int, protocol: str) -> bool:
