@@ -62,6 +62,12 @@ class Published:
         for service in self.shop.release(release).services:
             self.shop.stack.client.images.remove(service.artifact, force=True)
 
+    def name_here(self, release: str) -> None:
+        """Have the tags of a release stand for its images on this host, whatever they are at the registry."""
+        for service in self.shop.release(release).services:
+            repository = f"{self.hub.host}/{self.name(service.name)}"
+            self.shop.stack.client.images.get(service.artifact).tag(repository, release)
+
     def lose_tags(self, release: str) -> None:
         for service in ("web", "worker"):
             self.hub.lose(f"{self.name(service)}:{release}")
@@ -120,6 +126,21 @@ def test_a_release_whose_tag_the_registry_lost_is_not_deployed(published: Publis
     said = published.shop.deploy("v3", code=REFUSED)
     assert "docker compose pull of web, worker failed" in said
     published.shop.check_nothing_was_touched(before)
+
+
+@pytest.mark.full
+def test_a_tag_that_moved_at_the_registry_is_deployed_as_it_is_there(published: Published) -> None:
+    """What is here under that name is what serves: taken for the new release, it would be kept as healthy."""
+    published.publish("v3", tag="v2")
+    published.name_here("v2")
+    published.hub.stop()
+    before = published.shop.seen()
+    said = published.shop.deploy("v3", code=REFUSED)
+    assert "with the images on this host v3 is what serves already, and docker compose pull of web failed" in said
+    published.shop.check_nothing_was_touched(before)
+    published.hub.start()
+    published.shop.deploy("v3")
+    assert published.shop.seen().release == "v3"
 
 
 # --- images ---------------------------------------------------------------------------------------------------------

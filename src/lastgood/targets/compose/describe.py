@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import chain, combinations
 from typing import Final, cast
 
-from lastgood.core.errors import Refused
+from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.core.plan import runs
 from lastgood.core.release import Composed, KeptCode, Release, ServiceRecord, Untouched
 from lastgood.targets.checkout import checkout
@@ -51,6 +51,8 @@ def prepare(stack: Stack, engine: Engine, serving: Sequence[Container], name: st
                 hint=f"docker pull {project.reference(service)}",
             )
         stack.pull(project, absent)
+    here = [s for s in services if s not in built and s not in absent and _may_have_moved(engine, project, s)]
+    unasked = _pull_what_moved(stack, project, here)
     project = stack.shelf.with_contents(project, services)
     key = stack.shelf.key()
     records = [
@@ -71,7 +73,7 @@ def prepare(stack: Stack, engine: Engine, serving: Sequence[Container], name: st
         )
         for s in services
     ]
-    _refuse_a_silent_no_op(stack, serving, name, records)
+    _refuse_a_silent_no_op(stack, serving, name, records, unasked)
     return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
 
 
@@ -81,16 +83,49 @@ def _is_to_be_pulled(engine: Engine, project: Project, service: str) -> bool:
     return always or engine.image(project.reference(service)) is None
 
 
+def _may_have_moved(engine: Engine, project: Project, service: str) -> bool:
+    """Whether the tag may stand for another image by now than the one of it that is here: it came from a registry, and
+    nobody said that the one here is good enough."""
+    reference = project.reference(service)
+    image = engine.image(reference)
+    came = image is not None and _digest(image, reference) is not None
+    return came and "@" not in reference and "pull_policy" not in project.service(service)
+
+
+def _pull_what_moved(stack: Stack, project: Project, services: Sequence[str]) -> LastgoodError | None:
+    """Pull each of them, which is a question where nothing moved. Returns why one could not be: then what is here is
+    deployed."""
+    failed: LastgoodError | None = None
+    for service in services:
+        try:
+            stack.pull(project, [service])
+        except (Refused, Retryable) as error:
+            failed = failed or error
+    return failed
+
+
 def _refuse_a_silent_no_op(
-    stack: Stack, serving: Sequence[Container], name: str, records: Sequence[ServiceRecord]
+    stack: Stack,
+    serving: Sequence[Container],
+    name: str,
+    records: Sequence[ServiceRecord],
+    unasked: LastgoodError | None,
 ) -> None:
-    """Raise Refused where a variable of the shell, which compose puts before the env file, makes a new release of what
-    serves already: then nobody means what the env file says."""
-    if not (beaten := stack.beaten()) or stack.shelf.find(name) is not None:
+    """Raise Refused where what is new was not seen, and the new release is what serves already: a registry did not say
+    what its tags stand for (unasked), or a variable of the shell, which compose puts before the env file, keeps out
+    what that says."""
+    beaten = stack.beaten()
+    if not (beaten or unasked) or stack.shelf.find(name) is not None:
         return
     shown = [container.facts() for container in serving]
     wanted = {record.name: record for record in records}
     if {i.service for i in shown} == set(wanted) and all(i.serves and runs(wanted[i.service], i) for i in shown):
+        if unasked:
+            raise Refused(
+                f"with the images on this host {name} is what serves already, and {unasked.message}; a service with "
+                "pull_policy: missing is content with what is here",
+                hint=unasked.hint,
+            )
         variable, file = beaten[0]
         raise Refused(
             f"{variable} of the environment beats the one in {file}, and with it {name} is what serves already",
