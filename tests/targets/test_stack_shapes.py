@@ -156,7 +156,7 @@ def test_init_writes_what_may_go_back_or_refuses_with_the_place(case: Case) -> N
     assert containers["services"] == expected["services"]
     compose = {key: value for key, value in containers["compose"].items() if key != "project"}
     assert compose == {"files": case.default_files(), **expected.get("compose", {})}
-    assert containers.get("boot") == expected.get("boot")
+    assert (containers.get("boot"), containers.get("stop")) == (expected.get("boot"), expected.get("stop"))
     assert sorted(case.asked) == expected.get("asks", sorted(case.asked))
     assert case.config().get("database", {}).get("postgres", {}).get("container") == expected.get("postgres")
 
@@ -207,6 +207,22 @@ def test_a_service_that_makes_no_release_is_named_by_the_doctor(case: Case) -> N
     findings = {f["check"]: f for f in json.loads(case.lastgood("doctor", "--json").stdout)}
     assert findings["files"]["answer"] == "failed"
     assert "mysql is stateful (its image is mysql)" in findings["files"]["evidence"]
+
+
+@pytest.mark.parametrize("case", ["slow-starter"], indirect=True)
+def test_a_service_that_would_be_killed_before_its_time_is_named_by_the_doctor(case: Case) -> None:
+    """Unless a person has said how long it gets."""
+    case.up(build=1)
+    case.lastgood("init")
+    written = (case.root / "lastgood.yaml").read_text()
+    answers = {}
+    for said_so in ("", "  stop: 20s\n"):
+        (case.root / "lastgood.yaml").write_text(written.replace("  stop: 90s\n", said_so))
+        (found,) = [f for f in json.loads(case.lastgood("doctor", "--json").stdout) if f["check"] == "files"]
+        answers[said_so] = (found["answer"], found["evidence"])
+    assert answers[""][0] == "failed"
+    assert "indexer may take 90 s to end (stop_grace_period), and would be killed after 10 s" in answers[""][1]
+    assert answers["  stop: 20s\n"][0] == "ok"
 
 
 @pytest.mark.parametrize("case", ["traefik-in-front", "workers-of-one-image"], indirect=True)

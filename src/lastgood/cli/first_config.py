@@ -29,6 +29,7 @@ from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
 USUAL_BOOT_S: Final = 60.0
+USUAL_STOP_S: Final = 10.0
 PASSWORD_FILE: Final = "postgres-password"  # noqa: S105 # a file's name
 # Where `alembic init alembic` and Flask-Migrate lay their scripts, and what applies them.
 ALEMBIC: Final = {
@@ -61,6 +62,8 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
         containers["workers"] = workers
     if survey.start_period_s >= USUAL_BOOT_S:
         containers["boot"] = f"{math.ceil(survey.start_period_s + USUAL_BOOT_S)}s"
+    if survey.stop_grace_s > USUAL_STOP_S:
+        containers["stop"] = f"{math.ceil(survey.stop_grace_s)}s"
     tree["containers"] = containers
     not_found = [] if metrics else ["request metrics: 5xx and p95 are not watched"]
     if survey.postgres:

@@ -187,9 +187,22 @@ def unusable(stack: Stack, project: Project) -> tuple[str, ...]:
             for service in stack.config.services
             for line in obstacles(project, service, root=stack.root, boot_s=stack.config.boot)
         ),
+        *_killed_too_soon(stack, project),
         *_too_many(stack, project),
         *_linked_past_the_edge(stack, project),
     )
+
+
+def _killed_too_soon(stack: Stack, project: Project) -> Iterator[str]:
+    """A service gets as long to end as lastgood.yaml says. Where that says nothing, a file that says more is meant."""
+    if "stop" in stack.config.model_fields_set:
+        return
+    for service in stack.config.services:
+        if (grace_s := project.stop_grace_s(service)) > stack.config.stop:
+            yield (
+                f"{service} may take {grace_s:.0f} s to end (stop_grace_period), and would be killed after "
+                f"{stack.config.stop:.0f} s: set containers.stop"
+            )
 
 
 def _too_many(stack: Stack, project: Project) -> Iterator[str]:

@@ -150,6 +150,10 @@ class Project:
         check = cast("Json", self.service(name).get("healthcheck") or {})
         return _seconds(str(check.get("start_period") or "0s"))
 
+    def stop_grace_s(self, name: str) -> float:
+        """How long the file lets the service take to end before it is killed, 0 where it does not say."""
+        return _seconds(str(self.service(name).get("stop_grace_period") or "0s"))
+
     def has_health_check(self, name: str) -> bool:
         """Whether the compose file gives the service a health check. One in its image is not seen here."""
         check = cast("Json", self.service(name).get("healthcheck") or {})

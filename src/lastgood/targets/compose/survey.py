@@ -90,7 +90,8 @@ class Survey:
     know before anything goes wrong, one line each.
 
     files, profiles, env_file: as compose was or would be called with them, relative to the folder. start_period_s: the
-    longest time that a service may fail its own health check after its start.
+    longest time that a service may fail its own health check after its start. stop_grace_s: the longest that one may
+    take to end.
     """
 
     project: str
@@ -101,6 +102,7 @@ class Survey:
     postgres: SurveyedPostgres | None
     migrate: str
     start_period_s: float
+    stop_grace_s: float
     warnings: tuple[str, ...] = ()
 
 
@@ -138,6 +140,7 @@ def survey(root: Path) -> Survey:
         postgres=_postgres(project, containers, servers[0]) if len(servers) == 1 else None,
         migrate=_migrates(project, services),
         start_period_s=max((project.start_period_s(s.name) for s in services if not s.why_not), default=0.0),
+        stop_grace_s=max((project.stop_grace_s(s.name) for s in services if not s.why_not), default=0.0),
         warnings=(*origin.warnings, *_warnings(project, meant, servers)),
     )
 
