@@ -297,4 +297,7 @@ def _warnings(project: Project, meant: Collection[str], servers: Collection[str]
         if front := found_past_names(project, name):
             yield f"{name} is found by {front} through its labels or environment: it is recreated (L4), not switched"
         if front := proxy(project, name):
-            yield f"{name} ({front}) goes on as it is: what is behind it is recreated (rung L4), not switched"
+            yield (
+                f"{name} ({front}) goes on as it is: what it finds by labels, or by name where no edge is, is "
+                "recreated (rung L4), not switched"
+            )
