@@ -15,6 +15,7 @@ from lastgood.targets.compose.kept import Shelf, held_as
 from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.shape import why_stateful
+from lastgood.targets.compose.stack import masker_of
 from lastgood.targets.masking import Masker, dotenv_values
 
 KEY = b"k" * 32
@@ -214,6 +215,13 @@ def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -
     assert masker.clean("postgres://someone:else@db/x") == "postgres://someone:********@db/x"
     assert masker.clean("red \x1b[31mtext\x07 \u202eback") == "red [31mtext back"
     assert masker.tail("a\n\n b \nc\n", lines=2) == "b | c"
+
+
+def test_a_failed_build_shows_no_secret_that_it_was_given() -> None:
+    built = project(build={"context": ".", "args": {"NPM_TOKEN": "tok$$en-of-ours", "MODE": "production"}})
+    assert masker_of(built).clean("RUN npm ci --token tok$en-of-ours production") == (
+        "RUN npm ci --token ******** production"
+    )
 
 
 def test_an_environment_file_is_read_well_enough_to_mask_it() -> None:

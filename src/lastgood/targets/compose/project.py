@@ -90,6 +90,12 @@ class Project:
         values = cast("Mapping[str, str | None]", self.service(name).get("environment") or {})
         return {key: value.replace("$$", "$") for key, value in values.items() if value is not None}
 
+    def build_arguments(self, name: str) -> dict[str, str]:
+        """What the service's image is built with, which may be secret as well."""
+        build = cast("Json", self.service(name).get("build") or {})
+        values = cast("Mapping[str, str | None]", build.get("args") or {})
+        return {key: value.replace("$$", "$") for key, value in values.items() if value is not None}
+
     def mounts(self, name: str) -> tuple[Json, ...]:
         """The service's volumes in their long form."""
         return tuple(self.service(name).get("volumes") or ())

@@ -202,8 +202,9 @@ class Stack:
 
 
 def masker_of(project: Project) -> Masker:
-    """Knows every secret of every service's environment."""
-    return Masker([project.environment(name) for name in project.services])
+    """Knows every secret of every service's environment and build."""
+    known = (project.environment, project.build_arguments)
+    return Masker([values(name) for name in project.services for values in known])
 
 
 def _no_client() -> Refused:
