@@ -11,6 +11,7 @@ import requests.exceptions
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.targets.compose.describe import _digest
 from lastgood.targets.compose.engine import _asking
+from lastgood.targets.compose.gate import _without
 from lastgood.targets.compose.kept import Shelf, held_as
 from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Project
@@ -222,6 +223,21 @@ def test_a_failed_build_shows_no_secret_that_it_was_given() -> None:
     assert masker_of(built).clean("RUN npm ci --token tok$en-of-ours production") == (
         "RUN npm ci --token ******** production"
     )
+
+
+@pytest.mark.parametrize(
+    "mounts,said",
+    [
+        ([], ""),
+        ([{"type": "bind", "read_only": True}, {"type": "tmpfs"}], ""),
+        ([{"type": "volume"}], " (its writable volumes were empty; what cannot start so goes into containers.workers"),
+        ([{"type": "bind"}], " (its writable folders read-only; what cannot start so goes into containers.workers"),
+    ],
+)
+def test_what_a_candidate_did_not_have_is_said_with_the_way_round(mounts: list[dict[str, Any]], said: str) -> None:
+    shown = _without(project(volumes=mounts), "web")
+    assert shown.startswith(said)
+    assert bool(shown) is bool(said)
 
 
 def test_an_environment_file_is_read_well_enough_to_mask_it() -> None:

@@ -254,12 +254,23 @@ class _Gate:
         masker = masker_of(self.project)
         log = masker.clean(self.engine.logs(candidate, lines=LOG_LINES))
         path = self.stack.shelf.lay_beside(self.release, f"gate-{record.name}.log", log.encode())
-        shared = any(
-            m.get("type") in ("volume", "bind") and not m.get("read_only") for m in self.project.mounts(record.name)
-        )
-        scratch = " (its writable volumes were empty, its writable folders read-only)" if shared else ""
+        # behind an edge it is what will serve, and has all of them
+        scratch = "" if self._switches(record) else _without(self.project, record.name)
         said = masker.tail(log, lines=2) or "nothing"
         return Refused(
             f"{record.name} of {self.release} {how} at the gate{scratch}; it said: {said}",
             hint=f"less {quote(str(path))}",
         )
+
+
+def _without(project: Project, service: str) -> str:
+    """What a candidate that only passes the gate does not have of what its service writes to, and what becomes of one
+    that does not start without it."""
+    kinds = {m.get("type") for m in project.mounts(service) if not m.get("read_only")}
+    lacks = [
+        *(["its writable volumes were empty"] if "volume" in kinds else []),
+        *(["its writable folders read-only"] if "bind" in kinds else []),
+    ]
+    if not lacks:
+        return ""
+    return f" ({', '.join(lacks)}; what cannot start so goes into containers.workers, which pass no gate)"
