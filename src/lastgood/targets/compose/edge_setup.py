@@ -145,7 +145,12 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         "restart": "always",
         "volumes": [{"type": "bind", "source": str(edge.folder).replace("$", "$$"), "target": INSIDE}],
         "networks": {network: {"aliases": aliases} for network in networks},
-        "ports": [_published(port, inside[service]) for service in inside for port in _ports(project, service)],
+        "ports": [
+            _published(port, inside[service])
+            for service in inside
+            for ports in _ports(project, service)
+            for port in _each(ports, project.instances(service) or 1)
+        ],
     }
     lines = [f"# {line}" for line in _HEADER.format(name=name).splitlines()]
     lines += ["services:", f"  {edge.config.service}:"]
@@ -169,6 +174,17 @@ def _given_up(project: Project, service: str, edge: Edge) -> Iterator[str]:
 
 def _ports(project: Project, service: str) -> Sequence[Json]:
     return cast("Sequence[Json]", project.service(service).get("ports") or ())
+
+
+def _each(port: Json, instances: int) -> Iterator[Json]:
+    """The ports of a range that the instances of a service had, one each; the edge is one container, and would be given
+    one of them."""
+    first, _, last = str(port.get("published") or "").partition("-")
+    if instances == 1 or not last:
+        yield port
+        return
+    for number in range(int(first), min(int(last), int(first) + instances - 1) + 1):
+        yield {**port, "published": str(number)}
 
 
 def _published(port: Json, inside: int) -> Json:
