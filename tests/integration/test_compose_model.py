@@ -10,13 +10,13 @@ import requests.exceptions
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.targets.compose.describe import _digest
-from lastgood.targets.compose.engine import _asking
 from lastgood.targets.compose.gate import _without
 from lastgood.targets.compose.kept import Shelf, held_as
 from lastgood.targets.compose.obstacles import obstacles
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.shape import why_stateful
 from lastgood.targets.compose.stack import masker_of
+from lastgood.targets.docker_engine import asking
 from lastgood.targets.masking import Masker, dotenv_values
 
 KEY = b"k" * 32
@@ -141,9 +141,9 @@ def test_a_change_whose_answer_was_lost_is_unknown_and_one_that_nobody_heard_is_
     below: Exception, error: type[LastgoodError]
 ) -> None:
     wrapped = requests.exceptions.ConnectionError(Exception("Connection aborted.", below))
-    with pytest.raises(error), _asking(changing="starting web"):
+    with pytest.raises(error), asking(changing="starting web"):
         raise wrapped
-    with pytest.raises(Retryable), _asking():
+    with pytest.raises(Retryable), asking():
         raise wrapped
 
 

@@ -10,29 +10,20 @@ import json
 import math
 import os
 import re
-import socket
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import docker
 import docker.errors
-import requests
-import requests.exceptions
-from docker.utils.utils import kwargs_from_env
 
-from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
+from lastgood.core.errors import Refused
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.targets.compose.project import LABEL_CANDIDATE, LABEL_CONFIG, LABEL_RELEASE, LABEL_SERVICE, Json
-from lastgood.targets.docker_host import docker_host
-
-REQUEST_S: Final = 15.0
-PULL_S: Final = 60.0
-"""Without a word from the engine: while it pulls it tells its progress all the time."""
-RETRY_S: Final = 2.0
+from lastgood.targets.docker_engine import asking, opened
 
 COMPOSE_PROJECT: Final = "com.docker.compose.project"
 COMPOSE_SERVICE: Final = "com.docker.compose.service"
@@ -44,8 +35,6 @@ COMPOSE_FOLDER: Final = "com.docker.compose.project.working_dir"
 COMPOSE_FILES: Final = "com.docker.compose.project.config_files"
 COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
 
-_DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
-_HINT: Final = "docker version"
 # The name that compose gives a container until the one that it replaces is gone.
 _REPLACEMENT: Final = re.compile(r"^[0-9a-f]{12}_")
 
@@ -212,37 +201,6 @@ def _health(state: Json) -> Health:
     return known.get(shown, Health.NONE)
 
 
-@contextmanager
-def _asking(*, changing: str = "") -> Generator[None]:
-    """Turn what the SDK raises into the house's errors. changing: what was under way, empty when only looking."""
-    try:
-        yield
-    except requests.exceptions.ReadTimeout as error:
-        if changing:
-            raise OutcomeUnknown(f"the docker engine did not answer while {changing}", hint=_HINT) from error
-        raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=_HINT) from error
-    except docker.errors.APIError as error:
-        said = str(error.explanation or error)
-        if error.is_server_error():
-            # it began, and failed at something: a container that was to start may run without its network
-            if changing:
-                raise OutcomeUnknown(f"the docker engine failed while {changing}: {said}", hint=_HINT) from error
-            raise Retryable(f"the docker engine failed: {said}", delay_s=RETRY_S, hint=_HINT) from error
-        raise Refused(f"the docker engine refused{' ' + changing if changing else ''}: {said}", hint=_HINT) from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-        if changing and not _never_sent(error):
-            raise OutcomeUnknown(f"the docker engine went away while {changing}", hint=_HINT) from error
-        raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=_HINT) from error
-
-
-def _never_sent(error: BaseException) -> bool:
-    """Whether nobody listened at all: somewhere below, since each layer wraps the one that it stands on."""
-    if isinstance(error, ConnectionRefusedError | FileNotFoundError | socket.gaierror):
-        return True
-    below = [error.__cause__, error.__context__, *cast("tuple[object, ...]", error.args)]
-    return any(_never_sent(inner) for inner in below if isinstance(inner, BaseException))
-
-
 def _failure_in(told: str) -> str:
     """Why a pull failed that the engine answered with 200, before it began: one JSON a line, `error` in the last one
     (docs.docker.com/reference/api/engine, ImageCreate). Empty when it did not."""
@@ -288,14 +246,6 @@ class _Api(Protocol):
     def close(self) -> None: ...
 
 
-class _Client(docker.APIClient):
-    """The SDK's own, but for a pull, to which it gives no deadline at all."""
-
-    def request(self, method: str | bytes, url: str | bytes, *args: Any, **settings: Any) -> requests.Response:  # noqa: ANN401 # what requests takes
-        settings["timeout"] = settings.get("timeout") or PULL_S
-        return super().request(method, url, *args, **settings)
-
-
 class Engine:
     """An open connection to the engine. Every method raises Retryable when the engine does not answer."""
 
@@ -327,7 +277,7 @@ class Engine:
         return tuple(c for c in self._containers([]) if c.labels.get(COMPOSE_PROJECT) != self._project)
 
     def _containers(self, labels: Sequence[str]) -> tuple[Container, ...]:
-        with _asking():
+        with asking():
             filters = {"label": list(labels)} if labels else None
             listed = self._api.containers(all=True, quiet=True, filters=filters)
             shown = [self._inspect(str(c["Id"])) for c in listed]
@@ -342,18 +292,18 @@ class Engine:
 
     def container(self, container: str) -> Container | None:
         """One container by ID, None when it is gone."""
-        with _asking():
+        with asking():
             shown = self._inspect(container)
         return Container(shown) if shown is not None else None
 
     def image_ids(self) -> frozenset[str]:
         """IDs of every image on this host."""
-        with _asking():
+        with asking():
             return frozenset(self._api.images(quiet=True, all=True))
 
     def image(self, reference: str) -> Json | None:
         """An image by ID or reference, None when this host does not have it."""
-        with _asking():
+        with asking():
             try:
                 return self._api.inspect_image(reference)
             except docker.errors.ImageNotFound:
@@ -362,7 +312,7 @@ class Engine:
     def hold(self, image: str, tag: str) -> None:
         """Give an image a tag that keeps it from being pruned."""
         repository, name = tag.rsplit(":", 1)
-        with _asking(changing=f"tagging {tag}"):
+        with asking(changing=f"tagging {tag}"):
             self._api.tag(image, repository, name, force=True)
 
     def let_go(self, image: str, tag: str) -> None:
@@ -371,7 +321,7 @@ class Engine:
         held = self.image(tag)
         if held is None or held["Id"] != image:
             return
-        with _asking(changing=f"removing {tag}"):
+        with asking(changing=f"removing {tag}"):
             try:
                 self._api.remove_image(tag, force=False, noprune=False)
             except docker.errors.ImageNotFound:
@@ -381,7 +331,7 @@ class Engine:
         """Pull by digest, `name@sha256:...`. Raises Refused when that fails, with the engine's word for it: a registry
         that is away, an image that is not there, a disk that is full. Nothing that runs is touched by it."""
         repository, pinned = digest.split("@", 1)
-        with _asking():
+        with asking():
             try:
                 told = self._api.pull(repository, tag=pinned)
             except docker.errors.APIError as error:
@@ -391,12 +341,12 @@ class Engine:
 
     def networks(self) -> frozenset[str]:
         """Names of the networks that exist."""
-        with _asking():
+        with asking():
             return frozenset(str(n["Name"]) for n in self._api.networks())
 
     def volumes(self) -> frozenset[str]:
         """Names of the volumes that exist."""
-        with _asking():
+        with asking():
             listed = self._api.volumes().get("Volumes") or ()
             return frozenset(str(v["Name"]) for v in cast("Sequence[Json]", listed))
 
@@ -418,7 +368,7 @@ class Engine:
         if first:
             linked = [f"{other}:{known_as}" for other, known_as in (*siblings, *networks[first])]
             config["NetworkingConfig"] = {"EndpointsConfig": {first: {"Aliases": aliases, "Links": linked}}}
-        with _asking(changing="creating a candidate"):
+        with asking(changing="creating a candidate"):
             made = str(self._api.create_container_from_config(config, name)["Id"])
             for network, links in networks.items():
                 if network != first:
@@ -428,14 +378,14 @@ class Engine:
 
     def start(self, container: str, *, named: str) -> None:
         """Start a container. named: what to call it when the engine refuses."""
-        with _asking(changing=f"starting {named}"):
+        with asking(changing=f"starting {named}"):
             self._api.start(container)
 
     def stop(self, container: str, *, stop_s: float) -> None:
         """Stop a container and keep it; the engine does not start it again, also not after its own restart. One that
         is gone is fine. Raises OutcomeUnknown."""
         self.start_again(container, "no")
-        with _asking(changing="stopping a container"):
+        with asking(changing="stopping a container"):
             try:
                 self._api.stop(container, timeout=math.ceil(stop_s))
             except docker.errors.NotFound:
@@ -445,7 +395,7 @@ class Engine:
         """Say when the engine starts a container again by itself, in compose's words: `no`, `always`,
         `unless-stopped`, `on-failure` or `on-failure:3`. One that is gone is fine."""
         name, _, most = policy.partition(":")
-        with _asking(changing="changing a restart policy"):
+        with asking(changing="changing a restart policy"):
             try:
                 self._api.update_container(
                     container, restart_policy={"Name": name, "MaximumRetryCount": int(most or 0)}
@@ -455,7 +405,7 @@ class Engine:
 
     def remove(self, container: str) -> None:
         """Remove a container, running or not, with its anonymous volumes. One that is gone is fine."""
-        with _asking(changing="removing a container"):
+        with asking(changing="removing a container"):
             try:
                 self._api.remove_container(container, v=True, force=True)
             except docker.errors.NotFound:
@@ -464,7 +414,7 @@ class Engine:
     def memory_of(self, container: str) -> int:
         """Return the bytes that it uses now, without files that could be dropped from memory, as `docker stats` counts
         them (docs.docker.com/reference/cli/docker/container/stats); 0 for one that is gone or does not run."""
-        with _asking():
+        with asking():
             try:
                 shown = self._api.stats(container, stream=False, one_shot=True)
             except docker.errors.NotFound:
@@ -477,25 +427,12 @@ class Engine:
     def logs(self, container: str, *, lines: int, since: datetime | None = None) -> str:
         """The newest lines of a container's output, both streams, oldest first. since: none that are older."""
         begin = int(since.timestamp()) if since else None
-        with _asking():
+        with asking():
             try:
                 raw = self._api.logs(container, stdout=True, stderr=True, tail=lines, stream=False, since=begin)
             except docker.errors.NotFound:
                 return ""
         return raw.decode("utf-8", errors="replace")
-
-
-def _knock(host: str) -> None:
-    """Connect to a local socket once, before the SDK does: it leaves its socket open when nobody listens."""
-    if host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(REQUEST_S)
-            try:
-                probe.connect(host.removeprefix("unix://"))
-            except OSError as error:
-                raise Retryable(
-                    f"no docker engine answers at {host}: {error.strerror or error}", delay_s=RETRY_S, hint=_HINT
-                ) from error
 
 
 @contextmanager
@@ -505,14 +442,5 @@ def connect(project: str, env: Mapping[str, str]) -> Generator[Engine]:
 
     env: names the engine, as it does for the docker client.
     """
-    api: _Api | None = None
-    host = docker_host(env) or _DEFAULT_HOST
-    try:
-        _knock(host)
-        with _asking():
-            arguments = cast("dict[str, Any]", kwargs_from_env(environment={**env, "DOCKER_HOST": host}))
-            api = cast("_Api", _Client(**arguments, version="auto", timeout=int(REQUEST_S)))
-        yield Engine(api, project)
-    finally:
-        if api is not None:
-            api.close()
+    with opened(env) as api:
+        yield Engine(cast("_Api", api), project)

@@ -5,18 +5,18 @@ The address of a container is looked up at each connection, since a restarted co
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any, Final, LiteralString
 
+import docker.errors
 import psycopg
 
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Bug, LastgoodError, Refused, Retryable
-from lastgood.targets import child
+from lastgood.targets.docker_engine import asking, opened
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -24,7 +24,6 @@ MAINTENANCE: Final = "postgres"
 """The database that is there when the live one is renamed (PostgreSQL docs, `initdb`)."""
 APPLICATION: Final = "lastgood"
 CONNECT_S: Final = 2
-INSPECT_S: Final = 5.0
 STATEMENT_S: Final = 30.0
 LOCK_S: Final = 5.0
 _MOMENT_S: Final = 0.2
@@ -97,11 +96,8 @@ def listens(config: PostgresConfig) -> bool:
     """Whether anything listens where the server does, True also where that cannot be seen. What listens and does not
     let in is busy, starting or ending. Raises Retryable when the engine of its container is silent."""
     host = config.host
-    if config.container:
-        ended = _inspected(config.container)
-        if ended.code or not (address := _address(ended)):
-            return False
-        host = address
+    if config.container and not (host := _address_of(config.container)):
+        return False
     try:
         if host.startswith("/"):
             with socket.socket(socket.AF_UNIX) as probe:
@@ -132,28 +128,25 @@ def _not_connected(config: PostgresConfig, database: str, error: psycopg.Operati
 
 def container_address(container: str) -> str:
     """Return the address of a running container. Raises Retryable when there is none or the engine is silent."""
-    ended, hint = _inspected(container), f"docker start {container}"
-    if ended.code:
-        raise Retryable(f"container {container}: {ended.err.strip()}", delay_s=_NOT_NOW_S, hint=hint)
-    address = _address(ended)
-    if address is None:
-        raise Retryable(f"container {container} has no address: it is not running", delay_s=_NOT_NOW_S, hint=hint)
-    return address
+    if address := _address_of(container):
+        return address
+    raise Retryable(
+        f"container {container} is not running, or has no address",
+        delay_s=_NOT_NOW_S,
+        hint=f"docker start {container}",
+    )
 
 
-def _inspected(container: str) -> child.Ended:
-    words = ["docker", "inspect", "--type", "container", "--format", "{{json .NetworkSettings.Networks}}", container]
-    try:
-        return child.run(words, deadline_s=INSPECT_S, env=child.bare_environment(os.environ))
-    except FileNotFoundError:
-        raise Refused("the docker client is not installed", hint="the README names the packages") from None
-    except child.Overran as error:
-        raise Retryable(str(error), delay_s=_NOT_NOW_S, hint="docker info") from None
-
-
-def _address(inspected: child.Ended) -> str | None:
-    networks: dict[str, dict[str, str]] = json.loads(inspected.out) or {}
-    return next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), None)
+def _address_of(container: str) -> str:
+    """Empty where it is not there, or has none. Asked through the SDK: a process of the docker client would take longer
+    than the connection, and requests may be waiting."""
+    with opened(os.environ) as engine, asking():
+        try:
+            shown = engine.inspect_container(container)
+        except docker.errors.NotFound:
+            return ""
+    networks: dict[str, dict[str, str]] = shown["NetworkSettings"]["Networks"] or {}
+    return next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), "")
 
 
 def change_in_use(connection: Connection, change: Callable[[], object]) -> None:
