@@ -413,3 +413,27 @@ def test_one_that_hangs_after_it_was_told_is_unknown(tmp_path: Path, monkeypatch
             Runtime(tmp_path, anew="docker restart edge").move(to=[("web", "s0")], away=[])
         with pytest.raises(Retryable):
             Runtime(tmp_path, anew="docker restart edge").slots()
+
+
+@pytest.mark.parametrize("answer", [b"", b"1\n# be_id be_name\n"])
+def test_one_that_closes_before_its_answer_is_whole_has_said_nothing(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(tmp_path / SOCKET_FILE))
+        dying.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = dying.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        runtime = Runtime(tmp_path, anew="docker restart edge")
+        for ask in (runtime.slots, runtime.sessions, runtime.holds_everybody):
+            with pytest.raises(Retryable, match="closed before its answer was whole"):
+                ask()
+        with pytest.raises(OutcomeUnknown, match="was told and did not answer"):
+            runtime.move(to=[("web", f"s{number}") for number in range(3)], away=[])
+        dying.shutdown(socket.SHUT_RDWR)

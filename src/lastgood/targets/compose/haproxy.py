@@ -250,14 +250,20 @@ class Runtime:
 
     def _ask(self, command: str) -> str:
         try:
-            return self._said(command)
+            said = self._said(command)
+            if not said.endswith("\n\n"):
+                raise OSError("it closed before its answer was whole")
         except OSError as error:
             raise self._away(error) from error
+        return said
 
     def _tell(self, commands: Sequence[str]) -> None:
-        """HAProxy carries a line out as a whole; it answers nothing, or one line for what it does not take."""
+        """HAProxy carries a line out as a whole; it answers each command by an empty line, with one before it for what
+        it does not take."""
         try:
             said = self._said("; ".join(commands))
+            if said.count("\n") < len(commands):
+                raise OSError("it closed before its answer was whole")
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise self._away(error) from error
         except OSError as error:
