@@ -20,6 +20,7 @@ from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import OutcomeUnknown, Retryable
 from lastgood.core.plan import HELD_AT_MOST_S
 from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Container
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     INSIDE,
@@ -30,6 +31,7 @@ from lastgood.targets.compose.haproxy import (
     publish_from,
 )
 from lastgood.targets.compose.kept import Shelf
+from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.stack import Stack
 from tests.contract.rigs.clock import CLOCK
 
@@ -236,7 +238,7 @@ def test_held_requests_wait_and_are_answered_by_who_comes(edge: Running) -> None
         thread.start()
     time.sleep(0.6)
     assert answers == []
-    edge.runtime.release("web", to=["s1"])
+    edge.runtime.move(to=[("web", "s1")], away=[("web", "hold")])
     for thread in asking:
         thread.join()
     assert answers == ["two"] * 5
@@ -326,7 +328,7 @@ def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) ->
     while edge.runtime.sessions()["web", "BACKEND"] and time.monotonic() < seen_to_leave:
         time.sleep(0.1)
     before = len(edge.asked)
-    edge.runtime.release("web", to=["s1"])
+    edge.runtime.move(to=[("web", "s1")], away=[("web", "hold")])
     assert edge.answer() == "two"
     assert len(edge.asked) - before == 1
 
@@ -356,14 +358,67 @@ def test_who_served_serves_on_while_the_engine_is_away_and_nobody_knows_names(tm
             edge.process.wait()
 
 
-def test_a_websocket_outlives_the_move_and_is_ended_at_the_deadline(tmp_path: Path) -> None:
+def edge_in(folder: Path) -> Edge:
+    """An edge before web alone, with its folder made."""
     config = ContainersConfig.model_validate(
         {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 8080}}}
     )
     assert config.edge is not None
-    stack = Stack(config=config, root=tmp_path, state=tmp_path, shelf=Shelf(tmp_path), clock=CLOCK)
-    edge = Edge(config.edge, stack)
+    edge = Edge(config.edge, Stack(config=config, root=folder, state=folder, shelf=Shelf(folder), clock=CLOCK))
     edge.folder.mkdir()
+    return edge
+
+
+PROJECT = Project({"name": "shop", "services": {"web": {}}})
+
+
+def starts_with(edge: Edge) -> list[str]:
+    """The containers to which the edge would send requests if it were started now."""
+    said = (edge.folder / CONFIG_FILE).read_text().splitlines()
+    servers = [line.split()[2] for line in said if line.startswith("    server s") and not line.endswith(" disabled")]
+    return [name.removesuffix(":8080") for name in servers]
+
+
+def test_a_move_that_was_not_told_leaves_the_file_of_an_edge_that_is_started_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that is named then starts the edge again."""
+    edge = edge_in(tmp_path)
+    with answering("one", []) as one, answering("two", []) as two, naming() as names:
+        running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
+        try:
+
+            def gone(*_: object, **__: object) -> None:
+                raise Retryable("nobody listens", delay_s=1.0)
+
+            to = {"web": {"s1": Container({"Name": "/two"})}}
+            with monkeypatch.context() as patch:
+                patch.setattr(Runtime, "move", gone)
+                with pytest.raises(Retryable):
+                    edge.move(PROJECT, to)
+            assert starts_with(edge) == ["one", "two"]
+            edge.move(PROJECT, to)
+            assert starts_with(edge) == ["two"]
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
+def test_after_a_move_that_the_edge_did_not_take_its_file_says_what_it_does(tmp_path: Path) -> None:
+    edge = edge_in(tmp_path)
+    with answering("one", []) as one, answering("two", []) as two, naming() as names:
+        running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
+        try:
+            with pytest.raises(OutcomeUnknown, match="No such server"):
+                edge.move(PROJECT, {"web": {"s1": Container({"Name": "/two"}), "s9": Container({"Name": "/three"})}})
+            assert (running.ready(), starts_with(edge)) == (["s1"], ["two"])
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
+def test_a_websocket_outlives_the_move_and_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    edge = edge_in(tmp_path)
     with talking() as one, answering("two", []) as two, naming() as names:
         running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
         try:

@@ -5,6 +5,7 @@ Only the edge says who serves: a container that runs beside has no port and no n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from shlex import quote
 from typing import Final
 
 from lastgood.core.config import EdgeConfig
-from lastgood.core.errors import NeedsHuman, Retryable
+from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Retryable
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.haproxy import CONFIG_FILE, FIRST_PORT, SLOTS, Route, Runtime, Slot, configuration
 from lastgood.targets.compose.kept import replace_private
@@ -117,17 +118,27 @@ class Edge:
     def move(self, project: Project, to: Mapping[str, Mapping[str, Container]]) -> None:
         """Send the requests of these services to these slots (slot -> container) and to no other, all at once.
 
-        Raises OutcomeUnknown when the edge did not say that it did.
+        Raises OutcomeUnknown when the edge did not say that it did, Retryable when it was not told.
         """
         before = self.serving()
         after = {**before, **{service: frozenset(c.name for c in slots.values()) for service, slots in to.items()}}
-        self.write(project, after)
         away = [
             (slot.service, slot.name)
             for slot in self.runtime.slots()
             if slot.ready and slot.service in to and slot.name not in to[slot.service]
         ]
-        self.runtime.move(to=[(service, slot) for service, slots in to.items() for slot in slots], away=away)
+        # First the file: whoever dies between the two looks at the edge next, and nobody looks at the file again.
+        self.write(project, after)
+        try:
+            self.runtime.move(to=[(service, slot) for service, slots in to.items() for slot in slots], away=away)
+        except Retryable:
+            # and an edge that is started again because of it must send nobody elsewhere
+            self.write(project, before)
+            raise
+        except OutcomeUnknown:
+            with contextlib.suppress(Retryable):
+                self.write(project, self.serving())
+            raise
 
     def hold(self, service: str) -> None:
         """Let the requests of a service wait from now on."""
