@@ -240,10 +240,6 @@ class Runtime:
         waiting = (s for s in self.slots() if s.service.startswith(_WAITING) and s.name == _WAIT)
         return f"key={_EVERYBODY} " in said or any(slot.ready for slot in waiting)
 
-    def release(self, service: str, *, to: Iterable[str]) -> None:
-        """Let what waits, and what comes, go to the slots `to`."""
-        self.move(to=[(service, slot) for slot in to], away=[(service, _HOLD)])
-
     def cut(self, service: str, slot: str) -> None:
         """End what a slot is still answering: a websocket, a request without an end."""
         self._tell([f"shutdown sessions server {service}/{slot}"])

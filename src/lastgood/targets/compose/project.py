@@ -130,11 +130,6 @@ class Project:
         check = cast("Json", self.service(name).get("healthcheck") or {})
         return _seconds(str(check.get("start_period") or "0s"))
 
-    def has_health_check(self, name: str) -> bool:
-        """Whether the compose file gives the service a health check. One in its image is not seen here."""
-        check = cast("Json", self.service(name).get("healthcheck") or {})
-        return bool(check) and not check.get("disable")
-
     def has_no_health_check(self, name: str) -> bool:
         """Whether the compose file takes away the one that the image may have."""
         check = cast("Json", self.service(name).get("healthcheck") or {})
