@@ -185,12 +185,12 @@ class Edge:
 
     def routes(self, project: Project) -> list[Route]:
         """How each service is reached, in the configuration's order."""
-        slow = self.stack.config.boot + self.stack.config.stop
+        away_s = self.config.drain + self.stack.config.stop + self.stack.config.boot + RESOLVED_S
         return [
             Route(
                 service=service,
                 port=port,
-                patience_s=slow if service in self.config.one_at_a_time else PATIENCE_S,
+                patience_s=away_s if service in self.config.one_at_a_time else PATIENCE_S,
                 names=project.names(service) if service in project.services else (service,),
             )
             for service, port in self.config.routes.items()
