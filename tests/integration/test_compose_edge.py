@@ -448,12 +448,19 @@ def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_a
 ) -> None:
     carry(target, recorded(target, "r0"))
     world.compose("-f", "docker-compose.yml", "-f", "docker-compose.edge.yml", "config")
-    # as docs/guide/edge.md says
-    world.compose("-f", "docker-compose.yml", "up", "-d", "--wait", "--remove-orphans")
-    ours = ["--filter", "label=lastgood.candidate", "--filter", f"name=^/?{world.project}-"]
-    found = subprocess.run(
-        ["docker", "ps", "--all", "--quiet", *ours], check=True, capture_output=True, text=True, timeout=20
+    db = world.container("db").image
+    assert db is not None
+    staging = f"{world.project}-staging"
+    theirs = world.client.containers.create(
+        db, name=f"{staging}-web-v1", labels={"lastgood.candidate": f"{staging}:v1"}
     )
-    world.run("docker", "rm", "--force", *found.stdout.split())
+    try:
+        world.compose("-f", "docker-compose.yml", "up", "-d", "--wait", "--remove-orphans")
+        guide = Path("docs/guide/edge.md").read_text(encoding="utf-8").splitlines()
+        (line,) = (line for line in guide if line.startswith("docker rm --force "))
+        subprocess.run(["sh", "-c", line.replace("PROJECT", world.project)], check=True, timeout=60)
+        theirs.reload()  # of another project, whose name begins as this one's does
+    finally:
+        theirs.remove(force=True)
     assert world.candidates() == []
     assert world.page() == "0"
