@@ -1,10 +1,25 @@
-"""What `lastgood init --edge` makes of a lastgood.yaml that a person wrote."""
+"""What `lastgood init --edge` makes of a lastgood.yaml that a person wrote, and of their stack."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from lastgood.assembly import EdgePlan
 from lastgood.cli.first_config import with_edge
-from lastgood.core.config import parse_config
+from lastgood.core.config import ContainersConfig, parse_config
+from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, write_edge
+from lastgood.targets.compose.engine import connect
+from lastgood.targets.compose.kept import Shelf
+from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.stack import Stack
+from tests.contract.rigs.clock import CLOCK
+from tests.targets.engine_double import engine_double
 
 MINE = """\
 # ours
@@ -31,3 +46,67 @@ def test_the_section_is_added_and_all_else_is_as_it_was() -> None:
     assert config.compose.files == ("docker-compose.yml", "docker-compose.edge.yml")
     assert dict(config.edge.routes) == {"web": 8000, "uploads": 9000}
     assert config.edge.one_at_a_time == ("uploads",)
+
+
+# --- the stack -------------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "front": {"name": "shop_front"},
+    "back": {"name": "shop_back", "internal": True},
+    "proxy": {"name": "proxy", "external": True},
+}
+
+
+def a_project(**services: dict[str, Any]) -> Project:
+    """The resolved model of a stack; a service without networks is in `front`."""
+    given = {
+        name: said if "network_mode" in said else {"networks": {"front": None}, **said}
+        for name, said in services.items()
+    }
+    return Project(
+        {"name": "shop", "services": {n: {"image": f"acme/{n}", **s} for n, s in given.items()}, "networks": NETWORKS}
+    )
+
+
+def planned(folder: Path, project: Project, services: Sequence[str] = ()) -> EdgePlan:
+    """What an edge would take of a stack of which nothing runs."""
+    with (
+        engine_double(folder / "engine.sock"),
+        connect("shop", {"DOCKER_HOST": f"unix://{folder}/engine.sock"}) as engine,
+    ):
+        return plan_edge(project, services or project.services, engine=engine)
+
+
+def a_stack(folder: Path, services: Sequence[str]) -> Stack:
+    config = ContainersConfig.model_validate({"compose": {"project": "shop"}, "services": list(services)})
+    return Stack(config=config, root=folder, state=folder / ".lastgood", shelf=Shelf(folder / ".lastgood"), clock=CLOCK)
+
+
+def written(folder: Path, project: Project) -> Mapping[str, Any]:
+    """The service of the edge in the compose file that is written."""
+    write_edge(a_stack(folder, project.services), project, planned(folder, project), into=folder / COMPOSE_FILE)
+    lines = (folder / COMPOSE_FILE).read_text().splitlines()
+    own = takewhile(lambda line: line.startswith("    "), lines[lines.index("  lastgood-edge:") + 1 :])
+    return {key: json.loads(value) for key, value in (line.strip().split(": ", 1) for line in own)}
+
+
+def test_in_each_network_the_edge_answers_to_who_is_in_it(tmp_path: Path) -> None:
+    project = a_project(
+        web={"expose": ["80"], "networks": {"front": {"aliases": ["shop.example"]}, "proxy": None}},
+        api={"expose": ["8000"], "networks": {"back": None}, "container_name": "the-api"},
+        both={"expose": ["9000"], "networks": {"front": {"aliases": ["here"]}, "back": {"aliases": ["there"]}}},
+    )
+    known = {network: at["aliases"] for network, at in written(tmp_path, project)["networks"].items()}
+    assert known == {
+        "front": ["web", "shop.example", "both", "here"],
+        "back": ["api", "the-api", "both", "there"],
+        "proxy": ["web"],
+    }
+
+
+@pytest.mark.parametrize("mode", ["bridge", "none", "host"])
+def test_what_the_edge_would_not_find_gets_no_route(tmp_path: Path, mode: str) -> None:
+    project = a_project(web={"expose": ["80"]}, alone={"expose": ["90"], "network_mode": mode})
+    plan = planned(tmp_path, project)
+    assert list(plan.routes) == ["web"]
+    assert plan.left_out["alone"].startswith(f"it has network_mode {mode}, and the edge finds only")

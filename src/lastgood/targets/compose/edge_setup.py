@@ -22,7 +22,7 @@ from lastgood.targets.compose.engine import Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES, publish_from
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
-from lastgood.targets.compose.shape import Kind, found_past_names, shape_of
+from lastgood.targets.compose.shape import Kind, exposed_by, found_past_names, shape_of
 from lastgood.targets.compose.stack import Stack
 
 COMPOSE_FILE: Final = "docker-compose.edge.yml"
@@ -49,9 +49,12 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
     alone: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for name in services:
-        shape = shape_of(project, name, exposed=_exposed(engine.image(project.reference(name))))
+        shape = shape_of(project, name, exposed=exposed_by(engine.image(project.reference(name))))
         if shape.kind is not Kind.SERVING:
             left_out[name] = f"{shape.kind.value}: {shape.why}"
+        elif not project.real_names("networks", name):
+            mode = project.service(name).get("network_mode")
+            left_out[name] = f"it has network_mode {mode}, and the edge finds only what is in a network of the project"
         elif proxy := found_past_names(project, name):
             left_out[name] = f"{proxy} finds its containers by their labels or environment, and goes past any edge"
         elif shape.port is None:
@@ -67,11 +70,6 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
             if shape.alone:
                 alone[name] = shape.alone[0]
     return EdgePlan(routes=routes, one_at_a_time=alone, left_out=left_out)
-
-
-def _exposed(image: Json | None) -> tuple[int, ...]:
-    ports = cast("Mapping[str, object]", (image or {}).get("Config", {}).get("ExposedPorts") or {})
-    return tuple(int(port.split("/")[0]) for port in ports if port.endswith("/tcp"))
 
 
 def _beside(project: Project, name: str, port: int) -> str:
@@ -133,8 +131,8 @@ def _fixed_name(project: Project, service: str) -> str:
 def _compose_file(project: Project, edge: Edge, name: str) -> str:
     """YAML, each value in the form that JSON shares with it."""
     inside = publish_from(edge.routes(project))
-    aliases = [known_as for service in inside if service in edge.switchable for known_as in project.names(service)]
     networks = sorted({network for service in inside for network in project.real_names("networks", service)})
+    switched = [service for service in inside if service in edge.switchable]
     front = {
         "image": f"${{LASTGOOD_EDGE_IMAGE:-{IMAGE}}}",
         # it opens its socket for this user, and then goes on as nobody
@@ -144,7 +142,8 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         # wish: `unless-stopped` would leave the ports closed (seen with 20.10.24)
         "restart": "always",
         "volumes": [{"type": "bind", "source": str(edge.folder).replace("$", "$$"), "target": INSIDE}],
-        "networks": {network: {"aliases": aliases} for network in networks},
+        # who could not ask a service by its name before cannot do so now
+        "networks": {network: {"aliases": _names_in(project, switched, network)} for network in networks},
         "ports": [_published(port, inside[service]) for service in inside for port in _ports(project, service)],
     }
     lines = [f"# {line}" for line in _HEADER.format(name=name).splitlines()]
@@ -154,6 +153,18 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         if given_up := list(_given_up(project, service, edge)):
             lines += [f"  {json.dumps(service)}:", *(f"    {line}" for line in given_up)]
     return "\n".join(lines) + "\n"
+
+
+def _names_in(project: Project, services: Sequence[str], network: str) -> list[str]:
+    """The names by which those of `services` that are in a network are known there."""
+    found: dict[str, None] = {}
+    for service in services:
+        networks = cast("Mapping[str, Json | None]", project.service(service).get("networks") or {})
+        if network in networks:
+            fixed = _fixed_name(project, service)
+            aliases = cast("Sequence[str]", (networks[network] or {}).get("aliases") or ())
+            found |= dict.fromkeys([service, *([fixed] if fixed else []), *aliases])
+    return list(found)
 
 
 def _given_up(project: Project, service: str, edge: Edge) -> Iterator[str]:
