@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,15 @@ from typing import Final
 from lastgood.core.config import ContainersConfig
 from lastgood.core.plan import HELD_AT_MOST_S
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, SOCKET_FILE, Route, Runtime, configuration
+from lastgood.targets.compose.haproxy import (
+    CONFIG_FILE,
+    INSIDE,
+    SOCKET_FILE,
+    Route,
+    Runtime,
+    configuration,
+    publish_from,
+)
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.stack import Stack
@@ -99,6 +107,20 @@ def naming() -> Generator[socket.socket]:
         yield server
 
 
+def started(folder: Path, text: str, changes: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """An HAProxy of this machine with its socket open. changes: what in the file is another thing here."""
+    for old, new in {INSIDE: str(folder), "    uid 99\n    gid 99\n": "", **changes}.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / CONFIG_FILE).write_text(text)
+    program = shutil.which("haproxy") or "/usr/sbin/haproxy"
+    process = subprocess.Popen([program, "-db", "-f", str(folder / CONFIG_FILE)], stderr=subprocess.DEVNULL)
+    while not (folder / SOCKET_FILE).exists():
+        assert process.poll() is None, "haproxy did not start"
+        time.sleep(0.02)
+    return process
+
+
 class Running:
     """An HAProxy of this machine with one service in two slots, at addresses instead of names. names: the port of a
     server that is asked for names instead. at_most_s: how long everybody's requests wait."""
@@ -109,27 +131,21 @@ class Running:
         self.folder, self.asked = folder, asked
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        text = configuration([WEB], {"web": ["one", "two"]}, uid=os.getuid())
-        for old, new in (
-            (INSIDE, str(folder)),
-            ("    uid 99\n    gid 99\n", ""),
-            ("bind :20000", f"bind 127.0.0.1:{self.port}"),
-            ("bind :8080", "bind unix@" + str(folder / "inside.sock")),
-            ("abns@lastgood-", f"abns@{self.port}-"),
-            (f"expire {HELD_AT_MOST_S:.0f}s", f"expire {at_most_s:.0f}s"),
-            ("127.0.0.11:53", f"127.0.0.1:{names or 53}"),
-            ("one:8080", f"one:{one}" if names else f"127.0.0.1:{one}"),
-            ("two:8080", f"two:{two}" if names else f"127.0.0.1:{two}"),
-            ("retries 3", "retries 40"),
-        ):
-            assert old in text
-            text = text.replace(old, new)
-        (folder / CONFIG_FILE).write_text(text)
-        program = shutil.which("haproxy") or "/usr/sbin/haproxy"
-        self.process = subprocess.Popen([program, "-db", "-f", str(folder / CONFIG_FILE)], stderr=subprocess.DEVNULL)
-        while not (folder / SOCKET_FILE).exists():
-            assert self.process.poll() is None, "haproxy did not start"
-            time.sleep(0.02)
+        text = configuration([WEB], {"web": ["one", "two"]}, uid=os.getuid(), published=publish_from([WEB]))
+        self.process = started(
+            folder,
+            text,
+            {
+                "bind :20000": f"bind 127.0.0.1:{self.port}",
+                "bind :8080": f"bind unix@{folder / 'inside.sock'}",
+                "abns@lastgood-": f"abns@{self.port}-",
+                f"expire {HELD_AT_MOST_S:.0f}s": f"expire {at_most_s:.0f}s",
+                "127.0.0.11:53": f"127.0.0.1:{names or 53}",
+                "one:8080": f"one:{one}" if names else f"127.0.0.1:{one}",
+                "two:8080": f"two:{two}" if names else f"127.0.0.1:{two}",
+                "retries 3": "retries 40",
+            },
+        )
         self.runtime = Runtime(folder, anew="docker restart edge")
 
     def answer(self) -> str:
@@ -154,12 +170,13 @@ class Running:
 
 def edge_in(folder: Path, **said: object) -> Edge:
     """An edge before web alone, with its folder made. said: what stands in `containers.edge` beside the route."""
+    services = ["web", "chat"]
     config = ContainersConfig.model_validate(
-        {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 8080}, **said}}
+        {"compose": {"project": "shop"}, "services": services, "edge": {"routes": {"web": 8080}, **said}}
     )
     assert config.edge is not None
     edge = Edge(config.edge, Stack(config=config, root=folder, state=folder, shelf=Shelf(folder), clock=CLOCK))
-    edge.folder.mkdir()
+    edge.folder.mkdir(exist_ok=True)
     return edge
 
 

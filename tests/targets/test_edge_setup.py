@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from lastgood.assembly import EdgePlan
 from lastgood.cli.first_config import with_edge
-from lastgood.core.config import ContainersConfig, parse_config
-from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, write_edge
+from lastgood.core.config import ContainersConfig, EdgeConfig, parse_config
+from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, rewrite_edge, write_edge
 from lastgood.targets.compose.engine import connect
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Project
@@ -85,7 +87,11 @@ def a_stack(folder: Path, services: Sequence[str]) -> Stack:
 def written(folder: Path, project: Project) -> Mapping[str, Any]:
     """The service of the edge in the compose file that is written."""
     write_edge(a_stack(folder, project.services), project, planned(folder, project), into=folder / COMPOSE_FILE)
-    lines = (folder / COMPOSE_FILE).read_text().splitlines()
+    return the_edge_in(folder / COMPOSE_FILE)
+
+
+def the_edge_in(file: Path) -> Mapping[str, Any]:
+    lines = file.read_text().splitlines()
     own = takewhile(lambda line: line.startswith("    "), lines[lines.index("  lastgood-edge:") + 1 :])
     return {key: json.loads(value) for key, value in (line.strip().split(": ", 1) for line in own)}
 
@@ -110,3 +116,40 @@ def test_what_the_edge_would_not_find_gets_no_route(tmp_path: Path, mode: str) -
     plan = planned(tmp_path, project)
     assert list(plan.routes) == ["web"]
     assert plan.left_out["alone"].startswith(f"it has network_mode {mode}, and the edge finds only")
+
+
+def test_an_edge_that_is_set_up_anew_keeps_who_serves_and_from_where(tmp_path: Path) -> None:
+    """One is taken out of its routes, another is new. Between this and `up` the edge may be started again as it is."""
+    project = a_project(**{name: {"expose": [str(port)], "ports": [published(port)]} for name, port in PORTS.items()})
+    stack, into = a_stack(tmp_path, project.services), tmp_path / COMPOSE_FILE
+    write_edge(stack, project, EdgePlan(routes={"web": 8000, "api": 8001}, one_at_a_time={}, left_out={}), into=into)
+    first = Edge(EdgeConfig(routes={"web": 8000, "api": 8001}), stack)
+    first.write(project, {"web": ["shop-web-v2"], "api": ["shop-api-v2"]})
+    assert {name: place.inside for name, place in first.places().items()} == {"web": 20000, "api": 20001}
+    rewrite_edge(Edge(EdgeConfig(routes={"chat": 8002, "api": 8001}), stack), project, into=into)
+    now = {name: (place.inside, place.serving) for name, place in first.places().items()}
+    assert now == {"chat": (20002, ("shop-chat-1",)), "api": (20001, ("shop-api-v2",))}
+    assert the_edge_in(into)["ports"] == [
+        {"target": 20002, "published": "8002", "protocol": "tcp"},
+        {"target": 20001, "published": "8001", "protocol": "tcp"},
+    ]
+    assert '"web":' not in into.read_text()
+
+
+PORTS = {"web": 8000, "api": 8001, "chat": 8002}
+
+
+def published(port: int) -> dict[str, object]:
+    return {"target": port, "published": str(port), "protocol": "tcp", "mode": "ingress"}
+
+
+def test_lastgood_yaml_stays_as_it_is_where_it_has_an_edge() -> None:
+    mine = with_edge(MINE, PLAN, COMPOSE_FILE)
+    assert with_edge(mine, replace(PLAN, anew=("lastgood-edge",)), COMPOSE_FILE) == mine
+
+
+def test_services_that_share_a_port_at_the_edge_are_named() -> None:
+    plan = EdgePlan(
+        routes={"web": 8000, "api": 8000, "files": 8000, "chat": 9000}, one_at_a_time={"files": ""}, left_out={}
+    )
+    assert plan.shared == {8000: ("web", "api")}

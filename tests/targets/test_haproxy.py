@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from lastgood.core.errors import OutcomeUnknown, Retryable
+from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     INSIDE,
     SOCKET_FILE,
+    Place,
     Route,
     Runtime,
     configuration,
+    places,
     publish_from,
 )
 from tests.contract.rigs.clock import CLOCK
-from tests.targets.running_haproxy import PROJECT, WEB, Running, answering, edge_in, naming, talking
+from tests.targets.running_haproxy import PROJECT, WEB, Running, answering, edge_in, naming, started, talking
 
 API = Route(service="api", port=8080, patience_s=0.75, names=("api",))
 UPLOADS = Route(service="uploads", port=9000, patience_s=70.0, names=("uploads",))
@@ -36,15 +40,60 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+
+
+def route(service: str, port: int) -> Route:
+    return Route(service=service, port=port, patience_s=0.75, names=(service,))
+
+
 pytestmark = [pytest.mark.needs_server, pytest.mark.timeout(60)]
 
 
 def lines(routes: Sequence[Route], ready: Mapping[str, Sequence[str]]) -> list[str]:
-    return [line.strip() for line in configuration(routes, ready, uid=1000).splitlines()]
+    said = configuration(routes, ready, uid=1000, published=publish_from(routes))
+    return [line.strip() for line in said.splitlines()]
 
 
 def test_each_service_is_published_from_a_port_of_its_own() -> None:
     assert publish_from([WEB, API]) == {"web": 20000, "api": 20001}
+
+
+def test_no_service_is_published_from_a_port_on_which_another_is_asked_by_name() -> None:
+    assert publish_from([WEB, route("grabby", 20000), route("more", 20002)]) == {
+        "web": 20001,
+        "grabby": 20003,
+        "more": 20004,
+    }
+
+
+def test_a_service_keeps_the_port_that_it_is_published_from_and_none_gets_that_of_another() -> None:
+    before = {"web": 20000, "gone": 20001, "api": 20002}
+    assert publish_from([API, route("new", 8080), WEB], before) == {"api": 20002, "new": 20003, "web": 20000}
+
+
+def test_the_file_says_where_each_service_stands_and_who_serves() -> None:
+    routes = [WEB, API, replace(UPLOADS, named=False)]
+    text = configuration(routes, {"web": ["shop-web-v1", "shop-web-v1-2"]}, uid=1000, published=publish_from(routes))
+    assert places(text) == {
+        "web": Place(port=8080, inside=20000, named=True, serving=("shop-web-v1", "shop-web-v1-2")),
+        "api": Place(port=8080, inside=20001, named=True, serving=()),
+        "uploads": Place(port=9000, inside=20002, named=False, serving=()),
+    }
+
+
+def test_of_a_file_that_was_written_before_nobody_knows_whose_names_the_edge_answers_to() -> None:
+    """It is written again as it was made, until somebody sets the edge up anew."""
+    routes = [WEB, API]
+    text = configuration(routes, {}, uid=1000, published=publish_from(routes), before=True)
+    assert {service: place.named for service, place in places(text).items()} == {"web": None, "api": None}
+    assert "421" not in text
+    assert "    default_backend web\n\nbackend web\n" in text
+
+
+def test_who_is_asked_by_itself_is_not_taken_for_one_of_several_on_a_port() -> None:
+    said = lines([replace(WEB, named=False), API], {})
+    assert "default_backend api" in said
+    assert not any("421" in line for line in said)
 
 
 def test_the_containers_that_serve_are_named_and_the_other_slots_are_off() -> None:
@@ -89,6 +138,55 @@ def edge(tmp_path: Path) -> Iterator[Running]:
         finally:
             running.process.terminate()
             running.process.wait()
+
+
+@pytest.mark.parametrize(
+    "host, answer",
+    [
+        ("web", "web"),
+        ("web:8080", "web"),
+        ("API", "api"),
+        ("api:8080", "api"),
+        ("shop.example", "421"),
+        ("", "421"),
+        ("10.0.0.7:8080", "421"),
+    ],
+)
+def test_who_asks_on_a_shared_port_gets_the_service_that_he_named_or_none(
+    tmp_path: Path, host: str, answer: str
+) -> None:
+    """A proxy in front that passes on the Host of its client does not say which of them it asks."""
+    with answering("web", []) as web, answering("api", []) as api:
+        text = configuration(
+            [WEB, API], {"web": ["one"], "api": ["two"]}, uid=os.getuid(), published=publish_from([WEB, API])
+        )
+        inside = tmp_path / "inside.sock"
+        process = started(
+            tmp_path,
+            text,
+            {
+                "bind :20000": f"bind unix@{tmp_path}/web.sock",
+                "bind :20001": f"bind unix@{tmp_path}/api.sock",
+                "bind :8080": f"bind unix@{inside}",
+                "abns@lastgood-": f"abns@{web}-",
+                "one:8080": f"127.0.0.1:{web}",
+                "two:8080": f"127.0.0.1:{api}",
+            },
+        )
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(10)
+                line.connect(str(inside))
+                said = f"Host: {host}\r\n" if host else ""
+                line.sendall(f"GET / HTTP/1.{int(bool(host))}\r\n{said}Connection: close\r\n\r\n".encode())
+                told = b"".join(iter(lambda: line.recv(4096), b"")).decode()
+            body = told.rsplit("\r\n\r\n", 1)[-1]
+            assert (body if " 200 " in told else told.split()[1]) == answer
+            if answer == "421":
+                assert body == "web and api share this port: send the name of one of them as Host"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def test_requests_go_where_the_last_move_said(edge: Running) -> None:
@@ -266,6 +364,33 @@ def test_after_a_move_that_the_edge_did_not_take_its_file_says_what_it_does(tmp_
             with pytest.raises(OutcomeUnknown, match="No such server"):
                 edge.move(PROJECT, {"web": {"s1": Container({"Name": "/two"}), "s9": Container({"Name": "/three"})}})
             assert (running.ready(), starts_with(edge)) == (["s1"], ["two"])
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
+@pytest.mark.parametrize(
+    "said, wrong",
+    [
+        ({"routes": {"web": 9090}}, "web has no port 9090 there"),
+        ({"routes": {"chat": 9000}}, "chat has no port 9000 there; web is not in routes"),
+        ({"one_at_a_time": ["web"]}, "web may stand twice there"),
+    ],
+)
+def test_an_edge_that_was_set_up_for_something_else_is_refused(
+    tmp_path: Path, said: dict[str, object], wrong: str
+) -> None:
+    """Else what is not in routes any more would not be seen to serve, and be stopped."""
+    with answering("one", []) as one, answering("two", []) as two:
+        edge = edge_in(tmp_path)
+        running = Running(edge.folder, one, two, [])
+        try:
+            edge.lay_out(PROJECT, {})
+            edge.serving()
+            with pytest.raises(Refused, match="was set up for something else than") as refused:
+                edge_in(tmp_path, **said).serving()
+            assert refused.value.message.endswith(f": {wrong}")
+            assert refused.value.hint == "lastgood init --edge"
         finally:
             running.process.terminate()
             running.process.wait()

@@ -259,6 +259,10 @@ def edge_lines(plan: EdgePlan) -> Iterator[str]:
     yield clean(f" switched at once    {', '.join(switched) or 'none'}")
     yield from (clean(f" requests wait       {name} ({why})") for name, why in plan.one_at_a_time.items())
     yield from (clean(f" not behind it       {name} ({why})") for name, why in plan.left_out.items())
+    for port, names in plan.shared.items():
+        yield clean(
+            f" on one port         {', '.join(names)} (:{port}): who asks one of them must say its name as Host"
+        )
 
 
 def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:

@@ -16,9 +16,20 @@ from shlex import quote
 from typing import Final
 
 from lastgood.core.config import EdgeConfig
-from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Retryable
+from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.targets.compose.engine import Container, Engine
-from lastgood.targets.compose.haproxy import CONFIG_FILE, FIRST_PORT, SLOTS, Route, Runtime, Slot, configuration
+from lastgood.targets.compose.haproxy import (
+    CONFIG_FILE,
+    FIRST_PORT,
+    SLOTS,
+    Place,
+    Route,
+    Runtime,
+    Slot,
+    configuration,
+    places,
+    publish_from,
+)
 from lastgood.targets.compose.kept import replace_private
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.stack import Stack
@@ -56,12 +67,41 @@ class Edge:
         return frozenset(self.config.routes) - set(self.config.one_at_a_time)
 
     def serving(self) -> dict[str, frozenset[str]]:
-        """Names of the containers that get the requests of each service. Raises Retryable when nobody can tell."""
+        """Names of the containers that get the requests of each service. Raises Retryable when nobody can tell, Refused
+        when the edge was set up for other services than the configuration names: nothing would be where it is sought.
+        """
+        slots = self.runtime.slots()
+        self._refuse_another_set_up(slots)
         found: dict[str, frozenset[str]] = dict.fromkeys(self.config.routes, frozenset())
-        for slot in self.runtime.slots():
+        for slot in slots:
             if slot.ready and slot.container:
                 found[slot.service] = found.get(slot.service, frozenset()) | {slot.container}
         return found
+
+    def places(self) -> dict[str, Place]:
+        """Where each service stands by the file that the edge starts from; empty when that cannot be read."""
+        try:
+            return places((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except OSError:
+            return {}
+
+    def _refuse_another_set_up(self, slots: Sequence[Slot]) -> None:
+        there: dict[str, set[int]] = {}
+        for slot in slots:
+            if slot.name.startswith("s"):
+                there.setdefault(slot.service, set()).add(slot.port)
+        asked, file = self.config.routes, self.places()
+        wrong = [f"{name} has no port {port} there" for name, port in asked.items() if port not in there.get(name, ())]
+        wrong += [f"{name} is not in routes" for name in sorted(there.keys() - asked.keys())]
+        if file.keys() == asked.keys() and all(place.named is not None for place in file.values()):
+            twice = {name for name, place in file.items() if place.named}
+            wrong += [f"{name} may stand twice there" for name in sorted(twice - self.switchable)]
+            wrong += [f"{name} may not stand twice there" for name in sorted(self.switchable - twice)]
+        if wrong:
+            raise Refused(
+                f"the edge was set up for something else than containers.edge says: {'; '.join(wrong)}",
+                hint="lastgood init --edge",
+            )
 
     def admit(self, service: str, containers: Sequence[Container], *, ends_at: datetime) -> tuple[str, ...]:
         """Give each container a slot that gets no traffic yet, unless it has one, and wait until the edge knows where
@@ -87,7 +127,8 @@ class Edge:
         if not all(_refuses(address, port) for address in container.addresses):
             return True
         own = [c for c in engine.of_project() if c.service == self.config.service]
-        return not any(_reached(address, FIRST_PORT) for c in own for address in c.addresses)
+        its_port = next((place.inside for place in self.places().values()), FIRST_PORT)
+        return not any(_reached(address, its_port) for c in own for address in c.addresses)
 
     def _free(
         self, service: str, slots: Sequence[Slot], taken: Mapping[str, Container], busy: Mapping[tuple[str, str], int]
@@ -173,8 +214,27 @@ class Edge:
 
         Raises NeedsHuman when it cannot be written: an edge that is started again would send requests elsewhere.
         """
-        ready = {service: sorted(names) for service, names in serving.items()}
-        text = configuration(self.routes(project), ready, uid=os.getuid())
+        file = self.places()
+        self._put(
+            project,
+            serving,
+            published={name: place.inside for name, place in file.items() if name in self.config.routes},
+            before=any(place.named is None for place in file.values()),
+        )
+
+    def lay_out(self, project: Project, serving: Mapping[str, Iterable[str]]) -> None:
+        """Write what the edge starts from, for the services that the configuration names, whatever it was set up for
+        before. Raises NeedsHuman when it cannot be written."""
+        there = {name: place.inside for name, place in self.places().items()}
+        self._put(project, serving, published=publish_from(self.routes(project), there), before=False)
+
+    def _put(
+        self, project: Project, serving: Mapping[str, Iterable[str]], *, published: Mapping[str, int], before: bool
+    ) -> None:
+        routes, ready = self.routes(project), {service: sorted(names) for service, names in serving.items()}
+        # a file that somebody removed is as it was made first
+        published = published or publish_from(routes)
+        text = configuration(routes, ready, uid=os.getuid(), published=published, before=before)
         try:
             replace_private(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:
@@ -191,10 +251,17 @@ class Edge:
                 service=service,
                 port=port,
                 patience_s=away_s if service in self.config.one_at_a_time else PATIENCE_S,
-                names=project.names(service) if service in project.services else (service,),
+                names=_known_as(project, service) if service in project.services else (service,),
+                named=service in self.switchable,
             )
             for service, port in self.config.routes.items()
         ]
+
+
+def _known_as(project: Project, service: str) -> tuple[str, ...]:
+    """Every name by which the engine finds a service: alone, and with the network after it."""
+    names, networks = project.names(service), project.real_names("networks", service).values()
+    return (*names, *(f"{name}.{network}" for name in names for network in networks))
 
 
 def _reached(address: str, port: int) -> bool:
