@@ -86,9 +86,10 @@ def talking() -> Generator[int]:
 
 
 @contextmanager
-def naming() -> Generator[socket.socket]:
-    """A name server that says of every name that it is loopback, as the engine's own does for its containers. Closing
-    it is what happens when the engine is killed."""
+def naming(*, v6: str = "") -> Generator[socket.socket]:
+    """A name server that says of every name that it is loopback, as the engine's own does for its containers, and at
+    another address. Closing it is what happens when the engine is killed."""
+    aaaa = b"\xc0\x0c\0\x1c\0\1\0\0\0\1\0\x10" + socket.inet_pton(socket.AF_INET6, v6) if v6 else b""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
 
@@ -98,10 +99,9 @@ def naming() -> Generator[socket.socket]:
                     asked, client = server.recvfrom(4096)
                     # the question ends with its type and class; RFC 1035, 4.1
                     question = asked[12 : asked.index(b"\0", 12) + 5]
-                    a_record = question[-4:-2] == b"\0\1"
-                    found = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\x7f\0\0\1" if a_record else b""
-                    counts = b"\0\1\0\1\0\0\0\0" if a_record else b"\0\1\0\0\0\0\0\0"
-                    server.sendto(asked[:2] + b"\x81\x80" + counts + question + found, client)
+                    found = {b"\0\1": b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\x7f\0\0\1", b"\0\x1c": aaaa}.get(question[-4:-2])
+                    counts = b"\0\1\0\1\0\0\0\0" if found else b"\0\1\0\0\0\0\0\0"
+                    server.sendto(asked[:2] + b"\x81\x80" + counts + question + (found or b""), client)
 
         threading.Thread(target=serve, daemon=True).start()
         yield server

@@ -30,6 +30,7 @@ from lastgood.targets.compose.haproxy import (
     places,
     publish_from,
 )
+from lastgood.targets.compose.project import Project
 from tests.contract.rigs.clock import CLOCK
 from tests.targets.running_haproxy import PROJECT, WEB, Running, answering, edge_in, naming, started, talking
 
@@ -304,6 +305,36 @@ def test_a_slot_gets_a_name_and_no_traffic(edge: Running) -> None:
     slot = next(slot for slot in edge.runtime.slots() if slot.name == "s5")
     assert (slot.service, slot.container, slot.ready) == ("web", "shop-web-v2", False)
     assert {edge.answer() for _ in range(6)} == {"one", "two"}
+
+
+def test_a_container_with_two_addresses_is_sought_at_the_one_at_which_most_services_listen(tmp_path: Path) -> None:
+    with answering("one", []) as one, answering("two", []) as two, naming(v6="fd00::2") as names:
+        edge = Running(tmp_path, one, two, [], names=names.getsockname()[1])
+        try:
+            while not all(slot.address for slot in edge.runtime.slots() if slot.ready and slot.service == "web"):
+                time.sleep(0.1)
+            assert {slot.address for slot in edge.runtime.slots() if slot.ready and slot.container} == {"127.0.0.1"}
+        finally:
+            edge.process.terminate()
+            edge.process.wait()
+
+
+def test_in_networks_with_both_kinds_of_addresses_the_edge_is_asked_at_both(tmp_path: Path) -> None:
+    edge = edge_in(tmp_path)
+    edge.lay_out(PROJECT, {})
+    assert "v6only" not in (edge.folder / CONFIG_FILE).read_text()
+    both = Project({**PROJECT.model, "networks": {"default": {"name": "shop_default", "enable_ipv6": True}}})
+    edge.lay_out(both, {})
+    said = (edge.folder / CONFIG_FILE).read_text()
+    assert [line.strip() for line in said.splitlines() if "v6only" in line] == [
+        "bind :::20000 v6only",
+        "bind :::8080 v6only",
+    ]
+    assert {name: place.inside for name, place in edge.places().items()} == {"web": 20000}
+    program = shutil.which("haproxy") or "/usr/sbin/haproxy"
+    checked = (edge.folder / CONFIG_FILE).with_suffix(".here")
+    checked.write_text(said.replace(INSIDE, str(edge.folder)))
+    subprocess.run([program, "-c", "-f", str(checked)], check=True, capture_output=True, timeout=20)
 
 
 @pytest.mark.full

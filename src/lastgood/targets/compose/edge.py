@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from shlex import quote
-from typing import Final
+from typing import Final, cast
 
 from lastgood.core.config import EdgeConfig
 from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
@@ -31,7 +31,7 @@ from lastgood.targets.compose.haproxy import (
     publish_from,
 )
 from lastgood.targets.compose.kept import replace_private
-from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.stack import Stack
 
 FOLDER: Final = "edge"
@@ -122,9 +122,11 @@ class Edge:
         """Whether a container takes connections on the port of its route: Docker's word on its health may be old, or
         there is none. A no counts only where this host reaches the edge's own container: a firewall says no as well."""
         port = self.config.routes.get(service)
-        if port is None or not container.addresses:
+        # of two kinds of addresses the edge takes the old one
+        addresses = [a for a in container.addresses if ":" not in a] or container.addresses
+        if port is None or not addresses:
             return True
-        if not all(_refuses(address, port) for address in container.addresses):
+        if not all(_refuses(address, port) for address in addresses):
             return True
         own = [c for c in engine.of_project() if c.service == self.config.service]
         its_port = next((place.inside for place in self.places().values()), FIRST_PORT)
@@ -234,7 +236,9 @@ class Edge:
         routes, ready = self.routes(project), {service: sorted(names) for service, names in serving.items()}
         # a file that somebody removed is as it was made first
         published = published or publish_from(routes)
-        text = configuration(routes, ready, uid=os.getuid(), published=published, before=before)
+        networks = cast("Mapping[str, Json | None]", project.model.get("networks") or {})
+        v6 = any((defined or {}).get("enable_ipv6") for defined in networks.values())
+        text = configuration(routes, ready, uid=os.getuid(), published=published, v6=v6, before=before)
         try:
             replace_private(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:

@@ -19,7 +19,7 @@ import csv
 import io
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -150,11 +150,12 @@ def configuration(
     *,
     uid: int,
     published: Mapping[str, int],
+    v6: bool = False,
     before: bool = False,
 ) -> str:
     """The file that HAProxy starts from. ready: service -> names of the containers that serve. uid: who may use the
-    socket. published: of `publish_from`. before: as for an edge that was set up when nobody who shares a port was told
-    that he asked by a name that is none."""
+    socket. published: of `publish_from`. v6: whether it has an address of that kind, too. before: as for an edge that
+    was set up when nobody who shares a port was told that he asked by a name that is none."""
     named = " ".join(route.service for route in routes if route.named)
     head = _HEAD.format(
         named="" if before else f"# answers to the names of: {named}\n",
@@ -164,9 +165,10 @@ def configuration(
         everybody=_EVERYBODY,
         at_most=HELD_AT_MOST_S,
     )
-    parts = [head, *(_published(service, port) for service, port in published.items())]
-    ports = sorted({route.port for route in routes})
-    parts += [_inside(port, [route for route in routes if route.port == port], before=before) for port in ports]
+    parts = [head, *(_published(service, _bound(port, v6=v6)) for service, port in published.items())]
+    for port in sorted({route.port for route in routes}):
+        here = [route for route in routes if route.port == port]
+        parts += [f"frontend inside-{port}", _bound(port, v6=v6), *_inside(here, before=before), ""]
     parts += [_backend(route, ready.get(route.service, ())) for route in routes]
     return "\n".join(parts)
 
@@ -187,12 +189,17 @@ def places(text: str) -> dict[str, Place]:
     }
 
 
-def _published(service: str, port: int) -> str:
+def _bound(port: int, *, v6: bool) -> str:
+    # two of them: an address of the old kind stays one in what services are told of their clients
+    return f"    bind :{port}" + (f"\n    bind :::{port} v6only" if v6 else "")
+
+
+def _published(service: str, bound: str) -> str:
     """Where a service is asked from outside, and where those wait who wait with everybody."""
     door = f"abns@lastgood-{service}"
     return f"""\
 frontend published-{service}
-    bind :{port}
+{bound}
     use_backend {_WAITING}{service} if {{ str({_EVERYBODY}),table_gpt0({_EVERYBODY}) gt 0 }}
     default_backend {service}
 
@@ -207,20 +214,20 @@ frontend entered-{service}
 """
 
 
-def _inside(port: int, routes: Sequence[Route], *, before: bool) -> str:
+def _inside(routes: Sequence[Route], *, before: bool) -> Iterator[str]:
     """Where other services ask for these by their names. Who shares a port is told apart by the name that was asked,
     and who asks by another one, as a proxy does that passes on the Host of its client, gets no other service's
     answer."""
-    lines = [f"frontend inside-{port}", f"    bind :{port}"]
     here = routes if before else [route for route in routes if route.named] or routes
     alone = here[0].service if len(here) == 1 or before else ""
     if not alone:
         said = f"{' and '.join(route.service for route in here)} share this port: send the name of one of them as Host"
         refusal = f'    http-request return status 421 content-type text/plain string "{said}"'
-        lines.append(f"{refusal} unless {_asks_for(*routes)}")
+        yield f"{refusal} unless {_asks_for(*routes)}"
     if len(routes) > 1:
-        lines += [f"    use_backend {route.service} if {_asks_for(route)}" for route in routes]
-    return "\n".join([*lines, *([f"    default_backend {alone}"] if alone else []), ""])
+        yield from (f"    use_backend {route.service} if {_asks_for(route)}" for route in routes)
+    if alone:
+        yield f"    default_backend {alone}"
 
 
 def _asks_for(*routes: Route) -> str:
@@ -233,7 +240,9 @@ def _backend(route: Route, ready: Sequence[str]) -> str:
     lines = [f"backend {route.service}", "    option forwardfor", f"    retries {max(3, round(route.patience_s * 4))}"]
     for number in range(SLOTS):
         name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
-        lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr none{off}")
+        lines.append(
+            f"    server s{number} {name}:{route.port} resolvers engine resolve-prefer ipv4 init-addr none{off}"
+        )
     # nobody listens there, so that a request which is sent to it is tried again until there is somebody
     return "\n".join([*lines, f"    server {_HOLD} 127.0.0.1:1 disabled", ""])
 
