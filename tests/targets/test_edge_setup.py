@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -70,13 +72,25 @@ def a_project(**services: dict[str, Any]) -> Project:
     )
 
 
-def planned(folder: Path, project: Project, services: Sequence[str] = ()) -> EdgePlan:
-    """What an edge would take of a stack of which nothing runs."""
-    with (
-        engine_double(folder / "engine.sock"),
-        connect("shop", {"DOCKER_HOST": f"unix://{folder}/engine.sock"}) as engine,
-    ):
-        return plan_edge(project, services or project.services, engine=engine)
+def planned(folder: Path, project: Project, services: Sequence[str] = (), *, at: str = "") -> EdgePlan:
+    """What an edge would take of a stack. at: the address of the container of each service, empty where none runs."""
+    with engine_double(folder / "engine.sock") as engine:
+        if at:
+            names = services or project.services
+            engine.containers += [a_container(name, number, at) for number, name in enumerate(names, 1)]
+        with connect("shop", {"DOCKER_HOST": f"unix://{folder}/engine.sock"}) as asked:
+            return plan_edge(project, services or project.services, engine=asked)
+
+
+def a_container(service: str, number: int, address: str) -> dict[str, Any]:
+    labels = {"com.docker.compose.project": "shop", "com.docker.compose.service": service}
+    return {
+        "Id": f"{number:064x}",
+        "Name": f"/shop-{service}-1",
+        "Config": {"Labels": {**labels, "com.docker.compose.config-hash": "1"}},
+        "State": {"Status": "running", "Running": True, "ExitCode": 0},
+        "NetworkSettings": {"Networks": {"shop_front": {"IPAddress": address}}},
+    }
 
 
 def a_stack(folder: Path, services: Sequence[str]) -> Stack:
@@ -153,3 +167,62 @@ def test_services_that_share_a_port_at_the_edge_are_named() -> None:
         routes={"web": 8000, "api": 8000, "files": 8000, "chat": 9000}, one_at_a_time={"files": ""}, left_out={}
     )
     assert plan.shared == {8000: ("web", "api")}
+
+
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", ""),
+        (b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0", "it answers something else than HTTP"),  # gRPC's first words
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "it answers something else than HTTP"),
+        (b"\x15\x03\x01\0\x02\x02\x46", "it answers something else than HTTP"),  # TLS
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n<h1>The plain HTTP request was sent to HTTPS port</h1>",
+            "it asks for HTTPS",
+        ),
+        (b"", "it ends a request without an answer"),
+        (None, ""),
+    ],
+)
+def test_what_answers_a_request_by_something_else_than_http_gets_no_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes | None, why: str
+) -> None:
+    """None: nobody says anything for as long as it is waited for, and that says nothing."""
+    monkeypatch.setattr("lastgood.targets.compose.edge_setup.ANSWERS_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=answer_once, args=(server, said), daemon=True).start()
+        plan = planned(tmp_path, a_project(web={"expose": [str(port)]}), at="127.0.0.1")
+    assert (dict(plan.routes), plan.left_out) == (
+        ({}, {"web": f"on port {port} {why}"}) if why else ({"web": port}, {})
+    )
+
+
+def answer_once(server: socket.socket, said: bytes | None) -> None:
+    with server.accept()[0] as client:
+        client.recv(4096)
+        if said is None:
+            client.recv(4096)
+        else:
+            client.sendall(said)
+
+
+@pytest.mark.parametrize(
+    "service, why",
+    [
+        ({"ports": [{"target": 50051}]}, "on port 50051 it speaks no plain HTTP: 50051 is a port of something else"),
+        (
+            {"ports": [{"target": 9000, "app_protocol": "grpc"}]},
+            "on port 9000 it speaks no plain HTTP: app_protocol says grpc",
+        ),
+        (
+            {"expose": ["8000", "9000"]},
+            "it is asked by its name on port 9000 as well, and the edge would take only 8000",
+        ),
+        ({"command": ["gunicorn"]}, "it is not known on which port it answers HTTP"),
+        ({"ports": [{"target": 50051, "app_protocol": "http"}]}, ""),
+    ],
+)
+def test_what_the_model_says_of_a_port_is_said(tmp_path: Path, service: dict[str, Any], why: str) -> None:
+    plan = planned(tmp_path, a_project(web=service))
+    assert plan.left_out == ({"web": why} if why else {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,15 @@ from lastgood.core.config import ContainersConfig, EdgeConfig
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Engine, connect
+from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
-from lastgood.targets.compose.shape import Kind, exposed_by, found_past_names, shape_of
+from lastgood.targets.compose.shape import Kind, exposed_by, found_past_names, not_http, others_asked, shape_of
 from lastgood.targets.compose.stack import Stack
 
 COMPOSE_FILE: Final = "docker-compose.edge.yml"
+ANSWERS_S: Final = 2.0
 IMAGE: Final = "haproxy:2.6"
 _ABSENT: Final = "the compose file does not have it"
 _HEADER: Final = (
@@ -59,6 +61,7 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
     routes: dict[str, int] = {}
     alone: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    running = [c for c in engine.of_project() if c.is_up]
     for name in services:
         if name not in project.services:
             left_out[name] = _ABSENT
@@ -69,11 +72,21 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
         elif proxy := found_past_names(project, name):
             left_out[name] = f"{proxy} finds its containers by their labels or environment, and goes past any edge"
         elif shape.port is None:
-            left_out[name] = "it is not known on which port it serves"
+            said = (
+                (int(port["target"]), not_http(project, name, int(port["target"]))) for port in _ports(project, name)
+            )
+            told = next((f"on port {port} it speaks no plain HTTP: {why}" for port, why in said if why), "")
+            left_out[name] = told or "it is not known on which port it answers HTTP"
         elif others := _beside(project, name, shape.port):
             left_out[name] = f"it publishes {others} as well, which HTTP requests do not tell apart"
+        elif asked := others_asked(project, name, shape.port):
+            left_out[name] = (
+                f"it is asked by its name on port {asked[0]} as well, and the edge would take only {shape.port}"
+            )
         elif why := _impossible(project, name, alone=bool(shape.alone)):
             left_out[name] = why
+        elif why := _no_http([c for c in running if c.service == name], shape.port):
+            left_out[name] = f"on port {shape.port} {why}"
         else:
             routes[name] = shape.port
             if shape.alone:
@@ -88,6 +101,30 @@ def _impossible(project: Project, name: str, *, alone: bool) -> str:
         return f"it has network_mode {mode}, and the edge finds only what is in a network of the project"
     if not alone and (asked := project.instances(name) or 1) > MOST_INSTANCES:
         return f"it asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release"
+    return ""
+
+
+def _no_http(containers: Sequence[Container], port: int) -> str:
+    """What becomes of a request to a port of these containers where nothing in the model says that it is none of HTTP:
+    empty when HTTP is answered, or nothing at all, as by one that this host does not reach."""
+    for address in (address for container in containers for address in sorted(container.addresses)):
+        try:
+            line = socket.create_connection((address, port), timeout=ANSWERS_S)
+        except OSError:
+            continue
+        with line:
+            try:
+                line.sendall(f"GET / HTTP/1.1\r\nHost: {containers[0].service}\r\nConnection: close\r\n\r\n".encode())
+                said = line.recv(4096)
+                # gateways of TLS say so in plain words
+                if b" 400 " in said.split(b"\r\n")[0] and b"HTTPS" in said + line.recv(4096):
+                    return "it asks for HTTPS"
+            except TimeoutError:
+                continue
+            except OSError:
+                said = b""
+        if not said.startswith(b"HTTP/"):
+            return "it answers something else than HTTP" if said else "it ends a request without an answer"
     return ""
 
 
