@@ -212,7 +212,7 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "migrations-down": lambda: rollback_plan(GOES_DOWN),
     "migrations-down-behind-an-edge": lambda: rollback_plan(GOES_DOWN, edge=True),
     "watch-over": lambda: make_stand_down_plan(
-        "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=False, captures=True
+        "old", plan_id="r1", now=START, deadlines=DEADLINES, rung="L2", standby=0, captures=True
     ),
     "swap-back": swap_back_plan,
     "database-after": lambda: rollback_plan(FITS),

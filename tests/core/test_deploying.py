@@ -20,6 +20,9 @@ EMPTY = ContainerFacts(observed_at=START, serving=())
 BAD = release("bad", migrations=("m1", "m2"))
 
 
+BOOT_S = 10.0
+
+
 def planned(
     containers: ContainerFacts,
     database: DatabaseFacts | None,
@@ -27,6 +30,7 @@ def planned(
     wanted: Release = BAD,
     serving: str = "old",
     lossy_because: tuple[str, ...] = (),
+    drain_s: float = 0.0,
 ) -> Plan:
     return make_deploy_plan(
         wanted,
@@ -38,7 +42,8 @@ def planned(
         restore_point="rp-d2",
         lossy_because=lossy_because,
         rung="L2",
-        boot_s=10,
+        boot_s=BOOT_S,
+        drain_s=drain_s,
         restore_s=60,
         migrate_s=30,
     )
@@ -262,3 +267,15 @@ def test_what_is_not_of_the_release_changes_nothing(beside: list[InstanceFacts])
     others = tuple(i for i in beside if BAD.service(i.service) is None)
     more = replace(facts("old"), serving=(*facts("old").serving, *others))
     assert planned(more, None) == planned(facts("old"), None)
+
+
+@pytest.mark.parametrize("instances", [1, 4])
+def test_what_no_longer_serves_has_time_to_finish_and_to_stop_however_many_they_are(instances: int) -> None:
+    more = tuple(replace(i, instance=f"{i.instance}-{n}") for i in EDGE.serving[:2] for n in range(1, instances))
+    containers = replace(EDGE, serving=(*EDGE.serving, *more), candidates=EDGE.serving[:1])
+    ending = 2 * instances + 1
+    assert planned(containers, None, drain_s=30.0).step("settle").deadline_s == 30.0 + BOOT_S * ending
+
+
+def test_a_service_whose_requests_wait_has_time_to_answer_its_last_ones_before_it_is_recreated() -> None:
+    assert planned(EDGE, None, drain_s=30.0).step("serve-agent").deadline_s == BOOT_S + 30.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import subprocess
 import time
@@ -462,17 +463,83 @@ def test_requests_wait_while_a_service_that_cannot_stand_twice_is_recreated(worl
 
 
 @pytest.mark.full
+def test_an_edge_is_set_up_anew_without_a_service_and_the_others_serve_on(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    carry(target, recorded(target, "r0"))
+    config = world.settings(routes={"web": 8080}, drain="5s")
+    fewer = world.behind(config)
+    with pytest.raises(Refused, match=r"containers\.edge says: api is not in routes") as refused:
+        fewer.observe()
+    assert refused.value.hint == "lastgood init --edge"
+    plan = set_up_edge(config, root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    assert plan.anew == ("lastgood-edge", "api")
+    assert world.answer() == "0-0"
+    files = (word for file in config.compose.files for word in ("--file", file))
+    world.compose(*files, "up", "--detach", "--wait", "--no-deps", *plan.anew)
+    assert world.answer() == "0-0"
+    assert {i.service: i.release for i in fewer.observe().serving} == {"web": "r0", "api": "", "worker": ""}
+    r1 = prepared(world, fewer, "1")
+    carry(fewer, r1, standby="r0")
+    assert world.answer() == "1-1"
+    assert all(check.passed for check in fewer.checks(r1))
+    assert {c.name for c in world.candidates()} == {f"{world.project}-web-r0", f"{world.project}-web-r1"}
+
+
+@pytest.mark.full
+def test_in_a_network_with_ipv6_releases_pass_the_gate_and_the_edge_is_asked_at_both_addresses(
+    world: EdgeWorld, request: pytest.FixtureRequest
+) -> None:
+    subnet = f"fd00:{secrets.token_hex(2)}:{secrets.token_hex(2)}::/64"
+    world.networks["default"] = {"enable_ipv6": True, "ipam": {"config": [{"subnet": subnet}]}}
+    world.write()
+    target: ComposeTarget = request.getfixturevalue("target")
+    carry(target, recorded(target, "r0"))
+    carry(target, prepared(world, target, "1"), standby="r0")
+    assert world.answer() == "1-1"
+    at = world.container("lastgood-edge").attrs["NetworkSettings"]["Networks"][f"{world.project}_default"]
+    for address in (at["IPAddress"], f"[{at['GlobalIPv6Address']}]"):
+        assert asked_inside(world, f"http://{address}:8080/", "Host: api") == (0, "1"), address
+
+
+def asked_inside(world: EdgeWorld, url: str, *header: str) -> tuple[int, str]:
+    """What another service of the stack gets, that is of no release: exit code, and everything that was said."""
+    words = ["docker", "exec", str(world.container("db").id), "wget", "-q", "-O", "-", url]
+    for line in header:
+        words += ["--header", line]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=20)
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+@pytest.mark.full
+def test_who_asks_by_a_name_that_is_none_of_a_shared_port_gets_no_other_services_answer(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    carry(target, recorded(target, "r0"))
+    assert asked_inside(world, "http://api:8080/") == (0, "0")
+    code, said = asked_inside(world, "http://api:8080/", "Host: shop.example")
+    assert (code, "421" in said) == (1, True), said
+
+
+@pytest.mark.full
 def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_away(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
     carry(target, recorded(target, "r0"))
     world.compose("-f", "docker-compose.yml", "-f", "docker-compose.edge.yml", "config")
-    # as docs/guide/edge.md says
-    world.compose("-f", "docker-compose.yml", "up", "-d", "--wait", "--remove-orphans")
-    ours = ["--filter", "label=lastgood.candidate", "--filter", f"name=^/?{world.project}-"]
-    found = subprocess.run(
-        ["docker", "ps", "--all", "--quiet", *ours], check=True, capture_output=True, text=True, timeout=20
+    db = world.container("db").image
+    assert db is not None
+    staging = f"{world.project}-staging"
+    theirs = world.client.containers.create(
+        db, name=f"{staging}-web-v1", labels={"lastgood.candidate": f"{staging}:v1"}
     )
-    world.run("docker", "rm", "--force", *found.stdout.split())
+    try:
+        world.compose("-f", "docker-compose.yml", "up", "-d", "--wait", "--remove-orphans")
+        guide = Path("docs/guide/edge.md").read_text(encoding="utf-8").splitlines()
+        (line,) = (line for line in guide if line.startswith("docker rm --force "))
+        subprocess.run(["sh", "-c", line.replace("PROJECT", world.project)], check=True, timeout=60)
+        theirs.reload()  # of another project, whose name begins as this one's does
+    finally:
+        theirs.remove(force=True)
     assert world.candidates() == []
     assert world.page() == "0"

@@ -9,31 +9,31 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from lastgood.core.config import ContainersConfig
-from lastgood.core.errors import OutcomeUnknown, Retryable
-from lastgood.core.plan import HELD_AT_MOST_S
+from lastgood.core.errors import OutcomeUnknown, Refused, Retryable
 from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Container
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     INSIDE,
     SOCKET_FILE,
+    Place,
     Route,
     Runtime,
     configuration,
+    places,
     publish_from,
 )
-from lastgood.targets.compose.kept import Shelf
-from lastgood.targets.compose.stack import Stack
+from lastgood.targets.compose.project import Project
 from tests.contract.rigs.clock import CLOCK
+from tests.targets.running_haproxy import PROJECT, WEB, Running, answering, edge_in, naming, started, talking
 
-WEB = Route(service="web", port=8080, patience_s=0.75, names=("web", "shop-web"))
 API = Route(service="api", port=8080, patience_s=0.75, names=("api",))
 UPLOADS = Route(service="uploads", port=9000, patience_s=70.0, names=("uploads",))
 # RFC 6455, 1.3, with its example of a key; HAProxy looks at it
@@ -41,19 +41,60 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
-SWITCHED = (
-    b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
-    b"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-)
+
+
+def route(service: str, port: int) -> Route:
+    return Route(service=service, port=port, patience_s=0.75, names=(service,))
+
+
 pytestmark = [pytest.mark.needs_server, pytest.mark.timeout(60)]
 
 
 def lines(routes: Sequence[Route], ready: Mapping[str, Sequence[str]]) -> list[str]:
-    return [line.strip() for line in configuration(routes, ready, uid=1000).splitlines()]
+    said = configuration(routes, ready, uid=1000, published=publish_from(routes))
+    return [line.strip() for line in said.splitlines()]
 
 
 def test_each_service_is_published_from_a_port_of_its_own() -> None:
     assert publish_from([WEB, API]) == {"web": 20000, "api": 20001}
+
+
+def test_no_service_is_published_from_a_port_on_which_another_is_asked_by_name() -> None:
+    assert publish_from([WEB, route("grabby", 20000), route("more", 20002)]) == {
+        "web": 20001,
+        "grabby": 20003,
+        "more": 20004,
+    }
+
+
+def test_a_service_keeps_the_port_that_it_is_published_from_and_none_gets_that_of_another() -> None:
+    before = {"web": 20000, "gone": 20001, "api": 20002}
+    assert publish_from([API, route("new", 8080), WEB], before) == {"api": 20002, "new": 20003, "web": 20000}
+
+
+def test_the_file_says_where_each_service_stands_and_who_serves() -> None:
+    routes = [WEB, API, replace(UPLOADS, named=False)]
+    text = configuration(routes, {"web": ["shop-web-v1", "shop-web-v1-2"]}, uid=1000, published=publish_from(routes))
+    assert places(text) == {
+        "web": Place(port=8080, inside=20000, named=True, serving=("shop-web-v1", "shop-web-v1-2")),
+        "api": Place(port=8080, inside=20001, named=True, serving=()),
+        "uploads": Place(port=9000, inside=20002, named=False, serving=()),
+    }
+
+
+def test_of_a_file_that_was_written_before_nobody_knows_whose_names_the_edge_answers_to() -> None:
+    """It is written again as it was made, until somebody sets the edge up anew."""
+    routes = [WEB, API]
+    text = configuration(routes, {}, uid=1000, published=publish_from(routes), before=True)
+    assert {service: place.named for service, place in places(text).items()} == {"web": None, "api": None}
+    assert "421" not in text
+    assert "    default_backend web\n\nbackend web\n" in text
+
+
+def test_who_is_asked_by_itself_is_not_taken_for_one_of_several_on_a_port() -> None:
+    said = lines([replace(WEB, named=False), API], {})
+    assert "default_backend api" in said
+    assert not any("421" in line for line in said)
 
 
 def test_the_containers_that_serve_are_named_and_the_other_slots_are_off() -> None:
@@ -88,127 +129,6 @@ def test_addresses_are_kept_however_long_nobody_answers_for_names() -> None:
 # --- a real one ------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def answering(text: str, asked: list[bytes]) -> Generator[int]:
-    """A server on loopback that notes what it is asked, says `text` and closes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        over = threading.Event()
-
-        def serve() -> None:
-            while not over.is_set():
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client:
-                    asked.append(client.recv(4096))
-                    client.sendall(f"HTTP/1.0 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        over.set()
-        server.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def talking() -> Generator[int]:
-    """A server on loopback that makes a websocket of each connection, and says again what it is told on it."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    client, _ = server.accept()
-                    threading.Thread(target=talk, args=(client,), daemon=True).start()
-
-        def talk(client: socket.socket) -> None:
-            with client, contextlib.suppress(OSError):
-                client.recv(4096)
-                client.sendall(SWITCHED)
-                while said := client.recv(4096):
-                    client.sendall(said)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def naming() -> Generator[socket.socket]:
-    """A name server that says of every name that it is loopback, as the engine's own does for its containers. Closing
-    it is what happens when the engine is killed."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("127.0.0.1", 0))
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    asked, client = server.recvfrom(4096)
-                    # the question ends with its type and class; RFC 1035, 4.1
-                    question = asked[12 : asked.index(b"\0", 12) + 5]
-                    a_record = question[-4:-2] == b"\0\1"
-                    found = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\x7f\0\0\1" if a_record else b""
-                    counts = b"\0\1\0\1\0\0\0\0" if a_record else b"\0\1\0\0\0\0\0\0"
-                    server.sendto(asked[:2] + b"\x81\x80" + counts + question + found, client)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield server
-
-
-class Running:
-    """An HAProxy of this machine with one service in two slots, at addresses instead of names. names: the port of a
-    server that is asked for names instead. at_most_s: how long everybody's requests wait."""
-
-    def __init__(
-        self, folder: Path, one: int, two: int, asked: list[bytes], *, names: int = 0, at_most_s: float = HELD_AT_MOST_S
-    ) -> None:
-        self.folder, self.asked = folder, asked
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        text = configuration([WEB], {"web": ["one", "two"]}, uid=os.getuid())
-        for old, new in (
-            (INSIDE, str(folder)),
-            ("    uid 99\n    gid 99\n", ""),
-            ("bind :20000", f"bind 127.0.0.1:{self.port}"),
-            ("bind :8080", "bind unix@" + str(folder / "inside.sock")),
-            ("abns@lastgood-", f"abns@{self.port}-"),
-            (f"expire {HELD_AT_MOST_S:.0f}s", f"expire {at_most_s:.0f}s"),
-            ("127.0.0.11:53", f"127.0.0.1:{names or 53}"),
-            ("one:8080", f"one:{one}" if names else f"127.0.0.1:{one}"),
-            ("two:8080", f"two:{two}" if names else f"127.0.0.1:{two}"),
-            ("retries 3", "retries 40"),
-        ):
-            assert old in text
-            text = text.replace(old, new)
-        (folder / CONFIG_FILE).write_text(text)
-        program = shutil.which("haproxy") or "/usr/sbin/haproxy"
-        self.process = subprocess.Popen([program, "-db", "-f", str(folder / CONFIG_FILE)], stderr=subprocess.DEVNULL)
-        while not (folder / SOCKET_FILE).exists():
-            assert self.process.poll() is None, "haproxy did not start"
-            time.sleep(0.02)
-        self.runtime = Runtime(folder, anew="docker restart edge")
-
-    def answer(self) -> str:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as line:
-            return self._answer_on(line)
-
-    def answer_inside(self) -> str:
-        """As a service that asks another one."""
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(10)
-            line.connect(str(self.folder / "inside.sock"))
-            return self._answer_on(line)
-
-    @staticmethod
-    def _answer_on(line: socket.socket) -> str:
-        line.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        return b"".join(iter(lambda: line.recv(4096), b"")).decode().rsplit("\r\n\r\n", 1)[-1]
-
-    def ready(self) -> list[str]:
-        return [slot.name for slot in self.runtime.slots() if slot.ready and slot.service == "web"]
-
-
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Running]:
     asked: list[bytes] = []
@@ -219,6 +139,55 @@ def edge(tmp_path: Path) -> Iterator[Running]:
         finally:
             running.process.terminate()
             running.process.wait()
+
+
+@pytest.mark.parametrize(
+    "host, answer",
+    [
+        ("web", "web"),
+        ("web:8080", "web"),
+        ("API", "api"),
+        ("api:8080", "api"),
+        ("shop.example", "421"),
+        ("", "421"),
+        ("10.0.0.7:8080", "421"),
+    ],
+)
+def test_who_asks_on_a_shared_port_gets_the_service_that_he_named_or_none(
+    tmp_path: Path, host: str, answer: str
+) -> None:
+    """A proxy in front that passes on the Host of its client does not say which of them it asks."""
+    with answering("web", []) as web, answering("api", []) as api:
+        text = configuration(
+            [WEB, API], {"web": ["one"], "api": ["two"]}, uid=os.getuid(), published=publish_from([WEB, API])
+        )
+        inside = tmp_path / "inside.sock"
+        process = started(
+            tmp_path,
+            text,
+            {
+                "bind :20000": f"bind unix@{tmp_path}/web.sock",
+                "bind :20001": f"bind unix@{tmp_path}/api.sock",
+                "bind :8080": f"bind unix@{inside}",
+                "abns@lastgood-": f"abns@{web}-",
+                "one:8080": f"127.0.0.1:{web}",
+                "two:8080": f"127.0.0.1:{api}",
+            },
+        )
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(10)
+                line.connect(str(inside))
+                said = f"Host: {host}\r\n" if host else ""
+                line.sendall(f"GET / HTTP/1.{int(bool(host))}\r\n{said}Connection: close\r\n\r\n".encode())
+                told = b"".join(iter(lambda: line.recv(4096), b"")).decode()
+            body = told.rsplit("\r\n\r\n", 1)[-1]
+            assert (body if " 200 " in told else told.split()[1]) == answer
+            if answer == "421":
+                assert body == "web and api share this port: send the name of one of them as Host"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def test_requests_go_where_the_last_move_said(edge: Running) -> None:
@@ -236,7 +205,7 @@ def test_held_requests_wait_and_are_answered_by_who_comes(edge: Running) -> None
         thread.start()
     time.sleep(0.6)
     assert answers == []
-    edge.runtime.release("web", to=["s1"])
+    edge.runtime.move(to=[("web", "s1")], away=[("web", "hold")])
     for thread in asking:
         thread.join()
     assert answers == ["two"] * 5
@@ -326,7 +295,7 @@ def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) ->
     while edge.runtime.sessions()["web", "BACKEND"] and time.monotonic() < seen_to_leave:
         time.sleep(0.1)
     before = len(edge.asked)
-    edge.runtime.release("web", to=["s1"])
+    edge.runtime.move(to=[("web", "s1")], away=[("web", "hold")])
     assert edge.answer() == "two"
     assert len(edge.asked) - before == 1
 
@@ -336,6 +305,36 @@ def test_a_slot_gets_a_name_and_no_traffic(edge: Running) -> None:
     slot = next(slot for slot in edge.runtime.slots() if slot.name == "s5")
     assert (slot.service, slot.container, slot.ready) == ("web", "shop-web-v2", False)
     assert {edge.answer() for _ in range(6)} == {"one", "two"}
+
+
+def test_a_container_with_two_addresses_is_sought_at_the_one_at_which_most_services_listen(tmp_path: Path) -> None:
+    with answering("one", []) as one, answering("two", []) as two, naming(v6="fd00::2") as names:
+        edge = Running(tmp_path, one, two, [], names=names.getsockname()[1])
+        try:
+            while not all(slot.address for slot in edge.runtime.slots() if slot.ready and slot.service == "web"):
+                time.sleep(0.1)
+            assert {slot.address for slot in edge.runtime.slots() if slot.ready and slot.container} == {"127.0.0.1"}
+        finally:
+            edge.process.terminate()
+            edge.process.wait()
+
+
+def test_in_networks_with_both_kinds_of_addresses_the_edge_is_asked_at_both(tmp_path: Path) -> None:
+    edge = edge_in(tmp_path)
+    edge.lay_out(PROJECT, {})
+    assert "v6only" not in (edge.folder / CONFIG_FILE).read_text()
+    both = Project({**PROJECT.model, "networks": {"default": {"name": "shop_default", "enable_ipv6": True}}})
+    edge.lay_out(both, {})
+    said = (edge.folder / CONFIG_FILE).read_text()
+    assert [line.strip() for line in said.splitlines() if "v6only" in line] == [
+        "bind :::20000 v6only",
+        "bind :::8080 v6only",
+    ]
+    assert {name: place.inside for name, place in edge.places().items()} == {"web": 20000}
+    program = shutil.which("haproxy") or "/usr/sbin/haproxy"
+    checked = (edge.folder / CONFIG_FILE).with_suffix(".here")
+    checked.write_text(said.replace(INSIDE, str(edge.folder)))
+    subprocess.run([program, "-c", "-f", str(checked)], check=True, capture_output=True, timeout=20)
 
 
 @pytest.mark.full
@@ -356,14 +355,80 @@ def test_who_served_serves_on_while_the_engine_is_away_and_nobody_knows_names(tm
             edge.process.wait()
 
 
+def starts_with(edge: Edge) -> list[str]:
+    """The containers to which the edge would send requests if it were started now."""
+    said = (edge.folder / CONFIG_FILE).read_text().splitlines()
+    servers = [line.split()[2] for line in said if line.startswith("    server s") and not line.endswith(" disabled")]
+    return [name.removesuffix(":8080") for name in servers]
+
+
+def test_a_move_that_was_not_told_leaves_the_file_of_an_edge_that_is_started_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that is named then starts the edge again."""
+    edge = edge_in(tmp_path)
+    with answering("one", []) as one, answering("two", []) as two, naming() as names:
+        running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
+        try:
+
+            def gone(*_: object, **__: object) -> None:
+                raise Retryable("nobody listens", delay_s=1.0)
+
+            to = {"web": {"s1": Container({"Name": "/two"})}}
+            with monkeypatch.context() as patch:
+                patch.setattr(Runtime, "move", gone)
+                with pytest.raises(Retryable):
+                    edge.move(PROJECT, to)
+            assert starts_with(edge) == ["one", "two"]
+            edge.move(PROJECT, to)
+            assert starts_with(edge) == ["two"]
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
+def test_after_a_move_that_the_edge_did_not_take_its_file_says_what_it_does(tmp_path: Path) -> None:
+    edge = edge_in(tmp_path)
+    with answering("one", []) as one, answering("two", []) as two, naming() as names:
+        running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
+        try:
+            with pytest.raises(OutcomeUnknown, match="No such server"):
+                edge.move(PROJECT, {"web": {"s1": Container({"Name": "/two"}), "s9": Container({"Name": "/three"})}})
+            assert (running.ready(), starts_with(edge)) == (["s1"], ["two"])
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
+@pytest.mark.parametrize(
+    "said, wrong",
+    [
+        ({"routes": {"web": 9090}}, "web has no port 9090 there"),
+        ({"routes": {"chat": 9000}}, "chat has no port 9000 there; web is not in routes"),
+        ({"one_at_a_time": ["web"]}, "web may stand twice there"),
+    ],
+)
+def test_an_edge_that_was_set_up_for_something_else_is_refused(
+    tmp_path: Path, said: dict[str, object], wrong: str
+) -> None:
+    """Else what is not in routes any more would not be seen to serve, and be stopped."""
+    with answering("one", []) as one, answering("two", []) as two:
+        edge = edge_in(tmp_path)
+        running = Running(edge.folder, one, two, [])
+        try:
+            edge.lay_out(PROJECT, {})
+            edge.serving()
+            with pytest.raises(Refused, match="was set up for something else than") as refused:
+                edge_in(tmp_path, **said).serving()
+            assert refused.value.message.endswith(f": {wrong}")
+            assert refused.value.hint == "lastgood init --edge"
+        finally:
+            running.process.terminate()
+            running.process.wait()
+
+
 def test_a_websocket_outlives_the_move_and_is_ended_at_the_deadline(tmp_path: Path) -> None:
-    config = ContainersConfig.model_validate(
-        {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 8080}}}
-    )
-    assert config.edge is not None
-    stack = Stack(config=config, root=tmp_path, state=tmp_path, shelf=Shelf(tmp_path), clock=CLOCK)
-    edge = Edge(config.edge, stack)
-    edge.folder.mkdir()
+    edge = edge_in(tmp_path)
     with talking() as one, answering("two", []) as two, naming() as names:
         running = Running(edge.folder, one, two, [], names=names.getsockname()[1])
         try:
@@ -413,3 +478,27 @@ def test_one_that_hangs_after_it_was_told_is_unknown(tmp_path: Path, monkeypatch
             Runtime(tmp_path, anew="docker restart edge").move(to=[("web", "s0")], away=[])
         with pytest.raises(Retryable):
             Runtime(tmp_path, anew="docker restart edge").slots()
+
+
+@pytest.mark.parametrize("answer", [b"", b"1\n# be_id be_name\n"])
+def test_one_that_closes_before_its_answer_is_whole_has_said_nothing(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(tmp_path / SOCKET_FILE))
+        dying.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = dying.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        runtime = Runtime(tmp_path, anew="docker restart edge")
+        for ask in (runtime.slots, runtime.sessions, runtime.holds_everybody):
+            with pytest.raises(Retryable, match="closed before its answer was whole"):
+                ask()
+        with pytest.raises(OutcomeUnknown, match="was told and did not answer"):
+            runtime.move(to=[("web", f"s{number}") for number in range(3)], away=[])
+        dying.shutdown(socket.SHUT_RDWR)

@@ -13,6 +13,8 @@ from lastgood.targets.compose.shape import (
     database_server,
     exposed_by,
     found_past_names,
+    not_http,
+    others_asked,
     shape_of,
     what_is_lost,
 )
@@ -168,3 +170,39 @@ def test_an_image_declares_its_tcp_ports() -> None:
     assert exposed_by({"Config": {"ExposedPorts": {"443/tcp": {}, "80/tcp": {}, "443/udp": {}}}}) == (80, 443)
     assert exposed_by({"Config": {"ExposedPorts": None}}) == ()
     assert exposed_by(None) == ()
+
+
+@pytest.mark.parametrize(
+    "service, others, why",
+    [
+        ({"image": "eclipse-mosquitto:2"}, {}, "its image is eclipse-mosquitto"),
+        (
+            {"healthcheck": {"test": ["CMD", "/bin/grpc_health_probe", "-addr=:7000"]}},
+            {},
+            "its health check asks it by gRPC",
+        ),
+        (
+            {"healthcheck": {"test": ["CMD-SHELL", "curl -fk https://localhost:7000/up"]}},
+            {},
+            "its health check asks it by https",
+        ),
+        ({"environment": {"GRPC_LISTEN": "0.0.0.0:7000"}}, {}, "its GRPC_LISTEN is that port"),
+        ({}, {"environment": {"MODEL": "grpc://it:7000"}}, "web calls it by grpc"),
+        ({}, {"environment": {"MODEL": "dns:///it:7000"}}, "web calls it by dns"),
+        ({}, {"command": ["run", "--bus", "mqtt://u:p@it:7000"]}, "web calls it by mqtt"),
+        ({}, {"environment": {"MODEL_GRPC_ADDR": "it:7000"}}, "web calls it by MODEL_GRPC_ADDR"),
+        ({}, {"environment": {"MODEL": "http://it:7000", "WAIT": "tcp://it:7000", "BUS": "mqtt://it:1883"}}, ""),
+        ({"environment": {"GRPC_LISTEN": ":7001"}}, {}, ""),
+    ],
+)
+def test_what_says_that_a_port_is_not_one_of_http(service: dict[str, Any], others: dict[str, Any], why: str) -> None:
+    it = {"image": "acme/it:1", "ports": [{"target": 7000}], **service}
+    project = Project({"name": "shop", "services": {"it": it, "web": {"image": "acme/web", **others}}})
+    assert not_http(project, "it", 7000) == why
+    assert shape_of(project, "it").port == (None if why else 7000)
+
+
+def test_further_ports_by_which_a_service_is_asked_are_known() -> None:
+    it = {"image": "acme/it:1", "expose": ["7000", "9100"], "ports": [{"target": 7000}, {"target": 7002}]}
+    web = {"image": "acme/web", "environment": {"A": "http://it:7000", "B": "http://it:7001", "C": "http://it:7002"}}
+    assert others_asked(Project({"name": "shop", "services": {"it": it, "web": web}}), "it", 7000) == (7001, 9100)

@@ -96,6 +96,10 @@ class Case:
         """Leave the database's section out of lastgood.yaml: there is no server behind these containers."""
         config = self.config()
         config.pop("database", None)
+        self.say(config)
+
+    def say(self, config: dict[str, Any]) -> None:
+        """Write lastgood.yaml."""
         with (self.root / "lastgood.yaml").open("w") as file:
             YAML(typ="safe").dump(config, file)
 
@@ -253,6 +257,30 @@ def test_migrations_are_applied_by_the_project_that_runs(case: Case) -> None:
     compose = ["docker", "compose", "--project-name", "lg-one-shots", "--file", "compose.yaml"]
     run = ["run", "--rm", "--no-deps", "-T", "migrate"]
     assert case.config()["database"]["migrations"]["command"] == [*compose, *run]
+
+
+@pytest.mark.parametrize("case", ["workers-of-one-image"], indirect=True)
+def test_an_edge_is_set_up_anew_as_lastgood_yaml_says_by_now(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    case.lastgood("init", "--edge")
+    config = case.config()
+    files, routes = config["containers"]["compose"]["files"], config["containers"]["edge"]["routes"]
+    del routes["puma"]
+    case.say(config)
+    done = case.lastgood("init", "--edge")
+    assert done.exit_code == 0, said(done)
+    assert "not behind it       puma (containers.edge.routes does not have it)" in said(done)
+    assert "up --detach --no-deps lastgood-edge puma" in said(done)
+    assert case.config() == config
+    model = json.loads(case.docker(*(w for file in files for w in ("--file", file)), "config", "--format", "json"))
+    assert [port["published"] for port in model["services"]["puma"]["ports"]] == ["21190"]
+    assert "ports" not in model["services"]["lastgood-edge"]
+    routes["nobody"] = 8000
+    config["containers"]["services"].append("nobody")
+    case.say(config)
+    refused = case.lastgood("init", "--edge")
+    assert "nobody cannot stand behind the edge (the compose file does not have it)" in said(refused)
 
 
 @pytest.mark.parametrize("case", IDLE, indirect=True)

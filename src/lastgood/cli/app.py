@@ -190,8 +190,8 @@ def init(
     """Look at the compose file and write lastgood.yaml.
 
     Writes lastgood.yaml and, into the state folder, the database's password. If you say that what runs is good, it is
-    recorded and its images are held. With --edge it writes a second compose file, and a section of lastgood.yaml.
-    What runs is not touched.
+    recorded and its images are held. With --edge it writes a second compose file, and a section of lastgood.yaml;
+    where that is there, the file anew as it says. What runs is not touched.
 
     Example: lastgood init
     """
@@ -224,15 +224,18 @@ def init(
 
 def _init_edge(config: Path) -> None:
     text = config.read_text(encoding="utf-8")
-    plan, file = put_edge(config)
+    with leased(opened(config)):  # what moves traffic writes the same file
+        plan, file = put_edge(config)
     for line in edge_lines(plan):
         out(line)
     config.write_text(with_edge(text, plan, file), encoding="utf-8")
-    out(f"wrote {file} and containers.edge in {config}. Nothing that runs was touched.")
+    wrote = f"{file} anew" if plan.anew else f"{file} and containers.edge in {config}"
+    out(f"wrote {wrote}. Nothing that runs was touched.")
     if containers := load_config(config).containers:
-        up = shlex.join(compose_by_hand(containers.compose, "up", "--detach"))
+        only = ("--no-deps", *plan.anew) if plan.anew else ()
+        up = shlex.join(compose_by_hand(containers.compose, "up", "--detach", *only))
         out(f"next: {up}      (the ports move to the edge: seconds without service, once)")
-    out("then: lastgood record --good, and lastgood doctor")
+    out("then: lastgood doctor" if plan.anew else "then: lastgood record --good, and lastgood doctor")
 
 
 @app.command()

@@ -83,7 +83,10 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def with_edge(text: str, plan: EdgePlan, file: str) -> str:
-    """Return a lastgood.yaml with the section of the edge and its compose file, and all else as it was."""
+    """Return a lastgood.yaml with the section of the edge and its compose file, and all else as it was; as it is where
+    it has them."""
+    if plan.anew:
+        return text
     yaml = cast("_Writer", YAML())
     yaml.preserve_quotes = True
     yaml.width = 120

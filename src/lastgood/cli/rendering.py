@@ -259,6 +259,12 @@ def edge_lines(plan: EdgePlan) -> Iterator[str]:
     yield clean(f" switched at once    {', '.join(switched) or 'none'}")
     yield from (clean(f" requests wait       {name} ({why})") for name, why in plan.one_at_a_time.items())
     yield from (clean(f" not behind it       {name} ({why})") for name, why in plan.left_out.items())
+    only = "what speaks anything else: take it out of containers.edge.routes, then lastgood init --edge again"
+    yield f" carries HTTP only   {only}"
+    how = "a proxy before them has to send the name of one as Host, not what its client sent"
+    yield from (
+        clean(f" on one port         {', '.join(names)} (:{port}): {how}") for port, names in plan.shared.items()
+    )
 
 
 def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:

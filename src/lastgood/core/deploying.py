@@ -49,6 +49,7 @@ def make_deploy_plan(
     unrecoverable: tuple[str, ...] = (),
     rung: str,
     boot_s: float,
+    drain_s: float = 0.0,
     restore_s: float,
     migrate_s: float,
     outlook: Outlook | None = None,
@@ -59,8 +60,8 @@ def make_deploy_plan(
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
     transactions written after it from being replayed one by one. unbounded: why the server itself sets no limit to what
     it keeps for that, empty where it does. unrecoverable: what keeps pgBackRest from bringing it back, where that is
-    configured. boot_s, restore_s, migrate_s: deadlines. outlook: of the migrations, None where none is pending. cost:
-    of the restore point.
+    configured. boot_s, drain_s, restore_s, migrate_s: deadlines. outlook: of the migrations, None where none is
+    pending. cost: of the restore point.
     A service that already runs the wanted artifact is left alone.
     """
     steps: list[Step] = []
@@ -94,7 +95,7 @@ def make_deploy_plan(
             )
         else:
             skipped.append("migrations: none pending")
-    steps += serve_steps(release, changed, containers, boot_s=boot_s, standby=serving)
+    steps += serve_steps(release, changed, containers, boot_s=boot_s, drain_s=drain_s, standby=serving)
     return Plan(
         id=plan_id,
         purpose=Purpose.DEPLOY,
@@ -211,11 +212,13 @@ def serve_steps(
     containers: ContainerFacts,
     *,
     boot_s: float,
+    drain_s: float = 0.0,
     standby: str = "",
     needs_approval: bool = False,
 ) -> list[Step]:
     """One step for all services that an edge switches, one for each other service, then the end of what does not serve;
-    empty when nothing changes. standby: release that may stay ready beside."""
+    empty when nothing changes. drain_s: how long what an edge takes requests from may answer its last ones. standby:
+    release that may stay ready beside."""
     if not changed:
         return []
     together = tuple((s.name, s.artifact) for s in changed if s.name in containers.switchable)
@@ -237,7 +240,7 @@ def serve_steps(
                 artifact=service.artifact,
                 config_hash=service.config_hash,
             ),
-            deadline_s=boot_s,
+            deadline_s=boot_s + drain_s,
             explain=f"{service.name} serves from {release.id}",
             needs_approval=needs_approval,
         )
@@ -247,7 +250,9 @@ def serve_steps(
     if not together:
         return [*serve, clear_step(boot_s=boot_s)]
     stays = _stays_beside(containers, standby)
-    settle = settle_step(boot_s=boot_s * len(together), standby=standby, stays=stays)
+    # one after the other, and each may take its time to stop
+    ending = len(containers.candidates) + sum(len(containers.of(name)) for name, _ in together)
+    settle = settle_step(deadline_s=drain_s + boot_s * max(ending, len(together)), standby=standby, stays=stays)
     return [*switch, *serve, settle]
 
 
@@ -261,12 +266,12 @@ def _stays_beside(containers: ContainerFacts, standby: str) -> str:
     return f"{part}{standby} stays ready beside, as the rung says"
 
 
-def settle_step(*, boot_s: float, standby: str = "", stays: str = "") -> Step:
+def settle_step(*, deadline_s: float, standby: str = "", stays: str = "") -> Step:
     """End what no longer serves behind an edge, but `standby`. stays: what of it will run on, in words."""
     return Step(
         name="settle",
         action=Settle(standby=standby),
-        deadline_s=boot_s,
+        deadline_s=deadline_s,
         explain=f"{stays}; what else does not serve finishes and stops"
         if stays
         else "what does not serve finishes and stops",

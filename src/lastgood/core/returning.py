@@ -53,6 +53,7 @@ class Deadlines:
     """Seconds for one attempt of a step, from the configuration."""
 
     boot_s: float = 60.0
+    drain_s: float = 0.0
     frontend_s: float = 60.0
     database_s: float = 3600.0
     fence_s: float = 30.0
@@ -167,7 +168,12 @@ def _containers(
     return (
         gate_step(target, changed, world.containers, boot_s=deadlines.boot_s, attempts=2),
         serve_steps(
-            target, changed, world.containers, boot_s=deadlines.boot_s, needs_approval=draft.serve_needs_approval
+            target,
+            changed,
+            world.containers,
+            boot_s=deadlines.boot_s,
+            drain_s=deadlines.drain_s,
+            needs_approval=draft.serve_needs_approval,
         ),
     )
 
@@ -682,14 +688,14 @@ def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadl
 
 
 def make_stand_down_plan(
-    serving: str, *, plan_id: str, now: datetime, deadlines: Deadlines, rung: str, standby: bool, captures: bool
+    serving: str, *, plan_id: str, now: datetime, deadlines: Deadlines, rung: str, standby: int, captures: bool
 ) -> Plan:
     """The end of a watch: the release before no longer stands ready, and is stopped; what is written is no longer kept
     to be replayed. Needs no approval.
 
-    standby, captures: whether there is something beside, and a capture, to be ended.
+    standby: how many stand beside. captures: whether there is one to be ended.
     """
-    steps = [settle_step(boot_s=deadlines.boot_s)] if standby else []
+    steps = [settle_step(deadline_s=deadlines.drain_s + deadlines.boot_s * standby)] if standby else []
     if captures:
         steps.append(
             Step(

@@ -244,6 +244,7 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
         unrecoverable=_unrecoverable(rooms),
         rung=rooms.containers.rung(),
         boot_s=deadlines.boot_s,
+        drain_s=deadlines.drain_s,
         restore_s=deadlines.database_s,
         migrate_s=config.migrations.timeout if config and config.migrations else deadlines.database_s,
         outlook=outlook,

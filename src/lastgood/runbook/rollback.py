@@ -573,7 +573,7 @@ def stand_down(rooms: Rooms, *, only_captures: bool = False) -> bool:
 
 def _stand_down(rooms: Rooms, *, only_captures: bool) -> str:
     """Returns why something is still there, empty when nothing is. Needs the RUN lease."""
-    standby = not only_captures and bool(rooms.containers.observe().candidates)
+    standby = 0 if only_captures else len(rooms.containers.observe().candidates)
     facts = rooms.database.observe() if rooms.database else None
     captures = facts is not None and (bool(facts.captures) or facts.capture_left)
     if not standby and not captures:

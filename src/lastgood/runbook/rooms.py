@@ -80,8 +80,10 @@ class Rooms:
     def deadlines(self) -> Deadlines:
         """Seconds for the steps of a rollback, from the configuration."""
         engine = self.config.containers or self.config.process
+        edge = self.config.containers.edge if self.config.containers else None
         return Deadlines(
             boot_s=(engine.boot + engine.stop) if engine else 60.0,
+            drain_s=edge.drain if edge else 0.0,
             frontend_s=self.config.frontend.vercel.timeout if self.config.frontend else 60.0,
             database_s=self.config.database.restore_points.timeout if self.config.database else 3600.0,
         )

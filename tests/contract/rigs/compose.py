@@ -73,6 +73,7 @@ class ComposeWorld:
         self.port = free_port()
         self._images: set[str] = set()
         self.extra_volumes: dict[str, Any] = {}
+        self.networks: dict[str, Any] = {}
         self.secrets: dict[str, Any] = {}
         self.configs: dict[str, Any] = {}
         # More instructions of a Dockerfile for the images of a service.
@@ -96,7 +97,7 @@ class ComposeWorld:
     def write(self, *, env: str = "") -> None:
         """Write compose file and .env as they are wanted now."""
         volumes = {"data": {}, **self.extra_volumes}
-        named = {"volumes": volumes, "secrets": self.secrets, "configs": self.configs}
+        named = {"volumes": volumes, "networks": self.networks, "secrets": self.secrets, "configs": self.configs}
         model = {"services": self.services, **named}
         (self.root / "docker-compose.yml").write_text(json.dumps(model, ensure_ascii=False))
         (self.root / ".env").write_text(env)

@@ -211,7 +211,7 @@ def _too_many(stack: Stack, project: Project) -> Iterator[str]:
         if service in project.services and (asked := project.instances(service) or 1) > MOST_INSTANCES:
             yield (
                 f"{service} asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release: "
-                f"ask for fewer, or take {service} out of containers.edge.routes"
+                f"ask for fewer, or take {service} out of containers.edge.routes, then: lastgood init --edge"
             )
 
 

@@ -5,6 +5,7 @@ Only the edge says who serves: a container that runs beside has no port and no n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +13,25 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from shlex import quote
-from typing import Final
+from typing import Final, cast
 
 from lastgood.core.config import EdgeConfig
-from lastgood.core.errors import NeedsHuman, Retryable
+from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.targets.compose.engine import Container, Engine
-from lastgood.targets.compose.haproxy import CONFIG_FILE, FIRST_PORT, SLOTS, Route, Runtime, Slot, configuration
+from lastgood.targets.compose.haproxy import (
+    CONFIG_FILE,
+    FIRST_PORT,
+    SLOTS,
+    Place,
+    Route,
+    Runtime,
+    Slot,
+    configuration,
+    places,
+    publish_from,
+)
 from lastgood.targets.compose.kept import replace_private
-from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.stack import Stack
 
 FOLDER: Final = "edge"
@@ -55,12 +67,41 @@ class Edge:
         return frozenset(self.config.routes) - set(self.config.one_at_a_time)
 
     def serving(self) -> dict[str, frozenset[str]]:
-        """Names of the containers that get the requests of each service. Raises Retryable when nobody can tell."""
+        """Names of the containers that get the requests of each service. Raises Retryable when nobody can tell, Refused
+        when the edge was set up for other services than the configuration names: nothing would be where it is sought.
+        """
+        slots = self.runtime.slots()
+        self._refuse_another_set_up(slots)
         found: dict[str, frozenset[str]] = dict.fromkeys(self.config.routes, frozenset())
-        for slot in self.runtime.slots():
+        for slot in slots:
             if slot.ready and slot.container:
                 found[slot.service] = found.get(slot.service, frozenset()) | {slot.container}
         return found
+
+    def places(self) -> dict[str, Place]:
+        """Where each service stands by the file that the edge starts from; empty when that cannot be read."""
+        try:
+            return places((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except OSError:
+            return {}
+
+    def _refuse_another_set_up(self, slots: Sequence[Slot]) -> None:
+        there: dict[str, set[int]] = {}
+        for slot in slots:
+            if slot.name.startswith("s"):
+                there.setdefault(slot.service, set()).add(slot.port)
+        asked, file = self.config.routes, self.places()
+        wrong = [f"{name} has no port {port} there" for name, port in asked.items() if port not in there.get(name, ())]
+        wrong += [f"{name} is not in routes" for name in sorted(there.keys() - asked.keys())]
+        if file.keys() == asked.keys() and all(place.named is not None for place in file.values()):
+            twice = {name for name, place in file.items() if place.named}
+            wrong += [f"{name} may stand twice there" for name in sorted(twice - self.switchable)]
+            wrong += [f"{name} may not stand twice there" for name in sorted(self.switchable - twice)]
+        if wrong:
+            raise Refused(
+                f"the edge was set up for something else than containers.edge says: {'; '.join(wrong)}",
+                hint="lastgood init --edge",
+            )
 
     def admit(self, service: str, containers: Sequence[Container], *, ends_at: datetime) -> tuple[str, ...]:
         """Give each container a slot that gets no traffic yet, unless it has one, and wait until the edge knows where
@@ -81,12 +122,15 @@ class Edge:
         """Whether a container takes connections on the port of its route: Docker's word on its health may be old, or
         there is none. A no counts only where this host reaches the edge's own container: a firewall says no as well."""
         port = self.config.routes.get(service)
-        if port is None or not container.addresses:
+        # of two kinds of addresses the edge takes the old one
+        addresses = [a for a in container.addresses if ":" not in a] or container.addresses
+        if port is None or not addresses:
             return True
-        if not all(_refuses(address, port) for address in container.addresses):
+        if not all(_refuses(address, port) for address in addresses):
             return True
         own = [c for c in engine.of_project() if c.service == self.config.service]
-        return not any(_reached(address, FIRST_PORT) for c in own for address in c.addresses)
+        its_port = next((place.inside for place in self.places().values()), FIRST_PORT)
+        return not any(_reached(address, its_port) for c in own for address in c.addresses)
 
     def _free(
         self, service: str, slots: Sequence[Slot], taken: Mapping[str, Container], busy: Mapping[tuple[str, str], int]
@@ -117,17 +161,27 @@ class Edge:
     def move(self, project: Project, to: Mapping[str, Mapping[str, Container]]) -> None:
         """Send the requests of these services to these slots (slot -> container) and to no other, all at once.
 
-        Raises OutcomeUnknown when the edge did not say that it did.
+        Raises OutcomeUnknown when the edge did not say that it did, Retryable when it was not told.
         """
         before = self.serving()
         after = {**before, **{service: frozenset(c.name for c in slots.values()) for service, slots in to.items()}}
-        self.write(project, after)
         away = [
             (slot.service, slot.name)
             for slot in self.runtime.slots()
             if slot.ready and slot.service in to and slot.name not in to[slot.service]
         ]
-        self.runtime.move(to=[(service, slot) for service, slots in to.items() for slot in slots], away=away)
+        # First the file: whoever dies between the two looks at the edge next, and nobody looks at the file again.
+        self.write(project, after)
+        try:
+            self.runtime.move(to=[(service, slot) for service, slots in to.items() for slot in slots], away=away)
+        except Retryable:
+            # and an edge that is started again because of it must send nobody elsewhere
+            self.write(project, before)
+            raise
+        except OutcomeUnknown:
+            with contextlib.suppress(Retryable):
+                self.write(project, self.serving())
+            raise
 
     def hold(self, service: str) -> None:
         """Let the requests of a service wait from now on."""
@@ -162,8 +216,29 @@ class Edge:
 
         Raises NeedsHuman when it cannot be written: an edge that is started again would send requests elsewhere.
         """
-        ready = {service: sorted(names) for service, names in serving.items()}
-        text = configuration(self.routes(project), ready, uid=os.getuid())
+        file = self.places()
+        self._put(
+            project,
+            serving,
+            published={name: place.inside for name, place in file.items() if name in self.config.routes},
+            before=any(place.named is None for place in file.values()),
+        )
+
+    def lay_out(self, project: Project, serving: Mapping[str, Iterable[str]]) -> None:
+        """Write what the edge starts from, for the services that the configuration names, whatever it was set up for
+        before. Raises NeedsHuman when it cannot be written."""
+        there = {name: place.inside for name, place in self.places().items()}
+        self._put(project, serving, published=publish_from(self.routes(project), there), before=False)
+
+    def _put(
+        self, project: Project, serving: Mapping[str, Iterable[str]], *, published: Mapping[str, int], before: bool
+    ) -> None:
+        routes, ready = self.routes(project), {service: sorted(names) for service, names in serving.items()}
+        # a file that somebody removed is as it was made first
+        published = published or publish_from(routes)
+        networks = cast("Mapping[str, Json | None]", project.model.get("networks") or {})
+        v6 = any((defined or {}).get("enable_ipv6") for defined in networks.values())
+        text = configuration(routes, ready, uid=os.getuid(), published=published, v6=v6, before=before)
         try:
             replace_private(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:
@@ -174,16 +249,23 @@ class Edge:
 
     def routes(self, project: Project) -> list[Route]:
         """How each service is reached, in the configuration's order."""
-        slow = self.stack.config.boot + self.stack.config.stop
+        away_s = self.config.drain + self.stack.config.stop + self.stack.config.boot + RESOLVED_S
         return [
             Route(
                 service=service,
                 port=port,
-                patience_s=slow if service in self.config.one_at_a_time else PATIENCE_S,
-                names=project.names(service) if service in project.services else (service,),
+                patience_s=away_s if service in self.config.one_at_a_time else PATIENCE_S,
+                names=_known_as(project, service) if service in project.services else (service,),
+                named=service in self.switchable,
             )
             for service, port in self.config.routes.items()
         ]
+
+
+def _known_as(project: Project, service: str) -> tuple[str, ...]:
+    """Every name by which the engine finds a service: alone, and with the network after it."""
+    names, networks = project.names(service), project.real_names("networks", service).values()
+    return (*names, *(f"{name}.{network}" for name in names for network in networks))
 
 
 def _reached(address: str, port: int) -> bool:

@@ -6,8 +6,10 @@ the edge; taking that file away again gives them back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +17,20 @@ from shlex import quote
 from typing import Final, cast
 
 from lastgood.core.config import ContainersConfig, EdgeConfig
-from lastgood.core.errors import Refused
+from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Engine, connect
-from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES, publish_from
+from lastgood.targets.compose.engine import Container, Engine, connect
+from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
-from lastgood.targets.compose.shape import Kind, found_past_names, shape_of
+from lastgood.targets.compose.shape import Kind, exposed_by, found_past_names, not_http, others_asked, shape_of
 from lastgood.targets.compose.stack import Stack
 
 COMPOSE_FILE: Final = "docker-compose.edge.yml"
+ANSWERS_S: Final = 2.0
 IMAGE: Final = "haproxy:2.6"
+_ABSENT: Final = "the compose file does not have it"
 _HEADER: Final = (
     "Written by `lastgood init --edge`: the ports of these services belong to the edge, which sends each request to\n"
     "the release that serves. Use it after the stack's own file: docker compose -f ... -f {name} up -d"
@@ -36,11 +40,20 @@ _HEADER: Final = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgePlan:
     """What an edge would take. routes: service -> port. one_at_a_time: service -> why no second copy of it may run.
-    left_out: service -> why it gets no route."""
+    left_out: service -> why it gets no route. anew: where there was an edge already, what compose is to start anew, the
+    edge itself first."""
 
     routes: Mapping[str, int]
     one_at_a_time: Mapping[str, str]
     left_out: Mapping[str, str]
+    anew: tuple[str, ...] = ()
+
+    @property
+    def shared(self) -> Mapping[int, tuple[str, ...]]:
+        """The ports on which the edge tells several services apart by the name that was asked."""
+        named = [name for name in self.routes if name not in self.one_at_a_time]
+        on = {self.routes[name]: tuple(n for n in named if self.routes[n] == self.routes[name]) for name in named}
+        return {port: names for port, names in on.items() if len(names) > 1}
 
 
 def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> EdgePlan:
@@ -48,20 +61,32 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
     routes: dict[str, int] = {}
     alone: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    running = [c for c in engine.of_project() if c.is_up]
     for name in services:
-        shape = shape_of(project, name, exposed=_exposed(engine.image(project.reference(name))))
+        if name not in project.services:
+            left_out[name] = _ABSENT
+            continue
+        shape = shape_of(project, name, exposed=exposed_by(engine.image(project.reference(name))))
         if shape.kind is not Kind.SERVING:
             left_out[name] = f"{shape.kind.value}: {shape.why}"
         elif proxy := found_past_names(project, name):
             left_out[name] = f"{proxy} finds its containers by their labels or environment, and goes past any edge"
         elif shape.port is None:
-            left_out[name] = "it is not known on which port it serves"
+            said = (
+                (int(port["target"]), not_http(project, name, int(port["target"]))) for port in _ports(project, name)
+            )
+            told = next((f"on port {port} it speaks no plain HTTP: {why}" for port, why in said if why), "")
+            left_out[name] = told or "it is not known on which port it answers HTTP"
         elif others := _beside(project, name, shape.port):
             left_out[name] = f"it publishes {others} as well, which HTTP requests do not tell apart"
-        elif not shape.alone and (asked := project.instances(name) or 1) > MOST_INSTANCES:
+        elif asked := others_asked(project, name, shape.port):
             left_out[name] = (
-                f"it asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release"
+                f"it is asked by its name on port {asked[0]} as well, and the edge would take only {shape.port}"
             )
+        elif why := _impossible(project, name, alone=bool(shape.alone)):
+            left_out[name] = why
+        elif why := _no_http([c for c in running if c.service == name], shape.port):
+            left_out[name] = f"on port {shape.port} {why}"
         else:
             routes[name] = shape.port
             if shape.alone:
@@ -69,9 +94,38 @@ def plan_edge(project: Project, services: Sequence[str], *, engine: Engine) -> E
     return EdgePlan(routes=routes, one_at_a_time=alone, left_out=left_out)
 
 
-def _exposed(image: Json | None) -> tuple[int, ...]:
-    ports = cast("Mapping[str, object]", (image or {}).get("Config", {}).get("ExposedPorts") or {})
-    return tuple(int(port.split("/")[0]) for port in ports if port.endswith("/tcp"))
+def _impossible(project: Project, name: str, *, alone: bool) -> str:
+    """Why no edge can send requests to a service, empty when one can."""
+    if not project.real_names("networks", name):
+        mode = project.service(name).get("network_mode")
+        return f"it has network_mode {mode}, and the edge finds only what is in a network of the project"
+    if not alone and (asked := project.instances(name) or 1) > MOST_INSTANCES:
+        return f"it asks for {asked} instances, and the edge has room for {MOST_INSTANCES} of each release"
+    return ""
+
+
+def _no_http(containers: Sequence[Container], port: int) -> str:
+    """What becomes of a request to a port of these containers where nothing in the model says that it is none of HTTP:
+    empty when HTTP is answered, or nothing at all, as by one that this host does not reach."""
+    for address in (address for container in containers for address in sorted(container.addresses)):
+        try:
+            line = socket.create_connection((address, port), timeout=ANSWERS_S)
+        except OSError:
+            continue
+        with line:
+            try:
+                line.sendall(f"GET / HTTP/1.1\r\nHost: {containers[0].service}\r\nConnection: close\r\n\r\n".encode())
+                said = line.recv(4096)
+                # gateways of TLS say so in plain words
+                if b" 400 " in said.split(b"\r\n")[0] and b"HTTPS" in said + line.recv(4096):
+                    return "it asks for HTTPS"
+            except TimeoutError:
+                continue
+            except OSError:
+                said = b""
+        if not said.startswith(b"HTTP/"):
+            return "it answers something else than HTTP" if said else "it ends a request without an answer"
+    return ""
 
 
 def _beside(project: Project, name: str, port: int) -> str:
@@ -82,18 +136,47 @@ def _beside(project: Project, name: str, port: int) -> str:
 
 def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clock) -> EdgePlan:
     """Put an edge before the services of `config`: write its compose file beside the first, and what it starts from.
+    Where there is one already, both are written anew as `containers.edge` says by now.
 
-    Raises Refused, nothing written, when there is one already or none can be had; Retryable when the engine does not
-    answer. What runs is not touched.
+    Raises Refused, nothing written, when none can be had so; Retryable when the engine does not answer. What runs is
+    not touched.
     """
-    if config.edge is not None:
-        raise Refused("this stack has an edge already (containers.edge)", hint="lastgood doctor")
+    file = edge_file(config)
+    files = tuple(name for name in config.compose.files if os.path.normpath(name) != os.path.normpath(file))
+    if config.edge is not None and files == config.compose.files:
+        raise Refused(f"there is an edge, and {file} is not in containers.compose.files", hint="lastgood doctor")
+    config = config.model_copy(update={"compose": config.compose.model_copy(update={"files": files})})
     stack = Stack(config=config, root=root.resolve(), state=state.resolve(), shelf=Shelf(state.resolve()), clock=clock)
     project = stack.resolve()
     with connect(stack.name, os.environ) as engine:
         plan = plan_edge(project, config.services, engine=engine)
-    write_edge(stack, project, plan, into=stack.root / edge_file(config))
+    if config.edge is None:
+        write_edge(stack, project, plan, into=stack.root / file)
+        return plan
+    edge = Edge(config.edge, stack)
+    plan = _as_said(edge, project, plan)
+    rewrite_edge(edge, project, into=stack.root / file)
     return plan
+
+
+def _as_said(edge: Edge, project: Project, plan: EdgePlan) -> EdgePlan:
+    """What lastgood.yaml says instead of what would be taken. Raises Refused where that cannot be had."""
+    routes, once, before = edge.config.routes, edge.config.one_at_a_time, edge.places()
+    for name in routes:
+        absent = "" if name in project.services else _ABSENT
+        if why := absent or _impossible(project, name, alone=name in once):
+            raise Refused(
+                f"{name} cannot stand behind the edge ({why}): take it out of containers.edge.routes",
+                hint="lastgood init --edge",
+            )
+    others = dict.fromkeys(plan.routes, "containers.edge.routes does not have it")
+    moved = {name for name in before if name in routes and before[name].named is (name in once)}
+    return EdgePlan(
+        routes=routes,
+        one_at_a_time={name: plan.one_at_a_time.get(name, "containers.edge.one_at_a_time has it") for name in once},
+        left_out={name: why for name, why in {**plan.left_out, **others}.items() if name not in routes},
+        anew=(edge.config.service, *sorted((moved | before.keys() ^ routes.keys()) & set(project.services))),
+    )
 
 
 def edge_file(config: ContainersConfig) -> str:
@@ -114,9 +197,22 @@ def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) ->
     config = EdgeConfig(routes=plan.routes, one_at_a_time=tuple(plan.one_at_a_time))
     edge = Edge(config, stack)
     edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    edge.write(project, {name: _names_behind(project, name, edge) for name in plan.routes})
+    edge.lay_out(project, {name: _names_behind(project, name, edge) for name in plan.routes})
     into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
     return edge
+
+
+def rewrite_edge(edge: Edge, project: Project, *, into: Path) -> None:
+    """Write both files of an edge anew, as its configuration says by now. Who gets requests from the one that runs gets
+    them from the next one."""
+    serving = {name: place.serving for name, place in edge.places().items()}
+    with contextlib.suppress(Retryable):
+        slots = [slot for slot in edge.runtime.slots() if slot.ready and slot.container]
+        serving |= {at.service: tuple(slot.container for slot in slots if slot.service == at.service) for at in slots}
+    behind = {name: serving.get(name) or _names_behind(project, name, edge) for name in edge.config.routes}
+    edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    edge.lay_out(project, behind)
+    into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
 
 
 def _names_behind(project: Project, service: str, edge: Edge) -> list[str]:
@@ -132,9 +228,9 @@ def _fixed_name(project: Project, service: str) -> str:
 
 def _compose_file(project: Project, edge: Edge, name: str) -> str:
     """YAML, each value in the form that JSON shares with it."""
-    inside = publish_from(edge.routes(project))
-    aliases = [known_as for service in inside if service in edge.switchable for known_as in project.names(service)]
+    inside = {service: place.inside for service, place in edge.places().items()}
     networks = sorted({network for service in inside for network in project.real_names("networks", service)})
+    switched = [service for service in inside if service in edge.switchable]
     front = {
         "image": f"${{LASTGOOD_EDGE_IMAGE:-{IMAGE}}}",
         # it opens its socket for this user, and then goes on as nobody
@@ -144,7 +240,8 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         # wish: `unless-stopped` would leave the ports closed (seen with 20.10.24)
         "restart": "always",
         "volumes": [{"type": "bind", "source": str(edge.folder).replace("$", "$$"), "target": INSIDE}],
-        "networks": {network: {"aliases": aliases} for network in networks},
+        # who could not ask a service by its name before cannot do so now
+        "networks": {network: {"aliases": _names_in(project, switched, network)} for network in networks},
         "ports": [
             _published(port, inside[service])
             for service in inside
@@ -159,6 +256,18 @@ def _compose_file(project: Project, edge: Edge, name: str) -> str:
         if given_up := list(_given_up(project, service, edge)):
             lines += [f"  {json.dumps(service)}:", *(f"    {line}" for line in given_up)]
     return "\n".join(lines) + "\n"
+
+
+def _names_in(project: Project, services: Sequence[str], network: str) -> list[str]:
+    """The names by which those of `services` that are in a network are known there."""
+    found: dict[str, None] = {}
+    for service in services:
+        networks = cast("Mapping[str, Json | None]", project.service(service).get("networks") or {})
+        if network in networks:
+            fixed = _fixed_name(project, service)
+            aliases = cast("Sequence[str]", (networks[network] or {}).get("aliases") or ())
+            found |= dict.fromkeys([service, *([fixed] if fixed else []), *aliases])
+    return list(found)
 
 
 def _given_up(project: Project, service: str, edge: Edge) -> Iterator[str]:

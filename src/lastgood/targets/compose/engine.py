@@ -136,9 +136,10 @@ class Container:
 
     @property
     def addresses(self) -> frozenset[str]:
-        """Its addresses in its networks."""
+        """Its addresses in its networks, of both kinds."""
         networks = cast("Mapping[str, Json]", self.shown["NetworkSettings"].get("Networks") or {})
-        return frozenset(str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress"))
+        kinds = ("IPAddress", "GlobalIPv6Address")
+        return frozenset(str(n[kind]) for n in networks.values() for kind in kinds if n.get(kind))
 
     @property
     def links(self) -> dict[str, tuple[tuple[str, str], ...]]:

@@ -12,6 +12,7 @@ means; the candidate is a copy of the mold, and the mold is removed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -44,6 +45,8 @@ SETTLE_S: Final = 5.0
 """A service without a health check must run for so long without ending. Python and Node services that cannot start
 end within 2 s."""
 LOG_LINES: Final = 2000
+LONGEST_NAME: Final = 60
+"""Of a container behind an edge, with room for the number of a further instance."""
 
 
 def pass_gate(
@@ -79,6 +82,16 @@ def pass_gate(
     except LastgoodError:
         gate.clear()
         raise
+
+
+def twin_name(project: str, service: str, release: str) -> str:
+    """What the first instance of a service of a release is called behind an edge. The edge asks for it by name, and a
+    part of a name has 63 letters at most (RFC 1035, 2.3.4)."""
+    name = f"{project}-{service}-{release}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    short = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - len(short) - 1].rstrip('.-_')}-{short}"
 
 
 def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
@@ -160,7 +173,8 @@ class _Gate:
     def _ties(self, record: ServiceRecord) -> Ties:
         """What makes it find its siblings, and them it: by the names that all of them have always used."""
         siblings = [s.name for s in self.kept.services if self._switches(s)]
-        plain, taken = f"{self.stack.name}-{record.name}-{self.release}", {c.name for c in self.engine.candidates()}
+        plain = twin_name(self.stack.name, record.name, self.release)
+        taken = {c.name for c in self.engine.candidates()}
         return Ties(
             name=next(name for name in chain([plain], (f"{plain}-{n}" for n in count(2))) if name not in taken),
             alias=self._alias(record.name),

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -51,9 +53,15 @@ _ENTER: Final = "enter"
 # srv_admin_state: a bit each. What was said in the file or where a name came from does not keep traffic away.
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08
 
+# In the file: what `init --edge` decided once.
+_PUBLISHED: Final = re.compile(r"^frontend published-(\S+)\n    bind :(\d+)$", re.MULTILINE)
+_NAMED: Final = re.compile(r"^# answers to the names of: *(.*)$", re.MULTILINE)
+_BEHIND: Final = re.compile(r"^backend (\S+)\n((?:    .*\n)*)", re.MULTILINE)
+_SERVER: Final = re.compile(r"^    server s\d+ (\S+):(\d+) .*?( disabled)?$", re.MULTILINE)
+
 _HEAD: Final = """\
 # Written by lastgood, again at every switch. What is changed here by hand is lost.
-global
+{named}global
     uid 99
     gid 99
     stats socket {inside}/{socket} mode 600 uid {uid} level admin
@@ -88,50 +96,110 @@ backend {everybody}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """How one service is reached. port: of its containers. patience_s: how long a request waits for it to answer a
-    connection. names: by which other services know it."""
+    connection. names: by which other services know it. named: whether they find the edge by them, and not itself."""
 
     service: str
     port: int
     patience_s: float
     names: tuple[str, ...]
+    named: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a service stands at an edge. The edge's compose file says the same, so that only `init --edge` changes it.
+
+    port: of its containers. inside: from which port in the edge it is published. named: whether the edge answers to its
+    names; None of an edge that was set up before this was written down. serving: names of the containers that get its
+    requests."""
+
+    port: int
+    inside: int
+    named: bool | None
+    serving: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One place of a backend. container: the name in it, empty for none. address: what the name led to, empty while it
-    leads nowhere. ready: new requests go there."""
+    """One place of a backend. port: of the containers in it. container: the name in it, empty for none. address: what
+    the name led to, empty while it leads nowhere. ready: new requests go there."""
 
     service: str
     name: str
+    port: int
     container: str
     address: str
     ready: bool
 
 
-def publish_from(routes: Sequence[Route]) -> dict[str, int]:
-    """The port inside the edge from which each service is published, in the order of the routes."""
-    return {route.service: FIRST_PORT + number for number, route in enumerate(routes)}
+def publish_from(routes: Sequence[Route], before: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The port inside the edge from which each service is published; none on which it listens for a service's name.
+
+    before: what holds for an edge that is there. A service keeps its port, and none gets that of another one: an edge
+    that runs on with its published ports would send requests to the wrong one when it is started again.
+    """
+    before, asked = before or {}, {route.port for route in routes}
+    free = (port for port in count(max([FIRST_PORT - 1, *before.values()]) + 1) if port not in asked)
+    kept = {service: port for service, port in before.items() if port not in asked}
+    return {r.service: kept[r.service] if r.service in kept else next(free) for r in routes}
 
 
-def configuration(routes: Sequence[Route], ready: Mapping[str, Sequence[str]], *, uid: int) -> str:
+def configuration(
+    routes: Sequence[Route],
+    ready: Mapping[str, Sequence[str]],
+    *,
+    uid: int,
+    published: Mapping[str, int],
+    v6: bool = False,
+    before: bool = False,
+) -> str:
     """The file that HAProxy starts from. ready: service -> names of the containers that serve. uid: who may use the
-    socket."""
-    head = _HEAD.format(inside=INSIDE, socket=SOCKET_FILE, uid=uid, everybody=_EVERYBODY, at_most=HELD_AT_MOST_S)
-    parts = [head]
-    for service, port in publish_from(routes).items():
-        parts.append(_published(service, port))
-    ports = sorted({route.port for route in routes})
-    parts += [_inside(port, [route for route in routes if route.port == port]) for port in ports]
+    socket. published: of `publish_from`. v6: whether it has an address of that kind, too. before: as for an edge that
+    was set up when nobody who shares a port was told that he asked by a name that is none."""
+    named = " ".join(route.service for route in routes if route.named)
+    head = _HEAD.format(
+        named="" if before else f"# answers to the names of: {named}\n",
+        inside=INSIDE,
+        socket=SOCKET_FILE,
+        uid=uid,
+        everybody=_EVERYBODY,
+        at_most=HELD_AT_MOST_S,
+    )
+    parts = [head, *(_published(service, _bound(port, v6=v6)) for service, port in published.items())]
+    for port in sorted({route.port for route in routes}):
+        here = [route for route in routes if route.port == port]
+        parts += [f"frontend inside-{port}", _bound(port, v6=v6), *_inside(here, before=before), ""]
     parts += [_backend(route, ready.get(route.service, ())) for route in routes]
     return "\n".join(parts)
 
 
-def _published(service: str, port: int) -> str:
+def places(text: str) -> dict[str, Place]:
+    """Read where each service stands from a file that `configuration` wrote, of this version or one before."""
+    said = _NAMED.search(text)
+    servers = {service: _SERVER.findall(block) for service, block in _BEHIND.findall(text)}
+    return {
+        service: Place(
+            port=int(servers[service][0][1]),
+            inside=int(inside),
+            named=service in said[1].split() if said else None,
+            serving=tuple(name for name, _, off in servers[service] if not off),
+        )
+        for service, inside in _PUBLISHED.findall(text)
+        if servers.get(service)
+    }
+
+
+def _bound(port: int, *, v6: bool) -> str:
+    # two of them: an address of the old kind stays one in what services are told of their clients
+    return f"    bind :{port}" + (f"\n    bind :::{port} v6only" if v6 else "")
+
+
+def _published(service: str, bound: str) -> str:
     """Where a service is asked from outside, and where those wait who wait with everybody."""
     door = f"abns@lastgood-{service}"
     return f"""\
 frontend published-{service}
-    bind :{port}
+{bound}
     use_backend {_WAITING}{service} if {{ str({_EVERYBODY}),table_gpt0({_EVERYBODY}) gt 0 }}
     default_backend {service}
 
@@ -146,15 +214,25 @@ frontend entered-{service}
 """
 
 
-def _inside(port: int, routes: Sequence[Route]) -> str:
-    """Where other services ask for these by their names. Who shares a port is told apart by the name that was asked."""
-    lines = [f"frontend inside-{port}", f"    bind :{port}"]
+def _inside(routes: Sequence[Route], *, before: bool) -> Iterator[str]:
+    """Where other services ask for these by their names. Who shares a port is told apart by the name that was asked,
+    and who asks by another one, as a proxy does that passes on the Host of its client, gets no other service's
+    answer."""
+    here = routes if before else [route for route in routes if route.named] or routes
+    alone = here[0].service if len(here) == 1 or before else ""
+    if not alone:
+        said = f"{' and '.join(route.service for route in here)} share this port: send the name of one of them as Host"
+        refusal = f'    http-request return status 421 content-type text/plain string "{said}"'
+        yield f"{refusal} unless {_asks_for(*routes)}"
     if len(routes) > 1:
-        lines += [
-            f"    use_backend {route.service} if {{ req.hdr(host),field(1,:) -m str -i {' '.join(route.names)} }}"
-            for route in routes
-        ]
-    return "\n".join([*lines, f"    default_backend {routes[0].service}", ""])
+        yield from (f"    use_backend {route.service} if {_asks_for(route)}" for route in routes)
+    if alone:
+        yield f"    default_backend {alone}"
+
+
+def _asks_for(*routes: Route) -> str:
+    names = " ".join(name for route in routes for name in route.names)
+    return f"{{ req.hdr(host),field(1,:) -m str -i {names} }}"
 
 
 def _backend(route: Route, ready: Sequence[str]) -> str:
@@ -162,7 +240,9 @@ def _backend(route: Route, ready: Sequence[str]) -> str:
     lines = [f"backend {route.service}", "    option forwardfor", f"    retries {max(3, round(route.patience_s * 4))}"]
     for number in range(SLOTS):
         name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
-        lines.append(f"    server s{number} {name}:{route.port} resolvers engine init-addr none{off}")
+        lines.append(
+            f"    server s{number} {name}:{route.port} resolvers engine resolve-prefer ipv4 init-addr none{off}"
+        )
     # nobody listens there, so that a request which is sent to it is tried again until there is somebody
     return "\n".join([*lines, f"    server {_HOLD} 127.0.0.1:1 disabled", ""])
 
@@ -192,6 +272,7 @@ class Runtime:
             Slot(
                 service=row["be_name"],
                 name=row["srv_name"],
+                port=int(row["srv_port"]),
                 container="" if row["srv_fqdn"] in ("-", _NOBODY) else row["srv_fqdn"],
                 address="" if row["srv_addr"] == "-" else row["srv_addr"],
                 ready=not int(row["srv_admin_state"]) & (_FORCED_MAINT | _FORCED_DRAIN),
@@ -240,24 +321,26 @@ class Runtime:
         waiting = (s for s in self.slots() if s.service.startswith(_WAITING) and s.name == _WAIT)
         return f"key={_EVERYBODY} " in said or any(slot.ready for slot in waiting)
 
-    def release(self, service: str, *, to: Iterable[str]) -> None:
-        """Let what waits, and what comes, go to the slots `to`."""
-        self.move(to=[(service, slot) for slot in to], away=[(service, _HOLD)])
-
     def cut(self, service: str, slot: str) -> None:
         """End what a slot is still answering: a websocket, a request without an end."""
         self._tell([f"shutdown sessions server {service}/{slot}"])
 
     def _ask(self, command: str) -> str:
         try:
-            return self._said(command)
+            said = self._said(command)
+            if not said.endswith("\n\n"):
+                raise OSError("it closed before its answer was whole")
         except OSError as error:
             raise self._away(error) from error
+        return said
 
     def _tell(self, commands: Sequence[str]) -> None:
-        """HAProxy carries a line out as a whole; it answers nothing, or one line for what it does not take."""
+        """HAProxy carries a line out as a whole; it answers each command by an empty line, with one before it for what
+        it does not take."""
         try:
             said = self._said("; ".join(commands))
+            if said.count("\n") < len(commands):
+                raise OSError("it closed before its answer was whole")
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise self._away(error) from error
         except OSError as error:

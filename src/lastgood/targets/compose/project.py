@@ -160,11 +160,6 @@ class Project:
         """How long the file lets the service take to end before it is killed, 0 where it does not say."""
         return _seconds(str(self.service(name).get("stop_grace_period") or "0s"))
 
-    def has_health_check(self, name: str) -> bool:
-        """Whether the compose file gives the service a health check. One in its image is not seen here."""
-        check = cast("Json", self.service(name).get("healthcheck") or {})
-        return bool(check) and not check.get("disable")
-
     def has_no_health_check(self, name: str) -> bool:
         """Whether the compose file takes away the one that the image may have."""
         check = cast("Json", self.service(name).get("healthcheck") or {})

@@ -6,19 +6,20 @@ The outage is its stop, its start and its boot; behind an edge (L3) requests wai
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timedelta
+from collections.abc import Generator
+from datetime import timedelta
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
-from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.edge import RESOLVED_S, Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.obstacles import missing_files
-from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Project
+from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Json, Project, as_file
 from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
 
 _LOG_LINES: Final = 50
@@ -29,58 +30,54 @@ def recreate_behind(
 ) -> None:
     """Rung L3: recreate a service of which no second copy may run, while the edge holds its requests.
 
-    Raises as `recreate` does. Whatever comes of it, the edge goes on with what is there.
+    Raises as `recreate` does, Refused before anybody waits.
     """
+    _, model = _ready(stack, engine, kept, action, published=False)
+    # a full disk, too, is found now
+    stack.shelf.lay_beside(action.release, f"start-{action.service}.json", as_file(model))
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
-    edge.hold(action.service)
-    try:
+    with _held(stack, engine, edge, kept, action):
         edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=edge.config.drain))
-        recreate(stack, engine, kept, action, deadline_s=deadline_s, published=False)
-    except BaseException:
-        # why it failed is what counts, also where an engine that is away cannot say who is there
-        with contextlib.suppress(LastgoodError):
-            _go_on(stack, engine, edge, kept, action, ends_at=ends_at)
-        raise
-    _go_on(stack, engine, edge, kept, action, ends_at=ends_at)
+        left_s = (ends_at - stack.clock.now()).total_seconds()
+        recreate(stack, engine, kept, action, deadline_s=left_s, published=False)
 
 
-def _go_on(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Serve, *, ends_at: datetime) -> None:
-    """Let the requests of a service that wait go to the containers that it has now, if it has any."""
-    own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
-    if own:
-        slots = edge.admit(action.service, own, ends_at=ends_at)
-        edge.move(stack.shelf.project(kept), {action.service: dict(zip(slots, own, strict=True))})
+@contextlib.contextmanager
+def _held(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Serve) -> Generator[None]:
+    """Let the requests of a service wait, and then go to the containers that it has by then, if it has any: whatever
+    comes of it, and also where the edge did not say whether they wait."""
+    # why it failed is what counts, also where an engine that is away cannot say who is there
+    passed_over: tuple[type[LastgoodError], ...] = (LastgoodError,)
+    try:
+        edge.hold(action.service)
+        yield
+        passed_over = ()
+    finally:
+        with contextlib.suppress(*passed_over):
+            own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
+            if own:
+                ends_at = stack.clock.now() + timedelta(seconds=RESOLVED_S)
+                slots = edge.admit(action.service, own, ends_at=ends_at)
+                edge.move(stack.shelf.project(kept), {action.service: dict(zip(slots, own, strict=True))})
 
 
 def recreate(
     stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, deadline_s: float, published: bool = True
 ) -> None:
-    """Make `action.service` run from its image with the release's own configuration, and wait until it is healthy.
+    """Make `action.service` run from its image with the release's own configuration, and wait until it is healthy, no
+    longer than it may take to stop and to boot.
 
     published: with its ports, which an edge may have.
 
     Raises Refused before anything is stopped; OutcomeUnknown when the service does not come up; NeedsHuman when
     a container of a service that is never touched is gone afterwards.
     """
-    project, record = stack.shelf.project(kept), kept.planned(action.service, action.artifact, action.config_hash)
-    ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
-    ensure_image(engine, record)
-    if missing := next(missing_files(project, action.service), ""):
-        raise Refused(missing, hint="lastgood doctor")
-    if held := next(in_the_way(engine, project, action.service, stack=stack.name, published=published), ""):
-        raise Refused(held, hint="docker ps --all")
+    ends_at = stack.clock.now() + timedelta(seconds=min(deadline_s, stack.config.stop + stack.config.boot))
+    project, model = _ready(stack, engine, kept, action, published=published)
     others = untouchable(stack, engine)
     present = [c for c in engine.of_project() if c.service == action.service]
     for leftover in (c for c in present if c.is_leftover):
         engine.remove(leftover.id)
-    model = project.to_start(
-        action.service,
-        image=record.held_as,
-        labels={LABEL_RELEASE: action.release, LABEL_CONFIG: record.config_hash},
-        networks=engine.networks(),
-        volumes=engine.volumes(),
-        published=published,
-    )
     there = [c.facts() for c in present if not c.is_leftover]
     # What is wanted runs already and is sick: compose would see nothing to do.
     anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in there)
@@ -91,6 +88,26 @@ def recreate(
         names = ", ".join(sorted(others[i] for i in gone))
         raise NeedsHuman(f"while {action.service} was recreated, the container of {names} went away", hint="docker ps")
     _wait(stack, engine, project, action, ends_at - stack.clock.now())
+
+
+def _ready(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, published: bool) -> tuple[Project, Json]:
+    """The release's configuration, and the model that starts the service from it. Raises Refused where something is
+    missing or in the way."""
+    project, record = stack.shelf.project(kept), kept.planned(action.service, action.artifact, action.config_hash)
+    ensure_image(engine, record)
+    if missing := next(missing_files(project, action.service), ""):
+        raise Refused(missing, hint="lastgood doctor")
+    if held := next(in_the_way(engine, project, action.service, stack=stack.name, published=published), ""):
+        raise Refused(held, hint="docker ps --all")
+    model = project.to_start(
+        action.service,
+        image=record.held_as,
+        labels={LABEL_RELEASE: action.release, LABEL_CONFIG: record.config_hash},
+        networks=engine.networks(),
+        volumes=engine.volumes(),
+        published=published,
+    )
+    return project, model
 
 
 def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:

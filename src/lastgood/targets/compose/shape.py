@@ -121,9 +121,53 @@ _TASKS: Final = frozenset(
 _TASK: Final = re.compile(r"\b(upgrade\s+heads?|db\s+push|db:(migrate|seed|setup|prepare)|mc\s+mb|exit\s+0)\b")
 _ENDS: Final = frozenset({"no", "on-failure"})
 
-# Where something else than plain HTTP is spoken: mail, names, files, queues, databases and their poolers, TLS.
-_NOT_HTTP: Final = _DATA_PORTS | {21, 22, 25, 53, 110, 143, 389, 443, 465, 587, 636, 993, 995, 1433, 1883, 6432, 8443}
+# Where something else than plain HTTP is spoken: mail, names, files, queues, databases and their poolers, TLS, logs,
+# film, talk, gRPC (50051 by custom, 4317 OpenTelemetry, 7233 Temporal, 19530 Milvus).
+_NOT_HTTP: Final = _DATA_PORTS | {
+    *(
+        21,
+        22,
+        25,
+        53,
+        110,
+        139,
+        143,
+        389,
+        443,
+        445,
+        465,
+        514,
+        554,
+        587,
+        636,
+        853,
+        873,
+        993,
+        995,
+        1433,
+        1521,
+        1883,
+        1935,
+    ),
+    *(2049, 2222, 3389, 4222, 4317, 5044, 5060, 5061, 5222, 5269, 5671, 5900, 6432, 6514, 6667, 7233, 8443, 8554, 8883),
+    *(11211, 19530, 24224, 25565, 50051, 61613, 61616),
+}
 _FAST_CGI: Final = 9000
+_OTHER_SERVERS: Final = frozenset(
+    """
+    eclipse-mosquitto mosquitto openssh-server sftp vsftpd pure-ftpd samba coturn postfix dovecot mailserver
+    docker-mailserver bind9 unbound coredns dnsmasq rsyslog syslog-ng minecraft-server
+    """.split()  # noqa: SIM905 # twenty names read better as a paragraph
+)
+_HTTP: Final = frozenset({"http", "http1", "http/1.1"})
+# By which others call what an edge cannot carry; `tcp://` is said of anything, and of HTTP as well.
+_OTHER_SCHEMES: Final = frozenset(
+    """
+    grpc grpcs dns h2c https wss mqtt mqtts amqp amqps nats redis rediss smtp smtps ssh sftp ftp ftps ldap ldaps thrift
+    rtmp rtsp turn turns stun
+    """.split()  # noqa: SIM905 # two dozen names read better as a paragraph
+)
+_ASKS_GRPC: Final = re.compile(r"\b(?:grpc[_-]health[_-]probe|grpcurl)\b.*?:(?P<port>\d{2,5})(?!\d)")
 
 # Paths that everybody may mount and nobody writes to, although the short form of a mount is writable.
 _SYSTEM_PATHS: Final = ("/etc/localtime", "/etc/timezone", "/proc", "/sys", "/dev", "/run/docker.sock", "/var/run")
@@ -297,8 +341,44 @@ def _silent(project: Project, name: str) -> tuple[Kind, str]:
 
 def _port(project: Project, name: str, exposed: Collection[int]) -> int | None:
     """The port on which a serving service answers HTTP, by the surest sign. None rather than a guess."""
-    silent = {*_NOT_HTTP, _FAST_CGI} if _is_php(project, name) else _NOT_HTTP
-    return next((port for port in _ports(project, name, exposed) if port and port not in silent), None)
+    return next((port for port in _ports(project, name, exposed) if port and not not_http(project, name, port)), None)
+
+
+def not_http(project: Project, name: str, port: int) -> str:
+    """What says that a service speaks something else than plain HTTP on a port, empty when nothing does. What the file
+    says of the port (`app_protocol`) goes before every sign."""
+    service = project.service(name)
+    ports = cast("Sequence[Json]", service.get("ports") or ())
+    for said in (str(p["app_protocol"]) for p in ports if p["target"] == port and p.get("app_protocol")):
+        return "" if said.lower() in _HTTP else f"app_protocol says {said}"
+    if port in _NOT_HTTP or (port == _FAST_CGI and _is_php(project, name)):
+        return f"{port} is a port of something else"
+    if (image := _image(project, name)) in _OTHER_SERVERS:
+        return f"its image is {image}"
+    check = _check(service)
+    if (asks := _ASKS_GRPC.search(check)) and int(asks["port"]) == port:
+        return "its health check asks it by gRPC"
+    if (asks := _ASKS_ITSELF.search(check)) and asks["scheme"] == "https" and _own_port(check) == port:
+        return "its health check asks it by https"
+    return next(_called_otherwise(project, name, port), "")
+
+
+def _called_otherwise(project: Project, name: str, port: int) -> Iterator[str]:
+    for variable, value in project.environment(name).items():
+        if "GRPC" in variable.upper() and re.search(rf"(?:^|:){port}$", value):
+            yield f"its {variable} is that port"
+    for call in (c for c in _calls(project, name) if c.port == port):
+        if call.scheme in _OTHER_SCHEMES:
+            yield f"{call.by} calls it by {call.scheme}"
+        elif "GRPC" in call.variable.upper():
+            yield f"{call.by} calls it by {call.variable}"
+
+
+def others_asked(project: Project, name: str, port: int) -> tuple[int, ...]:
+    """Further ports of a service that others may ask by its name: those that it exposes, or that their settings say."""
+    service = project.service(name)
+    asked = {*_expose(service), *(call.port for call in _calls(project, name))}
+    return tuple(sorted(asked - {port, *_published(service)}))
 
 
 def _ports(project: Project, name: str, exposed: Collection[int]) -> Iterator[int | None]:
@@ -392,15 +472,33 @@ def _task(project: Project, name: str) -> str:
     return image if image in _TASKS else ""
 
 
-def _asked_by(project: Project, name: str) -> Iterator[tuple[str, int]]:
-    """The services whose environment or command holds this one's address, with the port in it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """An address of a service in the settings of another one. variable: of its environment, empty for its command.
+    scheme: before the address, empty where there is none."""
+
+    by: str
+    variable: str
+    scheme: str
+    port: int
+
+
+def _calls(project: Project, name: str) -> Iterator[_Call]:
+    """Every address of a service, with the port in it, that the environment or the command of another one holds."""
     called = "|".join(re.escape(n) for n in _called(project, name))
-    address = re.compile(rf"(?<![\w.-])(?:{called}):(\d{{2,5}})(?!\d)")
-    for other in project.services:
-        if other != name:
-            said = (*project.environment(other).values(), *project.sentence(other))
-            if found := next((m for text in said if (m := address.search(text))), None):
-                yield other, int(found[1])
+    before = r"(?:\b([a-z][a-z0-9+]*):/+(?:[^\s/@]*@)?|(?<![\w.-]))"
+    address = re.compile(rf"{before}(?:{called}):(\d{{2,5}})(?!\d)")
+    for other in (s for s in project.services if s != name):
+        said = (*project.environment(other).items(), *(("", word) for word in project.sentence(other)))
+        for variable, text in said:
+            for scheme, port in address.findall(text):
+                yield _Call(by=other, variable=variable, scheme=scheme, port=int(port))
+
+
+def _asked_by(project: Project, name: str) -> Iterator[tuple[str, int]]:
+    """The services whose environment or command holds this one's address, with the port in the first of them."""
+    first = {call.by: call.port for call in reversed(tuple(_calls(project, name)))}
+    yield from ((other, first[other]) for other in project.services if other in first)
 
 
 def _called(project: Project, name: str) -> Iterator[str]:
