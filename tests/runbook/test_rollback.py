@@ -76,6 +76,25 @@ def test_a_release_that_runs_on_todays_schema_comes_back_at_once_and_leaves_the_
     assert begun(team) == ["pass-gate", *serve, "clear-candidates", "return-frontend"]
 
 
+def test_a_service_that_the_bad_release_added_does_not_go_on_serving(team: Team) -> None:
+    deployed(team).stack.put("billing", artifact_of("billing", BAD))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert {i.service for i in team.stack.containers.serving} == set(SERVICES)
+    assert ("services of other releases", True) in [(check.name, check.passed) for check in report.checks]
+
+
+def test_a_service_that_the_good_release_does_not_have_makes_no_verified_rollback(team: Team) -> None:
+    def somebody_adds_it(_plan: Plan) -> bool:
+        team.stack.put("billing", artifact_of("billing", BAD))
+        return True
+
+    report = deployed(team).roll_back(confirm=somebody_adds_it)
+    assert report.terminal is TerminalState.ROLLED_BACK_DEGRADED
+    (failed,) = [check for check in report.checks if not check.passed]
+    assert (failed.name, failed.detail) == ("services of other releases", f"billing: {OLD} does not have it")
+
+
 def test_a_part_that_is_not_configured_is_skipped_and_the_report_says_so(tmp_path: Path) -> None:
     team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
     report = deployed(team).roll_back()

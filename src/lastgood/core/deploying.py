@@ -18,6 +18,7 @@ from lastgood.core.plan import (
     PassGate,
     Plan,
     Purpose,
+    Retire,
     Seen,
     Serve,
     Settle,
@@ -28,6 +29,7 @@ from lastgood.core.plan import (
 )
 from lastgood.core.record import StepSeen
 from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.report import Check
 
 BYTES_PER_S = 134e6
 """Dump and restore together: 1.5 GB took 11.2 s while four clients wrote."""
@@ -78,7 +80,7 @@ def make_deploy_plan(
             )
         )
     changed = changed_services(release, containers)
-    if not changed:
+    if not changed and not leaving(release, containers):
         skipped.append(f"containers: every service already runs {release.id}")
     steps += gate_step(release, changed, containers, boot_s=boot_s, attempts=1)
     if database is not None:
@@ -149,13 +151,30 @@ def pending_migrations(release: Release, database: DatabaseFacts) -> tuple[str, 
 
 
 def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
-    """Return (service, artifact) of what runs of the release's services, to be compared before the first effect."""
-    return tuple((i.service, i.artifact) for i in containers.serving if i.running and release.service(i.service))
+    """Return (service, artifact) of what runs of the release's services, and of those that it does not have and that
+    stop for it, to be compared before the first effect."""
+    counts = {*(s.name for s in release.services), *leaving(release, containers)}
+    return tuple((i.service, i.artifact) for i in containers.serving if i.running and i.service in counts)
 
 
 def beside(containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
     """Return (service, artifact) of what stands beside and is of no release."""
     return tuple((i.service, i.artifact) for i in containers.strays)
+
+
+def leaving(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return the services that serve and that `release` does not have: another release brought them. What stood beside
+    it when it was recorded is of no release, and goes on."""
+    known = {*(s.name for s in release.services), *(beside.name for beside in release.untouched)}
+    known |= {i.service for i in containers.stateful}
+    return tuple(dict.fromkeys(i.service for i in containers.serving if i.service not in known))
+
+
+def nobody_else(release: Release, containers: ContainerFacts) -> Check:
+    """The check that no service serves, or may come back by itself, which `release` does not have."""
+    others = leaving(release, containers)
+    detail = f"{', '.join(others)}: {release.id} does not have it" if others else "none"
+    return Check(name="services of other releases", passed=not others, detail=detail)
 
 
 def changed_services(
@@ -214,9 +233,15 @@ def serve_steps(
     standby: str = "",
     needs_approval: bool = False,
 ) -> list[Step]:
-    """One step for all services that an edge switches, one for each other service, then the end of what does not serve;
-    empty when nothing changes. standby: release that may stay ready beside."""
-    if not changed:
+    """One step for all services that an edge switches, one for each other service and for each that the release does
+    not have, then the end of what does not serve; empty when nothing changes. standby: release that may stay ready
+    beside.
+
+    A service that leaves is asked until nobody is left who knows it, unless one comes back that does not run: that may
+    be the same one by its old name, which wants the port.
+    """
+    gone = leaving(release, containers)
+    if not changed and not gone:
         return []
     together = tuple((s.name, s.artifact) for s in changed if s.name in containers.switchable)
     switch = [
@@ -244,11 +269,23 @@ def serve_steps(
         for service in changed
         if service.name not in containers.switchable
     ]
-    if not together:
-        return [*serve, clear_step(boot_s=boot_s)]
+    retire = [
+        Step(
+            name=f"retire-{service}",
+            action=Retire(release=release.id, service=service),
+            deadline_s=boot_s,
+            explain=f"{service} stops and is kept: {release.id} does not have it",
+            needs_approval=needs_approval,
+        )
+        for service in gone
+    ]
+    comes_back = any(not containers.of(service.name) for service in changed)
+    move = [*retire, *serve] if comes_back else [*serve, *retire]
+    if not together and not containers.switchable & {*gone}:
+        return [*move, clear_step(boot_s=boot_s)]
     stays = _stays_beside(containers, standby)
-    settle = settle_step(boot_s=boot_s * len(together), standby=standby, stays=stays)
-    return [*switch, *serve, settle]
+    settle = settle_step(boot_s=boot_s * max(len(together), 1), standby=standby, stays=stays)
+    return [*(switch if together else []), *move, settle]
 
 
 def _stays_beside(containers: ContainerFacts, standby: str) -> str:

@@ -111,6 +111,16 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Stop a service that `release` does not have. Its instances are kept for who looks for the cause, and nothing but
+    a person or a later release starts them again. Never touches a stateful one."""
+
+    release: str
+    service: str
+    kind: Literal["retire"] = "retire"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HoldRequests:
     """Let new requests from outside wait, HELD_AT_MOST_S at most, and those that are being answered end. What the
     services ask each other for that is passed on."""
@@ -285,7 +295,7 @@ class ReturnFrontend:
     kind: Literal["return_frontend"] = "return_frontend"
 
 
-ContainerAction = PassGate | Serve | Switch | ClearCandidates | Settle | HoldRequests | PassRequests
+ContainerAction = PassGate | Serve | Switch | Retire | ClearCandidates | Settle | HoldRequests | PassRequests
 DatabaseAction = (
     TakeRestorePoint
     | Migrate
@@ -324,7 +334,9 @@ class Step:
     def role(self) -> Role:
         """The hand that carries this step out."""
         match self.action:
-            case PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests():
+            case PassGate() | Serve() | Switch() | Retire() | ClearCandidates() | Settle():
+                return Role.CONTAINERS
+            case HoldRequests() | PassRequests():
                 return Role.CONTAINERS
             case ReturnFrontend():
                 return Role.FRONTEND
@@ -351,7 +363,7 @@ class Step:
     @property
     def changes_what_serves(self) -> bool:
         """Whether users can notice that this step began: the moment from which a deploy is taken up, not undone."""
-        noticed = Serve | Switch | SwapDatabase | Fence | ReturnFrontend | Migrate | MigrateDown
+        noticed = Serve | Switch | Retire | SwapDatabase | Fence | ReturnFrontend | Migrate | MigrateDown
         return isinstance(self.action, noticed)
 
     @property
@@ -373,7 +385,7 @@ def seen(step: Step, facts: Facts) -> Seen:
     repeated."""
     match step.action, facts:
         case (
-            PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests()
+            PassGate() | Serve() | Switch() | Retire() | ClearCandidates() | Settle() | HoldRequests() | PassRequests()
         ) as action, ContainerFacts():
             return _when(_shows(action, facts))
         case (
@@ -452,6 +464,9 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
             return bool(facts.of(service)) and all(i.serves and runs(action, i) for i in facts.of(service))
         case Switch(release=release, artifacts=artifacts):
             return all(_has_switched(release, *wanted, facts) for wanted in artifacts)
+        case Retire(service=service):
+            beside = [i for i in facts.candidates if i.service == service]
+            return not facts.of(service) and not any(i.running for i in beside)
         case ClearCandidates(standby=standby):
             ready = (i for i in facts.candidates if i.running and i.service in facts.switchable)
             stays = {*facts.strays, *(i for i in ready if _stands_ready(i, standby, facts))}

@@ -41,22 +41,24 @@ def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     composed, twins = engine.of_project(), engine.candidates()
     services = stack.config.services
     leftovers = tuple(c for c in composed if c.is_leftover)
-    stateful = tuple(c for c in composed if c.service not in services)
-    own = tuple(c for c in composed if c.service in services and c not in leftovers)
+    retired = tuple(c for c in composed if c.is_retired)
+    others = tuple(c for c in composed if c not in retired)
+    stateful = tuple(c for c in others if c.service not in services)
+    own = tuple(c for c in others if c.service in services and c not in leftovers)
     if edge is None:
-        return Look(serving=own, beside=(*twins, *leftovers), stateful=stateful)
+        return Look(serving=own, beside=(*twins, *leftovers), stateful=stateful, stopped=retired)
     if not any(c.service == edge.config.service for c in composed):
         raise Retryable("there is no edge: nothing of it was started", delay_s=2.0, hint=stack.by_hand)
     named = edge.serving()
     routed = [c for c in (*own, *twins) if c.service in named]
     serving = tuple(c for c in own if c.service not in named) + tuple(c for c in routed if c.name in named[c.service])
     idle = [c for c in routed if c not in serving and (is_twin(c) or c.service in edge.switchable)]
-    others = [t for t in twins if t.service not in named]
+    unknown = [t for t in twins if t.service not in named]
     # what cannot stand twice has a twin only for the gate, which never serves, up or not
     kept = [c for c in idle if not c.is_up and not c.is_made_only and c.service in edge.switchable]
     return Look(
         serving=serving,
-        beside=(*(c for c in idle if c not in kept), *others, *leftovers),
+        beside=(*(c for c in idle if c not in kept), *unknown, *leftovers),
         stateful=stateful,
-        stopped=tuple(kept),
+        stopped=(*kept, *retired),
     )

@@ -81,9 +81,10 @@ def recreate(
         volumes=engine.volumes(),
         published=published,
     )
-    there = [c.facts() for c in present if not c.is_leftover]
-    # What is wanted runs already and is sick: compose would see nothing to do.
-    anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in there)
+    there = [c.facts() for c in present if not c.is_leftover and not c.is_retired]
+    # What is wanted runs already and is sick: compose would see nothing to do. What was retired it would start as that
+    # is, under its other name, and without its restart policy.
+    anew = any(c.is_retired for c in present) or any(i.health is Health.UNHEALTHY and runs(action, i) for i in there)
     # A number that somebody gave by hand (`up --scale`) is in no file: without a word compose would go back to one.
     by_hand = len(there) if project.instances(action.service) is None and len(there) > 1 else None
     stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew, instances=by_hand)
@@ -95,7 +96,7 @@ def recreate(
 
 def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
     """Container ID and service of everything in the project that a rollback must leave alone."""
-    return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services}
+    return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services and not c.is_retired}
 
 
 def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: timedelta) -> None:

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import assert_never
 
 from lastgood.core.config import ContainersConfig
+from lastgood.core.deploying import nobody_else
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health, ServiceLog
 from lastgood.core.plan import (
     ANSWERED_WITHIN_S,
     ClearCandidates,
+    ContainerAction,
     HoldRequests,
     PassGate,
     PassRequests,
+    Retire,
     Role,
     Seen,
     Serve,
@@ -45,6 +48,7 @@ from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.look import is_twin, look
 from lastgood.targets.compose.missing import missing
 from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
+from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
 from lastgood.targets.compose.switch import clear_candidates, may_run_beside, settle, switch
@@ -100,7 +104,7 @@ class ComposeTarget:
 
     def apply(self, step: Step) -> None:
         action = step.action
-        if not isinstance(action, PassGate | Serve | Switch | ClearCandidates | Settle | HoldRequests | PassRequests):
+        if not isinstance(action, ContainerAction):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for containers", hint="lastgood plan")
         with self._stack.alone(deadline_s=step.deadline_s):
             pass  # what a killed command left running has ended: now what is seen will stay so
@@ -109,7 +113,7 @@ class ComposeTarget:
                 return
             if isinstance(action, PassGate) or not self._untouched:  # a process that watches for an hour does it twice
                 self._untouched = untouchable(self._stack, engine)
-            if isinstance(action, PassGate | Serve | Switch):
+            if isinstance(action, PassGate | Serve | Switch | Retire):
                 refuse_compose_1(engine, self._stack)
             match action:
                 case PassGate():
@@ -120,6 +124,9 @@ class ComposeTarget:
                 case Switch():
                     kept = self._kept(action.release)
                     switch(self._stack, engine, self._fronted(step), kept, action, deadline_s=step.deadline_s)
+                case Retire():
+                    kept = self._kept(action.release)
+                    retire(self._stack, engine, self._edge, kept, action, deadline_s=step.deadline_s)
                 case Settle():
                     settle(self._stack, engine, self._fronted(step), action, deadline_s=step.deadline_s)
                 case ClearCandidates():
@@ -213,6 +220,7 @@ class ComposeTarget:
         with self._engine() as engine:
             there = look(self._stack, engine, self._edge)
             checks = [_runs_as_planned(record, there.serving) for record in release.services]
+            checks.append(nobody_else(release, self._facts(engine)))
             if self._edge:
                 checks.append(_nobody_else(there.beside, self._edge))
             if self._untouched:
