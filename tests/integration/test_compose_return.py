@@ -52,6 +52,60 @@ def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: Com
     assert stack.candidates() == []
 
 
+@pytest.mark.full
+def test_a_service_that_the_bad_release_added_is_stopped_and_nothing_brings_it_back(stack: ComposeWorld) -> None:
+    good = deployed(stack, stack.target(), "v1")
+    stack.services["billing"] = stack.service("billing", restart="always")
+    stack.write()
+    more = stack.target(services=["web", "worker", "billing"])
+    deployed(stack, more, "v2")
+    assert [c.name for c in more.checks(good) if not c.passed][-1] == "services of other releases"
+    billing = stack.container("billing")
+    plan = stack.plan(more, good)
+    assert [s.name for s in plan.steps][-2:] == ["retire-billing", "clear-candidates"]
+    stack.put(more, good)
+    billing.reload()
+    assert (billing.status, billing.attrs["HostConfig"]["RestartPolicy"]["Name"]) == ("exited", "no")
+    assert billing.name == f"{stack.project}-billing-1.retired-{str(billing.id)[:12]}"
+    assert all(check.passed for check in more.checks(good))
+    assert {i.service for i in more.observe().serving} == {"web", "worker"}
+    assert stack.plan(more, good).steps == ()
+    again = deployed(stack, more, "v3")
+    (billing,) = stack.client.containers.list(all=True, filters={"name": f"{stack.project}-billing"})
+    assert (billing.name, billing.status) == (f"{stack.project}-billing-1", "running")
+    assert billing.attrs["HostConfig"]["RestartPolicy"]["Name"] == "always"
+    assert all(check.passed for check in more.checks(again))
+
+
+@pytest.mark.full
+def test_a_service_that_was_renamed_goes_back_to_its_old_name_and_port(stack: ComposeWorld) -> None:
+    stack.services["web"]["container_name"] = f"{stack.project}-the-web"
+    stack.write()
+    good = deployed(stack, stack.target(), "v1")
+    stack.services["front"] = stack.services.pop("web")
+    stack.services["front"]["image"] = f"{stack.project}/front:latest"
+    stack.write()
+    renamed = stack.target(services=["front", "worker"], workers=["worker"])
+    assert {i.service for i in renamed.observe().serving} == {"web", "worker"}
+    bad = deployed(stack, renamed, "v2")
+    assert stack.page() == "v2"
+    assert {i.service for i in renamed.observe().serving} == {"front", "worker"}
+    assert {i.service for i in renamed.observe().stateful} <= {"db"}
+    assert all(check.passed for check in renamed.checks(bad))
+    assert renamed.missing(good) == ()
+    assert [s.name for s in stack.plan(renamed, good).steps] == [
+        "pass-gate",
+        "retire-front",
+        "serve-web",
+        "serve-worker",
+        "clear-candidates",
+    ]
+    stack.put(renamed, good)
+    assert stack.page() == "v1"
+    assert all(check.passed for check in renamed.checks(good))
+    assert stack.candidates() == []
+
+
 # As nginx does with the name of an upstream, it asks once, when it starts, where web is.
 ASKS_ONCE = """
 defaults

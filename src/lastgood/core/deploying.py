@@ -175,12 +175,25 @@ def nobody_else(release: Release, containers: ContainerFacts) -> Check:
     others = leaving(release, containers)
     detail = f"{', '.join(others)}: {release.id} does not have it" if others else "none"
     return Check(name="services of other releases", passed=not others, detail=detail)
+def left_alone(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Say which services of `release` stay as they are, one line each: they are among those that are never touched by
+    now, and may have got data since."""
+    stateful = {i.service for i in containers.stateful}
+    return tuple(stays_as_it_is(s.name, release.id) for s in release.services if s.name in stateful)
+
+
+def stays_as_it_is(service: str, release: str) -> str:
+    """Say that a service of a release is among those that are never touched by now."""
+    return f"{service} of {release} is not touched: containers.services does not name it any more"
+
+
 
 
 def changed_services(
     release: Release, containers: ContainerFacts, *, untouched: bool = False
 ) -> tuple[ServiceRecord, ...]:
-    """Return the services of `release` that do not serve from it now, in the release's order.
+    """Return the services of `release` that do not serve from it now, in the release's order, without those that are
+    never touched.
 
     Behind an edge the services of a release talk to each other and to no other release's, so they change together.
     untouched: it served all the while. Then what runs as wanted goes on, however slow its health check answers just
@@ -189,8 +202,9 @@ def changed_services(
     changed = {
         service.name
         for service in release.services
-        if not containers.of(service.name)
+        if (not containers.of(service.name) and service.name not in stateful)
         or not all(
+    stateful = {i.service for i in containers.stateful}
             runs(service, i)
             and (
                 i.running

@@ -23,6 +23,7 @@ from lastgood.core.deploying import (
     found,
     gate_step,
     leaving,
+    left_alone,
     serve_steps,
     settle_step,
 )
@@ -170,6 +171,7 @@ def _containers(
     if Role.CONTAINERS not in only:
         draft.skipped.append("containers: not asked for")
         return [], []
+    draft.warnings += left_alone(target, world.containers)
     changed = changed_services(target, world.containers, untouched=world.untouched)
     if not changed and not leaving(target, world.containers):
         draft.skipped.append(f"containers: every service already runs {target.id}")

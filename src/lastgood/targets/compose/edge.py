@@ -17,9 +17,9 @@ from typing import Final
 from lastgood.core.config import EdgeConfig
 from lastgood.core.errors import NeedsHuman, Retryable
 from lastgood.targets.compose.engine import Container, Engine
-from lastgood.targets.compose.haproxy import CONFIG_FILE, FIRST_PORT, SLOTS, Route, Runtime, Slot, configuration
+from lastgood.targets.compose.haproxy import CONFIG_FILE, FIRST_PORT, INSIDE, SLOTS, Route, Runtime, Slot, configuration
 from lastgood.targets.compose.kept import replace_private
-from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.stack import Stack
 
 FOLDER: Final = "edge"
@@ -184,6 +184,13 @@ class Edge:
             )
             for service, port in self.config.routes.items()
         ]
+
+
+def edge_of(project: Project) -> Json | None:
+    """The edge among the services of a project, as `lastgood init --edge` writes it; None without one."""
+    starts_from = f"{INSIDE}/{CONFIG_FILE}"
+    services = (project.service(name) for name in project.services)
+    return next((s for s in services if starts_from in (s.get("entrypoint") or ())), None)
 
 
 def _reached(address: str, port: int) -> bool:

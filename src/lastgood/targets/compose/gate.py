@@ -60,8 +60,7 @@ def pass_gate(
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
     # Of all services now: found at the last one, it would leave half a release.
-    name = stack.name
-    if held := [line for r in records for line in in_the_way_of(engine, edge, gate.project, r.name, stack=name)]:
+    if held := [line for r in records for line in in_the_way_of(engine, edge, gate.project, r.name, stack=stack)]:
         raise Refused("; ".join(held), hint="docker ps --all")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
@@ -84,7 +83,7 @@ def pass_gate(
 def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
     """Remove what earlier releases left stopped, for who looked for the cause. keep: a release that may serve again."""
     for container in seen.stopped:
-        if is_twin(container) and container.labels.get(LABEL_RELEASE) != keep:
+        if is_twin(container) and container.labels.get(LABEL_RELEASE) not in keep:
             engine.remove(container.id)
 
 

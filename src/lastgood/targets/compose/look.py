@@ -9,6 +9,7 @@ from lastgood.core.facts import InstanceFacts
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.project import LABEL_CANDIDATE
+from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import Stack
 
 
@@ -39,10 +40,10 @@ def is_twin(container: Container) -> bool:
 def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     """Look at the project. Raises Retryable when the engine or the edge does not answer."""
     composed, twins = engine.of_project(), engine.candidates()
-    services = stack.config.services
     leftovers = tuple(c for c in composed if c.is_leftover)
     retired = tuple(c for c in composed if c.is_retired)
     others = tuple(c for c in composed if c not in retired)
+    services = may_touch(stack, {c.service for c in others})
     stateful = tuple(c for c in others if c.service not in services)
     own = tuple(c for c in others if c.service in services and c not in leftovers)
     if edge is None:

@@ -19,6 +19,7 @@ from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Project
+from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
 
 _LOG_LINES: Final = 50
@@ -96,7 +97,9 @@ def recreate(
 
 def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
     """Container ID and service of everything in the project that a rollback must leave alone."""
-    return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services and not c.is_retired}
+    own = [c for c in engine.of_project() if not c.is_retired]
+    ours = may_touch(stack, {c.service for c in own})
+    return {c.id: c.service for c in own if c.service not in ours}
 
 
 def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: timedelta) -> None:

@@ -2,7 +2,7 @@
 
 A release starts from what was kept when it was prepared: image by ID, configuration and environment as resolved then.
 Never from today's files, today's variables or a tag that can move. Services that `containers.services` does not name
-are never recreated.
+are never recreated, but for those that only earlier releases have.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.look import is_twin, look
-from lastgood.targets.compose.missing import missing
+from lastgood.targets.compose.missing import missing, unreachable
 from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
 from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.rung import choose_rung, said
@@ -95,11 +95,22 @@ class ComposeTarget:
             stateful=there.facts(there.stateful, switchable=switchable),
             held=engine.image_ids(),
             switchable=switchable,
-            ungated=frozenset(self._stack.config.workers),
+            ungated=frozenset(self._stack.config.workers) | self._portless_of_before(),
             can_hold=holds is not None,
             holding=bool(holds),
             standby_runs=self._edge is None
             or may_run_beside(engine, self._edge, [c for c in there.beside if is_twin(c)]),
+        )
+
+    def _portless_of_before(self) -> frozenset[str]:
+        """Services that only earlier releases have and that nobody asks from outside: nothing of today says whether
+        they are workers, so no second one is started beside."""
+        kept = self._stack.shelf.known()
+        return frozenset(
+            s.name
+            for release in kept
+            for s in release.services
+            if s.name not in self._stack.config.services and not s.ports
         )
 
     def apply(self, step: Step) -> None:
@@ -115,6 +126,7 @@ class ComposeTarget:
                 self._untouched = untouchable(self._stack, engine)
             if isinstance(action, PassGate | Serve | Switch | Retire):
                 refuse_compose_1(engine, self._stack)
+            self._refuse_what_nobody_would_reach(step)
             match action:
                 case PassGate():
                     kept = self._kept(action.release)
@@ -140,6 +152,19 @@ class ComposeTarget:
                     edge.runtime.pass_everybody(edge.config.routes)
                 case _:
                     assert_never(action)
+
+    def _refuse_what_nobody_would_reach(self, step: Step) -> None:
+        match step.action:
+            case PassGate(artifacts=artifacts) | Switch(artifacts=artifacts):
+                services = [service for service, _ in artifacts]
+            case Serve(service=service):
+                services = [service]
+            case _:
+                return
+        kept = self._kept(step.action.release)
+        project = self._stack.shelf.unchecked(kept)
+        if lost := next(unreachable(self._stack, self._edge, project, kept.name, services), None):
+            raise Refused(lost.what, hint=lost.fix)
 
     def _serve(self, engine: Engine, action: Serve, *, deadline_s: float) -> None:
         kept = self._kept(action.release)
@@ -197,10 +222,9 @@ class ComposeTarget:
     def rung(self, release: str = "") -> str:
         with self._engine() as engine:
             there = look(self._stack, engine, self._edge)
-        chosen = [
-            (service, choose_rung(service, there, self._edge, release=release))
-            for service in self._stack.config.services
-        ]
+        kept = self._stack.shelf.find(release) if release else None
+        services = [s.name for s in kept.services] if kept else self._stack.config.services
+        chosen = [(service, choose_rung(service, there, self._edge, release=release)) for service in services]
         blind = sorted({c.service for c in there.serving if c.facts().running and c.facts().health is Health.NONE})
         seen_only = f"; no health check in {', '.join(blind)}: running is all that can be seen of it" if blind else ""
         return said(chosen) + seen_only
@@ -219,7 +243,9 @@ class ComposeTarget:
     def checks(self, release: Release) -> tuple[Check, ...]:
         with self._engine() as engine:
             there = look(self._stack, engine, self._edge)
-            checks = [_runs_as_planned(record, there.serving) for record in release.services]
+            never_touched = {c.service for c in there.stateful}
+            own = [record for record in release.services if record.name not in never_touched]
+            checks = [_runs_as_planned(record, there.serving) for record in own]
             checks.append(nobody_else(release, self._facts(engine)))
             if self._edge:
                 checks.append(_nobody_else(there.beside, self._edge))
