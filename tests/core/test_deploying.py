@@ -26,6 +26,7 @@ def planned(
     *,
     wanted: Release = BAD,
     serving: str = "old",
+    last_good: str = "",
     lossy_because: tuple[str, ...] = (),
 ) -> Plan:
     return make_deploy_plan(
@@ -33,6 +34,7 @@ def planned(
         plan_id="r1",
         now=START,
         serving=serving,
+        last_good=last_good,
         containers=containers,
         database=database,
         restore_point="rp-d2",
@@ -196,6 +198,17 @@ def test_what_served_before_stays_ready_beside() -> None:
 def test_the_plan_says_that_a_release_stays_beside_only_where_it_will(containers: ContainerFacts, said: str) -> None:
     step = planned(containers, None).step("settle")
     assert (step.action, step.explain) == (Settle(standby="old"), said)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_stays_ready_is_the_release_to_which_it_would_be_rolled_back(runs: bool) -> None:
+    """Not the one that serves, where nobody knows yet whether that is good."""
+    good = tuple(replace(i, instance=f"{i.service}-good", release="good", running=runs) for i in EDGE.serving[:2])
+    plan = planned(replace(EDGE, candidates=good), None, last_good="good")
+    gate, settle = plan.step("pass-gate"), plan.step("settle")
+    assert isinstance(gate.action, PassGate)
+    assert (gate.action.standby, settle.action) == ("good", Settle(standby="good"))
+    assert settle.explain.startswith("good stays ready beside") is runs
 
 
 def test_no_second_instance_of_a_worker_is_ever_started() -> None:

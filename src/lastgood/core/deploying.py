@@ -43,6 +43,7 @@ def make_deploy_plan(
     plan_id: str,
     now: datetime,
     serving: str,
+    last_good: str = "",
     containers: ContainerFacts,
     database: DatabaseFacts | None,
     restore_point: str,
@@ -56,7 +57,8 @@ def make_deploy_plan(
     outlook: Outlook | None = None,
     cost: DeployCost | None = None,
 ) -> Plan:
-    """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
+    """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy. last_good: to
+    which it would be rolled back, and which stays ready for that; empty where there is none.
 
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
     transactions written after it from being replayed one by one. unbounded: why the server itself sets no limit to what
@@ -82,7 +84,10 @@ def make_deploy_plan(
     changed = changed_services(release, containers)
     if not changed and not leaving(release, containers):
         skipped.append(f"containers: every service already runs {release.id}")
-    steps += gate_step(release, changed, containers, boot_s=boot_s, attempts=1)
+    standby = last_good or serving
+    steps += gate_step(
+        release, changed, containers, boot_s=boot_s, attempts=1, standby="" if standby == serving else standby
+    )
     if database is not None:
         if pending := pending_migrations(release, database):
             steps.append(
@@ -96,7 +101,7 @@ def make_deploy_plan(
             )
         else:
             skipped.append("migrations: none pending")
-    steps += serve_steps(release, changed, containers, boot_s=boot_s, standby=serving)
+    steps += serve_steps(release, changed, containers, boot_s=boot_s, standby=standby)
     return Plan(
         id=plan_id,
         purpose=Purpose.DEPLOY,
@@ -170,11 +175,6 @@ def leaving(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
     return tuple(dict.fromkeys(i.service for i in containers.serving if i.service not in known))
 
 
-def nobody_else(release: Release, containers: ContainerFacts) -> Check:
-    """The check that no service serves, or may come back by itself, which `release` does not have."""
-    others = leaving(release, containers)
-    detail = f"{', '.join(others)}: {release.id} does not have it" if others else "none"
-    return Check(name="services of other releases", passed=not others, detail=detail)
 def left_alone(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
     """Say which services of `release` stay as they are, one line each: they are among those that are never touched by
     now, and may have got data since."""
@@ -187,6 +187,11 @@ def stays_as_it_is(service: str, release: str) -> str:
     return f"{service} of {release} is not touched: containers.services does not name it any more"
 
 
+def nobody_else(release: Release, containers: ContainerFacts) -> Check:
+    """The check that no service serves, or may come back by itself, which `release` does not have."""
+    others = leaving(release, containers)
+    detail = f"{', '.join(others)}: {release.id} does not have it" if others else "none"
+    return Check(name="services of other releases", passed=not others, detail=detail)
 
 
 def changed_services(
@@ -199,12 +204,12 @@ def changed_services(
     untouched: it served all the while. Then what runs as wanted goes on, however slow its health check answers just
     now and whoever started it: to recreate it would be the first outage.
     """
+    stateful = {i.service for i in containers.stateful}
     changed = {
         service.name
         for service in release.services
         if (not containers.of(service.name) and service.name not in stateful)
         or not all(
-    stateful = {i.service for i in containers.stateful}
             runs(service, i)
             and (
                 i.running
@@ -220,9 +225,16 @@ def changed_services(
 
 
 def gate_step(
-    release: Release, changed: tuple[ServiceRecord, ...], containers: ContainerFacts, *, boot_s: float, attempts: int
+    release: Release,
+    changed: tuple[ServiceRecord, ...],
+    containers: ContainerFacts,
+    *,
+    boot_s: float,
+    attempts: int,
+    standby: str = "",
 ) -> list[Step]:
-    """The gate for the services that change and may stand beside themselves; empty when there are none."""
+    """The gate for the services that change and may stand beside themselves; empty when there are none. standby: as in
+    PassGate."""
     gated = tuple(s for s in changed if s.name not in containers.ungated)
     if not gated:
         return []
@@ -230,7 +242,7 @@ def gate_step(
     return [
         Step(
             name="pass-gate",
-            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in gated)),
+            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in gated), standby=standby),
             deadline_s=boot_s * len(gated),
             explain=f"start {names} of {release.id} beside what serves, until healthy",
             attempts=attempts,
@@ -303,9 +315,10 @@ def serve_steps(
 
 
 def _stays_beside(containers: ContainerFacts, standby: str) -> str:
-    """What of the release that serves will run on beside, in words: nothing where that is not wanted, or where its
-    instances were not started as those of a release. Empty for nothing."""
-    own = [s for s in containers.switchable if {i.release for i in containers.of(s)} == {standby}]
+    """What of a release that serves, or stands ready already, will run on beside, in words: nothing where that is not
+    wanted, or where its instances were not started as those of a release. Empty for nothing."""
+    ready = {i.service for i in containers.candidates if i.running and i.release == standby}
+    own = [s for s in containers.switchable if s in ready or {i.release for i in containers.of(s)} == {standby}]
     if not standby or not own or not containers.standby_runs:
         return ""
     part = "" if len(own) == len(containers.switchable) else f"{', '.join(sorted(own))} of "

@@ -52,11 +52,12 @@ class PassGate:
     """Start each service's candidate from `artifacts` beside what serves and wait until it is healthy. Traffic does
     not move.
 
-    artifacts: (service, artifact) pairs.
+    artifacts: (service, artifact) pairs. standby: another release that stands beside and stays there, empty for none.
     """
 
     release: str
     artifacts: tuple[tuple[str, str], ...]
+    standby: Annotated[str, LATER] = ""
     kind: Literal["pass_gate"] = "pass_gate"
 
 
