@@ -22,7 +22,7 @@ from lastgood.runbook import by_hand
 from lastgood.runbook import rollback as returning
 from lastgood.runbook.watch import watch_on
 from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack, artifact_of
-from lastgood.testing.world import Crash, Crashes
+from lastgood.testing.world import Crash, Crashes, instance_of
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
 SENTENCE = f"🚨 Deployment failed. Rollback to {OLD} completed. System operating normally. Investigation started."
@@ -1023,6 +1023,22 @@ def test_a_run_that_another_process_left_is_finished_and_not_begun_again(team: T
         team.roll_back()
     run = team.run.started.run
     assert team.roll_back().run == run
+
+
+def test_a_container_that_nobody_may_touch_and_that_went_is_told_by_whoever_takes_the_run_up(team: Team) -> None:
+    def go_and_die() -> None:
+        team.stack.containers = replace(team.stack.containers, stateful=(instance_of("db", "another"),))
+        raise Crash
+
+    deployed(team)
+    team.stack.containers = replace(team.stack.containers, stateful=(instance_of("db", "postgres"),))
+    team.stack.takes_s["serve-core"] = 2.0
+    team.clock.after(1.0, go_and_die)
+    with pytest.raises(Crash):
+        team.roll_back()
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_DEGRADED
+    assert ("containers that are never touched", "gone: db") in [(c.name, c.detail) for c in report.checks]
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------

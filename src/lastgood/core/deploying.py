@@ -194,6 +194,14 @@ def nobody_else(release: Release, containers: ContainerFacts) -> Check:
     return Check(name="services of other releases", passed=not others, detail=detail)
 
 
+def never_touched(plan: Plan, containers: ContainerFacts) -> Check:
+    """The check that every instance is there yet which nothing of the plan may touch."""
+    there = {i.instance for i in containers.stateful}
+    gone = sorted({service for service, instance in plan.stateful if instance not in there})
+    detail = f"gone: {', '.join(gone)}" if gone else ", ".join(sorted({service for service, _ in plan.stateful}))
+    return Check(name="containers that are never touched", passed=not gone, detail=detail)
+
+
 def changed_services(
     release: Release, containers: ContainerFacts, *, untouched: bool = False
 ) -> tuple[ServiceRecord, ...]:

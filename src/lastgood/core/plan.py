@@ -558,8 +558,8 @@ class Plan:
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
     found: (service, artifact) of what served of the release's services when it was made; beside: of what stood beside
-    them and is of no release. outlook: of the migrations that it applies, None without any. cost: of a deploy's restore
-    point, None without a database.
+    them and is of no release; stateful: (service, instance) of what is never touched. outlook: of the migrations that
+    it applies, None without any. cost: of a deploy's restore point, None without a database.
     """
 
     id: str
@@ -577,6 +577,7 @@ class Plan:
     scope: tuple[Role, ...] = tuple(Role)
     found: tuple[tuple[str, str], ...] = ()
     beside: Annotated[tuple[tuple[str, str], ...], LATER] = ()
+    stateful: Annotated[tuple[tuple[str, str], ...], LATER] = ()
     outlook: Annotated[Outlook | None, LATER] = None
     cost: Annotated[DeployCost | None, LATER] = None
 

@@ -153,6 +153,7 @@ def make_plan(
         scope=tuple(role for role in Role if role in only),
         found=found(target, world.containers),
         beside=beside(world.containers),
+        stateful=tuple((i.service, i.instance) for i in world.containers.stateful),
     )
 
 

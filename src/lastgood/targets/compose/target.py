@@ -47,7 +47,7 @@ from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.look import is_twin, look
 from lastgood.targets.compose.missing import missing, unreachable
-from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
+from lastgood.targets.compose.recreate import recreate, recreate_behind
 from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
@@ -72,8 +72,6 @@ class ComposeTarget:
             clock=clock,
             private=tuple(path.resolve() for path in private),
         )
-        # Containers that are never touched, as they were before the steps that this process takes: ID to service.
-        self._untouched: dict[str, str] = {}
         self._edge = Edge(config.edge, self._stack) if config.edge else None
 
     def _engine(self) -> AbstractContextManager[Engine]:
@@ -122,8 +120,6 @@ class ComposeTarget:
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
-            if isinstance(action, PassGate) or not self._untouched:  # a process that watches for an hour does it twice
-                self._untouched = untouchable(self._stack, engine)
             if isinstance(action, PassGate | Serve | Switch | Retire):
                 refuse_compose_1(engine, self._stack)
             self._refuse_what_nobody_would_reach(step)
@@ -249,15 +245,6 @@ class ComposeTarget:
             checks.append(nobody_else(release, self._facts(engine)))
             if self._edge:
                 checks.append(_nobody_else(there.beside, self._edge))
-            if self._untouched:
-                gone = sorted(s for i, s in self._untouched.items() if i not in untouchable(self._stack, engine))
-                checks.append(
-                    Check(
-                        name="containers that are never touched",
-                        passed=not gone,
-                        detail=f"gone: {', '.join(gone)}" if gone else ", ".join(sorted(self._untouched.values())),
-                    )
-                )
         return tuple(checks)
 
 
