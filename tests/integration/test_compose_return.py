@@ -221,6 +221,17 @@ def test_the_gate_refuses_an_image_that_crashes_and_nothing_that_serves_has_chan
     assert stack.page() == "v1"
 
 
+def test_a_worker_that_ends_a_moment_after_its_start_has_not_gone_back(stack: ComposeWorld) -> None:
+    """No gate, and no health check: that it runs is all that can be seen, and it does so for a second."""
+    del stack.services["worker"]["healthcheck"]
+    stack.write()
+    stack.image("worker", "v1", script="sleep 1; echo 'no queue' >&2; exit 3")
+    target = stack.target(services=["worker"], workers=["worker"])
+    serve = steps_of(stack, target, target.prepare("v1", CLOCK.now()))["serve-worker"]
+    with pytest.raises(OutcomeUnknown, match=r"worker of v1 exited with 3; it said: no queue"):
+        target.apply(serve)
+
+
 def test_the_gate_refuses_an_image_that_is_never_healthy(stack: ComposeWorld) -> None:
     stack.services["web"]["healthcheck"]["retries"] = 2
     stack.write()

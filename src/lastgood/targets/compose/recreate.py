@@ -14,6 +14,7 @@ from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.gate import SETTLE_S
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
@@ -107,7 +108,8 @@ def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: t
     while True:
         containers = [c for c in engine.of_project() if c.service == action.service and not c.is_leftover]
         instances = [c.facts() for c in containers]
-        if instances and all(i.serves and runs(action, i) for i in instances):
+        wanted = bool(instances) and all(i.serves and runs(action, i) for i in instances)
+        if wanted and all(_has_settled(c, stack.clock.now()) for c in containers):
             return
         ended = next((said for i in instances if (said := _why_down(i))), "")
         if not ended and stack.clock.now() - began >= left:
@@ -118,6 +120,11 @@ def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: t
                 f"{action.service} of {action.release} {ended}; it said: {said or 'nothing'}", hint="lastgood status"
             )
         stack.clock.sleep(POLL_S)
+
+
+def _has_settled(container: Container, now: datetime) -> bool:
+    """Of one without a health check running is all that can be seen, and what cannot start runs for a moment too."""
+    return container.facts().health is not Health.NONE or now - container.started_at >= timedelta(seconds=SETTLE_S)
 
 
 def _why_down(instance: InstanceFacts) -> str:
