@@ -209,8 +209,8 @@ def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
         world.up("docker-compose.yml")
         set_up_edge(world.settings(), root=world.root, state=world.root / ".lastgood", clock=CLOCK)
         target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s"))
-        with pytest.raises(Retryable, match="there is no edge") as nothing:
-            target.observe()
+        with pytest.raises(Refused, match="the edge was set up and never started") as nothing:
+            target.prepare("r0", datetime.now(UTC))
         world.run(*shlex.split(nothing.value.hint))
         world.up("docker-compose.yml", edge_file(world.settings()))
         assert {world.answer() for _ in range(10)} == {"0-0"}

@@ -14,6 +14,7 @@ from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
+from lastgood.targets.compose.edge_setup import edge_file, set_up_edge
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld, edge_image
 
@@ -102,6 +103,25 @@ def test_a_service_that_was_renamed_goes_back_to_its_old_name_and_port(stack: Co
     assert stack.page() == "v1"
     assert all(check.passed for check in renamed.checks(good))
     assert stack.candidates() == []
+
+
+@pytest.mark.full
+def test_a_release_goes_back_between_the_setting_up_of_an_edge_and_its_first_start(stack: ComposeWorld) -> None:
+    target = stack.target(services=["web"])
+    good = deployed(stack, target, "v1")
+    deployed(stack, target, "v2")
+    config = target._stack.config
+    set_up_edge(config, root=stack.root, state=stack.root / ".lastgood", clock=CLOCK)
+    files = ["docker-compose.yml", edge_file(config)]
+    behind = stack.target(
+        services=["web"], compose={"project": stack.project, "files": files}, edge={"routes": {"web": 8080}}
+    )
+    assert behind.rung("v1").startswith("L4 one service at a time (web)")
+    assert behind.missing(good) == ()
+    assert "never started" in behind.preflight()[-1]
+    stack.put(behind, good)
+    assert stack.page() == "v1"
+    assert all(check.passed for check in behind.checks(good))
 
 
 # As nginx does with the name of an upstream, it asks once, when it starts, where web is.

@@ -103,7 +103,7 @@ def test_a_release_from_before_there_was_an_edge_has_its_own_ports(tmp_path: Pat
 def test_a_release_that_had_its_ports_from_an_edge_reaches_nobody_without_one(tmp_path: Path) -> None:
     (line,) = said(stack(tmp_path, "web"), {**WEB, "lastgood-edge": EDGE}, "web")
     assert line == (
-        "v1 was recorded behind an edge, which had the port 8000: there is none any more, and nobody would be reached"
+        "v1 was recorded behind an edge, which had the port 8000: there is none now, and nobody would be reached"
     )
 
 

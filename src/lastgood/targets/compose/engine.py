@@ -161,6 +161,11 @@ class Container:
             for at in bound or ()
         )
 
+    @property
+    def has_ports(self) -> bool:
+        """Whether it publishes any, while it runs."""
+        return bool(self.shown["HostConfig"].get("PortBindings"))
+
     def facts(self) -> InstanceFacts:
         """Say what the core needs to know of it."""
         state = cast("Json", self.shown["State"])

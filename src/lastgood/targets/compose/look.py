@@ -37,6 +37,14 @@ def is_twin(container: Container) -> bool:
     return LABEL_CANDIDATE in container.labels
 
 
+def is_in_front(engine: Engine, edge: Edge) -> bool:
+    """Whether the requests go through the edge: not yet, where it was set up and never started, so that the services
+    have their ports still. One that was taken away again has left them without."""
+    composed = engine.of_project()
+    there = any(c.service == edge.config.service for c in composed)
+    return there or not any(c.has_ports for c in composed if c.service in edge.config.routes)
+
+
 def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     """Look at the project. Raises Retryable when the engine or the edge does not answer."""
     composed, twins = engine.of_project(), engine.candidates()

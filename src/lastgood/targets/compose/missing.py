@@ -59,7 +59,8 @@ def unreachable(
     if edge is None:
         if ports := [str(port["published"]) for port in front.get("ports") or () if port.get("published")]:
             had = f"{release} was recorded behind an edge, which had the port {' and '.join(ports)}"
-            yield Missing(what=f"{had}: there is none any more, and nobody would be reached", fix=_ANOTHER, lost=True)
+            what, lost = f"{had}: there is none now, and nobody would be reached", stack.config.edge is None
+            yield Missing(what=what, fix=_ANOTHER if lost else stack.by_hand, lost=lost)
         return
     networks = cast("Mapping[str, Json | None]", front.get("networks") or {})
     known = {alias for at in networks.values() for alias in (at or {}).get("aliases") or ()}
