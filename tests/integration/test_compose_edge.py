@@ -228,6 +228,28 @@ def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
 
 
 @pytest.mark.full
+def test_a_service_that_the_release_does_not_have_gets_no_more_requests_and_stops(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    api = world.services.pop("api")
+    world.write()
+    plain = world.settings().model_copy(update={"services": ("web",)})
+    small = world.behind(plain).prepare("small", datetime.now(UTC))
+    world.services["api"] = api
+    world.write()
+    assert carry(target, small) == ["pass-gate", "switch-traffic", "retire-api", "settle"]
+    assert [c.name for c in target.checks(small) if not c.passed] == []
+    (stopped,) = [c for c in world.candidates() if c.labels["lastgood.service"] == "api"]
+    assert (stopped.status, stopped.attrs["HostConfig"]["RestartPolicy"]["Name"]) == ("exited", "no")
+    assert {i.service for i in target.observe().serving} == {"web", "worker"}
+    assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
+    assert world.answer() == "0-0"
+    assert [c.name for c in target.checks(r0) if not c.passed] == []
+
+
+@pytest.mark.full
 def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
     carry(target, r0)

@@ -69,6 +69,11 @@ def test_a_service_that_the_bad_release_added_is_stopped_and_nothing_brings_it_b
     assert all(check.passed for check in more.checks(good))
     assert {i.service for i in more.observe().serving} == {"web", "worker"}
     assert stack.plan(more, good).steps == ()
+    billing.start()  # a person looks for the cause, and leaves it on
+    assert "retire-billing" in [s.name for s in stack.plan(more, good).steps]
+    stack.put(more, good)
+    billing.reload()
+    assert (billing.status, billing.name) == ("exited", f"{stack.project}-billing-1.retired-{str(billing.id)[:12]}")
     again = deployed(stack, more, "v3")
     (billing,) = stack.client.containers.list(all=True, filters={"name": f"{stack.project}-billing"})
     assert (billing.name, billing.status) == (f"{stack.project}-billing-1", "running")

@@ -66,7 +66,7 @@ def pass_gate(
     for record in records:
         ensure_image(engine, record)
     seen = look(stack, engine, edge)
-    forget_stopped(engine, seen, keep={gate.release, action.standby})
+    forget_stopped(engine, seen, keep={gate.release, action.standby} - {""})
     try:
         started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
         for record, beside in sorted(started, key=lambda pair: gate.depth(pair[0].name)):
@@ -83,7 +83,7 @@ def pass_gate(
 def forget_stopped(engine: Engine, seen: Look, *, keep: Collection[str]) -> None:
     """Remove what earlier releases left stopped, for who looked for the cause. keep: those that may serve again."""
     for container in seen.stopped:
-        if is_twin(container) and container.labels.get(LABEL_RELEASE) not in keep:
+        if (is_twin(container) or container.is_retired) and container.labels.get(LABEL_RELEASE) not in keep:
             engine.remove(container.id)
 
 
