@@ -466,7 +466,8 @@ def test_requests_wait_while_a_service_that_cannot_stand_twice_is_recreated(worl
 def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_away(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
-    carry(target, recorded(target, "r0"))
+    behind = recorded(target, "r0")
+    carry(target, behind)
     world.compose("-f", "docker-compose.yml", "-f", "docker-compose.edge.yml", "config")
     # as docs/guide/edge.md says
     world.compose("-f", "docker-compose.yml", "up", "-d", "--wait", "--remove-orphans")
@@ -477,3 +478,14 @@ def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_a
     world.run("docker", "rm", "--force", *found.stdout.split())
     assert world.candidates() == []
     assert world.page() == "0"
+    plain = world.behind(world.settings())
+    before = recorded(plain, "r1")
+    world.version("1")
+    carry(plain, plain.prepare("r2", datetime.now(UTC)))
+    assert [m.lost for m in plain.missing(behind) if "recorded behind an edge" in m.what] == [True]
+    with pytest.raises(Refused, match="nobody would be reached"):
+        carry(plain, behind)
+    assert world.page() == "1"
+    carry(plain, before)
+    assert world.page() == "0"
+    assert [c.name for c in plain.checks(before) if not c.passed] == []
