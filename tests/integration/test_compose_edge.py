@@ -49,7 +49,7 @@ def steps_to(target: ComposeTarget, release: Release, *, standby: str = "") -> l
     facts = target.observe()
     changed = changed_services(release, facts)
     return [
-        *gate_step(release, changed, facts, boot_s=20.0, attempts=1),
+        *gate_step(release, changed, facts, boot_s=20.0, attempts=1, standby=standby),
         *serve_steps(release, changed, facts, boot_s=20.0, standby=standby),
     ]
 
@@ -225,6 +225,21 @@ def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
         assert {answer.stdout.strip() for answer in asked} == {b"1-1"}
     finally:
         world.clear()
+
+
+@pytest.mark.full
+def test_the_last_good_release_stays_ready_through_a_deploy_over_one_that_is_not(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    carry(target, prepared(world, target, "1"), standby="r0")
+    carry(target, prepared(world, target, "2"), standby="r0")
+    up = {c.labels["lastgood.release"] for c in world.candidates() if c.status == "running"}
+    assert up == {"r0", "r2"}
+    assert target.rung("r0").startswith("L0 warm (api, web): r0 runs beside")
+    carry(target, r0)
+    assert world.answer() == "0-0"
 
 
 @pytest.mark.full
