@@ -33,6 +33,11 @@ def release(name: str, *, migrations: tuple[str, ...] = ()) -> Release:
     return Release(id=name, recorded_at=START, engine="process", services=services, migrations=migrations)
 
 
+def without(made: Release, *services: str) -> Release:
+    """The same release that never had these services."""
+    return replace(made, services=tuple(s for s in made.services if s.name not in services))
+
+
 def serving(name: str) -> dict[str, str]:
     """Service to artifact, as a world that serves a release wholly."""
     return {s: f"{s}-{name}" for s in SERVICES}
@@ -150,6 +155,18 @@ def rollback_plan(
     )
 
 
+def less_plan(service: str, *, edge: bool = False) -> Plan:
+    """The way back from `bad` to `old`, which did not have one of its services."""
+    return make_plan(
+        without(release("old"), service),
+        world(None, frontend=False, edge=edge),
+        plan_id="r1",
+        now=START,
+        serving="bad",
+        deadlines=DEADLINES,
+    )
+
+
 def deploy_plan(*, edge: bool = False) -> Plan:
     """The way from `old` to `bad`, with a migration."""
     return make_deploy_plan(
@@ -204,6 +221,8 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "deploy-behind-an-edge": lambda: deploy_plan(edge=True),
     "containers": lambda: rollback_plan(None, frontend=False),
     "containers-behind-an-edge": lambda: rollback_plan(None, edge=True),
+    "a-service-less": lambda: less_plan("agent"),
+    "a-service-less-behind-an-edge": lambda: less_plan("orchestrator", edge=True),
     "containers-frontend": lambda: rollback_plan(UNCHANGED),
     "database-first": lambda: rollback_plan(EVIDENCE),
     "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lastgood.core.deploying import make_deploy_plan
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Health, InstanceFacts
-from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Role, Serve, Settle, Switch, TakeRestorePoint
+from lastgood.core.plan import Migrate, PassGate, Plan, Purpose, Retire, Role, Serve, Settle, Switch, TakeRestorePoint
 from lastgood.core.release import Release
 from lastgood.testing.world import START
 from tests.core import planned_worlds
-from tests.core.examples import SERVICES, behind_an_edge, database_facts, facts, release
+from tests.core.examples import SERVICES, behind_an_edge, database_facts, facts, release, without
 
 EMPTY = ContainerFacts(observed_at=START, serving=())
 BAD = release("bad", migrations=("m1", "m2"))
@@ -29,6 +29,7 @@ def planned(
     *,
     wanted: Release = BAD,
     serving: str = "old",
+    last_good: str = "",
     lossy_because: tuple[str, ...] = (),
     drain_s: float = 0.0,
 ) -> Plan:
@@ -37,6 +38,7 @@ def planned(
         plan_id="r1",
         now=START,
         serving=serving,
+        last_good=last_good,
         containers=containers,
         database=database,
         restore_point="rp-d2",
@@ -162,6 +164,12 @@ def test_behind_an_edge_a_release_is_switched_as_a_whole(containers: ContainerFa
     assert names(planned(containers, None)) == steps
 
 
+def test_a_service_that_the_new_release_dropped_stops_when_nobody_is_left_who_knows_it() -> None:
+    plan = planned(facts("old"), None, wanted=without(BAD, "agent"))
+    assert names(plan) == ["pass-gate", "serve-core", "serve-orchestrator", "retire-agent", "clear-candidates"]
+    assert plan.step("retire-agent").explain == "agent stops and is kept: bad does not have it"
+
+
 def test_all_that_is_switched_moves_in_one_step() -> None:
     action = planned(EDGE, None).step("switch-traffic").action
     assert action == Switch(release="bad", artifacts=(("core", "core-bad"), ("orchestrator", "orchestrator-bad")))
@@ -195,6 +203,17 @@ def test_what_served_before_stays_ready_beside() -> None:
 def test_the_plan_says_that_a_release_stays_beside_only_where_it_will(containers: ContainerFacts, said: str) -> None:
     step = planned(containers, None).step("settle")
     assert (step.action, step.explain) == (Settle(standby="old"), said)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_stays_ready_is_the_release_to_which_it_would_be_rolled_back(runs: bool) -> None:
+    """Not the one that serves, where nobody knows yet whether that is good."""
+    good = tuple(replace(i, instance=f"{i.service}-good", release="good", running=runs) for i in EDGE.serving[:2])
+    plan = planned(replace(EDGE, candidates=good), None, last_good="good")
+    gate, settle = plan.step("pass-gate"), plan.step("settle")
+    assert isinstance(gate.action, PassGate)
+    assert (gate.action.standby, settle.action) == ("good", Settle(standby="good"))
+    assert settle.explain.startswith("good stays ready beside") is runs
 
 
 def test_no_second_instance_of_a_worker_is_ever_started() -> None:
@@ -263,10 +282,12 @@ def test_no_step_of_a_deploy_waits_for_a_person(plan: Plan) -> None:
 
 @given(beside=st.lists(planned_worlds.instances, max_size=3))
 @settings(max_examples=30)
-def test_what_is_not_of_the_release_changes_nothing(beside: list[InstanceFacts]) -> None:
+def test_what_is_not_of_the_release_stops_and_changes_nothing_else(beside: list[InstanceFacts]) -> None:
     others = tuple(i for i in beside if BAD.service(i.service) is None)
     more = replace(facts("old"), serving=(*facts("old").serving, *others))
-    assert planned(more, None) == planned(facts("old"), None)
+    steps = planned(more, None).steps
+    assert {s.action.service for s in steps if isinstance(s.action, Retire)} == {i.service for i in others}
+    assert tuple(s for s in steps if not isinstance(s.action, Retire)) == planned(facts("old"), None).steps
 
 
 @pytest.mark.parametrize("instances", [1, 4])

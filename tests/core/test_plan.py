@@ -31,6 +31,7 @@ from lastgood.core.plan import (
     Plan,
     RehearseDown,
     ReplayWrites,
+    Retire,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -207,6 +208,23 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
         containers(CORE, candidates=of("old", AGENT)),
         Seen.NOT_DONE,
     ),
+    "retire: nothing of it serves": (Retire(release="old", service="agent"), containers(CORE), Seen.DONE),
+    "retire: it serves": (Retire(release="old", service="agent"), containers(CORE, AGENT), Seen.NOT_DONE),
+    "retire: it is down, and may come back": (
+        Retire(release="old", service="agent"),
+        containers(CORE, instance("agent", "agent-old", running=False)),
+        Seen.NOT_DONE,
+    ),
+    "retire: it gets no requests and runs still": (
+        Retire(release="old", service="agent"),
+        containers(CORE, candidates=(AGENT,)),
+        Seen.NOT_DONE,
+    ),
+    "retire: it is stopped beside": (
+        Retire(release="old", service="agent"),
+        containers(CORE, candidates=(instance("agent", "agent-old", running=False),)),
+        Seen.DONE,
+    ),
     "hold: requests wait": (HoldRequests(), replace(containers(CORE), holding=True), Seen.DONE),
     "hold: they are passed on": (HoldRequests(), containers(CORE), Seen.NOT_DONE),
     "pass: nothing waits": (PassRequests(), containers(CORE), Seen.DONE),
@@ -286,7 +304,7 @@ def test_facts_of_another_target_cannot_tell(action: Action) -> None:
 
 def test_users_can_notice_these_kinds_of_steps_and_no_other() -> None:
     noticed = {kind for kind, action in ANY_OF.items() if step(action).changes_what_serves}
-    assert noticed == {Serve, Switch, Migrate, MigrateDown, Fence, SwapDatabase, ReturnFrontend}
+    assert noticed == {Serve, Switch, Retire, Migrate, MigrateDown, Fence, SwapDatabase, ReturnFrontend}
 
 
 # --- what a plan needs from the world --------------------------------------------------------------------------------
@@ -481,7 +499,7 @@ def variants(value: object, place: str = "plan") -> Iterator[tuple[str, Any]]:
     "shape", sorted(SHAPES.keys() - {"watch-over", "swap-back"})
 )  # which found nothing, so there is no pair to vary
 def test_the_hash_changes_with_every_field_of_the_plan(shape: str) -> None:
-    plan = replace(SHAPES[shape](), beside=(("core", "core-hotfix"),))
+    plan = replace(SHAPES[shape](), beside=(("core", "core-hotfix"),), stateful=(("db", "d1"),))
     same = [where for where, varied in variants(plan) if varied != plan and varied.hash == plan.hash]
     assert not same
 

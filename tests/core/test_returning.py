@@ -31,6 +31,7 @@ from lastgood.core.plan import (
     Plan,
     RehearseDown,
     ReplayWrites,
+    Retire,
     Role,
     SaveDump,
     Serve,
@@ -39,10 +40,21 @@ from lastgood.core.plan import (
     runs,
     world_agrees,
 )
-from lastgood.core.release import RestorePoint
-from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_pass_plan, own_dump_for
+from lastgood.core.release import RestorePoint, Untouched
+from lastgood.core.returning import World, make_clear_plan, make_lift_plan, make_pass_plan, make_plan, own_dump_for
 from lastgood.testing.world import START
-from tests.core.examples import DEADLINES, EVIDENCE, OWN_DUMP, RESTORE_POINT, database_facts, rollback_plan
+from tests.core.examples import (
+    DEADLINES,
+    EVIDENCE,
+    OWN_DUMP,
+    RESTORE_POINT,
+    database_facts,
+    less_plan,
+    release,
+    rollback_plan,
+    without,
+    world,
+)
 from tests.core.plan_case import case, names, planned, refusal
 from tests.core.planned_worlds import OLD, ONLY, changed, plan_or_refusal, plans, worlds
 
@@ -300,6 +312,72 @@ def test_no_plan_touches_a_service_that_is_not_in_the_release(plan: Plan) -> Non
     touched = {s.action.service for s in plan.steps if isinstance(s.action, Serve)}
     touched |= {service for s in plan.steps if isinstance(s.action, PassGate) for service, _ in s.action.artifacts}
     assert touched <= {service.name for service in OLD.services}
+
+
+@given(world=worlds, only=ONLY)
+@settings(max_examples=30)
+def test_what_the_release_does_not_have_stops_and_nothing_that_it_has_or_that_is_stateful(
+    world: World, only: frozenset[Role]
+) -> None:
+    plan = plan_or_refusal(world, only)
+    if isinstance(plan, Refused):
+        return
+    retired = {s.action.service for s in plan.steps if isinstance(s.action, Retire)}
+    stays = {s.name for s in OLD.services} | {i.service for i in world.containers.stateful}
+    serve = {i.service for i in world.containers.serving}
+    assert retired == (serve - stays if Role.CONTAINERS in only else set())
+
+
+def test_what_stood_beside_the_release_when_it_was_recorded_goes_on() -> None:
+    beside = Untouched(name="agent", reference="agent", stateful=False, why="containers.services does not name it")
+    target = replace(without(release("old"), "agent"), untouched=(beside,))
+    plan = make_plan(target, world(None, frontend=False), plan_id="r1", now=START, serving="bad", deadlines=DEADLINES)
+    assert [s.name for s in plan.steps] == ["pass-gate", "serve-core", "serve-orchestrator", "clear-candidates"]
+
+
+@pytest.mark.parametrize(
+    "service,edge,steps",
+    [
+        pytest.param(
+            "agent",
+            False,
+            ["pass-gate", "serve-core", "serve-orchestrator", "retire-agent", "clear-candidates"],
+            id="who-knows-it-is-gone-first",
+        ),
+        pytest.param(
+            "agent", True, ["pass-gate", "switch-traffic", "retire-agent", "settle"], id="one-that-no-edge-switches"
+        ),
+        pytest.param(
+            "orchestrator",
+            True,
+            ["pass-gate", "switch-traffic", "serve-agent", "retire-orchestrator", "settle"],
+            id="one-that-the-edge-switches",
+        ),
+    ],
+)
+def test_a_service_that_the_bad_release_added_stops(service: str, edge: bool, steps: list[str]) -> None:
+    assert [s.name for s in less_plan(service, edge=edge).steps] == steps
+
+
+def test_a_service_that_was_renamed_gives_its_port_to_the_one_that_comes_back() -> None:
+    bad = world(None, frontend=False)
+    renamed = tuple(replace(i, service="front") if i.service == "core" else i for i in bad.containers.serving)
+    plan = make_plan(
+        release("old"),
+        replace(bad, containers=replace(bad.containers, serving=renamed)),
+        plan_id="r1",
+        now=START,
+        serving="bad",
+        deadlines=DEADLINES,
+    )
+    assert [s.name for s in plan.steps][:3] == ["pass-gate", "retire-front", "serve-core"]
+
+
+def test_a_service_that_is_all_that_was_added_stops_alone() -> None:
+    bad = world(None, frontend=False)
+    plan = make_plan(without(release("bad"), "agent"), bad, plan_id="r1", now=START, serving="bad", deadlines=DEADLINES)
+    assert [s.name for s in plan.steps] == ["retire-agent", "clear-candidates"]
+    assert ("agent", "agent-bad") in plan.found
 
 
 @given(plan=plans())

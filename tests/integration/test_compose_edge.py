@@ -50,7 +50,7 @@ def steps_to(target: ComposeTarget, release: Release, *, standby: str = "") -> l
     facts = target.observe()
     changed = changed_services(release, facts)
     return [
-        *gate_step(release, changed, facts, boot_s=20.0, attempts=1),
+        *gate_step(release, changed, facts, boot_s=20.0, attempts=1, standby=standby),
         *serve_steps(release, changed, facts, boot_s=20.0, standby=standby),
     ]
 
@@ -83,9 +83,7 @@ def test_releases_stand_side_by_side_and_no_request_fails_or_crosses(world: Edge
     assert target.rung().startswith("L2 start first (api, web): what serves now was started by compose")
     with traffic(world) as answers:
         assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
-        assert [c.detail for c in target.checks(r0) if c.name == "containers that are never touched"] == [
-            "db, lastgood-edge"
-        ]
+        assert {i.service for i in target.observe().stateful} == {"db", "lastgood-edge"}
         assert "L0" in target.rung()
         r1 = prepared(world, target, "1")
         assert carry(target, r1, standby="r0") == ["pass-gate", "switch-traffic", "serve-worker", "settle"]
@@ -231,8 +229,8 @@ def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
         world.up("docker-compose.yml")
         set_up_edge(world.settings(), root=world.root, state=world.root / ".lastgood", clock=CLOCK)
         target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s"))
-        with pytest.raises(Retryable, match="there is no edge") as nothing:
-            target.observe()
+        with pytest.raises(Refused, match="the edge was set up and never started") as nothing:
+            target.prepare("r0", datetime.now(UTC))
         world.run(*shlex.split(nothing.value.hint))
         world.up("docker-compose.yml", edge_file(world.settings()))
         assert {world.answer() for _ in range(10)} == {"0-0"}
@@ -247,6 +245,43 @@ def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
         assert {answer.stdout.strip() for answer in asked} == {b"1-1"}
     finally:
         world.clear()
+
+
+@pytest.mark.full
+def test_the_last_good_release_stays_ready_through_a_deploy_over_one_that_is_not(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    carry(target, prepared(world, target, "1"), standby="r0")
+    carry(target, prepared(world, target, "2"), standby="r0")
+    up = {c.labels["lastgood.release"] for c in world.candidates() if c.status == "running"}
+    assert up == {"r0", "r2"}
+    assert target.rung("r0").startswith("L0 warm (api, web): r0 runs beside")
+    carry(target, r0)
+    assert world.answer() == "0-0"
+
+
+@pytest.mark.full
+def test_a_service_that_the_release_does_not_have_gets_no_more_requests_and_stops(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    api = world.services.pop("api")
+    world.write()
+    plain = world.settings().model_copy(update={"services": ("web",)})
+    small = world.behind(plain).prepare("small", datetime.now(UTC))
+    world.services["api"] = api
+    world.write()
+    assert carry(target, small) == ["pass-gate", "switch-traffic", "retire-api", "settle"]
+    assert [c.name for c in target.checks(small) if not c.passed] == []
+    (stopped,) = [c for c in world.candidates() if c.labels["lastgood.service"] == "api"]
+    assert (stopped.status, stopped.attrs["HostConfig"]["RestartPolicy"]["Name"]) == ("exited", "no")
+    assert {i.service for i in target.observe().serving} == {"web", "worker"}
+    assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
+    assert world.answer() == "0-0"
+    assert [c.name for c in target.checks(r0) if not c.passed] == []
 
 
 @pytest.mark.full
@@ -525,7 +560,8 @@ def test_who_asks_by_a_name_that_is_none_of_a_shared_port_gets_no_other_services
 def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_away(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:
-    carry(target, recorded(target, "r0"))
+    behind = recorded(target, "r0")
+    carry(target, behind)
     world.compose("-f", "docker-compose.yml", "-f", "docker-compose.edge.yml", "config")
     db = world.container("db").image
     assert db is not None
@@ -543,3 +579,14 @@ def test_the_files_of_the_edge_are_a_stack_that_compose_takes_and_can_be_taken_a
         theirs.remove(force=True)
     assert world.candidates() == []
     assert world.page() == "0"
+    plain = world.behind(world.settings())
+    before = recorded(plain, "r1")
+    world.version("1")
+    carry(plain, plain.prepare("r2", datetime.now(UTC)))
+    assert [m.lost for m in plain.missing(behind) if "recorded behind an edge" in m.what] == [True]
+    with pytest.raises(Refused, match="nobody would be reached"):
+        carry(plain, behind)
+    assert world.page() == "1"
+    carry(plain, before)
+    assert world.page() == "0"
+    assert [c.name for c in plain.checks(before) if not c.passed] == []

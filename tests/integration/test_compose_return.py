@@ -14,6 +14,7 @@ from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
+from lastgood.targets.compose.edge_setup import edge_file, set_up_edge
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld, edge_image
 
@@ -46,10 +47,86 @@ def test_a_bad_release_goes_back_and_the_database_keeps_its_container(stack: Com
     stack.put(target, good)
     assert stack.page() == "v1"
     assert stack.container("db").id == database
-    checks = target.checks(good)
-    assert [c.name for c in checks if not c.passed] == []
-    assert "containers that are never touched" in [c.name for c in checks]
+    assert [c.name for c in target.checks(good) if not c.passed] == []
     assert stack.candidates() == []
+
+
+@pytest.mark.full
+def test_a_service_that_the_bad_release_added_is_stopped_and_nothing_brings_it_back(stack: ComposeWorld) -> None:
+    good = deployed(stack, stack.target(), "v1")
+    stack.services["billing"] = stack.service("billing", restart="always")
+    stack.write()
+    more = stack.target(services=["web", "worker", "billing"])
+    deployed(stack, more, "v2")
+    assert [c.name for c in more.checks(good) if not c.passed][-1] == "services of other releases"
+    billing = stack.container("billing")
+    plan = stack.plan(more, good)
+    assert [s.name for s in plan.steps][-2:] == ["retire-billing", "clear-candidates"]
+    stack.put(more, good)
+    billing.reload()
+    assert (billing.status, billing.attrs["HostConfig"]["RestartPolicy"]["Name"]) == ("exited", "no")
+    assert billing.name == f"{stack.project}-billing-1.retired-{str(billing.id)[:12]}"
+    assert all(check.passed for check in more.checks(good))
+    assert {i.service for i in more.observe().serving} == {"web", "worker"}
+    assert stack.plan(more, good).steps == ()
+    billing.start()  # a person looks for the cause, and leaves it on
+    assert "retire-billing" in [s.name for s in stack.plan(more, good).steps]
+    stack.put(more, good)
+    billing.reload()
+    assert (billing.status, billing.name) == ("exited", f"{stack.project}-billing-1.retired-{str(billing.id)[:12]}")
+    again = deployed(stack, more, "v3")
+    (billing,) = stack.client.containers.list(all=True, filters={"name": f"{stack.project}-billing"})
+    assert (billing.name, billing.status) == (f"{stack.project}-billing-1", "running")
+    assert billing.attrs["HostConfig"]["RestartPolicy"]["Name"] == "always"
+    assert all(check.passed for check in more.checks(again))
+
+
+@pytest.mark.full
+def test_a_service_that_was_renamed_goes_back_to_its_old_name_and_port(stack: ComposeWorld) -> None:
+    stack.services["web"]["container_name"] = f"{stack.project}-the-web"
+    stack.write()
+    good = deployed(stack, stack.target(), "v1")
+    stack.services["front"] = stack.services.pop("web")
+    stack.services["front"]["image"] = f"{stack.project}/front:latest"
+    stack.write()
+    renamed = stack.target(services=["front", "worker"], workers=["worker"])
+    assert {i.service for i in renamed.observe().serving} == {"web", "worker"}
+    bad = deployed(stack, renamed, "v2")
+    assert stack.page() == "v2"
+    assert {i.service for i in renamed.observe().serving} == {"front", "worker"}
+    assert {i.service for i in renamed.observe().stateful} <= {"db"}
+    assert all(check.passed for check in renamed.checks(bad))
+    assert renamed.missing(good) == ()
+    assert [s.name for s in stack.plan(renamed, good).steps] == [
+        "pass-gate",
+        "retire-front",
+        "serve-web",
+        "serve-worker",
+        "clear-candidates",
+    ]
+    stack.put(renamed, good)
+    assert stack.page() == "v1"
+    assert all(check.passed for check in renamed.checks(good))
+    assert stack.candidates() == []
+
+
+@pytest.mark.full
+def test_a_release_goes_back_between_the_setting_up_of_an_edge_and_its_first_start(stack: ComposeWorld) -> None:
+    target = stack.target(services=["web"])
+    good = deployed(stack, target, "v1")
+    deployed(stack, target, "v2")
+    config = target._stack.config
+    set_up_edge(config, root=stack.root, state=stack.root / ".lastgood", clock=CLOCK)
+    files = ["docker-compose.yml", edge_file(config)]
+    behind = stack.target(
+        services=["web"], compose={"project": stack.project, "files": files}, edge={"routes": {"web": 8080}}
+    )
+    assert behind.rung("v1").startswith("L4 one service at a time (web)")
+    assert behind.missing(good) == ()
+    assert "never started" in behind.preflight()[-1]
+    stack.put(behind, good)
+    assert stack.page() == "v1"
+    assert all(check.passed for check in behind.checks(good))
 
 
 # As nginx does with the name of an upstream, it asks once, when it starts, where web is.
@@ -167,6 +244,17 @@ def test_the_gate_refuses_an_image_that_crashes_and_nothing_that_serves_has_chan
     assert stack.candidates() == []
     assert {s: stack.container(s).id for s in ("web", "worker", "db")} == before
     assert stack.page() == "v1"
+
+
+def test_a_worker_that_ends_a_moment_after_its_start_has_not_gone_back(stack: ComposeWorld) -> None:
+    """No gate, and no health check: that it runs is all that can be seen, and it does so for a second."""
+    del stack.services["worker"]["healthcheck"]
+    stack.write()
+    stack.image("worker", "v1", script="sleep 1; echo 'no queue' >&2; exit 3")
+    target = stack.target(services=["worker"], workers=["worker"])
+    serve = steps_of(stack, target, target.prepare("v1", CLOCK.now()))["serve-worker"]
+    with pytest.raises(OutcomeUnknown, match=r"worker of v1 exited with 3; it said: no queue"):
+        target.apply(serve)
 
 
 def test_the_gate_refuses_an_image_that_is_never_healthy(stack: ComposeWorld) -> None:

@@ -37,6 +37,14 @@ def test_the_release_before_stands_ready_while_the_new_one_is_watched(team: Team
     assert (serving(team), beside(team)) == ({BAD}, {OLD})
 
 
+def test_a_deploy_over_a_release_that_nobody_knows_to_be_good_keeps_the_good_one_ready(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.deploy("v3", ERRORS)
+    assert (serving(team), beside(team)) == ({"v3"}, {OLD})
+    assert team.roll_back().to_release == OLD
+    assert team.stack.effects["pass-gate"] == 2  # of the two deploys: the way back found it ready
+
+
 def test_it_is_stopped_when_the_watch_is_over(team: Team) -> None:
     team.deploy(behaviour=WELL)
     assert team.watch().terminal is TerminalState.HEALTHY_KEPT

@@ -22,7 +22,7 @@ from lastgood.runbook import by_hand
 from lastgood.runbook import rollback as returning
 from lastgood.runbook.watch import watch_on
 from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack, artifact_of
-from lastgood.testing.world import Crash, Crashes
+from lastgood.testing.world import Crash, Crashes, instance_of
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
 SENTENCE = f"🚨 Deployment failed. Rollback to {OLD} completed. System operating normally. Investigation started."
@@ -74,6 +74,25 @@ def test_a_release_that_runs_on_todays_schema_comes_back_at_once_and_leaves_the_
     deployed(team, MIGRATING).roll_back()
     serve = [f"serve-{service}" for service in SERVICES]
     assert begun(team) == ["pass-gate", *serve, "clear-candidates", "return-frontend"]
+
+
+def test_a_service_that_the_bad_release_added_does_not_go_on_serving(team: Team) -> None:
+    deployed(team).stack.put("billing", artifact_of("billing", BAD))
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert {i.service for i in team.stack.containers.serving} == set(SERVICES)
+    assert ("services of other releases", True) in [(check.name, check.passed) for check in report.checks]
+
+
+def test_a_service_that_the_good_release_does_not_have_makes_no_verified_rollback(team: Team) -> None:
+    def somebody_adds_it(_plan: Plan) -> bool:
+        team.stack.put("billing", artifact_of("billing", BAD))
+        return True
+
+    report = deployed(team).roll_back(confirm=somebody_adds_it)
+    assert report.terminal is TerminalState.ROLLED_BACK_DEGRADED
+    (failed,) = [check for check in report.checks if not check.passed]
+    assert (failed.name, failed.detail) == ("services of other releases", f"billing: {OLD} does not have it")
 
 
 def test_a_part_that_is_not_configured_is_skipped_and_the_report_says_so(tmp_path: Path) -> None:
@@ -1004,6 +1023,22 @@ def test_a_run_that_another_process_left_is_finished_and_not_begun_again(team: T
         team.roll_back()
     run = team.run.started.run
     assert team.roll_back().run == run
+
+
+def test_a_container_that_nobody_may_touch_and_that_went_is_told_by_whoever_takes_the_run_up(team: Team) -> None:
+    def go_and_die() -> None:
+        team.stack.containers = replace(team.stack.containers, stateful=(instance_of("db", "another"),))
+        raise Crash
+
+    deployed(team)
+    team.stack.containers = replace(team.stack.containers, stateful=(instance_of("db", "postgres"),))
+    team.stack.takes_s["serve-core"] = 2.0
+    team.clock.after(1.0, go_and_die)
+    with pytest.raises(Crash):
+        team.roll_back()
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_DEGRADED
+    assert ("containers that are never touched", "gone: db") in [(c.name, c.detail) for c in report.checks]
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------

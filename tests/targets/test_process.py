@@ -17,13 +17,14 @@ from typing import Self
 import pytest
 
 from lastgood.core.errors import ConfigError, Refused
-from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Seen, Step, seen
+from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Retire, Seen, Step, seen
 from lastgood.core.ports import Containers
 from lastgood.core.release import Release
 from lastgood.targets import tree
 from lastgood.targets.process import holder
 from lastgood.targets.process.proxy import Hold
 from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.deployment import deployment_of
 from tests.contract.rigs.process import ProcessWorld, world
 
 PATIENCE_S = 30.0
@@ -173,6 +174,40 @@ def test_a_hold_is_over_by_itself() -> None:
         return (CLOCK.now() - began).total_seconds()
 
     assert asyncio.run(waited()) >= 0.2
+
+
+def renamed(stack: ProcessWorld) -> Containers:
+    """A target whose settings call the service `web` by another name, at the same port."""
+    services = {name: one.model_dump() for name, one in stack.config().services.items()}
+    return stack.target(services={"front" if name == "web" else name: one for name, one in services.items()})
+
+
+def test_a_service_that_was_renamed_takes_the_port_over_and_gives_it_back(stack: ProcessWorld) -> None:
+    first = stack.put("1", "v1")
+    stack.write("2")
+    target = renamed(stack)
+    for step in deployment_of(target.prepare("v2", CLOCK.now()), target).steps:
+        target.apply(step)
+    assert ask(stack.ports["web"]) == "2"
+    assert {i.service for i in target.observe().serving} == {"front", "worker"}
+    assert [c.name for c in target.checks(first) if not c.passed] == [
+        "services of other releases",
+        "process web",
+        "process worker",
+    ]
+    for step in deployment_of(first, target).steps:
+        target.apply(step)
+    assert ask(stack.ports["web"]) == "1"
+    assert {i.service for i in target.observe().serving} == {"web", "worker"}
+    assert all(check.passed for check in target.checks(first))
+
+
+def test_a_service_of_the_release_is_not_retired(stack: ProcessWorld) -> None:
+    stack.put("1", "v1")
+    step = Step(name="retire", action=Retire(release="v1", service="web"), deadline_s=5.0, explain="")
+    with pytest.raises(Refused, match="web is a part of v1"):
+        stack.target().apply(step)
+    assert ask(stack.ports["web"]) == "1"
 
 
 def test_services_outlive_the_holder_and_the_next_one_takes_them_up(stack: ProcessWorld) -> None:

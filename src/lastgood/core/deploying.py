@@ -18,6 +18,7 @@ from lastgood.core.plan import (
     PassGate,
     Plan,
     Purpose,
+    Retire,
     Seen,
     Serve,
     Settle,
@@ -28,6 +29,7 @@ from lastgood.core.plan import (
 )
 from lastgood.core.record import StepSeen
 from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.report import Check
 
 BYTES_PER_S = 134e6
 """Dump and restore together: 1.5 GB took 11.2 s while four clients wrote."""
@@ -41,6 +43,7 @@ def make_deploy_plan(
     plan_id: str,
     now: datetime,
     serving: str,
+    last_good: str = "",
     containers: ContainerFacts,
     database: DatabaseFacts | None,
     restore_point: str,
@@ -55,7 +58,8 @@ def make_deploy_plan(
     outlook: Outlook | None = None,
     cost: DeployCost | None = None,
 ) -> Plan:
-    """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy.
+    """Plan the deployment of `release`. serving: the release that serves now, empty on a first deploy. last_good: to
+    which it would be rolled back, and which stays ready for that; empty where there is none.
 
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
     transactions written after it from being replayed one by one. unbounded: why the server itself sets no limit to what
@@ -79,9 +83,12 @@ def make_deploy_plan(
             )
         )
     changed = changed_services(release, containers)
-    if not changed:
+    if not changed and not leaving(release, containers):
         skipped.append(f"containers: every service already runs {release.id}")
-    steps += gate_step(release, changed, containers, boot_s=boot_s, attempts=1)
+    standby = last_good or serving
+    steps += gate_step(
+        release, changed, containers, boot_s=boot_s, attempts=1, standby="" if standby == serving else standby
+    )
     if database is not None:
         if pending := pending_migrations(release, database):
             steps.append(
@@ -95,7 +102,7 @@ def make_deploy_plan(
             )
         else:
             skipped.append("migrations: none pending")
-    steps += serve_steps(release, changed, containers, boot_s=boot_s, drain_s=drain_s, standby=serving)
+    steps += serve_steps(release, changed, containers, boot_s=boot_s, drain_s=drain_s, standby=standby)
     return Plan(
         id=plan_id,
         purpose=Purpose.DEPLOY,
@@ -150,8 +157,10 @@ def pending_migrations(release: Release, database: DatabaseFacts) -> tuple[str, 
 
 
 def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
-    """Return (service, artifact) of what runs of the release's services, to be compared before the first effect."""
-    return tuple((i.service, i.artifact) for i in containers.serving if i.running and release.service(i.service))
+    """Return (service, artifact) of what runs of the release's services, and of those that it does not have and that
+    stop for it, to be compared before the first effect."""
+    counts = {*(s.name for s in release.services), *leaving(release, containers)}
+    return tuple((i.service, i.artifact) for i in containers.serving if i.running and i.service in counts)
 
 
 def beside(containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
@@ -159,19 +168,56 @@ def beside(containers: ContainerFacts) -> tuple[tuple[str, str], ...]:
     return tuple((i.service, i.artifact) for i in containers.strays)
 
 
+def leaving(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return the services that serve and that `release` does not have: another release brought them. What stood beside
+    it when it was recorded is of no release, and goes on."""
+    known = {*(s.name for s in release.services), *(beside.name for beside in release.untouched)}
+    known |= {i.service for i in containers.stateful}
+    return tuple(dict.fromkeys(i.service for i in containers.serving if i.service not in known))
+
+
+def left_alone(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Say which services of `release` stay as they are, one line each: they are among those that are never touched by
+    now, and may have got data since."""
+    stateful = {i.service for i in containers.stateful}
+    return tuple(stays_as_it_is(s.name, release.id) for s in release.services if s.name in stateful)
+
+
+def stays_as_it_is(service: str, release: str) -> str:
+    """Say that a service of a release is among those that are never touched by now."""
+    return f"{service} of {release} is not touched: containers.services does not name it any more"
+
+
+def nobody_else(release: Release, containers: ContainerFacts) -> Check:
+    """The check that no service serves, or may come back by itself, which `release` does not have."""
+    others = leaving(release, containers)
+    detail = f"{', '.join(others)}: {release.id} does not have it" if others else "none"
+    return Check(name="services of other releases", passed=not others, detail=detail)
+
+
+def never_touched(plan: Plan, containers: ContainerFacts) -> Check:
+    """The check that every instance is there yet which nothing of the plan may touch."""
+    there = {i.instance for i in containers.stateful}
+    gone = sorted({service for service, instance in plan.stateful if instance not in there})
+    detail = f"gone: {', '.join(gone)}" if gone else ", ".join(sorted({service for service, _ in plan.stateful}))
+    return Check(name="containers that are never touched", passed=not gone, detail=detail)
+
+
 def changed_services(
     release: Release, containers: ContainerFacts, *, untouched: bool = False
 ) -> tuple[ServiceRecord, ...]:
-    """Return the services of `release` that do not serve from it now, in the release's order.
+    """Return the services of `release` that do not serve from it now, in the release's order, without those that are
+    never touched.
 
     Behind an edge the services of a release talk to each other and to no other release's, so they change together.
     untouched: it served all the while. Then what runs as wanted goes on, however slow its health check answers just
     now and whoever started it: to recreate it would be the first outage.
     """
+    stateful = {i.service for i in containers.stateful}
     changed = {
         service.name
         for service in release.services
-        if not containers.of(service.name)
+        if (not containers.of(service.name) and service.name not in stateful)
         or not all(
             runs(service, i)
             and (
@@ -188,9 +234,16 @@ def changed_services(
 
 
 def gate_step(
-    release: Release, changed: tuple[ServiceRecord, ...], containers: ContainerFacts, *, boot_s: float, attempts: int
+    release: Release,
+    changed: tuple[ServiceRecord, ...],
+    containers: ContainerFacts,
+    *,
+    boot_s: float,
+    attempts: int,
+    standby: str = "",
 ) -> list[Step]:
-    """The gate for the services that change and may stand beside themselves; empty when there are none."""
+    """The gate for the services that change and may stand beside themselves; empty when there are none. standby: as in
+    PassGate."""
     gated = tuple(s for s in changed if s.name not in containers.ungated)
     if not gated:
         return []
@@ -198,7 +251,7 @@ def gate_step(
     return [
         Step(
             name="pass-gate",
-            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in gated)),
+            action=PassGate(release=release.id, artifacts=tuple((s.name, s.artifact) for s in gated), standby=standby),
             deadline_s=boot_s * len(gated),
             explain=f"start {names} of {release.id} beside what serves, until healthy",
             attempts=attempts,
@@ -216,10 +269,15 @@ def serve_steps(
     standby: str = "",
     needs_approval: bool = False,
 ) -> list[Step]:
-    """One step for all services that an edge switches, one for each other service, then the end of what does not serve;
-    empty when nothing changes. drain_s: how long what an edge takes requests from may answer its last ones. standby:
-    release that may stay ready beside."""
-    if not changed:
+    """One step for all services that an edge switches, one for each other service and for each that the release does
+    not have, then the end of what does not serve; empty when nothing changes. drain_s: how long what an edge takes
+    requests from may answer its last ones. standby: release that may stay ready beside.
+
+    A service that leaves is asked until nobody is left who knows it, unless one comes back that does not run: that may
+    be the same one by its old name, which wants the port.
+    """
+    gone = leaving(release, containers)
+    if not changed and not gone:
         return []
     together = tuple((s.name, s.artifact) for s in changed if s.name in containers.switchable)
     switch = [
@@ -247,19 +305,33 @@ def serve_steps(
         for service in changed
         if service.name not in containers.switchable
     ]
-    if not together:
-        return [*serve, clear_step(boot_s=boot_s)]
+    retire = [
+        Step(
+            name=f"retire-{service}",
+            action=Retire(release=release.id, service=service),
+            deadline_s=boot_s,
+            explain=f"{service} stops and is kept: {release.id} does not have it",
+            needs_approval=needs_approval,
+        )
+        for service in gone
+    ]
+    comes_back = any(not containers.of(service.name) for service in changed)
+    move = [*retire, *serve] if comes_back else [*serve, *retire]
+    if not together and not containers.switchable & {*gone}:
+        return [*move, clear_step(boot_s=boot_s)]
     stays = _stays_beside(containers, standby)
     # one after the other, and each may take its time to stop
     ending = len(containers.candidates) + sum(len(containers.of(name)) for name, _ in together)
-    settle = settle_step(deadline_s=drain_s + boot_s * max(ending, len(together)), standby=standby, stays=stays)
-    return [*switch, *serve, settle]
+    deadline_s = drain_s + boot_s * max(ending, len(together), 1)
+    settle = settle_step(deadline_s=deadline_s, standby=standby, stays=stays)
+    return [*(switch if together else []), *move, settle]
 
 
 def _stays_beside(containers: ContainerFacts, standby: str) -> str:
-    """What of the release that serves will run on beside, in words: nothing where that is not wanted, or where its
-    instances were not started as those of a release. Empty for nothing."""
-    own = [s for s in containers.switchable if {i.release for i in containers.of(s)} == {standby}]
+    """What of a release that serves, or stands ready already, will run on beside, in words: nothing where that is not
+    wanted, or where its instances were not started as those of a release. Empty for nothing."""
+    ready = {i.service for i in containers.candidates if i.running and i.release == standby}
+    own = [s for s in containers.switchable if s in ready or {i.release for i in containers.of(s)} == {standby}]
     if not standby or not own or not containers.standby_runs:
         return ""
     part = "" if len(own) == len(containers.switchable) else f"{', '.join(sorted(own))} of "

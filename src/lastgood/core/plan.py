@@ -52,11 +52,12 @@ class PassGate:
     """Start each service's candidate from `artifacts` beside what serves and wait until it is healthy. Traffic does
     not move.
 
-    artifacts: (service, artifact) pairs.
+    artifacts: (service, artifact) pairs. standby: another release that stands beside and stays there, empty for none.
     """
 
     release: str
     artifacts: tuple[tuple[str, str], ...]
+    standby: Annotated[str, LATER] = ""
     kind: Literal["pass_gate"] = "pass_gate"
 
 
@@ -108,6 +109,16 @@ class Settle:
 
     standby: str
     kind: Literal["settle"] = "settle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Stop a service that `release` does not have. Its instances are kept for who looks for the cause, and nothing but
+    a person or a later release starts them again. Never touches a stateful one."""
+
+    release: str
+    service: str
+    kind: Literal["retire"] = "retire"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +296,7 @@ class ReturnFrontend:
     kind: Literal["return_frontend"] = "return_frontend"
 
 
-ContainerAction = PassGate | Serve | Switch | ClearCandidates | Settle | HoldRequests | PassRequests
+ContainerAction = PassGate | Serve | Switch | Retire | ClearCandidates | Settle | HoldRequests | PassRequests
 DatabaseAction = (
     TakeRestorePoint
     | Migrate
@@ -324,7 +335,9 @@ class Step:
     def role(self) -> Role:
         """The hand that carries this step out."""
         match self.action:
-            case PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests():
+            case PassGate() | Serve() | Switch() | Retire() | ClearCandidates() | Settle():
+                return Role.CONTAINERS
+            case HoldRequests() | PassRequests():
                 return Role.CONTAINERS
             case ReturnFrontend():
                 return Role.FRONTEND
@@ -351,7 +364,7 @@ class Step:
     @property
     def changes_what_serves(self) -> bool:
         """Whether users can notice that this step began: the moment from which a deploy is taken up, not undone."""
-        noticed = Serve | Switch | SwapDatabase | Fence | ReturnFrontend | Migrate | MigrateDown
+        noticed = Serve | Switch | Retire | SwapDatabase | Fence | ReturnFrontend | Migrate | MigrateDown
         return isinstance(self.action, noticed)
 
     @property
@@ -373,7 +386,7 @@ def seen(step: Step, facts: Facts) -> Seen:
     repeated."""
     match step.action, facts:
         case (
-            PassGate() | Serve() | Switch() | ClearCandidates() | Settle() | HoldRequests() | PassRequests()
+            PassGate() | Serve() | Switch() | Retire() | ClearCandidates() | Settle() | HoldRequests() | PassRequests()
         ) as action, ContainerFacts():
             return _when(_shows(action, facts))
         case (
@@ -452,6 +465,9 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
             return bool(facts.of(service)) and all(i.serves and runs(action, i) for i in facts.of(service))
         case Switch(release=release, artifacts=artifacts):
             return all(_has_switched(release, *wanted, facts) for wanted in artifacts)
+        case Retire(service=service):
+            beside = [i for i in facts.candidates if i.service == service]
+            return not facts.of(service) and not any(i.running for i in beside)
         case ClearCandidates(standby=standby):
             ready = (i for i in facts.candidates if i.running and i.service in facts.switchable)
             stays = {*facts.strays, *(i for i in ready if _stands_ready(i, standby, facts))}
@@ -542,8 +558,8 @@ class Plan:
     scope: the parts that were asked for; less than all of them is no rollback of the release.
     invalid_rows: what breaks an invariant and stays, one line an invariant.
     found: (service, artifact) of what served of the release's services when it was made; beside: of what stood beside
-    them and is of no release. outlook: of the migrations that it applies, None without any. cost: of a deploy's restore
-    point, None without a database.
+    them and is of no release; stateful: (service, instance) of what is never touched. outlook: of the migrations that
+    it applies, None without any. cost: of a deploy's restore point, None without a database.
     """
 
     id: str
@@ -561,6 +577,7 @@ class Plan:
     scope: tuple[Role, ...] = tuple(Role)
     found: tuple[tuple[str, str], ...] = ()
     beside: Annotated[tuple[tuple[str, str], ...], LATER] = ()
+    stateful: Annotated[tuple[tuple[str, str], ...], LATER] = ()
     outlook: Annotated[Outlook | None, LATER] = None
     cost: Annotated[DeployCost | None, LATER] = None
 

@@ -107,8 +107,8 @@ class Containers(Target, Protocol):
         ...
 
     def missing(self, release: Release) -> tuple[Missing, ...]:
-        """Return what `release` would need to serve again and does not find on this host, empty when all is there. Asks
-        no registry and changes nothing."""
+        """Return what `release` would need to serve again, and to be reached, and does not find on this host; empty
+        when all is there. Asks no registry and changes nothing."""
         ...
 
     def hold(self, release: Release) -> None:
@@ -139,7 +139,9 @@ class Containers(Target, Protocol):
         ...
 
     def checks(self, release: Release) -> tuple[Check, ...]:
-        """Compare every serving instance with `release`: artifact, and that no instance of another release serves."""
+        """Compare every serving instance with `release`: its artifact, and that no service serves, or may come back by
+        itself, which the release does not have. Left out is what stood beside it when it was recorded, and what is
+        never touched."""
         ...
 
 

@@ -16,7 +16,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from lastgood.core.deploying import beside, changed_services, clear_step, found, gate_step, serve_steps, settle_step
+from lastgood.core.deploying import (
+    beside,
+    changed_services,
+    clear_step,
+    found,
+    gate_step,
+    leaving,
+    left_alone,
+    serve_steps,
+    settle_step,
+)
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdict, Rung, foremost, judge_migration
@@ -124,7 +134,8 @@ def make_plan(
     gate, serve = _containers(draft, target, world, only=only, deadlines=deadlines)
     if any(isinstance(step.action, HoldRequests) for step in draft.before):
         # the release that is left cannot run on the old schema: whoever waits is answered by the one that goes back
-        serve = [*serve[:-1], _pass_requests(deadlines), *serve[-1:]]
+        moved = max((at for at, step in enumerate(serve, start=1) if step.serves), default=0)
+        serve = [*serve[:moved], _pass_requests(deadlines), *serve[moved:]]
     # a candidate of a release that cannot run on today's schema would only show that, or change the schema itself
     steps = (*draft.before, *gate, *serve, *_frontend(draft, world, only=only, deadlines=deadlines), *draft.after)
     return Plan(
@@ -143,6 +154,7 @@ def make_plan(
         scope=tuple(role for role in Role if role in only),
         found=found(target, world.containers),
         beside=beside(world.containers),
+        stateful=tuple((i.service, i.instance) for i in world.containers.stateful),
     )
 
 
@@ -161,8 +173,9 @@ def _containers(
     if Role.CONTAINERS not in only:
         draft.skipped.append("containers: not asked for")
         return [], []
+    draft.warnings += left_alone(target, world.containers)
     changed = changed_services(target, world.containers, untouched=world.untouched)
-    if not changed:
+    if not changed and not leaving(target, world.containers):
         draft.skipped.append(f"containers: every service already runs {target.id}")
         return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
     return (
@@ -343,7 +356,8 @@ def _swap_first(
 
 def _check_what_will_serve(target: Release, world: World, *, only: frozenset[Role]) -> None:
     """Raise Refused where the old schema would come back under a release that was not made for it."""
-    if Role.CONTAINERS not in only and changed_services(target, world.containers):
+    others = changed_services(target, world.containers) or leaving(target, world.containers)
+    if Role.CONTAINERS not in only and others:
         raise Refused(
             f"the schema of {target.id} under another release would make things worse", hint="lastgood rollback"
         )

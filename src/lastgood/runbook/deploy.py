@@ -231,18 +231,21 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
         )
     deadlines = rooms.deadlines
     outlook = _outlook(rooms, release, database, history) if database else None
+    good = history.last_good(before=release.id)
+    last_good = good.release.id if good else ""
     return make_deploy_plan(
         release,
         plan_id=new_run_id(history),
         now=rooms.clock.now(),
         serving=history.serving,
+        last_good=last_good,
         containers=containers,
         database=database,
         restore_point=history.restore_point_id(_next_deployment(history)),
         lossy_because=lossy,
         unbounded=unbounded if watched else "",
         unrecoverable=_unrecoverable(rooms),
-        rung=rooms.containers.rung(),
+        rung=rooms.containers.rung("" if last_good in ("", history.serving) else last_good),
         boot_s=deadlines.boot_s,
         drain_s=deadlines.drain_s,
         restore_s=deadlines.database_s,

@@ -197,7 +197,8 @@ def look_ahead(rooms: Rooms, name: str | None, *, only: frozenset[Role] = frozen
     missing = rooms.containers.missing(target.release)
     if lost := [m for m in missing if m.lost]:
         raise Refused(f"{target.release.id} cannot serve again: {'; '.join(m.what for m in lost)}", hint=lost[0].fix)
-    return replace(plan, warnings=(*plan.warnings, *(f"{m.what}; next: {m.fix}" for m in missing)))
+    more = (f"{m.what}; next: {m.fix}" for m in missing if m.what not in plan.warnings)
+    return replace(plan, warnings=(*plan.warnings, *more))
 
 
 def restore_point_before(history: History, target: str, *, at: datetime | None = None) -> RestorePoint | None:

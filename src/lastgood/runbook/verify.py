@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from lastgood.core.deploying import never_touched
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import ReleaseHistory
 from lastgood.core.plan import MigrateDown, Plan, ReturnFrontend, Role, SwapDatabase
@@ -26,6 +27,8 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
     groups: list[tuple[str, Callable[[], tuple[Check, ...]]]] = []
     if Role.CONTAINERS in plan.scope:
         groups.append(("containers", lambda: rooms.containers.checks(target.release)))
+        if plan.stateful:
+            groups.append(("containers", lambda: (never_touched(plan, rooms.containers.observe()),)))
     database, replaced = rooms.database, _replaced(plan)
     if database is not None and {Role.CONTAINERS, Role.DATABASE} & set(plan.scope):
         went_back = replaced or any(isinstance(s.action, MigrateDown) for s in plan.steps)

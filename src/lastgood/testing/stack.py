@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from lastgood.core.deploying import nobody_else
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused
 from lastgood.core.facts import (
     BackupFacts,
@@ -440,7 +441,7 @@ class MemoryContainers(Hand):
 
     def checks(self, release: Release) -> tuple[Check, ...]:
         facts = self.observe()
-        return tuple(
+        services = (
             Check(
                 name=f"container {service.name}",
                 passed=bool(own := facts.of(service.name))
@@ -449,6 +450,7 @@ class MemoryContainers(Hand):
             )
             for service in release.services
         )
+        return (*services, nobody_else(release, facts))
 
 
 class MemoryDatabase(Hand):

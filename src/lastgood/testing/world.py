@@ -39,6 +39,7 @@ from lastgood.core.plan import (
     PassRequests,
     RehearseDown,
     ReplayWrites,
+    Retire,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -268,6 +269,12 @@ class World:
                 self.containers = replace(containers, serving=(*others, instance_of(service, artifact)))
             case Switch(release=release, artifacts=artifacts):
                 self._switch(release, dict(artifacts))
+            case Retire(service=service):
+                self.containers = replace(
+                    containers,
+                    serving=tuple(i for i in containers.serving if i.service != service),
+                    candidates=tuple(i for i in containers.candidates if i.service != service),
+                )
             case ClearCandidates(standby=standby) | Settle(standby=standby):
                 stays = standby if containers.standby_runs else ""
                 kept = tuple(i for i in containers.candidates if stays and i.release == stays)

@@ -212,8 +212,8 @@ def world(folder: Path) -> Iterator[ComposeWorld]:
 
 
 class ComposeRig:
-    """A world in which one release serves and the next one is prepared. The engine is reached through a socket of the
-    rig's own, which can be taken away."""
+    """A world in which one release serves and the next one, which has one service less, is prepared. The engine is
+    reached through a socket of the rig's own, which can be taken away."""
 
     def __init__(self, world: ComposeWorld, socket_path: Path) -> None:
         self._world = world
@@ -226,8 +226,10 @@ class ComposeRig:
         for service in ("web", "worker"):
             world.image(service, "1")
         world.put(self.target, self.target.prepare("v1", CLOCK.now()))
-        for service in ("web", "worker"):
-            world.image(service, "2")
+        world.image("web", "2")
+        del world.services["worker"]
+        world.write()
+        self.target = world.target(services=["web"])
         release = self.target.prepare("v2", CLOCK.now())
         self.steps: Sequence[Step] = world.plan(self.target, release).steps
         serve = next(s for s in self.steps if isinstance(s.action, Serve))

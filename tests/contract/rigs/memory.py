@@ -23,6 +23,7 @@ from lastgood.core.plan import (
     PassRequests,
     RehearseDown,
     ReplayWrites,
+    Retire,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -36,6 +37,7 @@ from lastgood.testing.stack import SERVICES, MemoryContainers, MemoryDatabase, M
 from lastgood.testing.world import START, Hand, SteppedClock, clone_of
 
 KEPT_AS = "app_bad_r1"
+DROPPED = "dropped"
 DOWN = Down(migrations=("m2",), sql="down m2")
 
 
@@ -68,7 +70,7 @@ class MemoryRig:
 
 
 def stack() -> Stack:
-    """v1 serves everywhere, and v2 is prepared."""
+    """v1 serves everywhere, and v2, which is prepared, has one service less."""
     made = Stack(SteppedClock())
     hand = MemoryContainers(made)
     for release in ("v1", "v2"):
@@ -76,6 +78,7 @@ def stack() -> Stack:
         made.push(release)
     for service in SERVICES:
         made.put(service, artifact_of(service, "v1"))
+    made.put(DROPPED, artifact_of(DROPPED, "v1"))
     return made
 
 
@@ -87,7 +90,14 @@ def containers(_folder: Path) -> Iterator[MemoryRig]:
     yield MemoryRig(
         made,
         MemoryContainers(made),
-        (PassGate(release="v2", artifacts=artifacts), HoldRequests(), *serve, PassRequests(), ClearCandidates()),
+        (
+            PassGate(release="v2", artifacts=artifacts),
+            HoldRequests(),
+            *serve,
+            PassRequests(),
+            Retire(release="v2", service=DROPPED),
+            ClearCandidates(),
+        ),
         replace(serve[0], artifact="core-v9"),
     )
 

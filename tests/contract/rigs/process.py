@@ -113,6 +113,11 @@ class ProcessWorld:
         section = {"source": "source", "services": services, "boot": "20s", "stop": "5s"}
         return ProcessConfig.model_validate(section | more)
 
+    def without(self, service: str) -> ProcessTarget:
+        """A target whose settings no longer name a service."""
+        services = {name: one.model_dump() for name, one in self.config().services.items() if name != service}
+        return self.target(services=services)
+
     def target(self, **more: object) -> ProcessTarget:
         """A target as a new command would build it: it remembers nothing."""
         return ProcessTarget(self.config(**more), root=self.root, state=self.state, clock=CLOCK)
@@ -154,13 +159,13 @@ def world(folder: Path) -> Iterator[ProcessWorld]:
 
 
 class ProcessRig:
-    """A world in which one release serves and the next one is prepared."""
+    """A world in which one release serves and the next one, which has one service less, is prepared."""
 
     def __init__(self, made: ProcessWorld) -> None:
         self._world = made
         made.put("1", "v1")
         made.write("2")
-        self.target = made.target()
+        self.target = made.without("worker")
         deploying = made.plan(self.target, self.target.prepare("v2", CLOCK.now())).steps
         serve = next(s for s in deploying if isinstance(s.action, Serve))
         hold = replace(serve, name="hold-requests", action=HoldRequests())

@@ -21,6 +21,7 @@ from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     FIRST_PORT,
+    INSIDE,
     SLOTS,
     Place,
     Route,
@@ -266,6 +267,13 @@ def _known_as(project: Project, service: str) -> tuple[str, ...]:
     """Every name by which the engine finds a service: alone, and with the network after it."""
     names, networks = project.names(service), project.real_names("networks", service).values()
     return (*names, *(f"{name}.{network}" for name in names for network in networks))
+
+
+def edge_of(project: Project) -> Json | None:
+    """The edge among the services of a project, as `lastgood init --edge` writes it; None without one."""
+    starts_from = f"{INSIDE}/{CONFIG_FILE}"
+    services = (project.service(name) for name in project.services)
+    return next((s for s in services if starts_from in (s.get("entrypoint") or ())), None)
 
 
 def _reached(address: str, port: int) -> bool:

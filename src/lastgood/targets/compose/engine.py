@@ -37,6 +37,8 @@ COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
 
 # The name that compose gives a container until the one that it replaces is gone.
 _REPLACEMENT: Final = re.compile(r"^[0-9a-f]{12}_")
+# At the end of the name of what was retired: labels cannot be changed, and the name is free for whoever comes.
+_RETIRED: Final = re.compile(r"\.retired-[0-9a-f]{12}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,12 @@ class Container:
         return COMPOSE_REPLACES in self.labels and _REPLACEMENT.match(self.name) is not None and not self._running
 
     @property
+    def is_retired(self) -> bool:
+        """Whether it was stopped because the release that serves does not have its service, and nobody started it
+        since."""
+        return _RETIRED.search(self.name) is not None and not self.is_up
+
+    @property
     def _running(self) -> bool:
         state = cast("Json", self.shown["State"])
         return bool(state["Running"]) and not state.get("Paused") and not state.get("Restarting")
@@ -157,6 +165,11 @@ class Container:
             for inside, bound in published.items()
             for at in bound or ()
         )
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether it publishes any, while it runs."""
+        return bool(self.shown["HostConfig"].get("PortBindings"))
 
     def facts(self) -> InstanceFacts:
         """Say what the core needs to know of it."""
@@ -239,6 +252,7 @@ class _Api(Protocol):
     def start(self, container: str) -> None: ...
     def stop(self, container: str, *, timeout: int) -> None: ...
     def update_container(self, container: str, *, restart_policy: Json) -> Json: ...
+    def rename(self, container: str, name: str) -> None: ...
     def remove_container(self, container: str, *, v: bool, force: bool) -> None: ...
     def stats(self, container: str, *, stream: bool, one_shot: bool) -> Json: ...
     def logs(
@@ -401,6 +415,17 @@ class Engine:
                 self._api.update_container(
                     container, restart_policy={"Name": name, "MaximumRetryCount": int(most or 0)}
                 )
+            except docker.errors.NotFound:
+                return
+
+    def retire(self, container: Container, *, stop_s: float) -> None:
+        """Stop a container and keep it under a name that says so. One that is gone is fine. Raises OutcomeUnknown."""
+        self.stop(container.id, stop_s=stop_s)
+        if _RETIRED.search(container.name):
+            return
+        with asking(changing="renaming a container"):
+            try:
+                self._api.rename(container.id, f"{container.name}.retired-{container.id[:12]}")
             except docker.errors.NotFound:
                 return
 

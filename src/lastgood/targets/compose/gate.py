@@ -13,7 +13,7 @@ means; the candidate is a copy of the mold, and the mold is removed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain, count
@@ -63,14 +63,13 @@ def pass_gate(
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
     # Of all services now: found at the last one, it would leave half a release.
-    name = stack.name
-    if held := [line for r in records for line in in_the_way_of(engine, edge, gate.project, r.name, stack=name)]:
+    if held := [line for r in records for line in in_the_way_of(engine, edge, gate.project, r.name, stack=stack)]:
         raise Refused("; ".join(held), hint="docker ps --all")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
         ensure_image(engine, record)
     seen = look(stack, engine, edge)
-    forget_stopped(engine, seen, keep=gate.release)
+    forget_stopped(engine, seen, keep={gate.release, action.standby} - {""})
     try:
         started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
         for record, beside in sorted(started, key=lambda pair: gate.depth(pair[0].name)):
@@ -94,10 +93,10 @@ def twin_name(project: str, service: str, release: str) -> str:
     return f"{name[: LONGEST_NAME - len(short) - 1].rstrip('.-_')}-{short}"
 
 
-def forget_stopped(engine: Engine, seen: Look, *, keep: str) -> None:
-    """Remove what earlier releases left stopped, for who looked for the cause. keep: a release that may serve again."""
+def forget_stopped(engine: Engine, seen: Look, *, keep: Collection[str]) -> None:
+    """Remove what earlier releases left stopped, for who looked for the cause. keep: those that may serve again."""
     for container in seen.stopped:
-        if is_twin(container) and container.labels.get(LABEL_RELEASE) != keep:
+        if (is_twin(container) or container.is_retired) and container.labels.get(LABEL_RELEASE) not in keep:
             engine.remove(container.id)
 
 

@@ -8,27 +8,40 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Engine
 from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.reach import may_touch
+from lastgood.targets.compose.stack import Stack
 from lastgood.targets.docker_host import docker_host
 
 Port = tuple[str, int, str]
 
 
-def in_the_way_of(engine: Engine, edge: Edge | None, project: Project, service: str, *, stack: str) -> Iterator[str]:
+def in_the_way_of(engine: Engine, edge: Edge | None, project: Project, service: str, *, stack: Stack) -> Iterator[str]:
     """Name what holds them where there may be an edge: nothing is in the way of a service that switches, and the edge
-    has the ports of one that is recreated behind it."""
+    has the ports of one that is recreated behind it. Nor is any other service in the way that may be touched: until it
+    is this one's turn it stops, or is recreated with ports of its own."""
     if edge is None or service not in edge.switchable:
         published = edge is None or service not in edge.config.one_at_a_time
-        yield from in_the_way(engine, project, service, stack=stack, published=published)
+        goes = may_touch(stack, {c.service for c in engine.of_project() if not c.is_retired})
+        yield from in_the_way(engine, project, service, stack=stack.name, published=published, goes=goes)
 
 
-def in_the_way(engine: Engine, project: Project, service: str, *, stack: str, published: bool = True) -> Iterator[str]:
+def in_the_way(
+    engine: Engine,
+    project: Project,
+    service: str,
+    *,
+    stack: str,
+    published: bool = True,
+    goes: Collection[str] = (),
+) -> Iterator[str]:
     """Name what holds the service's container name or its published ports, one line each. stack: the project as it is
-    called here. published: whether it gets its ports, which an edge may have."""
+    called here. published: whether it gets its ports, which an edge may have. goes: services of the project that are in
+    nobody's way."""
     described = project.service(service)
     name = str(described.get("container_name") or f"{stack}-{service}-1")
     ports: list[Port] = [
@@ -36,14 +49,16 @@ def in_the_way(engine: Engine, project: Project, service: str, *, stack: str, pu
         for p in described.get("ports") or ()
         if published and str(p.get("published") or "").isdigit()
     ]
-    others, held = engine.others(), [port for own in engine.of_project() for port in own.ports]
-    for other in others:
+    others, own = engine.others(), engine.of_project()
+    strangers = [(other, f"not a part of project {stack}") for other in others]
+    siblings = [(c, f"the service {c.service} of {stack}") for c in own if c.service not in (service, *goes)]
+    for other, what in (*strangers, *siblings):
         if other.name == name:
-            yield f"container {name} exists and is not a part of project {stack}"
+            yield f"container {name} exists and is {what}"
         for theirs in other.ports:
             if any(_collide(ours, theirs) for ours in ports):
-                yield f"port {theirs[1]} of {service} is held by container {other.name}, not a part of project {stack}"
-        held += other.ports
+                yield f"port {theirs[1]} of {service} is held by container {other.name}, {what}"
+    held = [port for container in (*others, *own) for port in container.ports]
     for ours in ports:
         if not any(_collide(ours, theirs) for theirs in held) and _engine_is_here() and _is_taken(*ours):
             yield f"port {ours[1]} of {service} is held by a process of this host"

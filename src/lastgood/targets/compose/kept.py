@@ -22,6 +22,7 @@ import secrets
 import shutil
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from shlex import quote
 from typing import Final
@@ -127,6 +128,21 @@ class Shelf:
             if kept is not None:
                 yield kept
 
+    def newest_first(self) -> Iterator[tuple[KeptRelease, Project]]:
+        """Every kept release that can be read, the one that was prepared last first, and its configuration as
+        `unchecked` gives it."""
+        found: list[tuple[int, KeptRelease, Project]] = []
+        for kept in self.known():
+            with contextlib.suppress(OSError, Refused):  # one that cannot be read cannot go back
+                at = (self.folder(kept.name) / RELEASE_FILE).stat().st_mtime_ns
+                found.append((at, kept, self.unchecked(kept)))
+        for _, kept, project in sorted(found, key=itemgetter(0), reverse=True):
+            yield kept, project
+
+    def unchecked(self, kept: KeptRelease) -> Project:
+        """The configuration of a kept release as it lies there: to look at, not to start from."""
+        return Project.parse(self._content(kept).decode())
+
     def started_with(self, service: str, artifact: str, config_hash: str) -> KeptRelease | None:
         """Return a kept release whose service starts just so, None when there is none."""
         wanted = (artifact, config_hash)
@@ -164,8 +180,8 @@ class Shelf:
         """Names of the copies that a kept release starts with."""
         needed: set[str] = set()
         for kept in self.known():
-            with contextlib.suppress(OSError, Refused):  # one that cannot be read cannot be started
-                project = Project.parse((self.folder(kept.name) / CONFIG_FILE).read_text(encoding="utf-8"))
+            with contextlib.suppress(Refused):  # one that cannot be read cannot be started
+                project = self.unchecked(kept)
                 needed |= {Path(path).name for record in kept.services for _, _, path in project.files(record.name)}
         return needed
 
@@ -177,11 +193,7 @@ class Shelf:
     def project(self, kept: KeptRelease) -> Project:
         """Return the configuration of a kept release. Raises Refused when it is gone or not what was kept, its code
         included."""
-        path = self.folder(kept.name) / CONFIG_FILE
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise Refused(f"the configuration of {kept.name} is gone: {path}", hint="lastgood releases") from error
+        path, content = self.folder(kept.name) / CONFIG_FILE, self._content(kept)
         if not hmac.compare_digest(self.hash(content), kept.config_hash):
             raise Refused(f"{path} is not what {kept.name} was recorded with", hint="lastgood releases")
         for record in kept.services:
@@ -192,6 +204,13 @@ class Shelf:
                         hint="lastgood doctor",
                     )
         return Project.parse(content.decode())
+
+    def _content(self, kept: KeptRelease) -> bytes:
+        path = self.folder(kept.name) / CONFIG_FILE
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Refused(f"the configuration of {kept.name} is gone: {path}", hint="lastgood releases") from error
 
     def hash(self, content: bytes) -> str:
         """Keyed hash of a configuration."""

@@ -9,6 +9,7 @@ from lastgood.core.facts import InstanceFacts
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.project import LABEL_CANDIDATE
+from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import Stack
 
 
@@ -36,15 +37,25 @@ def is_twin(container: Container) -> bool:
     return LABEL_CANDIDATE in container.labels
 
 
+def is_in_front(engine: Engine, edge: Edge) -> bool:
+    """Whether the requests go through the edge: not yet, where it was set up and never started, so that the services
+    have their ports still. One that was taken away again has left them without."""
+    composed = engine.of_project()
+    there = any(c.service == edge.config.service for c in composed)
+    return there or not any(c.has_ports for c in composed if c.service in edge.config.routes)
+
+
 def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     """Look at the project. Raises Retryable when the engine or the edge does not answer."""
     composed, twins = engine.of_project(), engine.candidates()
-    services = stack.config.services
     leftovers = tuple(c for c in composed if c.is_leftover)
-    stateful = tuple(c for c in composed if c.service not in services)
-    own = tuple(c for c in composed if c.service in services and c not in leftovers)
+    retired = tuple(c for c in composed if c.is_retired)
+    others = tuple(c for c in composed if c not in retired)
+    services = may_touch(stack, {c.service for c in others})
+    stateful = tuple(c for c in others if c.service not in services)
+    own = tuple(c for c in others if c.service in services and c not in leftovers)
     if edge is None:
-        return Look(serving=own, beside=(*twins, *leftovers), stateful=stateful)
+        return Look(serving=own, beside=(*twins, *leftovers), stateful=stateful, stopped=retired)
     if not any(c.service == edge.config.service for c in composed):
         # beside containers of a release, all of `up` would start compose's own copies of them
         start = ("up", "--detach", "--no-deps", edge.config.service) if twins else ()
@@ -53,12 +64,12 @@ def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:
     routed = [c for c in (*own, *twins) if c.service in named]
     serving = tuple(c for c in own if c.service not in named) + tuple(c for c in routed if c.name in named[c.service])
     idle = [c for c in routed if c not in serving and (is_twin(c) or c.service in edge.switchable)]
-    others = [t for t in twins if t.service not in named]
+    unknown = [t for t in twins if t.service not in named]
     # what cannot stand twice has a twin only for the gate, which never serves, up or not
     kept = [c for c in idle if not c.is_up and not c.is_made_only and c.service in edge.switchable]
     return Look(
         serving=serving,
-        beside=(*(c for c in idle if c not in kept), *others, *leftovers),
+        beside=(*(c for c in idle if c not in kept), *unknown, *leftovers),
         stateful=stateful,
-        stopped=tuple(kept),
+        stopped=(*kept, *retired),
     )

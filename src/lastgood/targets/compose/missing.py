@@ -1,18 +1,21 @@
 """What a kept release would need to serve again, looked for on this host: its images, its configuration, its code, the
-files that it reads, and that nobody holds its name or its port."""
+files that it reads, whom its requests would come from, and that nobody holds its name or its port."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, cast
 
+from lastgood.core.deploying import stays_as_it_is
 from lastgood.core.errors import Refused
 from lastgood.core.release import Missing, Release, ServiceRecord
-from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.edge import Edge, edge_of
 from lastgood.targets.compose.engine import Engine
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.in_the_way import in_the_way_of
 from lastgood.targets.compose.obstacles import missing_files
+from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import Stack
 
 _ANOTHER: Final = "lastgood deploy   (the next good release is a way back again)"
@@ -35,12 +38,45 @@ def missing(stack: Stack, engine: Engine, edge: Edge | None, release: Release) -
     if project is None:
         yield Missing(what=f"nothing is kept of {release.id}", fix=_ANOTHER, lost=True)
         return
+    yield from unreachable(stack, edge, project, release.id, [record.name for record in release.services])
+    yield from _untouchable(stack, engine, release)
     for record in release.services:
         for line in missing_files(project, record.name):
             # the file that is missing is the release's own copy, and not the one that it was made of
             yield Missing(what=line, fix=_ANOTHER, lost=True)
-        for line in in_the_way_of(engine, edge, project, record.name, stack=stack.name):
+        for line in in_the_way_of(engine, edge, project, record.name, stack=stack):
             yield Missing(what=line, fix="docker ps --all")
+
+
+def unreachable(
+    stack: Stack, edge: Edge | None, project: Project, release: str, services: Collection[str]
+) -> Iterator[Missing]:
+    """Say which of these services of a release nobody would reach if they served again: they were recorded behind an
+    edge, which had their ports and names, and has them no longer."""
+    front = edge_of(project)
+    if front is None:
+        return
+    if edge is None:
+        if ports := [str(port["published"]) for port in front.get("ports") or () if port.get("published")]:
+            had = f"{release} was recorded behind an edge, which had the port {' and '.join(ports)}"
+            what, lost = f"{had}: there is none now, and nobody would be reached", stack.config.edge is None
+            yield Missing(what=what, fix=_ANOTHER if lost else stack.by_hand(), lost=lost)
+        return
+    networks = cast("Mapping[str, Json | None]", front.get("networks") or {})
+    known = {alias for at in networks.values() for alias in (at or {}).get("aliases") or ()}
+    for name in (s for s in services if s in known and s not in (*edge.config.routes, *stack.config.services)):
+        what = f"{name} of {release} was reached through the edge, and containers.edge.routes does not name it any more"
+        yield Missing(what=what, fix=_ANOTHER, lost=True)
+
+
+def _untouchable(stack: Stack, engine: Engine, release: Release) -> Iterator[Missing]:
+    """A service that is among those that are never touched by now stays as it is, and is not made where there is
+    none."""
+    names = {record.name for record in release.services}
+    stays = names - may_touch(stack, names)
+    there = {c.service for c in engine.of_project() if not c.is_retired}
+    for name in sorted(stays):
+        yield Missing(what=stays_as_it_is(name, release.id), fix=_ANOTHER, lost=name not in there)
 
 
 def _image(engine: Engine, record: ServiceRecord) -> Iterator[Missing]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused
@@ -15,11 +15,13 @@ from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
 from lastgood.targets.compose.edge import RESOLVED_S, Edge
 from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.gate import SETTLE_S
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.in_the_way import in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Json, Project, as_file
+from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
 
 _LOG_LINES: Final = 50
@@ -78,9 +80,10 @@ def recreate(
     present = [c for c in engine.of_project() if c.service == action.service]
     for leftover in (c for c in present if c.is_leftover):
         engine.remove(leftover.id)
-    there = [c.facts() for c in present if not c.is_leftover]
-    # What is wanted runs already and is sick: compose would see nothing to do.
-    anew = any(i.health is Health.UNHEALTHY and runs(action, i) for i in there)
+    there = [c.facts() for c in present if not c.is_leftover and not c.is_retired]
+    # What is wanted runs already and is sick: compose would see nothing to do. What was retired it would start as that
+    # is, under its other name, and without its restart policy.
+    anew = any(c.is_retired for c in present) or any(i.health is Health.UNHEALTHY and runs(action, i) for i in there)
     # A number that somebody gave by hand (`up --scale`) is in no file: without a word compose would go back to one.
     by_hand = len(there) if project.instances(action.service) is None and len(there) > 1 else None
     stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew, instances=by_hand)
@@ -112,7 +115,9 @@ def _ready(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, pu
 
 def untouchable(stack: Stack, engine: Engine) -> dict[str, str]:
     """Container ID and service of everything in the project that a rollback must leave alone."""
-    return {c.id: c.service for c in engine.of_project() if c.service not in stack.config.services}
+    own = [c for c in engine.of_project() if not c.is_retired]
+    ours = may_touch(stack, {c.service for c in own})
+    return {c.id: c.service for c in own if c.service not in ours}
 
 
 def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: timedelta) -> None:
@@ -120,7 +125,8 @@ def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: t
     while True:
         containers = [c for c in engine.of_project() if c.service == action.service and not c.is_leftover]
         instances = [c.facts() for c in containers]
-        if instances and all(i.serves and runs(action, i) for i in instances):
+        wanted = bool(instances) and all(i.serves and runs(action, i) for i in instances)
+        if wanted and all(_has_settled(c, stack.clock.now()) for c in containers):
             return
         ended = next((said for i in instances if (said := _why_down(i))), "")
         if not ended and stack.clock.now() - began >= left:
@@ -131,6 +137,11 @@ def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: t
                 f"{action.service} of {action.release} {ended}; it said: {said or 'nothing'}", hint="lastgood status"
             )
         stack.clock.sleep(POLL_S)
+
+
+def _has_settled(container: Container, now: datetime) -> bool:
+    """Of one without a health check running is all that can be seen, and what cannot start runs for a moment too."""
+    return container.facts().health is not Health.NONE or now - container.started_at >= timedelta(seconds=SETTLE_S)
 
 
 def _why_down(instance: InstanceFacts) -> str:

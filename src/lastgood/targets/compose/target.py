@@ -2,7 +2,7 @@
 
 A release starts from what was kept when it was prepared: image by ID, configuration and environment as resolved then.
 Never from today's files, today's variables or a tag that can move. Services that `containers.services` does not name
-are never recreated.
+are never recreated, but for those that only earlier releases have.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import assert_never
 
 from lastgood.core.config import ContainersConfig
+from lastgood.core.deploying import nobody_else
 from lastgood.core.errors import Refused
 from lastgood.core.facts import ContainerFacts, Health, ServiceLog
 from lastgood.core.plan import (
     ANSWERED_WITHIN_S,
     ClearCandidates,
+    ContainerAction,
     HoldRequests,
     PassGate,
     PassRequests,
+    Retire,
     Role,
     Seen,
     Serve,
@@ -42,9 +45,10 @@ from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
-from lastgood.targets.compose.look import is_twin, look
-from lastgood.targets.compose.missing import missing
-from lastgood.targets.compose.recreate import recreate, recreate_behind, untouchable
+from lastgood.targets.compose.look import is_in_front, is_twin, look
+from lastgood.targets.compose.missing import missing, unreachable
+from lastgood.targets.compose.recreate import recreate, recreate_behind
+from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.rung import choose_rung, said
 from lastgood.targets.compose.stack import Stack
 from lastgood.targets.compose.switch import clear_candidates, may_run_beside, settle, switch
@@ -68,12 +72,14 @@ class ComposeTarget:
             clock=clock,
             private=tuple(path.resolve() for path in private),
         )
-        # Containers that are never touched, as they were before the steps that this process takes: ID to service.
-        self._untouched: dict[str, str] = {}
         self._edge = Edge(config.edge, self._stack) if config.edge else None
 
     def _engine(self) -> AbstractContextManager[Engine]:
         return connect(self._stack.name, os.environ)
+
+    def _front(self, engine: Engine) -> Edge | None:
+        """The edge, where the requests go through it by now."""
+        return self._edge if self._edge and is_in_front(engine, self._edge) else None
 
     def observe(self) -> ContainerFacts:
         with self._engine() as engine:
@@ -81,9 +87,10 @@ class ComposeTarget:
 
     def _facts(self, engine: Engine) -> ContainerFacts:
         observed_at = self._stack.clock.now()
-        switchable = self._edge.switchable if self._edge else frozenset[str]()
-        there = look(self._stack, engine, self._edge)
-        holds = self._edge.runtime.holds_everybody() if self._edge else None
+        edge = self._front(engine)
+        switchable = edge.switchable if edge else frozenset[str]()
+        there = look(self._stack, engine, edge)
+        holds = edge.runtime.holds_everybody() if edge else None
         return ContainerFacts(
             observed_at=observed_at,
             serving=there.facts(there.serving, switchable=switchable),
@@ -91,60 +98,81 @@ class ComposeTarget:
             stateful=there.facts(there.stateful, switchable=switchable),
             held=engine.image_ids(),
             switchable=switchable,
-            ungated=frozenset(self._stack.config.workers),
+            ungated=frozenset(self._stack.config.workers) | self._portless_of_before(),
             can_hold=holds is not None,
             holding=bool(holds),
-            standby_runs=self._edge is None
-            or may_run_beside(engine, self._edge, [c for c in there.beside if is_twin(c)]),
+            standby_runs=edge is None or may_run_beside(engine, edge, [c for c in there.beside if is_twin(c)]),
+        )
+
+    def _portless_of_before(self) -> frozenset[str]:
+        """Services that only earlier releases have and that nobody asks from outside: nothing of today says whether
+        they are workers, so no second one is started beside."""
+        kept = self._stack.shelf.known()
+        return frozenset(
+            s.name
+            for release in kept
+            for s in release.services
+            if s.name not in self._stack.config.services and not s.ports
         )
 
     def apply(self, step: Step) -> None:
         action = step.action
-        if not isinstance(action, PassGate | Serve | Switch | ClearCandidates | Settle | HoldRequests | PassRequests):
+        if not isinstance(action, ContainerAction):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for containers", hint="lastgood plan")
         with self._stack.alone(deadline_s=step.deadline_s):
             pass  # what a killed command left running has ended: now what is seen will stay so
         with self._engine() as engine:
             if seen(step, self._facts(engine)) is Seen.DONE:
                 return
-            if isinstance(action, PassGate) or not self._untouched:  # a process that watches for an hour does it twice
-                self._untouched = untouchable(self._stack, engine)
-            if isinstance(action, PassGate | Serve | Switch):
+            if isinstance(action, PassGate | Serve | Switch | Retire):
                 refuse_compose_1(engine, self._stack)
+            edge = self._front(engine)
+            self._refuse_what_nobody_would_reach(step, edge)
             match action:
                 case PassGate():
                     kept = self._kept(action.release)
-                    pass_gate(self._stack, engine, self._edge, kept, action, deadline_s=step.deadline_s)
+                    pass_gate(self._stack, engine, edge, kept, action, deadline_s=step.deadline_s)
                 case Serve():
-                    self._serve(engine, action, deadline_s=step.deadline_s)
+                    self._serve(engine, edge, action, deadline_s=step.deadline_s)
                 case Switch():
                     kept = self._kept(action.release)
-                    switch(self._stack, engine, self._fronted(step), kept, action, deadline_s=step.deadline_s)
+                    switch(self._stack, engine, _fronted(step, edge), kept, action, deadline_s=step.deadline_s)
+                case Retire():
+                    kept = self._kept(action.release)
+                    retire(self._stack, engine, edge, kept, action, deadline_s=step.deadline_s)
                 case Settle():
-                    settle(self._stack, engine, self._fronted(step), action, deadline_s=step.deadline_s)
+                    settle(self._stack, engine, _fronted(step, edge), action, deadline_s=step.deadline_s)
                 case ClearCandidates():
-                    clear_candidates(self._stack, engine, self._edge, action)
+                    clear_candidates(self._stack, engine, edge, action)
                 case HoldRequests():
                     answered_s = min(ANSWERED_WITHIN_S, step.deadline_s)
                     ends_at = self._stack.clock.now() + timedelta(seconds=answered_s)
-                    self._fronted(step).hold_everybody(ends_at=ends_at)
+                    _fronted(step, edge).hold_everybody(ends_at=ends_at)
                 case PassRequests():
-                    edge = self._fronted(step)
-                    edge.runtime.pass_everybody(edge.config.routes)
+                    front = _fronted(step, edge)
+                    front.runtime.pass_everybody(front.config.routes)
                 case _:
                     assert_never(action)
 
-    def _serve(self, engine: Engine, action: Serve, *, deadline_s: float) -> None:
+    def _refuse_what_nobody_would_reach(self, step: Step, edge: Edge | None) -> None:
+        match step.action:
+            case PassGate(artifacts=artifacts) | Switch(artifacts=artifacts):
+                services = [service for service, _ in artifacts]
+            case Serve(service=service):
+                services = [service]
+            case _:
+                return
+        kept = self._kept(step.action.release)
+        project = self._stack.shelf.unchecked(kept)
+        if lost := next(unreachable(self._stack, edge, project, kept.name, services), None):
+            raise Refused(lost.what, hint=lost.fix)
+
+    def _serve(self, engine: Engine, edge: Edge | None, action: Serve, *, deadline_s: float) -> None:
         kept = self._kept(action.release)
-        if self._edge and action.service in self._edge.config.one_at_a_time:
-            recreate_behind(self._stack, engine, self._edge, kept, action, deadline_s=deadline_s)
+        if edge and action.service in edge.config.one_at_a_time:
+            recreate_behind(self._stack, engine, edge, kept, action, deadline_s=deadline_s)
         else:
             recreate(self._stack, engine, kept, action, deadline_s=deadline_s)
-
-    def _fronted(self, step: Step) -> Edge:
-        if self._edge is None:
-            raise Refused(f"{step.name} needs an edge, and there is none any more", hint="lastgood rollback")
-        return self._edge
 
     def _kept(self, release: str) -> KeptRelease:
         kept = self._stack.shelf.find(release)
@@ -154,10 +182,22 @@ class ComposeTarget:
 
     def prepare(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
+            if waits := self._edge_waits(engine):
+                raise Refused(waits, hint=self._stack.by_hand())
             return describe.prepare(self._stack, engine, self._serving(engine), name, recorded_at)
 
     def preflight(self) -> tuple[str, ...]:
-        return describe.unusable(self._stack, self._stack.resolve())
+        unusable = describe.unusable(self._stack, self._stack.resolve())
+        with self._engine() as engine:
+            waits = self._edge_waits(engine)
+        return (*unusable, f"{waits}; next: {self._stack.by_hand()}") if waits else unusable
+
+    def _edge_waits(self, engine: Engine) -> str:
+        """What keeps a release from being recorded between `init --edge` and its first start: by the files the edge has
+        the ports, and there is none. Empty for nothing."""
+        if self._edge is None or self._front(engine) is not None:
+            return ""
+        return "the edge was set up and never started: by the compose files no service has a port until it is"
 
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         with self._engine() as engine:
@@ -170,7 +210,7 @@ class ComposeTarget:
 
     def missing(self, release: Release) -> tuple[Missing, ...]:
         with self._engine() as engine:
-            return tuple(missing(self._stack, engine, self._edge, release))
+            return tuple(missing(self._stack, engine, self._front(engine), release))
 
     def hold(self, release: Release) -> None:
         with self._engine() as engine:
@@ -189,11 +229,11 @@ class ComposeTarget:
 
     def rung(self, release: str = "") -> str:
         with self._engine() as engine:
-            there = look(self._stack, engine, self._edge)
-        chosen = [
-            (service, choose_rung(service, there, self._edge, release=release))
-            for service in self._stack.config.services
-        ]
+            edge = self._front(engine)
+            there = look(self._stack, engine, edge)
+        kept = self._stack.shelf.find(release) if release else None
+        services = [s.name for s in kept.services] if kept else self._stack.config.services
+        chosen = [(service, choose_rung(service, there, edge, release=release)) for service in services]
         blind = sorted({c.service for c in there.serving if c.facts().running and c.facts().health is Health.NONE})
         seen_only = f"; no health check in {', '.join(blind)}: running is all that can be seen of it" if blind else ""
         return said(chosen) + seen_only
@@ -207,24 +247,25 @@ class ComposeTarget:
             return logs_of(engine, self._serving(engine), since)
 
     def _serving(self, engine: Engine) -> tuple[Container, ...]:
-        return look(self._stack, engine, self._edge).serving
+        return look(self._stack, engine, self._front(engine)).serving
 
     def checks(self, release: Release) -> tuple[Check, ...]:
         with self._engine() as engine:
-            there = look(self._stack, engine, self._edge)
-            checks = [_runs_as_planned(record, there.serving) for record in release.services]
-            if self._edge:
-                checks.append(_nobody_else(there.beside, self._edge))
-            if self._untouched:
-                gone = sorted(s for i, s in self._untouched.items() if i not in untouchable(self._stack, engine))
-                checks.append(
-                    Check(
-                        name="containers that are never touched",
-                        passed=not gone,
-                        detail=f"gone: {', '.join(gone)}" if gone else ", ".join(sorted(self._untouched.values())),
-                    )
-                )
+            edge = self._front(engine)
+            there = look(self._stack, engine, edge)
+            never_touched = {c.service for c in there.stateful}
+            own = [record for record in release.services if record.name not in never_touched]
+            checks = [_runs_as_planned(record, there.serving) for record in own]
+            checks.append(nobody_else(release, self._facts(engine)))
+            if edge:
+                checks.append(_nobody_else(there.beside, edge))
         return tuple(checks)
+
+
+def _fronted(step: Step, edge: Edge | None) -> Edge:
+    if edge is None:
+        raise Refused(f"{step.name} needs an edge, and there is none any more", hint="lastgood rollback")
+    return edge
 
 
 def _nobody_else(beside: tuple[Container, ...], edge: Edge) -> Check:

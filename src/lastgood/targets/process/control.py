@@ -40,6 +40,7 @@ class Verb(StrEnum):
     LOOK = "look"
     START = "start"
     SWITCH = "switch"
+    RETIRE = "retire"
     CLEAR = "clear"
     HOLD = "hold"
     RESUME = "resume"
@@ -48,8 +49,8 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request. release, service, artifact: for START and SWITCH. stop_s: how long to wait for what is ended, or for
-    the requests that are being answered (HOLD)."""
+    """One request. release, service, artifact: for START and SWITCH; service: for RETIRE. stop_s: how long to wait for
+    what is ended, or for the requests that are being answered (HOLD)."""
 
     verb: Verb
     release: str = ""

@@ -137,6 +137,8 @@ class Holder:
                         await self._start(asked)
                     case Verb.SWITCH:
                         await self._switch(asked)
+                    case Verb.RETIRE:
+                        await self._retire_service(asked)
                     case Verb.CLEAR:
                         await self._clear(asked.stop_s)
                     case Verb.HOLD:
@@ -183,7 +185,9 @@ class Holder:
             if _is(one.instance, asked, service) and processes.lives(one.instance.pid, one.instance.started):
                 return
             await self._end_all([one], 0.0)
-        await self._open(service)
+        owner = self._doors[service.public_port][0] if service.public_port in self._doors else service.name
+        if self._shelf.find(asked.release).service(owner) is not None:
+            await self._open(service)  # else who has the port is retired before this one is switched to
         instance = Instance(
             id=f"{service.name}-{secrets.token_hex(4)}",
             service=service.name,
@@ -219,6 +223,16 @@ class Holder:
                 one.instance, one.ends_at = replace(one.instance, part=Part.SERVING), 0.0
             raise CannotDoIt(f"{error.strerror}: nothing was switched") from error
         self._point(service.name, chosen.instance)
+
+    async def _retire_service(self, asked: Ask) -> None:
+        """Close the service's port and wait until its instances have answered their last requests and are gone."""
+        for port in [port for port, (name, _) in self._doors.items() if name == asked.service]:
+            self._doors.pop(port)[1].close()
+        own = self._of(asked.service)
+        for one in own:
+            one.instance = replace(one.instance, part=Part.RETIRING)
+        self._note()
+        await self._end_all(own, asked.stop_s)
 
     async def _clear(self, stop_s: float) -> None:
         """End the candidates and wait until they and all that no longer serves are gone."""

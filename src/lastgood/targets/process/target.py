@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from lastgood.core.config import ProcessConfig
+from lastgood.core.deploying import nobody_else
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import ContainerFacts, Health, InstanceFacts, ServiceLog
 from lastgood.core.plan import (
@@ -24,6 +25,7 @@ from lastgood.core.plan import (
     HoldRequests,
     PassGate,
     PassRequests,
+    Retire,
     Role,
     Seen,
     Serve,
@@ -140,8 +142,8 @@ class ProcessTarget:
         )
 
     def checks(self, release: Release) -> tuple[Check, ...]:
-        serving = self._look().serving
-        checks: list[Check] = []
+        facts = self.observe()
+        serving, checks = facts.serving, [nobody_else(release, facts)]
         for record in release.services:
             own = [i for i in serving if i.service == record.name]
             wrong = [i for i in own if not i.serves or not runs(record, i)]
@@ -244,7 +246,7 @@ class ProcessTarget:
 
     def apply(self, step: Step) -> None:
         action = step.action
-        if not isinstance(action, PassGate | Serve | ClearCandidates | HoldRequests | PassRequests):
+        if not isinstance(action, PassGate | Serve | Retire | ClearCandidates | HoldRequests | PassRequests):
             raise Refused(f"{step.name} is a step for {step.role.value}, not for processes", hint="lastgood plan")
         ends_at = self._clock.now() + timedelta(seconds=step.deadline_s)
         if seen(step, self.observe()) is Seen.DONE:
@@ -254,6 +256,8 @@ class ProcessTarget:
                 self._pass_gate(action, ends_at)
             case Serve():
                 self._serve(action, ends_at)
+            case Retire():
+                self._retire(action, ends_at)
             case ClearCandidates():
                 self._clear()
             case HoldRequests():
@@ -291,6 +295,11 @@ class ProcessTarget:
         self._start(action.release, action.service, action.artifact, ends_at)
         self._wait(action.release, action.service, action.artifact, ends_at)
         self._ask(Verb.SWITCH, action.release, action.service, action.artifact, ends_at)
+
+    def _retire(self, action: Retire, ends_at: datetime) -> None:
+        if self._shelf.find(action.release).service(action.service) is not None:
+            raise Refused(f"{action.service} is a part of {action.release}, and goes on", hint="lastgood plan")
+        self._ask(Verb.RETIRE, action.release, action.service, "", ends_at)
 
     def _check_kept(self, kept: KeptRelease, service: str, artifact: str) -> KeptService:
         found = kept.service(service)

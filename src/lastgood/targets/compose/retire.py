@@ -1,0 +1,35 @@
+"""Stopping a service that the release which goes on does not have: nobody would look after what it still answers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from lastgood.core.errors import Refused
+from lastgood.core.plan import Retire
+from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.engine import Engine
+from lastgood.targets.compose.kept import KeptRelease
+from lastgood.targets.compose.look import is_twin, look
+from lastgood.targets.compose.stack import Stack
+
+
+def retire(
+    stack: Stack, engine: Engine, edge: Edge | None, kept: KeptRelease, action: Retire, *, deadline_s: float
+) -> None:
+    """Let every container of the service answer its last requests, and stop it. It is kept; its restart policy goes
+    first, so that no engine brings it back. Raises Refused when `kept` has the service after all."""
+    if kept.service(action.service) is not None:
+        raise Refused(f"{action.service} is a part of {kept.name}, and goes on", hint="lastgood plan")
+    seen = look(stack, engine, edge)
+    own = [c for c in (*seen.serving, *seen.beside) if c.service == action.service]
+    for container in own:
+        engine.start_again(container.id, "no")
+    if edge is not None and action.service in edge.config.routes:
+        edge.move(stack.shelf.project(kept), {action.service: {}})
+        drain_s = min(edge.config.drain, deadline_s - stack.config.stop * len(own))
+        edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=max(drain_s, 0.0)))
+    for container in own:
+        if is_twin(container):
+            engine.stop(container.id, stop_s=stack.config.stop)
+        else:
+            engine.retire(container, stop_s=stack.config.stop)
