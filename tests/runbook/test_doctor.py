@@ -41,6 +41,15 @@ def test_what_it_would_go_back_to_is_named(team: Team) -> None:
     assert OLD in found(team)["last good release"].evidence
 
 
+def test_how_the_next_restore_point_is_taken_is_said(team: Team) -> None:
+    assert found(team)["next restore point"].evidence == "dumped and restored beside, for which nobody waits"
+    team.allow_pause = "10s"
+    assert found(team)["next restore point"].evidence.startswith("pause: it is copied: its sessions are ended")
+    team.stack.uncopied = ("scheduler works in app and would not end",)
+    told = found(team)["next restore point"].evidence
+    assert told == "pause: none, it is dumped: scheduler works in app and would not end"
+
+
 def test_looking_changes_nothing(team: Team) -> None:
     before = (team.stack.containers, team.stack.database, team.stack.frontend, list(team.journal.kept))
     found(team)
@@ -162,7 +171,7 @@ def test_what_could_not_be_seen_keeps_nothing_else_from_being_looked_at(team: Te
     begin(team)
     part = {
         "containers": {"rung", "way back", "other ways back"},
-        "database": {"restore point", "replay", "capture"},
+        "database": {"restore point", "next restore point", "replay", "capture"},
     }.get(check, set())
     assert well - part - {check} <= {name for name, finding in found(team).items() if finding.answer is Answer.OK}
 

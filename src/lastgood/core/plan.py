@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from operator import not_
 from typing import Annotated, Final, Literal, assert_never
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Outlook, Rung, SchemaChange, WritesSince
-from lastgood.core.release import Down, Release, RestorePoint, ServiceRecord
+from lastgood.core.release import LATER, Down, Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
 """For how long new requests are made to wait for a database that is exchanged, whatever becomes of the run."""
@@ -27,9 +26,6 @@ ANSWERED_WITHIN_S: Final = 5.0
 """How long those that are being answered then may take to end."""
 CLONE_SHARE: Final = 1.2
 """A clone is as large as the database, a dump at most about as large, and a fifth is left over."""
-LATER: Final = Field(exclude_if=not_)
-"""Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
-middle of a run does not ask again."""
 
 
 class Role(StrEnum):
@@ -127,9 +123,14 @@ class PassRequests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeRestorePoint:
-    """Dump the live database, hash the dump, restore it beside the live one, prove it, and keep that clone."""
+    """Dump the live database, hash the dump, restore it beside the live one, prove it, and keep that clone.
+
+    pause_s: copy it instead, and dump the clone, where that keeps nobody out of it for longer than so many seconds; 0
+    to keep nobody out at all.
+    """
 
     restore_point: str
+    pause_s: Annotated[float, LATER] = 0.0
     kind: Literal["take_restore_point"] = "take_restore_point"
 
 
@@ -518,12 +519,42 @@ class DatabaseDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """The pause in which a database is copied: its sessions are ended, and new ones wait.
+
+    most_s: what lastgood.yaml allows, seconds. takes_s: what is to be expected; by: what that is reckoned from.
+    dumped_because: why there is none and the database is dumped, empty where it is copied.
+    """
+
+    most_s: float
+    takes_s: float
+    by: str
+    dumped_because: str = ""
+
+    @property
+    def copies(self) -> bool:
+        """Whether the database is copied."""
+        return not self.dumped_because
+
+    @property
+    def told(self) -> str:
+        """What becomes of a database and of its users, in words."""
+        if self.dumped_because:
+            return f"none, it is dumped: {self.dumped_because}"
+        return (
+            "it is copied: its sessions are ended, transactions under way with them, and new ones wait for about "
+            f"{self.takes_s:.1f} s ({self.by}), {self.most_s:g} s at most"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeployCost:
     """What the restore point of a deploy costs beyond the deploy itself: said before it is taken.
 
     size_bytes: of the database. disk_bytes: what a dump and a clone of it need at most, as `preflight` asks for.
     free: (where, bytes) of each filesystem that they go to, empty where it cannot be seen. log_bytes: of the server's
     log, at most, until the watch is over. takes_s: seconds to be expected; by: what that is reckoned from.
+    pause: None where none is allowed.
     """
 
     size_bytes: int
@@ -532,6 +563,7 @@ class DeployCost:
     log_bytes: int
     takes_s: float
     by: str
+    pause: Annotated[Pause | None, LATER] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,9 +245,14 @@ class Database(Target, Protocol):
         what is kept of `since` is not what the journal has of it."""
         ...
 
-    def lossy_because(self) -> tuple[str, ...]:
+    def lossy_because(self, *, copied: bool = False) -> tuple[str, ...]:
         """Return what would keep the transactions written after the next restore point from being replayed one by one,
-        one line each; empty when nothing does. Changes nothing."""
+        one line each; empty when nothing does. copied: whether that one is a copy. Changes nothing."""
+        ...
+
+    def not_copied_because(self) -> tuple[str, ...]:
+        """Return what would keep the next restore point from being a copy, one line each, whether or not a pause is
+        allowed; empty when nothing does. Changes nothing."""
         ...
 
     def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final, assert_never
 
-from lastgood.core.plan import LATER
+from lastgood.core.release import LATER
 
 LONG_S: Final = 90.0
 """What takes longer is told in minutes."""

@@ -16,6 +16,7 @@ from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
 from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
+from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
 
@@ -214,7 +215,13 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
         + ("; an own dump: nothing written since could be replayed" if newest.own else ""),
         hint="lastgood deploy   (each takes one)" if why else "",
     )
-    lossy = rooms.database.lossy_because()
+    pause = next_pause(rooms, history, facts)
+    yield Finding(
+        check="next restore point",
+        answer=Answer.OK,
+        evidence=f"pause: {pause.told}" if pause else "dumped and restored beside, for which nobody waits",
+    )
+    lossy = rooms.database.lossy_because(copied=pause is not None and pause.copies)
     now = (
         f"since {newest.id} every transaction can be replayed ({facts.capture_bytes / 1e6:.1f} MB of log are kept)"
         if newest is not None and newest.id in facts.captures

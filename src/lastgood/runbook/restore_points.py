@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from lastgood.core.deploying import pause
 from lastgood.core.errors import Refused
-from lastgood.core.plan import why_no_way_back
+from lastgood.core.facts import DatabaseFacts
+from lastgood.core.history import History
+from lastgood.core.plan import Pause, why_no_way_back
 from lastgood.core.ports import Database
 from lastgood.core.record import RestorePointKept
 from lastgood.core.release import LogPoint, RestorePoint
@@ -61,6 +64,15 @@ def look(rooms: Rooms) -> tuple[Listed, ...]:
         for point in known
         if facts
     )
+
+
+def next_pause(rooms: Rooms, history: History, facts: DatabaseFacts) -> Pause | None:
+    """Say for how long a restore point that is taken now keeps everybody out of the database, or why it need not; None
+    where no pause is allowed. Changes nothing."""
+    allowed_s = rooms.config.database.restore_points.allow_pause if rooms.config.database else None
+    if allowed_s is None:
+        return None
+    return pause(allowed_s, history, facts.size_bytes, in_the_way=database_of(rooms).not_copied_because())
 
 
 def check(rooms: Rooms, name: str | None) -> Iterator[Checked]:

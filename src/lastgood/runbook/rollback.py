@@ -931,6 +931,11 @@ def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
     if rooms.database and restore_point not in rooms.memory.history().restore_points:
         kept = rooms.database.restore_point(restore_point)
         rooms.memory.note(RestorePointKept(restore_point=kept))
+        if kept.paused_s:
+            why = f", in vain, and it was dumped: {kept.not_copied}" if kept.not_copied else " while it was copied"
+            rooms.story(f"  everybody was kept out of {kept.database} for {kept.paused_s:.1f} s{why} ({restore_point})")
+        elif kept.not_copied:
+            rooms.story(f"  {kept.database} was dumped, not copied: {kept.not_copied} ({restore_point})")
         for why in kept.lossy_because:
             rooms.story(
                 f"  a rollback of the database would lose writes since {kept.taken_at:%Y-%m-%d %H:%M} UTC "

@@ -86,6 +86,8 @@ class PostgresWorld:
         self.migrations: Mapping[str, object] = {"prisma": "prisma", "command": [sys.executable, "migrate.py"]}
         self.pgbackrest: Mapping[str, object] | None = None
         self.merge: Mapping[str, str] = {}
+        self.pause_s = 0.0
+        """For how long everybody may be kept out so that the restore point is a copy; 0 for a dump."""
         self.by_rows = False
         """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
 
@@ -146,7 +148,7 @@ class PostgresWorld:
     @property
     def steps(self) -> Sequence[Step]:
         return (
-            step("take", TakeRestorePoint(restore_point=self.restore_point)),
+            step("take", TakeRestorePoint(restore_point=self.restore_point, pause_s=self.pause_s)),
             step("migrate-up", Migrate(release="nicknamed", migrations=(NICKNAME,))),
             *self.way_down(NO_NICKNAME),
             self.step_to_migrate(),

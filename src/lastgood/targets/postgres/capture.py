@@ -43,13 +43,28 @@ class Opened:
     position: str
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A session in the live database that is ready to make the slot of a capture."""
+
+    server: Server
+    replicating: Connection
+    slot: str
+
+    def begin(self, *, deadline_s: float) -> Opened:
+        """Make it. Raises Retryable, naming who is in the way, when a transaction that writes stays open."""
+        snapshot, position = _create_slot(self.server, self.replicating, self.slot, deadline_s=deadline_s)
+        return Opened(snapshot=snapshot, position=position)
+
+
 def slot_of(restore_point: str) -> str:
     """Name its slot and its publication: the server allows lower case letters, digits and underscores in a slot's."""
     return PREFIX + re.sub(r"[^a-z0-9_]", "_", restore_point.lower())
 
 
-def obstacles(server: Server) -> tuple[str, ...]:
-    """Return what keeps transactions from being captured here, one line each; empty when nothing does."""
+def obstacles(server: Server, *, copied: bool = False) -> tuple[str, ...]:
+    """Return what keeps transactions from being captured here, one line each; empty when nothing does. copied: whether
+    the clone is a copy of the files, of which the log tells next to nothing."""
     with server.connect() as live:
         found: list[str] = []
         row = live.execute(
@@ -73,7 +88,7 @@ def obstacles(server: Server) -> tuple[str, ...]:
         if large:
             found.append("there are large objects, whose changes no slot shows")
         limit, needed = slot_limit(live), restore_log(live)
-        if limit is not None and limit < needed:
+        if limit is not None and limit < needed and not copied:
             found.append(
                 f"a slot may keep {limit >> 20} MiB of log, and a restore beside writes about {needed >> 20} MiB: "
                 f"raise max_slot_wal_keep_size"
@@ -111,12 +126,18 @@ class Captures:
         Raises Retryable, naming who is in the way, when a table is locked or a transaction that writes stays open: a
         slot begins behind all of them.
         """
+        with self.prepared(slot, deadline_s=deadline_s) as beginning:
+            yield beginning.begin(deadline_s=deadline_s)
+
+    @contextmanager
+    def prepared(self, slot: str, *, deadline_s: float) -> Generator[Beginning]:
+        """Do all that a capture needs but its slot, which begins within the block. A block that fails leaves nothing of
+        it. Raises Retryable, naming who is in the way, when a table is locked."""
         try:
             with self.server.connect(statement_s=deadline_s) as live:
                 self._publish(live, slot, marked=True)
             with _replicating(self.server) as replicating:
-                snapshot, position = _create_slot(self.server, replicating, slot, deadline_s=deadline_s)
-                yield Opened(snapshot=snapshot, position=position)
+                yield Beginning(self.server, replicating, slot)
         except BaseException:
             with suppress(psycopg.Error, LastgoodError):  # what went wrong first is what is told; the next one ends it
                 self.end()
@@ -300,6 +321,19 @@ def _writing(maintenance: Connection) -> str:
         [_MOST_NAMED],
     )
     return ", ".join(f"{pid} {name} ({database}, {state})" for pid, name, database, state in rows)
+
+
+def writing_elsewhere(server: Server, older_s: float) -> tuple[str, ...]:
+    """Say whose transactions of other databases have written and are open for longer than that: a slot would wait for
+    them, and they are none of ours to end."""
+    with server.maintenance() as maintenance:
+        rows = maintenance.execute(
+            "SELECT pid, coalesce(nullif(application_name, ''), backend_type), datname FROM pg_stat_activity "
+            "WHERE backend_xid IS NOT NULL AND datname <> %s AND clock_timestamp() - xact_start > make_interval("
+            "secs => %s) ORDER BY xact_start LIMIT %s",
+            [server.live, older_s, _MOST_NAMED],
+        )
+        return tuple(f"{pid} {name} of {database} has written and not ended" for pid, name, database in rows)
 
 
 def _with_generated(live: Connection) -> sql.SQL:

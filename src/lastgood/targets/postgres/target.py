@@ -66,6 +66,7 @@ from lastgood.targets.postgres import (
     row_replay,
     shelf,
     swap,
+    template,
     way_down,
     writes,
 )
@@ -210,6 +211,7 @@ class PostgresTarget:
                         action.restore_point,
                         keep=self._config.restore_points.keep,
                         lossless=self._config.restore_points.require_lossless,
+                        pause_s=action.pause_s,
                         mark=lambda: self._mark(action.restore_point),
                         deadline_s=step.deadline_s,
                         clock=self._clock,
@@ -813,9 +815,13 @@ class PostgresTarget:
                 clock=self._clock,
             )
 
-    def lossy_because(self) -> tuple[str, ...]:
+    def lossy_because(self, *, copied: bool = False) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            return capture.obstacles(self._server)
+            return capture.obstacles(self._server, copied=copied)
+
+    def not_copied_because(self) -> tuple[str, ...]:
+        with _answers(self._server, sent=False):
+            return template.obstacles(self._server)
 
     def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
         kept = self._kept(of)
