@@ -30,7 +30,7 @@ from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Down, LogPoint, Missing, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed, RowProgress
 
 
 class Clock(Protocol):
@@ -261,8 +261,8 @@ class Database(Target, Protocol):
         nothing. Raises Refused or Retryable when it cannot be tried now, or would be refused then."""
         ...
 
-    def progress(self) -> Progress | None:
-        """Return how far the replay of transactions is that this process carries out; None while it does not. Asks
+    def progress(self) -> Progress | RowProgress | None:
+        """Return how far the replay is that this process carries out; None while it does not. Asks
         nobody, and may be called from another thread."""
         ...
 

@@ -78,7 +78,7 @@ from lastgood.core.release import (
     Shipped,
 )
 from lastgood.core.repair import ColumnRepair, RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed, RowProgress
 from lastgood.testing.world import (
     Hand,
     SteppedClock,
@@ -170,7 +170,7 @@ class Stack(World):
         self.dry_run = DryRun(
             replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
         )
-        self.progress: Progress | None = None
+        self.progress: Progress | RowProgress | None = None
         self.lossy_because: tuple[str, ...] = ()
         self.uncopied: tuple[str, ...] = ()
         self.copy_s = 0.4
@@ -611,7 +611,7 @@ class MemoryDatabase(Hand):
             raise Refused(f"what was written since {of.restore_point} is not captured", hint="lastgood doctor")
         return self._stack.dry_run
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress | RowProgress | None:
         return self._stack.progress
 
     def replayed(self, replay: str) -> Replayed:

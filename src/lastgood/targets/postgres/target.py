@@ -48,7 +48,7 @@ from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Down, LogPoint, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed, RowProgress
 from lastgood.targets import child
 from lastgood.targets.masking import Masker
 from lastgood.targets.postgres import (
@@ -146,7 +146,7 @@ class PostgresTarget:
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
-        self._progress: Progress | None = None
+        self._progress: Progress | RowProgress | None = None
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -488,7 +488,7 @@ class PostgresTarget:
     @contextmanager
     def _compared(
         self, kept: shelf.KeptPoint, replaced_as: str, *, deadline_s: float
-    ) -> Generator[tuple[writes.Comparison, Connection, Connection, Callable[[], None]]]:
+    ) -> Generator[tuple[writes.Comparison, Connection, Connection, Callable[[RowProgress], None]]]:
         """Lend a comparison of the replaced database with the clone, both connections, and what ends it in time."""
         until = self._clock.now() + timedelta(seconds=deadline_s)
         with (
@@ -497,7 +497,8 @@ class PostgresTarget:
         ):
             points.of_this_database(replaced, kept)
 
-            def go_on() -> None:
+            def go_on(so_far: RowProgress) -> None:
+                self._progress = so_far
                 left_s = (until - self._clock.now()).total_seconds()
                 if left_s <= 0:
                     said = f"the rows were not compared within {deadline_s:.0f} s"
@@ -511,7 +512,10 @@ class PostgresTarget:
                 since=kept.point.snapshot,
                 migration=self._migrations.since(replaced, kept).xids,
             )
-            yield comparison, replaced, clone, go_on
+            try:
+                yield comparison, replaced, clone, go_on
+            finally:
+                self._progress = None
 
     def _catch_up(self, action: CatchUp, *, deadline_s: float) -> None:
         """Replay until a round is short, or no shorter than the one before: what is left then is what a round takes."""
@@ -568,7 +572,7 @@ class PostgresTarget:
         folder: Path,
         *,
         replay: str,
-        go_on: Callable[[], None],
+        go_on: Callable[[RowProgress], None],
         deadline_s: float,
     ) -> Replayed:
         hold(clone, kept.point.clone)
@@ -875,7 +879,7 @@ class PostgresTarget:
             )
         return DryRun(replayed=None, whole=True, pause_s=pause_s, more=tuple((+more).most_common()))
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress | RowProgress | None:
         return self._progress
 
     def replayed(self, replay: str) -> Replayed:
