@@ -41,6 +41,13 @@ def test_what_it_would_go_back_to_is_named(team: Team) -> None:
     assert OLD in found(team)["last good release"].evidence
 
 
+def test_a_clone_that_is_gone_is_told_where_its_dump_can_be_restored(team: Team) -> None:
+    drop_clone(team)
+    finding = found(team)["restore point"]
+    assert finding.answer is Answer.OK
+    assert finding.evidence.endswith("is gone: its dump would be restored beside first")
+
+
 def test_how_the_next_restore_point_is_taken_is_said(team: Team) -> None:
     assert found(team)["next restore point"].evidence == "dumped and restored beside, for which nobody waits"
     team.allow_pause = "10s"
@@ -57,9 +64,15 @@ def test_looking_changes_nothing(team: Team) -> None:
 
 
 def drop_clone(team: Team) -> None:
-    """Somebody drops what a restore point keeps."""
+    """Somebody drops the clones of the restore points."""
     names = frozenset(name for name in team.stack.database.databases if not name.startswith("clone_"))
     team.stack.database = replace(team.stack.database, databases=names)
+
+
+def drop_clone_and_dump(team: Team) -> None:
+    """Nothing of them is left that could be swapped in."""
+    drop_clone(team)
+    team.stack.database = replace(team.stack.database, restore_points=frozenset())
 
 
 def damage_restore_point(team: Team) -> None:
@@ -122,7 +135,7 @@ FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
         "1 GB free, 3 GB needed",
         lambda team: setattr(team.stack, "obstacles", ("1 GB free, 3 GB needed",)),
     ),
-    "the clone is gone": ("restore point", "none that could be swapped in", drop_clone),
+    "the clone is gone": ("restore point", "none that could be swapped in", drop_clone_and_dump),
     "the restore point is another": ("restore point", "is not the one that was proved", damage_restore_point),
     "the frontend cannot return": ("frontend", f"would go back to dpl_{OLD}", cannot_return),
     "the frontend host says no": (

@@ -293,7 +293,9 @@ def restore_point_rows(known: Iterable[Listed], now: datetime) -> Iterator[tuple
             when(point.taken_at),
             f"{(now - point.taken_at).total_seconds() / 60:.0f} min old",
             size(point.size_bytes),
-            ("proved, kept" if not one.why_not else one.why_not) if one.kept else "gone",
+            (one.why_not or ("its dump is restored beside first" if one.first else "proved, kept"))
+            if one.kept
+            else "gone",
             since if one.kept and not one.why_not else "",
         )
 

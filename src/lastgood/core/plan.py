@@ -222,6 +222,17 @@ class ExportWrites:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreClone:
+    """Restore the dump of a restore point beside once more, where its clone is gone or holds more than it did, and
+    prove it as it was proved. Changes nothing that is live. manifest: as in RestorePoint."""
+
+    restore_point: str
+    clone: str
+    manifest: str = ""
+    kind: Literal["restore_clone"] = "restore_clone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CatchUp:
     """Replay the transactions written since the restore point into its clone while the live database still serves,
     until the little that is left can be replayed behind the fence.
@@ -293,6 +304,7 @@ DatabaseAction = (
     | SaveDump
     | RehearseDown
     | MigrateDown
+    | RestoreClone
     | CatchUp
     | Fence
     | LiftFence
@@ -331,7 +343,7 @@ class Step:
                 return Role.FRONTEND
             case TakeRestorePoint() | Migrate() | SaveDump() | CatchUp() | Fence() | LiftFence():
                 return Role.DATABASE
-            case RehearseDown() | MigrateDown():
+            case RehearseDown() | MigrateDown() | RestoreClone():
                 return Role.DATABASE
             case ExportWrites() | ReplayWrites() | SwapDatabase() | EndCapture():
                 return Role.DATABASE
@@ -383,6 +395,7 @@ def seen(step: Step, facts: Facts) -> Seen:
             | SaveDump()
             | RehearseDown()
             | MigrateDown()
+            | RestoreClone()
             | CatchUp()
             | Fence()
             | LiftFence()
@@ -422,6 +435,8 @@ def _database_shows(action: DatabaseAction, facts: DatabaseFacts) -> Seen:
             return _when_let_in(facts.exists and action.kept_as not in facts.databases, facts)
         case ExportWrites():
             return _when(action.export in facts.exports)
+        case RestoreClone():
+            return _when(action.clone in facts.databases and action.restore_point not in facts.filled)
         case CatchUp():
             return _when(action.replay in facts.caught_up)
         case ReplayWrites():
@@ -622,6 +637,7 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     it was made.
     """
     missing: list[str] = []
+    restored = {step.action.clone for step in plan.steps if isinstance(step.action, RestoreClone)}
     containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
     if isinstance(containers, ContainerFacts):
         missing += put_by_others(plan, containers)
@@ -635,7 +651,8 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
             ]
         match step.action:
             case SwapDatabase() as action if isinstance(database, DatabaseFacts):
-                if action.swap not in database.swaps and action.clone not in database.databases:
+                there = database.databases | (restored if action.restore_point in database.restore_points else set())
+                if action.swap not in database.swaps and action.clone not in there:
                     missing.append(
                         f"database {action.clone}, the clone of restore point {action.restore_point}, is gone"
                     )
@@ -666,10 +683,22 @@ def other_manifest(restore_point: str, manifest: str, database: DatabaseFacts) -
     return f"restore point {restore_point} is not the one that was proved: {told}"
 
 
-def why_no_way_back(point: RestorePoint, database: DatabaseFacts) -> str:
-    """Say why the database could not go back to a restore point now; empty when it could."""
+def why_restored_first(point: RestorePoint, database: DatabaseFacts) -> str:
+    """Say why the clone of a restore point must be restored from its dump before the database can go back to it; empty
+    where it stands as it was proved, or with what can be gone on with."""
     if point.clone not in database.databases:
         return f"{point.clone}, the clone of restore point {point.id}, is gone"
+    if point.id in database.filled and point.id not in database.captures:
+        return f"{point.clone} holds a part of what was written since, and the rest is no longer captured"
+    return ""
+
+
+def why_no_way_back(point: RestorePoint, database: DatabaseFacts) -> str:
+    """Say why the database could not go back to a restore point now; empty when it could, if need be with its clone
+    restored first. An own dump's is not."""
+    first = why_restored_first(point, database)
+    if first and (point.own or point.id not in database.restore_points):
+        return first
     if point.id in database.foreign:
         return f"restore point {point.id} is of a database that was replaced since"
     return other_manifest(point.id, point.manifest, database)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
-from lastgood.core.plan import runs, why_no_way_back
+from lastgood.core.plan import runs, why_no_way_back, why_restored_first
 from lastgood.core.ports import Right
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
@@ -206,13 +206,15 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
     why = why_no_way_back(newest, facts) if newest else "none was taken yet"
     if newest and not why and newest.id not in facts.restore_points:
         why = f"the dump of {newest.id} is gone or was cut"
+    first = why_restored_first(newest, facts) if newest else ""
     yield Finding(
         check="restore point",
         answer=Answer.FAILED if why else Answer.OK,
         evidence=f"none that could be swapped in: {why}"
         if newest is None or why
         else f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
-        + ("; an own dump: nothing written since could be replayed" if newest.own else ""),
+        + ("; an own dump: nothing written since could be replayed" if newest.own else "")
+        + (f"; {first}: its dump would be restored beside first" if first else ""),
         hint="lastgood deploy   (each takes one)" if why else "",
     )
     pause = next_pause(rooms, history, facts)

@@ -34,6 +34,7 @@ from lastgood.core.plan import (
     Purpose,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Role,
     Seen,
     Step,
@@ -828,11 +829,17 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
     down = next((s.action for s in plan.steps if isinstance(s.action, RehearseDown)), None)
     if down is not None and rooms.database is not None:
         return _rehearsed(rooms.database, down)
+    restore = next((step for step in plan.steps if isinstance(step.action, RestoreClone)), None)
     # the first of them that a plan has takes everything that the others would
     action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp | ReplayWrites | SwapDatabase)), None)
     if action is None or rooms.database is None:
         return ()
     try:
+        if restore is not None and seen(restore, rooms.database.observe()) is not Seen.DONE:
+            return (
+                f"tried          not yet: {restore.explain}, first",
+                "so not known   what would be replayed, wait or be lost, and for how long nobody could write",
+            )
         with rooms.if_slow(1.0, lambda: rooms.story("  trying it, which is taken back ...")):
             tried = rooms.database.try_replay(action)
     except LastgoodError as error:

@@ -21,6 +21,7 @@ from lastgood.core.plan import (
     MigrateDown,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     SaveDump,
     Serve,
     Step,
@@ -152,6 +153,8 @@ class PostgresWorld:
             step("migrate-up", Migrate(release="nicknamed", migrations=(NICKNAME,))),
             *self.way_down(NO_NICKNAME),
             self.step_to_migrate(),
+            step("catch-up-in-vain", CatchUp(replay="replay-r0", restore_point=self.restore_point)),
+            self.restore_clone,
             *self.way_back,
             self.end_capture,
         )
@@ -201,6 +204,11 @@ class PostgresWorld:
     @property
     def fence(self) -> Step:
         return step("fence", Fence(kept_as=self.kept_as))
+
+    @property
+    def restore_clone(self) -> Step:
+        """What is needed where the clone is gone, or holds what cannot be gone on with."""
+        return step("restore-clone", RestoreClone(restore_point=self.restore_point, clone=self.clone))
 
     @property
     def end_capture(self) -> Step:

@@ -154,7 +154,7 @@ class Captures:
 
     def _publish(self, live: Connection, slot: str, *, marked: bool = False) -> None:
         """One table at a time: a transaction that waited for many locks would hold those that it has."""
-        known = self._identities(slot)
+        known = self.identities(slot)
         published = {oid for (oid,) in live.execute(
             "SELECT r.prrelid::int8 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
             "WHERE p.pubname = %s", [slot]
@@ -175,12 +175,20 @@ class Captures:
         for table in fresh:
             _change(live, table.label, partial(_cover, live, table, name, marked=marked))
 
-    def uncover(self, connection: Connection, slot: str, tables: tuple[catalog.Table, ...]) -> None:
+    def uncover(
+        self,
+        connection: Connection,
+        slot: str,
+        tables: tuple[catalog.Table, ...],
+        *,
+        identities: Mapping[int, str] | None = None,
+    ) -> None:
         """Take what a capture did to the schema back: in the database itself, or in a copy of it. Safe to repeat.
 
-        tables: with the oids of the database, and the names of the connection's.
+        tables: with the oids of the database, and the names of the connection's. identities: what theirs were, of a
+        capture that is over.
         """
-        identities = self._identities(slot)
+        identities = self.identities(slot) if identities is None else identities
         for table in tables:
             if identities.get(table.oid, _FULL) == _FULL:
                 continue
@@ -206,7 +214,7 @@ class Captures:
         publications: set[str] = set()
         for slot, oid, schema, name in published:
             publications.add(slot)
-            identity = self._identities(slot).get(oid or 0, "DEFAULT")
+            identity = self.identities(slot).get(oid or 0, "DEFAULT")
             if schema and name and identity != _FULL:
                 table = sql.Identifier(schema, name).as_string(None)
                 lines.append(f"ALTER TABLE ONLY {table} REPLICA IDENTITY {identity};")
@@ -253,7 +261,8 @@ class Captures:
     def _known(self) -> frozenset[str]:
         return shelf.names(self.folder)
 
-    def _identities(self, slot: str) -> dict[int, str]:
+    def identities(self, slot: str) -> dict[int, str]:
+        """Return the replica identity of each table before a capture, by its oid; nothing of one that is over."""
         path = self.folder / f"{slot}.json"
         return shelf.read(path, shelf.KEPT_IDENTITIES, what=slot, hint="lastgood doctor") if path.exists() else {}
 

@@ -24,7 +24,7 @@ from psycopg import sql
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.core.release import DumpFormat, LogPoint, RestorePoint
-from lastgood.targets.postgres import capture, catalog, sessions, shelf, template, writes
+from lastgood.targets.postgres import capture, catalog, preflight, sessions, shelf, template, writes
 from lastgood.targets.postgres.capture import Beginning, Captures, Opened
 from lastgood.targets.postgres.connect import APPLICATION, Connection, one
 from lastgood.targets.postgres.properties import make_alike, properties
@@ -35,14 +35,19 @@ from lastgood.targets.postgres.server import (
     databases,
     drop_own,
     end_tool,
-    forget_replayed,
+    forget_clone,
     identity,
+    note_restored,
     open_ledger,
     own_name,
+    rename,
+    restored_at,
 )
 
 HINT: Final = "lastgood restore-points list"
 SESSION: Final = f"{APPLICATION} restore point"
+_AGAIN: Final = "_again"
+"""Of what is restored once more, as long as it is not proved: no restore point's name begins like that."""
 CAPTURES: Final = "captures"
 """Folder beside the restore points."""
 _ENDINGS: Final = {DumpFormat.CUSTOM: "dump", DumpFormat.DIRECTORY: "dir", DumpFormat.PLAIN: "sql"}
@@ -101,7 +106,7 @@ def take(
     shelf.folder(folder)
     dump, clone = folder / f"{shelf.checked(restore_point)}.dump", server.clone_name(restore_point)
     with open_ledger(server) as ledger:
-        forget_replayed(ledger, clone)
+        forget_clone(ledger, clone)
     with server.maintenance(statement_s=deadline_s) as maintenance:
         clean_up(server, maintenance, clone, dump)
         slot = capture.slot_of(restore_point)
@@ -115,7 +120,7 @@ def take(
                 clean_up(server, maintenance, clone, dump)
                 made = replace(taking.by_dump(), paused_s=made.paused_s, not_copied=made.because)
             snapshot, begun = made.snapshot, made.begun
-            rows, proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
+            rows, proved = _prove(server, maintenance, clone, snapshot.schema, snapshot.rows, deadline_s=left_s())
             log = mark()
             if begun is not None and slot not in capture.alive(maintenance):
                 made = replace(made, lossy=("the server let go of the slot's log before the restore was over",))
@@ -153,6 +158,7 @@ def take(
             clone_snapshot=proved,
             slot=slot if begun is not None else "",
             position=begun.position if begun is not None else "",
+            identities=captures.identities(slot) if begun is not None else {},
             ready=one(maintenance, "SELECT pg_current_wal_lsn()::text"),
             identity=snapshot.identity,
         )
@@ -236,6 +242,45 @@ class _Taking:
             self.captures.uncover(copy, self.slot, snapshot.tables)
 
 
+def restore_again(server: Server, folder: Path, kept: shelf.KeptPoint, *, deadline_s: float, clock: Clock) -> None:
+    """Restore the dump of a restore point beside, and give it the name of the clone when it is proved as that was. What
+    has the name until then is dropped first: there need not be room for both.
+
+    Safe to repeat. Raises Refused, naming what is wrong, when the dump is not the one that was proved or not of those
+    contents, or there is no room.
+    """
+    until, point = clock.now() + timedelta(seconds=deadline_s), kept.point
+
+    def left_s() -> float:
+        return max((until - clock.now()).total_seconds(), 1.0)
+
+    dump_as_proved(folder, point)
+    with server.connect() as live:
+        of_this_database(live, kept)
+    again = own_name(server.live, _AGAIN)
+    with server.maintenance(statement_s=deadline_s) as maintenance:
+        end_tool(maintenance, SESSION, (again, point.clone))
+        for left in (again, point.clone):
+            drop_own(maintenance, server, left)
+        with server.connect() as live:
+            if lines := preflight.room_for_clone(live, server):
+                raise Refused(f"the dump of {point.id} cannot be restored: {'; '.join(lines)}", hint=HINT)
+        try:
+            create_beside(maintenance, server, again)
+            server.tools.restore(folder / point.path, again, session=SESSION, deadline_s=left_s())
+            with server.connect(again) as copy:
+                identities = kept.identities or dict.fromkeys((table.oid for table in kept.tables), "DEFAULT")
+                Captures(server, folder / CAPTURES).uncover(copy, kept.slot, kept.tables, identities=identities)
+            _, proved_at = _prove(server, maintenance, again, kept.schema, point.rows, deadline_s=left_s())
+        except BaseException:
+            with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
+                drop_own(maintenance, server, again)
+            raise
+    with open_ledger(server) as ledger, ledger.transaction():
+        note_restored(ledger, point.clone, proved_at)
+        rename(ledger, again, point.clone)
+
+
 def clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
     """Remove what an attempt left: its tools first, which go on in a container when their caller is killed."""
     end_tool(maintenance, SESSION, (server.live, clone))
@@ -294,22 +339,28 @@ def _described(connection: Connection) -> _Snapshot:
 
 
 def _prove(
-    server: Server, maintenance: Connection, clone: str, snapshot: _Snapshot, *, deadline_s: float
+    server: Server,
+    maintenance: Connection,
+    clone: str,
+    schema: Mapping[str, str],
+    counted: tuple[tuple[str, int], ...] | None,
+    *,
+    deadline_s: float,
 ) -> tuple[tuple[tuple[str, int], ...], str]:
-    """Compare the clone with the snapshot: every object, every count of rows, and who may connect. Return how many rows
-    each table has, and the moment of it, as a snapshot of the clone. Raises Refused."""
+    """Compare a clone with what was seen: every object, every count of rows where they were counted, and who may
+    connect. Return how many rows each table has, and the moment of it, as a snapshot of the clone. Raises Refused."""
     live, copy = properties(maintenance, server.live), properties(maintenance, clone)
     if live != copy:
         name = min(name for name in live.keys() | copy.keys() if live.get(name) != copy.get(name))
         raise Refused(f"the clone has {name} {copy.get(name, 'not')}, the live database {live.get(name, 'not')}")
     with server.connect(clone, statement_s=deadline_s) as connection:
-        changes = catalog.difference(snapshot.schema, catalog.objects(connection))
+        changes = catalog.difference(schema, catalog.objects(connection))
         if changes:
             told = "; ".join(f"{c.object} {c.change}" for c in changes[:3])
             raise Refused(f"the trial restore has another schema than the live database: {told}")
         rows = catalog.count_rows(connection, catalog.tables(connection))
-        if snapshot.rows not in (None, rows):
-            was, now = next((a, b) for a, b in zip(snapshot.rows or (), rows, strict=True) if a != b)
+        if counted is not None and counted != rows:
+            was, now = next((a, b) for a, b in zip(counted, rows, strict=True) if a != b)
             raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
         connection.execute("ANALYZE")
         return rows, one(connection, "SELECT pg_current_snapshot()::text")
@@ -475,5 +526,7 @@ def clone_as_proved(server: Server, kept: shelf.KeptPoint, *, deadline_s: float)
         there = catalog.tables(connection)
         if catalog.count_rows(connection, there) != kept.point.rows:
             raise Refused(f"{kept.point.clone} is not as it was proved: its rows are other in number")
-        if written := next((t.label for t in there if writes.written_after(connection, t, kept.clone_snapshot)), ""):
+        with open_ledger(server) as ledger:
+            proved_at = restored_at(ledger, kept.point.clone) or kept.clone_snapshot
+        if written := next((t.label for t in there if writes.written_after(connection, t, proved_at)), ""):
             raise Refused(f"{kept.point.clone} is not as it was proved: somebody wrote to {written}")

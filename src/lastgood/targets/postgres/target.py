@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Final, assert_never
 from urllib.parse import quote
 
 import psycopg
@@ -36,6 +36,7 @@ from lastgood.core.plan import (
     MigrateDown,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Role,
     SaveDump,
     Seen,
@@ -88,10 +89,11 @@ from lastgood.targets.postgres.server import (
     holders,
     identity,
     kept,
+    ledger_says,
+    note_replayed,
     open_ledger,
     provide_empty,
     replayed_upto,
-    swaps,
 )
 
 _AGAIN_S: Final = 2.0
@@ -154,7 +156,7 @@ class PostgresTarget:
         with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
             known = databases(maintenance)
             slots, left = capture.alive(maintenance), self._captures.left(maintenance)
-            captured = points.captured(self._points, self._server.live, slots)
+            captured, told = points.captured(self._points, self._server.live, slots), ledger_says(self._server, known)
             facts = DatabaseFacts(
                 observed_at=observed_at,
                 database=self._server.live,
@@ -166,7 +168,7 @@ class PostgresTarget:
                 databases=frozenset(known),
                 exports=shelf.names(self._exports),
                 dumps=shelf.names(self._dumps),
-                swaps=swaps(self._server, known),
+                swaps=told.swaps,
                 captures=frozenset(captured),
                 # also of one whose restore point was never kept, because its process was killed
                 capture_bytes=sum(slots.get(slot, 0) for slot in left),
@@ -175,6 +177,7 @@ class PostgresTarget:
                 slot_limit_bytes=capture.slot_limit(maintenance),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
+                filled=told.filled,
                 pools=self._pooler is not None,
                 paused=self._pooler.paused() if self._pooler else False,
                 rehearsals=shelf.names(self._rehearsals),
@@ -203,28 +206,10 @@ class PostgresTarget:
             return
         with _answers(self._server, sent=True):
             match action:
-                case TakeRestorePoint():
-                    self._close_note()
-                    points.take(
-                        self._server,
-                        self._points,
-                        action.restore_point,
-                        keep=self._config.restore_points.keep,
-                        lossless=self._config.restore_points.require_lossless,
-                        pause_s=action.pause_s,
-                        mark=lambda: self._mark(action.restore_point),
-                        deadline_s=step.deadline_s,
-                        clock=self._clock,
-                    )
-                    self._note_none(points.read(self._points, action.restore_point))
-                    with self._server.maintenance() as maintenance:
-                        provide_empty(maintenance, self._server)
+                case TakeRestorePoint() | SaveDump() | RehearseDown() | RestoreClone():
+                    self._put_beside(action, deadline_s=step.deadline_s)
                 case Migrate():
                     self._migrate(action, deadline_s=step.deadline_s)
-                case SaveDump():
-                    self._save_dump(action, deadline_s=step.deadline_s)
-                case RehearseDown():
-                    self._rehearse(action, deadline_s=step.deadline_s)
                 case MigrateDown():
                     self._migrate_down(action, deadline_s=step.deadline_s)
                 case Fence():
@@ -248,13 +233,47 @@ class PostgresTarget:
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
 
+    def _put_beside(
+        self, action: TakeRestorePoint | SaveDump | RehearseDown | RestoreClone, *, deadline_s: float
+    ) -> None:
+        """What changes nothing that is live."""
+        match action:
+            case TakeRestorePoint():
+                self._take(action, deadline_s=deadline_s)
+            case SaveDump():
+                self._save_dump(action, deadline_s=deadline_s)
+            case RehearseDown():
+                self._rehearse(action, deadline_s=deadline_s)
+            case RestoreClone():
+                kept = self._kept(action)
+                points.restore_again(self._server, self._points, kept, deadline_s=deadline_s, clock=self._clock)
+            case _:
+                assert_never(action)
+
+    def _take(self, action: TakeRestorePoint, *, deadline_s: float) -> None:
+        self._close_note()
+        points.take(
+            self._server,
+            self._points,
+            action.restore_point,
+            keep=self._config.restore_points.keep,
+            lossless=self._config.restore_points.require_lossless,
+            pause_s=action.pause_s,
+            mark=lambda: self._mark(action.restore_point),
+            deadline_s=deadline_s,
+            clock=self._clock,
+        )
+        self._note_none(points.read(self._points, action.restore_point))
+        with self._server.maintenance() as maintenance:
+            provide_empty(maintenance, self._server)
+
     def _mark(self, restore_point: str) -> LogPoint | None:
         if self._config.pgbackrest is None:
             return None
         return recovery.mark(self._server, restore_point, secrets.token_hex(3))
 
     def _kept(
-        self, action: CatchUp | ExportWrites | MigrateDown | RehearseDown | ReplayWrites | SwapDatabase
+        self, action: CatchUp | ExportWrites | MigrateDown | RehearseDown | ReplayWrites | RestoreClone | SwapDatabase
     ) -> shelf.KeptPoint:
         """What is kept of a step's restore point, and is what the plan was made with."""
         return points.read(self._points, action.restore_point, manifest=action.manifest)
@@ -558,6 +577,8 @@ class PostgresTarget:
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
+        with open_ledger(self._server) as ledger:
+            note_replayed(ledger, kept.point.clone, 0)
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
             return self._carried(
                 comparison, replaced, clone, kept, folder, replay=action.replay, go_on=go_on, deadline_s=deadline_s
@@ -615,6 +636,7 @@ class PostgresTarget:
 
             with open_ledger(server) as ledger:
                 held = replayed_upto(ledger, kept.point.clone)
+                note_replayed(ledger, kept.point.clone, held)
             if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
             # of one that was cut off: once the slot is read nobody can tell
