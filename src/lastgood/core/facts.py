@@ -87,11 +87,19 @@ class KeptDatabase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceLog:
-    """What an instance wrote, its newest lines, oldest first, without secrets. release: as in InstanceFacts."""
+    """What an instance wrote, its newest lines, oldest first, without secrets. release: as in InstanceFacts.
+    addresses: that nobody else has had since `since`; none where it shares them with others."""
 
     service: str
     release: str
     lines: tuple[str, ...]
+    addresses: frozenset[str] = frozenset()
+    since: datetime | None = None
+
+    @property
+    def told(self) -> str:
+        """The service, and its release where it is known."""
+        return f"{self.service} of {self.release}" if self.release else self.service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
