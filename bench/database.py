@@ -55,6 +55,7 @@ OLD: Final = "shop_replaced"
 BY_HAND: Final = "backup_pre_deploy.sql"
 BESIDE: Final = "before.dump"
 POINT: Final = "rp-d1"
+ALLOWED_S: Final = 60.0
 KEPT_AS: Final = "shop_bad_r1"
 PGBACKREST: Final = "pgBackRest"
 NOWHERE: Final = "/bin/true"
@@ -311,6 +312,11 @@ def lastgood_take(ground: Ground) -> None:
     ground.apply(TakeRestorePoint(restore_point=POINT))
 
 
+def lastgood_copy(ground: Ground) -> None:
+    """Where users may be kept out meanwhile."""
+    ground.apply(TakeRestorePoint(restore_point=POINT, pause_s=ALLOWED_S))
+
+
 def lastgood_back(ground: Ground) -> None:
     """Rung D3: the safety dump is part of it."""
     ground.apply(
@@ -361,6 +367,7 @@ WAYS: Final[dict[str, Way]] = {
     "restore beside": (side_take, side_back),
     PGBACKREST: (whole_take, whole_back),
     "lastgood D3": (lastgood_take, lastgood_back),
+    "lastgood D3, copied": (lastgood_copy, lastgood_back),
     "lastgood D3b": (lastgood_take, lastgood_back_by_rows),
 }
 HEAD: Final = (

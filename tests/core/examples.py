@@ -136,6 +136,21 @@ def world(
     )
 
 
+def restored_plan() -> Plan:
+    """The way back from `bad` to `old` where an earlier one filled the clone in part, and the capture is over."""
+    there = replace(
+        database_facts(), restore_points=frozenset({RESTORE_POINT.id}), filled=frozenset({RESTORE_POINT.id})
+    )
+    return make_plan(
+        release("old"),
+        replace(world(EVIDENCE), database=there),
+        plan_id="r1",
+        now=START,
+        serving="bad",
+        deadlines=DEADLINES,
+    )
+
+
 def rollback_plan(
     evidence: DatabaseEvidence | None,
     *,
@@ -228,6 +243,7 @@ SHAPES: Mapping[str, Callable[[], Plan]] = {
     "database-first-captured": lambda: rollback_plan(EVIDENCE, captured=True),
     "database-first-behind-an-edge": lambda: rollback_plan(EVIDENCE, edge=True, captured=True),
     "database-first-own-dump": own_dump_plan,
+    "database-first-clone-restored": restored_plan,
     "migrations-down": lambda: rollback_plan(GOES_DOWN),
     "migrations-down-behind-an-edge": lambda: rollback_plan(GOES_DOWN, edge=True),
     "watch-over": lambda: make_stand_down_plan(

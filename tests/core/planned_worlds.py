@@ -44,6 +44,8 @@ databases = st.builds(
     size_bytes=st.just(1000),
     databases=st.sampled_from([frozenset({"app"}), frozenset({"app", RESTORE_POINT.clone})]),
     captures=st.sampled_from([frozenset(), frozenset({RESTORE_POINT.id})]),
+    restore_points=st.sampled_from([frozenset(), frozenset({RESTORE_POINT.id})]),
+    filled=st.sampled_from([frozenset(), frozenset({RESTORE_POINT.id})]),
     pools=st.booleans(),
 )
 evidence = st.builds(

@@ -134,6 +134,12 @@ def test_the_verdict_cites_the_release_in_whose_log_an_error_stands() -> None:
     assert verdict.reasons == ("SQLSTATE 42703, 31 times in the log of core of v2, names title: about title",)
 
 
+def test_the_verdict_cites_the_release_in_whose_sessions_an_error_was() -> None:
+    (error,) = errors("42703", "title")
+    verdict = judge_migration(replace(CHANGED, errors=(replace(error, sent_by="core of v2"),)))
+    assert verdict.reasons == ("SQLSTATE 42703, 31 times in sessions of core of v2, names title: about title",)
+
+
 def test_the_foremost_changes_are_told_as_a_person_reads_them() -> None:
     changes = (
         SchemaChange(object="Mood", change="is new (type e'good', 'bad' rights of webweb USAGE)"),

@@ -31,6 +31,7 @@ from lastgood.core.plan import (
     Plan,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Retire,
     ReturnFrontend,
     Role,
@@ -118,6 +119,8 @@ FENCE = Fence(kept_as="app_bad_r1")
 LIFT = LiftFence(kept_as="app_bad_r1")
 EXPORT = ExportWrites(export="export-r1", restore_point="rp-d2", kept_as="app_bad_r1")
 CATCH_UP = CatchUp(replay="replay-r1", restore_point="rp-d2")
+RESTORE = RestoreClone(restore_point="rp-d2", clone="clone_rp-d2")
+CLONE = frozenset({"clone_rp-d2"})
 REPLAY = ReplayWrites(replay="replay-r1", restore_point="rp-d2", kept_as="app_bad_r1", by_rows=False)
 SWAP = SwapDatabase(swap="swap-r1", restore_point="rp-d2", clone="clone_rp-d2", kept_as="app_bad_r1")
 RETURN = ReturnFrontend(deployment="dpl_old")
@@ -253,6 +256,13 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "lift: another took its name": (LIFT, replace(database(), databases=KEPT | {"app"}), Seen.NOT_DONE),
     "export: finished": (EXPORT, database(exports=frozenset({"export-r1"})), Seen.DONE),
     "export: of another run": (EXPORT, database(exports=frozenset({"export-r2"})), Seen.NOT_DONE),
+    "restored: the clone is there": (RESTORE, replace(database(), databases=CLONE), Seen.DONE),
+    "restored: the clone is gone": (RESTORE, database(), Seen.NOT_DONE),
+    "restored: something is in it": (
+        RESTORE,
+        replace(database(), databases=CLONE, filled=frozenset({"rp-d2"})),
+        Seen.NOT_DONE,
+    ),
     "catch up: once": (CATCH_UP, database(caught_up=frozenset({"replay-r1"})), Seen.DONE),
     "catch up: of another run": (CATCH_UP, database(caught_up=frozenset({"replay-r2"})), Seen.NOT_DONE),
     "replay: finished": (REPLAY, database(replays=frozenset({"replay-r1"})), Seen.DONE),

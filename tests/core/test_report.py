@@ -16,6 +16,8 @@ from lastgood.core.report import (
     Progress,
     Replayed,
     Report,
+    RowProgress,
+    RowWork,
     TerminalState,
     announcement,
     progress_line,
@@ -256,3 +258,34 @@ FIRST = Progress(done=100, at_bytes=1_000, end_bytes=500_000)
 )
 def test_a_replay_tells_how_far_it_is_and_how_long_it_takes_by_what_was_measured(now: Progress, told: str) -> None:
     assert progress_line(FIRST, now, took_s=10.0) == told
+
+
+COMPARED = RowProgress(work=RowWork.COMPARED, done=0, of=8_000_000_000)
+PUT_BACK = RowProgress(work=RowWork.PUT_BACK, done=500, of=40_000)
+
+
+@pytest.mark.parametrize(
+    "first,now,told",
+    [
+        pytest.param(COMPARED, COMPARED, "0.0 of 8,000.0 MB of tables compared", id="nothing-was-measured-yet"),
+        pytest.param(
+            COMPARED,
+            replace(COMPARED, done=2_000_000_000),
+            "2,000.0 of 8,000.0 MB of tables compared, about 30 s",
+            id="tables-are-compared",
+        ),
+        pytest.param(
+            PUT_BACK,
+            replace(PUT_BACK, done=1_500),
+            "1,500 of 40,000 rows put back, about 6 min",
+            id="rows-are-put-back",
+        ),
+        pytest.param(COMPARED, PUT_BACK, "500 of 40,000 rows put back", id="one-work-does-not-measure-another"),
+        pytest.param(FIRST, PUT_BACK, "500 of 40,000 rows put back", id="nor-do-transactions"),
+        pytest.param(PUT_BACK, FIRST, "100 transactions replayed, 0.5 MB of log left", id="nor-rows-transactions"),
+    ],
+)
+def test_a_replay_by_rows_tells_how_far_it_is_by_what_was_measured_of_the_same_work(
+    first: Progress | RowProgress, now: Progress | RowProgress, told: str
+) -> None:
+    assert progress_line(first, now, took_s=10.0) == told

@@ -31,6 +31,7 @@ from lastgood.core.plan import (
     Plan,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Retire,
     Role,
     SaveDump,
@@ -386,13 +387,16 @@ def test_every_database_step_behind_the_safety_dump_waits_for_a_person(plan: Pla
     database = [step for step in plan.steps if step.role is Role.DATABASE]
     assert not database or isinstance(database[0].action, SaveDump)
     # a rehearsal changes nothing that is live, and whoever is asked should know how it went
-    assert all(step.needs_approval for step in database[1:] if not isinstance(step.action, RehearseDown))
+    changes_nothing = RehearseDown | RestoreClone
+    assert all(step.needs_approval for step in database[1:] if not isinstance(step.action, changes_nothing))
 
 
 @given(plan=plans())
 @settings(max_examples=30)
 def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan) -> None:
-    order = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
+    kinds = [type(step.action) for step in plan.steps if step.role is Role.DATABASE]
+    assert RestoreClone not in kinds or kinds.index(RestoreClone) == 1
+    order = [kind for kind in kinds if kind is not RestoreClone]
     by_transactions = [SaveDump, CatchUp, Fence, ReplayWrites, SwapDatabase]
     by_rows = [SaveDump, Fence, ExportWrites, ReplayWrites, SwapDatabase]
     rung = plan.database.rung if plan.database else Rung.D0
@@ -400,6 +404,41 @@ def test_nothing_is_swapped_before_it_was_dumped_fenced_and_replayed(plan: Plan)
     down = [SaveDump, RehearseDown, MigrateDown]
     expected = {Rung.D2: down, Rung.D3: by_transactions, Rung.D3B: by_rows, Rung.D4: to_an_own_dump}
     assert order == expected.get(rung, [])
+
+
+@given(world=st.one_of(changed(Fit.NO), changed(Fit.YES)), only=ONLY)
+@settings(max_examples=100)
+def test_nothing_is_replayed_into_a_clone_that_is_not_as_it_was_or_as_it_is_known(
+    world: World, only: frozenset[Role]
+) -> None:
+    plan = plan_or_refusal(world, only)
+    kinds = [] if isinstance(plan, Refused) else [type(step.action) for step in plan.steps]
+    facts = world.database
+    if ReplayWrites not in kinds or facts is None:
+        return
+    there, filled = RESTORE_POINT.clone in facts.databases, RESTORE_POINT.id in facts.filled
+    whole = there and not filled  # as it was proved
+    goes_on = there and filled and CatchUp in kinds  # behind what was replayed, the server tells the rest
+    assert (RestoreClone in kinds) == (not whole and not goes_on)
+    assert CatchUp not in kinds or RESTORE_POINT.id in facts.captures
+    assert not (CatchUp in kinds and RestoreClone in kinds and filled), "what the server told once it tells no more"
+
+
+def test_a_clone_that_is_restored_first_is_told_with_the_reason_and_its_rows_are_not_counted() -> None:
+    plan = planned("filled-capture-over")
+    assert plan.database is not None
+    why = "clone_rp-d2 holds a part of what was written since, and the rest is no longer captured"
+    assert plan.database.reasons[-1] == f"{why}: its dump is restored beside first"
+    assert plan.database.carries is None
+    assert plan.step("restore-clone").action == RestoreClone(restore_point="rp-d2", clone="clone_rp-d2", manifest="m1")
+
+
+def test_a_clone_that_is_to_be_restored_is_not_missed_as_long_as_its_dump_is_there() -> None:
+    plan = planned("clone-gone-dump-there")
+    gone = replace(database_facts(), databases=frozenset({"app"}))
+    assert world_agrees(plan, {Role.DATABASE: replace(gone, restore_points=frozenset({"rp-d2"}))}) == ()
+    (line,) = world_agrees(plan, {Role.DATABASE: gone})
+    assert line == "database clone_rp-d2, the clone of restore point rp-d2, is gone"
 
 
 @given(world=st.one_of(worlds, changed(Fit.NO), changed(Fit.YES)), only=ONLY)

@@ -15,6 +15,7 @@ from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
 from lastgood.targets.compose.edge_setup import edge_file, set_up_edge
+from lastgood.targets.postgres.connect import container_address
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld, edge_image
 
@@ -602,10 +603,15 @@ def test_what_services_say_is_told_since_a_moment_and_without_secrets(stack: Com
         stack.image(service, "1", script='echo "SQLSTATE 42703 $API_KEY"; exec httpd -f -p 8080 -h /www')
     before = CLOCK.now()
     stack.put(target, target.prepare("v1", CLOCK.now()))
-    assert {log.service: log.lines for log in target.logs(before)} == {
+    logs = target.logs(before)
+    assert {log.service: log.lines for log in logs} == {
         "web": ("SQLSTATE 42703 ********",),
         "worker": ("SQLSTATE 42703 ",),
     }
+    assert {log.service: log.addresses for log in logs} == {
+        service: frozenset({container_address(f"{stack.project}-{service}-1")}) for service in ("web", "worker")
+    }
+    assert all(log.since and before - timedelta(seconds=1) < log.since for log in logs)
     later = CLOCK.now() + timedelta(seconds=60)
     assert {log.lines for log in target.logs(later)} == {()}
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from lastgood.core.config import PostgresConfig
+from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import Blame, DatabaseEvidence, Fit, judge_migration
 from lastgood.core.release import Release
 from lastgood.targets.postgres import catalog
+from lastgood.targets.postgres.connect import one
 from lastgood.testing.world import START
 from tests.contract.rigs import postgres_embedded
+from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.postgres_world import SECOND, STATEMENTS, PostgresWorld
 
 V1 = Release(id="v1", recorded_at=START, engine="process", services=(), statements=STATEMENTS)
@@ -132,6 +138,28 @@ def test_a_right_that_the_migration_took_away_is_a_change_of_the_schema(embedded
     assert [c.object for c in evidence.changes] == ["orders.(rights)"]
     assert "orders" in {name for error in evidence.errors if error.sqlstate == "42501" for name in error.names}
     assert judge_migration(evidence).blame is Blame.MIGRATION
+
+
+@pytest.mark.needs_docker
+def test_whose_sessions_an_error_was_in_is_told_by_the_address_also_of_a_stock_log(
+    contained: PostgresConfig, tmp_path: Path
+) -> None:
+    with postgres_embedded.database(tmp_path, contained) as world, world.connect() as client:
+        migrated(world, "ALTER TABLE customers RENAME COLUMN name TO full_name")
+        address = one(client, "SELECT host(client_addr) FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        client.execute("SET application_name = 'shop-web'")
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            client.execute("SELECT name FROM customers")
+        log = ServiceLog(
+            service="web",
+            release="v2",
+            lines=(),
+            addresses=frozenset({address}),
+            since=CLOCK.now() - timedelta(hours=1),
+        )
+        evidence = world.target.inspect(since=world.target.restore_point("rp-d2"), target=V1, logs=[log])
+    assert ("42703", "web of v2") in {(error.sqlstate, error.sent_by) for error in evidence.errors}
+    assert any("in sessions of web of v2, names" in reason for reason in judge_migration(evidence).reasons)
 
 
 def test_what_lastgood_itself_tries_is_no_evidence(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -51,18 +51,6 @@ def test_a_session_that_does_not_end_is_named_and_nobody_is_shut_out(embedded: P
     assert not embedded.target.observe().exists
 
 
-@pytest.fixture
-def keeper(tmp_path: Path) -> Generator[PostgresWorld]:
-    """The shop on a server where lastgood is a role that owns all of it, and is no superuser; `web` is a role that
-    works with it."""
-    with postgres_embedded.rig(tmp_path) as alone:
-        alone.sql("CREATE ROLE app LOGIN CREATEDB REPLICATION PASSWORD 'pass word'; ALTER DATABASE shop OWNER TO app")
-        alone.sql("REASSIGN OWNED BY shop TO app; CREATE ROLE web LOGIN PASSWORD 'pass word'")
-        alone.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO web")
-        alone.config = alone.config.model_copy(update={"user": "app"})
-        yield alone
-
-
 def as_role(world: PostgresWorld, role: str) -> Connection:
     return connect(world.config.model_copy(update={"user": role}), autocommit=True)
 

@@ -6,17 +6,18 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from lastgood.core.errors import LastgoodError, Refused, Retryable
-from lastgood.core.report import Progress
-from lastgood.targets.postgres import preflight, replay, restore_point
+from lastgood.core.report import Progress, RowProgress, RowWork
+from lastgood.targets.postgres import preflight, replay, restore_point, row_replay, writes
 from lastgood.targets.postgres.connect import connect
 from lastgood.targets.postgres.pgoutput import Transaction
 from lastgood.targets.postgres.server import Server
@@ -269,11 +270,12 @@ def test_a_replay_says_how_far_it_is_and_nothing_when_it_is_over(
     embedded.migrate()
     for _ in range(12):
         embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
-    monkeypatch.setattr(replay, "AT_ONCE", 4)
+    for name in ("AT_ONCE", "MOST_AT_ONCE"):  # else a batch that goes well doubles the next
+        monkeypatch.setattr(replay, name, 4)
     target, seen, carry = embedded.target, list[Progress](), replay.Replay._carry
 
     def look(self: replay.Replay, batch: Sequence[Transaction]) -> None:
-        if (now := target.progress()) is not None:
+        if isinstance(now := target.progress(), Progress):
             seen.append(now)
         carry(self, batch)
 
@@ -284,6 +286,46 @@ def test_a_replay_says_how_far_it_is_and_nothing_when_it_is_over(
     assert {0, 4, 8} <= {now.done for now in seen}
     assert all(0 < now.at_bytes <= now.end_bytes for now in seen)
     assert target.progress() is None
+
+
+def test_a_replay_by_rows_says_how_far_it_is_and_nothing_when_it_is_over(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    for _ in range(12):
+        embedded.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+    monkeypatch.setattr(row_replay, "AT_ONCE", 4)
+    target, seen = embedded.target, list[RowProgress]()
+    compared, answers = writes.Comparison.changes, row_replay._answers
+
+    def look() -> None:
+        so_far = target.progress()
+        assert isinstance(so_far, RowProgress)
+        seen.append(so_far)
+
+    def comparing(self: writes.Comparison, *words: Any, **named: Any) -> Iterator[writes.Change]:  # noqa: ANN401 # whatever it is called with
+        look()
+        return compared(self, *words, **named)
+
+    def answering(*words: Any) -> Iterator[Any]:  # noqa: ANN401 # whatever it is called with
+        look()
+        return answers(*words)
+
+    monkeypatch.setattr(writes.Comparison, "changes", comparing)
+    monkeypatch.setattr(row_replay, "_answers", answering)
+    for each in embedded.way_back:
+        target.apply(each)
+        if seen:
+            assert target.progress() is None
+    sizes = {so_far.of for so_far in seen if so_far.work is RowWork.COMPARED}
+    places = [so_far.done for so_far in seen if so_far.work is RowWork.COMPARED]
+    assert len(sizes) == 1
+    assert places == sorted(set(places)) * 2, "once for the export, and once to be carried"
+    assert max(places) < sizes.pop()
+    rows = [(so_far.done, so_far.of) for so_far in seen if so_far.work is RowWork.PUT_BACK]
+    assert rows == [(0, 12), (4, 12), (8, 12)]
 
 
 def test_how_much_the_server_lets_a_slot_keep_is_seen(embedded: PostgresWorld) -> None:

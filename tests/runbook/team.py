@@ -48,7 +48,9 @@ _E = TypeVar("_E", bound=Event)
 
 
 @cache
-def config(mode: str, durations: tuple[tuple[str, str], ...], parts: frozenset[Role], *, lossless: bool) -> Config:
+def config(
+    mode: str, durations: tuple[tuple[str, str], ...], parts: frozenset[Role], *, lossless: bool, allow_pause: str
+) -> Config:
     """The team's lastgood.yaml."""
     watch = "".join(f"  {name}: {value}\n" for name, value in durations)
     text = f"""
@@ -69,7 +71,8 @@ notify: {{owner: ada}}
 """
     if Role.DATABASE in parts:
         text += "database:\n  postgres: {name: app, user: app}\n  migrations: {prisma: prisma, command: [migrate]}\n"
-        text += f"  restore_points: {{require_lossless: {str(lossless).lower()}}}\n"
+        pause = f", allow_pause: {allow_pause}" if allow_pause else ""
+        text += f"  restore_points: {{require_lossless: {str(lossless).lower()}{pause}}}\n"
     if Role.FRONTEND in parts:
         text += "frontend: {vercel: {project: web, token: t, domains: [app.example]}}\n"
     return parse_config(text, file="sim", env={}, read_file=lambda _name: "")
@@ -85,6 +88,7 @@ class Team:
         self.mode = mode
         self.durations: Mapping[str, str] = DURATIONS | durations
         self.lossless = False
+        self.allow_pause = ""
         self.clock = SteppedClock()
         self.journal = MemoryJournal(self.clock)
         self.stack = Stack(self.clock)
@@ -117,7 +121,13 @@ class Team:
     def rooms(self) -> Rooms:
         """The rooms of one process."""
         return Rooms(
-            config=config(self.mode, tuple(self.durations.items()), self.parts, lossless=self.lossless),
+            config=config(
+                self.mode,
+                tuple(self.durations.items()),
+                self.parts,
+                lossless=self.lossless,
+                allow_pause=self.allow_pause,
+            ),
             memory=Memory(self.journal),
             clock=self.clock,
             containers=self.containers,

@@ -12,7 +12,7 @@ from typing import cast, get_args
 import pytest
 
 from lastgood.core.config import Config, parse_config
-from lastgood.core.plan import Action, CatchUp, EndCapture, HoldRequests, MigrateDown, Plan, Role, Switch
+from lastgood.core.plan import Action, CatchUp, EndCapture, HoldRequests, MigrateDown, Plan, RestoreClone, Role, Switch
 from lastgood.core.ports import Containers, Database, Frontend
 from lastgood.core.record import ApprovalGiven, RunStarted
 from lastgood.core.run import Finish
@@ -57,6 +57,9 @@ class Simulation:
             )
         if any(isinstance(step.action, CatchUp | EndCapture) for step in plan.steps):
             self.world.database = replace(self.world.database, captures=frozenset({"rp-d2"}))
+        if any(isinstance(step.action, RestoreClone) for step in plan.steps):
+            ours = frozenset({RESTORE_POINT.id})
+            self.world.database = replace(self.world.database, restore_points=ours, filled=ours)
         self.journal.append(RunStarted(run="r1", plan=plan, trigger="person", sentence="", by="t"))
         self.journal.append(ApprovalGiven(run="r1", plan_hash=plan.hash, by="t"))
         self.crashes = Crashes(*crash_at)

@@ -120,6 +120,99 @@ def test_what_a_restore_point_costs_is_shown_before_it_is_taken_by_what_the_one_
     assert "free      the server's volume 1.1 TB" in told
 
 
+def taken(team: Team) -> TakeRestorePoint:
+    """How the newest deploy takes its restore point."""
+    action = team.run.plan.steps[0].action
+    assert isinstance(action, TakeRestorePoint)
+    return action
+
+
+def test_without_a_pause_the_database_is_dumped(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    assert taken(team).pause_s == 0
+    assert team.run.plan.cost is not None
+    assert team.run.plan.cost.pause is None
+    assert not any("kept out" in line for line in team.told)
+
+
+def test_where_a_pause_is_allowed_the_database_is_copied_and_the_plan_says_what_that_costs(team: Team) -> None:
+    team.allow_pause = "10s"
+    team.stack.database = replace(team.stack.database, size_bytes=1_000_000_000)
+    team.deploy(BAD, WELL)
+    name = taken(team).restore_point
+    told = "\n".join(plan_lines(team.run.plan))
+    assert taken(team).pause_s == 10
+    assert "pause     it is copied: its sessions are ended, transactions under way with them, and new ones wait" in told
+    assert "for about 2.5 s (none was taken here yet: by what was measured elsewhere), 10 s at most" in told
+    assert "while nobody else is in it" in team.run.plan.steps[0].explain
+    assert team.history.restore_points[name].copied
+    assert any(f"kept out of app for 0.4 s while it was copied ({name})" in line for line in team.told)
+
+    team.watch()
+    team.stack.database = replace(team.stack.database, size_bytes=2_000_000_000)
+    team.deploy("v3", WELL)
+    assert f"for about 0.8 s ({name} took 0.4 s), 10 s at most" in "\n".join(plan_lines(team.run.plan))
+
+
+@pytest.mark.parametrize(
+    "size_bytes, uncopied, because",
+    [
+        (
+            50_000_000_000,
+            (),
+            "a copy would take about 100.5 s (none was taken here yet: by what was measured elsewhere)",
+        ),
+        (1_000, ("scheduler works in app and would not end",), "scheduler works in app and would not end"),
+    ],
+    ids=["too-large", "in-the-way"],
+)
+def test_a_database_that_cannot_be_copied_in_the_pause_is_dumped_and_the_plan_says_why(
+    team: Team, size_bytes: int, uncopied: tuple[str, ...], because: str
+) -> None:
+    team.allow_pause = "10s"
+    team.stack.database = replace(team.stack.database, size_bytes=size_bytes)
+    team.stack.uncopied = uncopied
+    team.deploy(BAD, WELL)
+    assert taken(team).pause_s == 0
+    assert f"pause     none, it is dumped: {because}" in "\n".join(plan_lines(team.run.plan))
+    assert not team.history.restore_points[taken(team).restore_point].copied
+
+
+def test_a_copy_that_was_given_up_is_said_and_is_not_tried_again_before_more_is_allowed(team: Team) -> None:
+    team.allow_pause, team.stack.copy_s = "2s", 60.0
+    team.deploy(BAD, WELL)
+    name = taken(team).restore_point
+    why = "in vain, and it was dumped: it did not end within 2 s"
+    assert any(f"kept out of app for 2.0 s, {why} ({name})" in line for line in team.told)
+    team.watch()
+    team.stack.database = replace(team.stack.database, size_bytes=team.stack.database.size_bytes + 1)
+    team.deploy("v3", WELL)
+    assert taken(team).pause_s == 0
+    assert f"({name} took 2.0 s and was given up), and allow_pause is 2 s" in "\n".join(plan_lines(team.run.plan))
+    team.watch()
+    team.allow_pause = "90s"
+    team.deploy("v4", WELL)
+    assert taken(team).pause_s == 90
+
+
+def test_what_users_notice_of_a_pause_is_no_fault_of_the_release_before(team: Team) -> None:
+    team.allow_pause = "10s"
+    team.deploy(BAD, WELL)
+    team.deploy("v3", WELL)
+    before = next(event for event in team.events(StepStarted) if event.run == team.run.started.run)
+    ended = next(event for event in team.events(DeploymentEnded) if event.terminal is TerminalState.SUPERSEDED)
+    order = [record.event for record in team.journal.kept]
+    assert order.index(ended) < order.index(before)
+
+
+def test_what_is_normal_is_read_before_a_pause(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, baseline="30s")
+    team.allow_pause = "10s"
+    team.deploy(BAD, WELL)
+    order = [type(record.event) for record in team.journal.kept]
+    assert order.index(BaselineTaken) < order.index(StepStarted)
+
+
 def test_a_release_without_migrations_has_no_outlook(team: Team) -> None:
     team.deploy(BAD, WELL)
     assert team.run.plan.outlook is None

@@ -41,6 +41,22 @@ def test_what_it_would_go_back_to_is_named(team: Team) -> None:
     assert OLD in found(team)["last good release"].evidence
 
 
+def test_a_clone_that_is_gone_is_told_where_its_dump_can_be_restored(team: Team) -> None:
+    drop_clone(team)
+    finding = found(team)["restore point"]
+    assert finding.answer is Answer.OK
+    assert finding.evidence.endswith("is gone: its dump would be restored beside first")
+
+
+def test_how_the_next_restore_point_is_taken_is_said(team: Team) -> None:
+    assert found(team)["next restore point"].evidence == "dumped and restored beside, for which nobody waits"
+    team.allow_pause = "10s"
+    assert found(team)["next restore point"].evidence.startswith("pause: it is copied: its sessions are ended")
+    team.stack.uncopied = ("scheduler works in app and would not end",)
+    told = found(team)["next restore point"].evidence
+    assert told == "pause: none, it is dumped: scheduler works in app and would not end"
+
+
 def test_looking_changes_nothing(team: Team) -> None:
     before = (team.stack.containers, team.stack.database, team.stack.frontend, list(team.journal.kept))
     found(team)
@@ -48,9 +64,15 @@ def test_looking_changes_nothing(team: Team) -> None:
 
 
 def drop_clone(team: Team) -> None:
-    """Somebody drops what a restore point keeps."""
+    """Somebody drops the clones of the restore points."""
     names = frozenset(name for name in team.stack.database.databases if not name.startswith("clone_"))
     team.stack.database = replace(team.stack.database, databases=names)
+
+
+def drop_clone_and_dump(team: Team) -> None:
+    """Nothing of them is left that could be swapped in."""
+    drop_clone(team)
+    team.stack.database = replace(team.stack.database, restore_points=frozenset())
 
 
 def damage_restore_point(team: Team) -> None:
@@ -113,7 +135,7 @@ FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
         "1 GB free, 3 GB needed",
         lambda team: setattr(team.stack, "obstacles", ("1 GB free, 3 GB needed",)),
     ),
-    "the clone is gone": ("restore point", "none that could be swapped in", drop_clone),
+    "the clone is gone": ("restore point", "none that could be swapped in", drop_clone_and_dump),
     "the restore point is another": ("restore point", "is not the one that was proved", damage_restore_point),
     "the frontend cannot return": ("frontend", f"would go back to dpl_{OLD}", cannot_return),
     "the frontend host says no": (
@@ -162,7 +184,7 @@ def test_what_could_not_be_seen_keeps_nothing_else_from_being_looked_at(team: Te
     begin(team)
     part = {
         "containers": {"rung", "way back", "other ways back"},
-        "database": {"restore point", "replay", "capture"},
+        "database": {"restore point", "next restore point", "replay", "capture"},
     }.get(check, set())
     assert well - part - {check} <= {name for name, finding in found(team).items() if finding.answer is Answer.OK}
 

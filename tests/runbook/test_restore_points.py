@@ -239,9 +239,11 @@ def with_backups(team: Team) -> Team:
 
 def lose_clone(team: Team) -> str:
     """Of the newest deploy's restore point nothing can be swapped in any more. Return its name."""
-    name = next(reversed(team.stack.points))
+    name, facts = next(reversed(team.stack.points)), team.stack.database
     team.stack.database = replace(
-        team.stack.database, databases=team.stack.database.databases - {team.stack.points[name].clone}
+        facts,
+        databases=facts.databases - {team.stack.points[name].clone},
+        restore_points=facts.restore_points - {name},
     )
     return name
 

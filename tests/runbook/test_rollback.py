@@ -258,6 +258,33 @@ def test_what_the_server_keeps_for_a_replay_outlives_the_rollback_until_its_bake
     assert not team.stack.database.captures
 
 
+def filled_and_over(team: Team) -> None:
+    """A rollback is denied after it caught up, and the capture ends."""
+    team.stack.captures = True
+    deployed(team, MIGRATING, CANNOT_RUN)
+    point = next(reversed(team.stack.points))
+    facts = team.stack.database
+    team.stack.database = replace(facts, filled=frozenset({point}), captures=frozenset())
+
+
+def test_where_an_earlier_rollback_filled_the_clone_its_dump_is_restored_and_the_rows_go_back(team: Team) -> None:
+    filled_and_over(team)
+    team.when_asked(team.approve)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    steps = begun(team)
+    assert steps.index("save-dump") < steps.index("restore-clone") < steps.index("fence") < steps.index("replay-writes")
+
+
+def test_what_would_be_replayed_is_tried_once_the_dump_is_restored(team: Team) -> None:
+    filled_and_over(team)
+    plan = returning.plan_rollback(team.rooms(), team.history.releases[OLD], plan_id="r9")
+    assert returning.dry_run(team.rooms(), plan)[0].startswith("tried          not yet: restore the dump of rp-")
+    team.stack.dry_run = replace(
+        team.stack.dry_run, replayed=Replayed(units="rows", total=12, quarantined=0, skipped=0)
+    )
+    assert "tried          12 of 12 rows written since can be replayed" in shown_when_asked(team)
+
+
 def test_a_log_that_grows_too_large_is_told_of_and_then_let_go_of(team: Team) -> None:
     team.stack.captures = True
     team.deploy(BAD)

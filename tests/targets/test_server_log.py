@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 from lastgood.core.facts import ServiceLog
 from lastgood.core.migration import SqlError
-from lastgood.targets.postgres.server_log import errors_in, parse
+from lastgood.targets.postgres.server_log import Senders, Session, errors_in, parse
 
 SINCE = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 BERLIN = timezone(timedelta(hours=1))
@@ -16,7 +18,9 @@ SAID = 'column "name" does not exist at character 8'
 
 
 def told(*lines: str, prefix: str, zone: timezone = UTC) -> list[tuple[str, tuple[str, ...], int]]:
-    errors: tuple[SqlError, ...] = parse(lines, database="shop", prefix=prefix, zone=zone, since=SINCE)
+    errors: tuple[SqlError, ...] = parse(
+        lines, database="shop", prefix=prefix, zone=zone, since=SINCE, senders=Senders((), {})
+    )
     return [(e.sqlstate, e.names, e.count) for e in errors]
 
 
@@ -119,3 +123,62 @@ def test_the_same_error_of_two_releases_is_told_apart() -> None:
     line = 'relation "orders" does not exist'
     logs = [ServiceLog(service="core", release=release, lines=(line,)) for release in ("v1", "v2", "")]
     assert [error.said_by for error in errors_in(logs)] == ["core of v1", "core of v2", "core"]
+
+
+CORE = ServiceLog(
+    service="core", release="v2", lines=(), addresses=frozenset({"172.18.0.5", "172.19.0.5"}), since=SINCE
+)
+WEB = replace(CORE, service="web", release="v1", addresses=frozenset({"172.18.0.6"}))
+LATE = replace(CORE, since=SINCE + timedelta(seconds=2))
+
+
+def sent_by(line: str, prefix: str, *logs: ServiceLog, sessions: Mapping[str, Session] | None = None) -> list[str]:
+    errors = parse(
+        [f"{line}ERROR:  {SAID}"],
+        database="shop",
+        prefix=prefix,
+        zone=UTC,
+        since=SINCE,
+        senders=Senders(logs, sessions or {}),
+    )
+    return [error.sent_by for error in errors]
+
+
+@pytest.mark.parametrize(
+    "line,prefix,logs,by",
+    [
+        pytest.param("172.18.0.6 ", "%m %h ", (CORE, WEB), "web of v1", id="host"),
+        pytest.param("172.19.0.5(40001) [22] ", "%m %r [%p] ", (CORE, WEB), "core of v2", id="host-and-port"),
+        pytest.param("172.18.0.6 172.18.0.6(40001) ", "%m %h %r ", (WEB,), "web of v1", id="both"),
+        pytest.param("172.18.0.6 ", "%m %h ", (replace(WEB, release=""),), "web", id="of-no-release"),
+        pytest.param("172.18.0.9 ", "%m %h ", (CORE, WEB), "", id="nobody-has-it"),
+        pytest.param("[local] ", "%m %h ", (CORE, WEB), "", id="a-socket"),
+        pytest.param("172.18.0.5 ", "%m %h ", (LATE,), "", id="somebody-had-it-before"),
+        pytest.param("172.18.0.5 ", "%m %h ", (CORE, replace(WEB, addresses=CORE.addresses)), "", id="two-have-it"),
+        pytest.param("172.18.0.5 ", "%m %h ", (replace(CORE, since=None),), "", id="nobody-knows-since-when"),
+        pytest.param("[22] ", "%m [%p] ", (CORE, WEB), "", id="no-session-is-connected"),
+    ],
+)
+def test_a_session_is_of_the_container_that_has_its_address(
+    line: str, prefix: str, logs: tuple[ServiceLog, ...], by: str
+) -> None:
+    assert sent_by(f"2026-01-01 12:00:01.123 UTC {line}", prefix, *logs) == [by]
+
+
+@pytest.mark.parametrize(
+    "began_s,by",
+    [
+        pytest.param(0.5, "core of v2", id="it-is-connected-still"),
+        pytest.param(1.5, "", id="another-one-has-the-number-now"),
+        pytest.param(-1.0, "", id="it-is-older-than-the-container"),
+    ],
+)
+def test_where_the_log_names_no_address_the_session_that_is_connected_does(began_s: float, by: str) -> None:
+    sessions = {"22": Session(address="172.18.0.5", began=SINCE + timedelta(seconds=began_s))}
+    assert sent_by("2026-01-01 12:00:01.123 UTC [22] ", "%m [%p] ", CORE, sessions=sessions) == [by]
+
+
+def test_the_same_error_of_two_senders_is_told_apart() -> None:
+    lines = [f"2026-01-01 12:00:01.123 UTC 172.18.0.{n} ERROR:  {SAID}" for n in (5, 6, 6)]
+    errors = parse(lines, database="shop", prefix="%m %h ", zone=UTC, since=SINCE, senders=Senders((CORE, WEB), {}))
+    assert [(error.sent_by, error.count) for error in errors] == [("web of v1", 2), ("core of v2", 1)]

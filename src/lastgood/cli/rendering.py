@@ -107,6 +107,8 @@ def _cost_lines(cost: DeployCost) -> Iterator[str]:
     yield f"costs     about {cost.takes_s:.0f} s for the restore point ({cost.by})"
     log = f"; up to {size(cost.log_bytes)} of the server's log until the watch is over" if cost.log_bytes else ""
     yield f"disk      {size(cost.disk_bytes)} at most for a dump and a copy of {size(cost.size_bytes)}{log}"
+    if cost.pause:
+        yield _line(f"pause     {cost.pause.told}")
     free = ", ".join(f"{where} {size(number)}" for where, number in cost.free)
     yield clean(f"free      {free or 'cannot be seen from here'}")
 
@@ -297,7 +299,9 @@ def restore_point_rows(known: Iterable[Listed], now: datetime) -> Iterator[tuple
             when(point.taken_at),
             f"{(now - point.taken_at).total_seconds() / 60:.0f} min old",
             size(point.size_bytes),
-            ("proved, kept" if not one.why_not else one.why_not) if one.kept else "gone",
+            (one.why_not or ("its dump is restored beside first" if one.first else "proved, kept"))
+            if one.kept
+            else "gone",
             since if one.kept and not one.why_not else "",
         )
 

@@ -462,11 +462,13 @@ class MigrationsConfig(_Section):
 class RestorePointsConfig(_Section):
     """Where dumps are kept, relative to lastgood.yaml, and how many. require_lossless: refuse a deploy after which a
     rollback of the database could not replay every transaction. capture_limit: bytes of log that the server may keep
-    for a replay, beyond what the restore of the point itself wrote."""
+    for a replay, beyond what the restore of the point itself wrote. allow_pause: for how long everybody may be kept out
+    of the database so that it can be copied; none for a dump, for which nobody waits."""
 
     path: str = "restore-points"
     keep: Count = 5
     require_lossless: bool = False
+    allow_pause: SomeTime | None = None
     capture_limit: Size = 4 << 30
     timeout: SomeTime = 3600.0
 

@@ -6,16 +6,18 @@ removing what the gate started.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts
-from lastgood.core.history import History
+from lastgood.core.history import History, RunHistory
 from lastgood.core.migration import Outlook
 from lastgood.core.plan import (
     ClearCandidates,
     DeployCost,
     Migrate,
     PassGate,
+    Pause,
     Plan,
     Purpose,
     Retire,
@@ -33,8 +35,14 @@ from lastgood.core.report import Check
 
 BYTES_PER_S = 134e6
 """Dump and restore together: 1.5 GB took 11.2 s while four clients wrote."""
+DUMP_BYTES_PER_S = 254e6
+"""The dump alone: 5.9 s."""
+COPY_BYTES_PER_S = 500e6
+"""A copy of the files, while four clients had written: 1.6 GB took 3.1 s. An idle server took a third of that."""
 BEGIN_S = 1.0
 """What the smallest takes."""
+COPY_BEGIN_S = 0.5
+"""As long as that are its users kept out of the smallest, of which most is for the server's checkpoints."""
 
 
 def make_deploy_plan(
@@ -73,12 +81,16 @@ def make_deploy_plan(
     if database is None:
         skipped.append("database: none configured")
     else:
+        pause = cost.pause if cost else None
+        most_s = pause.most_s if pause and pause.copies else 0.0
+        dump = f"dump {database.database}, restore it beside and prove it"
+        copy = f"copy {database.database} while nobody else is in it, and prove it; where that cannot be: {dump}"
         steps.append(
             Step(
                 name="take-restore-point",
-                action=TakeRestorePoint(restore_point=restore_point),
+                action=TakeRestorePoint(restore_point=restore_point, pause_s=most_s),
                 deadline_s=restore_s,
-                explain=f"dump {database.database}, restore it beside and prove it ({restore_point})",
+                explain=f"{copy if most_s else dump} ({restore_point})",
                 attempts=2,
             )
         )
@@ -132,9 +144,9 @@ def make_deploy_plan(
     )
 
 
-def expected(history: History, size_bytes: int) -> tuple[float, str]:
+def expected(history: History, size_bytes: int, *, copied: bool = False) -> tuple[float, str]:
     """Return how many seconds a restore point of so many bytes will take, and what that is reckoned from: the newest
-    that was taken here, or else what was measured elsewhere."""
+    that was taken here in the same way, or else what was measured elsewhere."""
     for run in reversed(history.runs.values()):
         steps = {step.name: step.action for step in run.plan.steps if isinstance(step.action, TakeRestorePoint)}
         for record in reversed(run.records):
@@ -143,12 +155,55 @@ def expected(history: History, size_bytes: int) -> tuple[float, str]:
                 continue
             if event.seen is not Seen.DONE or event.elapsed_s <= 0:
                 continue
-            name, was = steps[event.step].restore_point, run.plan.cost
-            if was and was.size_bytes:
-                grown = max(size_bytes / was.size_bytes, 1.0)  # what it costs to begin does not shrink
-                return event.elapsed_s * grown, f"{name} took {event.elapsed_s:.1f} s"
-            return event.elapsed_s, f"{name} took {event.elapsed_s:.1f} s, of whatever size the database was then"
-    return BEGIN_S + size_bytes / BYTES_PER_S, "none was taken here yet: by what was measured elsewhere"
+            name = steps[event.step].restore_point
+            point = history.restore_points.get(name)
+            if (point is not None and point.copied) is copied:
+                return _grown(run.plan.cost, event.elapsed_s, name, size_bytes)
+    takes_s = BEGIN_S + size_bytes / (DUMP_BYTES_PER_S if copied else BYTES_PER_S)
+    return takes_s + (_pause_elsewhere_s(size_bytes) if copied else 0.0), _ELSEWHERE
+
+
+def pause(allowed_s: float, history: History, size_bytes: int, *, in_the_way: tuple[str, ...]) -> Pause:
+    """Say whether a database of so many bytes is copied, and for how long its users would be kept out of it. What was
+    given up once because it took too long is not tried again before more is allowed.
+
+    in_the_way: what keeps it from being copied, one line each.
+    """
+    tried = ((history.restore_points.get(name), run.plan.cost) for name, run in _taken(history))
+    last = next(((point, cost) for point, cost in tried if point and point.paused_s > 0), None)
+    if last is None:
+        takes_s, by = _pause_elsewhere_s(size_bytes), _ELSEWHERE
+    else:
+        point, cost = last
+        takes_s, by = _grown(cost, point.paused_s, point.id, size_bytes)
+        by += " and was given up" if point.not_copied else ""
+    because = "; ".join(in_the_way)
+    if not because and takes_s > allowed_s:
+        because = f"a copy would take about {takes_s:.1f} s ({by}), and allow_pause is {allowed_s:g} s"
+    return Pause(most_s=allowed_s, takes_s=takes_s, by=by, dumped_because=because)
+
+
+_ELSEWHERE = "none was taken here yet: by what was measured elsewhere"
+
+
+def _taken(history: History) -> Iterator[tuple[str, RunHistory]]:
+    """The restore points of the runs, newest first."""
+    for run in reversed(history.runs.values()):
+        for step in run.plan.steps:
+            if isinstance(step.action, TakeRestorePoint):
+                yield step.action.restore_point, run
+
+
+def _pause_elsewhere_s(size_bytes: int) -> float:
+    return COPY_BEGIN_S + size_bytes / COPY_BYTES_PER_S
+
+
+def _grown(was: DeployCost | None, took_s: float, name: str, size_bytes: int) -> tuple[float, str]:
+    """What took so long once, for so many bytes as there are now."""
+    if was and was.size_bytes:
+        grown = max(size_bytes / was.size_bytes, 1.0)  # what it costs to begin does not shrink
+        return took_s * grown, f"{name} took {took_s:.1f} s"
+    return took_s, f"{name} took {took_s:.1f} s, of whatever size the database was then"
 
 
 def pending_migrations(release: Release, database: DatabaseFacts) -> tuple[str, ...]:

@@ -87,11 +87,19 @@ class KeptDatabase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceLog:
-    """What an instance wrote, its newest lines, oldest first, without secrets. release: as in InstanceFacts."""
+    """What an instance wrote, its newest lines, oldest first, without secrets. release: as in InstanceFacts.
+    addresses: that nobody else has had since `since`; none where it shares them with others."""
 
     service: str
     release: str
     lines: tuple[str, ...]
+    addresses: frozenset[str] = frozenset()
+    since: datetime | None = None
+
+    @property
+    def told(self) -> str:
+        """The service, and its release where it is known."""
+        return f"{self.service} of {self.release}" if self.release else self.service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +116,8 @@ class DatabaseFacts:
     restore_log_bytes: what another restore would write; capture_left: whether anything of a capture is left, usable or
     not; slot_limit_bytes: how much of it the server lets a slot keep, whatever becomes of us, None without a limit.
     caught_up, replays: names of replays that have caught up,
-    and of those that are finished. rehearsals: names of down migrations that went well on a copy. pools: whether
+    and of those that are finished. filled: restore points into whose clone something was put since, as far as it is
+    known; the clone itself may be gone. rehearsals: names of down migrations that went well on a copy. pools: whether
     its clients come through a pooler that can make them wait; paused: whether it does because of us, None when that
     cannot be told.
     """
@@ -135,6 +144,7 @@ class DatabaseFacts:
     slot_limit_bytes: int | None = None
     caught_up: frozenset[str] = frozenset()
     replays: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
     pools: bool = False
     paused: bool | None = False
     rehearsals: frozenset[str] = frozenset()

@@ -69,13 +69,15 @@ def foremost(changes: tuple[SchemaChange, ...]) -> tuple[tuple[SchemaChange, ...
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlError:
     """Errors of one SQLSTATE since the deploy. names: identifiers found in the server's message. count: how often.
-    said_by: the service in whose log they stand, and its release; empty for the server's own log."""
+    said_by: the service in whose log they stand, and its release; empty for the server's own log. sent_by: the service
+    and the release of whose sessions that tells, as far as their addresses do."""
 
     sqlstate: str
     names: tuple[str, ...]
     message: str
     count: int
     said_by: str = ""
+    sent_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +221,8 @@ def judge_migration(evidence: DatabaseEvidence) -> MigrationVerdict:
     changed = {name for change in evidence.changes for name in change.object.split(".")}
     by_migration = (
         *(
-            f"SQLSTATE {e.sqlstate}, {e.count} times{f' in the log of {e.said_by}' if e.said_by else ''}, "
+            f"SQLSTATE {e.sqlstate}, {e.count} times{f' in the log of {e.said_by}' if e.said_by else ''}"
+            f"{f' in sessions of {e.sent_by}' if e.sent_by else ''}, "
             f"names {', '.join(sorted(changed & set(e.names)))}: {e.message}"
             for e in evidence.errors
             if e.sqlstate.startswith("42") and changed & set(e.names)

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from operator import not_
 from typing import Annotated, Final, Literal, assert_never
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts, FrontendFacts, InstanceFacts
 from lastgood.core.migration import Outlook, Rung, SchemaChange, WritesSince
-from lastgood.core.release import Down, Release, RestorePoint, ServiceRecord
+from lastgood.core.release import LATER, Down, Release, RestorePoint, ServiceRecord
 
 HELD_AT_MOST_S: Final = 60.0
 """For how long new requests are made to wait for a database that is exchanged, whatever becomes of the run."""
@@ -27,9 +26,6 @@ ANSWERED_WITHIN_S: Final = 5.0
 """How long those that are being answered then may take to end."""
 CLONE_SHARE: Final = 1.2
 """A clone is as large as the database, a dump at most about as large, and a fifth is left over."""
-LATER: Final = Field(exclude_if=not_)
-"""Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
-middle of a run does not ask again."""
 
 
 class Role(StrEnum):
@@ -138,9 +134,14 @@ class PassRequests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeRestorePoint:
-    """Dump the live database, hash the dump, restore it beside the live one, prove it, and keep that clone."""
+    """Dump the live database, hash the dump, restore it beside the live one, prove it, and keep that clone.
+
+    pause_s: copy it instead, and dump the clone, where that keeps nobody out of it for longer than so many seconds; 0
+    to keep nobody out at all.
+    """
 
     restore_point: str
+    pause_s: Annotated[float, LATER] = 0.0
     kind: Literal["take_restore_point"] = "take_restore_point"
 
 
@@ -232,6 +233,17 @@ class ExportWrites:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreClone:
+    """Restore the dump of a restore point beside once more, where its clone is gone or holds more than it did, and
+    prove it as it was proved. Changes nothing that is live. manifest: as in RestorePoint."""
+
+    restore_point: str
+    clone: str
+    manifest: str = ""
+    kind: Literal["restore_clone"] = "restore_clone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CatchUp:
     """Replay the transactions written since the restore point into its clone while the live database still serves,
     until the little that is left can be replayed behind the fence.
@@ -303,6 +315,7 @@ DatabaseAction = (
     | SaveDump
     | RehearseDown
     | MigrateDown
+    | RestoreClone
     | CatchUp
     | Fence
     | LiftFence
@@ -343,7 +356,7 @@ class Step:
                 return Role.FRONTEND
             case TakeRestorePoint() | Migrate() | SaveDump() | CatchUp() | Fence() | LiftFence():
                 return Role.DATABASE
-            case RehearseDown() | MigrateDown():
+            case RehearseDown() | MigrateDown() | RestoreClone():
                 return Role.DATABASE
             case ExportWrites() | ReplayWrites() | SwapDatabase() | EndCapture():
                 return Role.DATABASE
@@ -395,6 +408,7 @@ def seen(step: Step, facts: Facts) -> Seen:
             | SaveDump()
             | RehearseDown()
             | MigrateDown()
+            | RestoreClone()
             | CatchUp()
             | Fence()
             | LiftFence()
@@ -434,6 +448,8 @@ def _database_shows(action: DatabaseAction, facts: DatabaseFacts) -> Seen:
             return _when_let_in(facts.exists and action.kept_as not in facts.databases, facts)
         case ExportWrites():
             return _when(action.export in facts.exports)
+        case RestoreClone():
+            return _when(action.clone in facts.databases and action.restore_point not in facts.filled)
         case CatchUp():
             return _when(action.replay in facts.caught_up)
         case ReplayWrites():
@@ -534,12 +550,42 @@ class DatabaseDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """The pause in which a database is copied: its sessions are ended, and new ones wait.
+
+    most_s: what lastgood.yaml allows, seconds. takes_s: what is to be expected; by: what that is reckoned from.
+    dumped_because: why there is none and the database is dumped, empty where it is copied.
+    """
+
+    most_s: float
+    takes_s: float
+    by: str
+    dumped_because: str = ""
+
+    @property
+    def copies(self) -> bool:
+        """Whether the database is copied."""
+        return not self.dumped_because
+
+    @property
+    def told(self) -> str:
+        """What becomes of a database and of its users, in words."""
+        if self.dumped_because:
+            return f"none, it is dumped: {self.dumped_because}"
+        return (
+            "it is copied: its sessions are ended, transactions under way with them, and new ones wait for about "
+            f"{self.takes_s:.1f} s ({self.by}), {self.most_s:g} s at most"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeployCost:
     """What the restore point of a deploy costs beyond the deploy itself: said before it is taken.
 
     size_bytes: of the database. disk_bytes: what a dump and a clone of it need at most, as `preflight` asks for.
     free: (where, bytes) of each filesystem that they go to, empty where it cannot be seen. log_bytes: of the server's
     log, at most, until the watch is over. takes_s: seconds to be expected; by: what that is reckoned from.
+    pause: None where none is allowed.
     """
 
     size_bytes: int
@@ -548,6 +594,7 @@ class DeployCost:
     log_bytes: int
     takes_s: float
     by: str
+    pause: Annotated[Pause | None, LATER] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -607,6 +654,7 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
     it was made.
     """
     missing: list[str] = []
+    restored = {step.action.clone for step in plan.steps if isinstance(step.action, RestoreClone)}
     containers, database = facts.get(Role.CONTAINERS), facts.get(Role.DATABASE)
     if isinstance(containers, ContainerFacts):
         missing += put_by_others(plan, containers)
@@ -620,7 +668,8 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
             ]
         match step.action:
             case SwapDatabase() as action if isinstance(database, DatabaseFacts):
-                if action.swap not in database.swaps and action.clone not in database.databases:
+                there = database.databases | (restored if action.restore_point in database.restore_points else set())
+                if action.swap not in database.swaps and action.clone not in there:
                     missing.append(
                         f"database {action.clone}, the clone of restore point {action.restore_point}, is gone"
                     )
@@ -651,10 +700,22 @@ def other_manifest(restore_point: str, manifest: str, database: DatabaseFacts) -
     return f"restore point {restore_point} is not the one that was proved: {told}"
 
 
-def why_no_way_back(point: RestorePoint, database: DatabaseFacts) -> str:
-    """Say why the database could not go back to a restore point now; empty when it could."""
+def why_restored_first(point: RestorePoint, database: DatabaseFacts) -> str:
+    """Say why the clone of a restore point must be restored from its dump before the database can go back to it; empty
+    where it stands as it was proved, or with what can be gone on with."""
     if point.clone not in database.databases:
         return f"{point.clone}, the clone of restore point {point.id}, is gone"
+    if point.id in database.filled and point.id not in database.captures:
+        return f"{point.clone} holds a part of what was written since, and the rest is no longer captured"
+    return ""
+
+
+def why_no_way_back(point: RestorePoint, database: DatabaseFacts) -> str:
+    """Say why the database could not go back to a restore point now; empty when it could, if need be with its clone
+    restored first. An own dump's is not."""
+    first = why_restored_first(point, database)
+    if first and (point.own or point.id not in database.restore_points):
+        return first
     if point.id in database.foreign:
         return f"restore point {point.id} is of a database that was replaced since"
     return other_manifest(point.id, point.manifest, database)

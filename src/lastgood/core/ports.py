@@ -30,7 +30,7 @@ from lastgood.core.reading import Reading, Window
 from lastgood.core.record import Event, Record
 from lastgood.core.release import Down, LogPoint, Missing, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed, RowProgress
 
 
 class Clock(Protocol):
@@ -247,9 +247,14 @@ class Database(Target, Protocol):
         what is kept of `since` is not what the journal has of it."""
         ...
 
-    def lossy_because(self) -> tuple[str, ...]:
+    def lossy_because(self, *, copied: bool = False) -> tuple[str, ...]:
         """Return what would keep the transactions written after the next restore point from being replayed one by one,
-        one line each; empty when nothing does. Changes nothing."""
+        one line each; empty when nothing does. copied: whether that one is a copy. Changes nothing."""
+        ...
+
+    def not_copied_because(self) -> tuple[str, ...]:
+        """Return what would keep the next restore point from being a copy, one line each, whether or not a pause is
+        allowed; empty when nothing does. Changes nothing."""
         ...
 
     def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
@@ -258,8 +263,8 @@ class Database(Target, Protocol):
         nothing. Raises Refused or Retryable when it cannot be tried now, or would be refused then."""
         ...
 
-    def progress(self) -> Progress | None:
-        """Return how far the replay of transactions is that this process carries out; None while it does not. Asks
+    def progress(self) -> Progress | RowProgress | None:
+        """Return how far the replay is that this process carries out; None while it does not. Asks
         nobody, and may be called from another thread."""
         ...
 

@@ -10,7 +10,14 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from operator import not_
+from typing import Annotated, Final
 
+from pydantic import Field
+
+LATER: Final = Field(exclude_if=not_)
+"""Of a field that plans did not always have: where it is empty it stays out of the hash, so that an upgrade in the
+middle of a run does not ask again."""
 NAME_GRAMMAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """Names of releases, services, restore points and runs: no leading dash, nothing a shell or a path would read."""
 
@@ -195,6 +202,8 @@ class RestorePoint:
     taken_at is what the dump or a person says, and what was written since cannot be told from what was there.
     log: where it stands in the server's log, None where pgBackRest is not configured; of an own one: up to where
     pgBackRest recovered what was dumped, None where a person made the dump.
+    paused_s: for how long its users were kept out of the database so that it could be copied, 0 where nobody was.
+    not_copied: why that copy was given up, and the database dumped.
     """
 
     id: str
@@ -213,3 +222,10 @@ class RestorePoint:
     manifest: str = ""
     own: DumpFormat | None = None
     log: LogPoint | None = None
+    paused_s: Annotated[float, LATER] = 0.0
+    not_copied: Annotated[str, LATER] = ""
+
+    @property
+    def copied(self) -> bool:
+        """Whether the clone is a copy of the files: then the dump was read from it, and restored by nobody."""
+        return self.paused_s > 0 and not self.not_copied

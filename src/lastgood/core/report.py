@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final, assert_never
 
-from lastgood.core.plan import LATER
+from lastgood.core.release import LATER
 
 LONG_S: Final = 90.0
 """What takes longer is told in minutes."""
@@ -133,9 +133,40 @@ class Progress:
     end_bytes: int
 
 
-def progress_line(first: Progress, now: Progress, *, took_s: float) -> str:
-    """Say how far a replay is and how long it may still take, by what was done since `first`, `took_s` ago. What is
-    left is known in bytes of the log, and in transactions only as far as those were alike until now."""
+class RowWork(StrEnum):
+    """What is done with rows where no transaction can be told: all tables are compared, then what differs is put
+    back."""
+
+    COMPARED = "compared"
+    PUT_BACK = "put back"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowProgress:
+    """How far that is. done, of: bytes of the tables that were compared and of all of them, or rows."""
+
+    work: RowWork
+    done: int
+    of: int
+
+
+def same_work(one: Progress | RowProgress, other: Progress | RowProgress) -> bool:
+    """Whether the one can be measured by the other."""
+    works = [each.work if isinstance(each, RowProgress) else None for each in (one, other)]
+    return works[0] is works[1]
+
+
+def progress_line(first: Progress | RowProgress, now: Progress | RowProgress, *, took_s: float) -> str:
+    """Say how far a replay is and how long it may still take, by what was done since `first`, `took_s` ago, where that
+    was the same work."""
+    first = first if same_work(first, now) else now
+    if isinstance(now, RowProgress):
+        return _rows_line(first if isinstance(first, RowProgress) else now, now, took_s=took_s)
+    return _transactions_line(first if isinstance(first, Progress) else now, now, took_s=took_s)
+
+
+def _transactions_line(first: Progress, now: Progress, *, took_s: float) -> str:
+    """What is left is known in bytes of the log, and in transactions only as far as those were alike until now."""
     done, moved = now.done - first.done, now.at_bytes - first.at_bytes
     left, written = max(now.end_bytes - now.at_bytes, 0), now.end_bytes - first.end_bytes
     told = f"{now.done:,} transactions replayed"
@@ -144,8 +175,23 @@ def progress_line(first: Progress, now: Progress, *, took_s: float) -> str:
     told += f", about {round(left * done / moved):,} left"
     if moved <= written:
         return f"{told}; as much is written as is replayed, so there is no end yet"
-    left_s = left * took_s / (moved - written)
-    return f"{told}, about {left_s / 60:.0f} min" if left_s > LONG_S else f"{told}, about {left_s:.0f} s"
+    return f"{told}, {_about(left * took_s / (moved - written))}"
+
+
+def _rows_line(first: RowProgress, now: RowProgress, *, took_s: float) -> str:
+    moved, left = now.done - first.done, now.of - now.done
+    match now.work:
+        case RowWork.COMPARED:
+            told = f"{now.done / 1e6:,.1f} of {now.of / 1e6:,.1f} MB of tables compared"
+        case RowWork.PUT_BACK:
+            told = f"{now.done:,} of {now.of:,} rows put back"
+        case _:
+            assert_never(now.work)
+    return f"{told}, {_about(left * took_s / moved)}" if moved > 0 and took_s > 0 else told
+
+
+def _about(left_s: float) -> str:
+    return f"about {left_s / 60:.0f} min" if left_s > LONG_S else f"about {left_s:.0f} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ from lastgood.core.plan import (
     Purpose,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     ReturnFrontend,
     Role,
     SaveDump,
@@ -52,6 +53,7 @@ from lastgood.core.plan import (
     SwapDatabase,
     Switch,
     why_no_way_back,
+    why_restored_first,
 )
 from lastgood.core.release import Release, RestorePoint
 
@@ -539,19 +541,26 @@ def _swap(
     Transactions are replayed in their order, and all but the last while the database serves, where the server kept
     them; else behind the fence their last state is told from the rows.
     """
-    name, captured = evidence.database, world.database is not None and point.id in world.database.captures
+    name, captured, first, more = evidence.database, False, "", tuple[str, ...]()
+    if world.database is not None:
+        first = why_restored_first(point, world.database)
+        # what was put into a clone that is gone the server tells no more
+        captured = point.id in world.database.captures and not (first and point.id in world.database.filled)
+    if first:
+        more = (f"{first}: its dump is restored beside first",)
     kept_as, export, replay = f"{name}_bad_{plan_id}", f"export-{plan_id}", f"replay-{plan_id}"
     lossy = () if captured else point.lossy_because or (f"what was written since {point.id} is no longer captured",)
+    carries = None if first else evidence.writes  # which were counted by what is not in the clone
     decision = DatabaseDecision(
         rung=Rung.D3 if captured else Rung.D3B,
-        reasons=reasons,
+        reasons=(*reasons, *more),
         restore_point=point.id,
         restore_point_taken_at=point.taken_at,
-        carries=evidence.writes,
+        carries=carries,
         size_bytes=evidence.size_bytes,
         lossy_because=lossy,
     )
-    rows = f"{evidence.writes.total} rows written since" if evidence.writes else "the rows written since"
+    rows = f"{carries.total} rows written since" if carries else "the rows written since"
     slow, quick = deadlines.database_s, deadlines.fence_s
     dump, fence = _save_dump(name, plan_id, deadlines), _fence(world, name, kept_as, deadlines)
     catch_up = Step(
@@ -597,9 +606,16 @@ def _swap(
         explain=f"{point.clone}, verified, becomes {name}; {kept_as} is kept",
         needs_approval=True,
     )
+    restore = Step(
+        name="restore-clone",
+        action=RestoreClone(restore_point=point.id, clone=point.clone, manifest=point.manifest),
+        deadline_s=slow,
+        explain=f"restore the dump of {point.id} beside, as {point.clone}, and prove it",
+    )
+    before = [dump, restore] if first else [dump]
     if captured:
-        return decision, [dump, catch_up, *fence, replay_writes, swap]
-    return decision, [dump, *fence, export_writes, replay_writes, swap]
+        return decision, [*before, catch_up, *fence, replay_writes, swap]
+    return decision, [*before, *fence, export_writes, replay_writes, swap]
 
 
 def _pass_requests(deadlines: Deadlines) -> Step:

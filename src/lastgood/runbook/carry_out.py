@@ -15,9 +15,20 @@ from typing import Final, Self, assert_never
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import ContainerFacts, DatabaseFacts
 from lastgood.core.history import RunHistory
-from lastgood.core.plan import CatchUp, Plan, ReplayWrites, Role, Seen, Step, seen, started_beside, world_agrees
+from lastgood.core.plan import (
+    CatchUp,
+    ExportWrites,
+    Plan,
+    ReplayWrites,
+    Role,
+    Seen,
+    Step,
+    seen,
+    started_beside,
+    world_agrees,
+)
 from lastgood.core.record import StepFailed, StepSeen, StepStarted
-from lastgood.core.report import Progress, TerminalState, progress_line
+from lastgood.core.report import Progress, RowProgress, TerminalState, progress_line, same_work
 from lastgood.core.retention import capture_over
 from lastgood.core.run import Apply, AwaitApproval, Finish, Observe, Stop, advance, began_serving_change, lapsed_hold
 from lastgood.runbook.killpoint import killpoint
@@ -205,11 +216,12 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -
 def _follow(rooms: Rooms, step: Step, over: Event) -> None:
     """Say what takes long, and of a replay, until it is over, how far it is."""
     rooms.story(f"  {step.explain} ... (at most {step.deadline_s:,.0f} s)")
-    began: tuple[datetime, Progress] | None = None
-    while isinstance(step.action, CatchUp | ReplayWrites) and not over.wait(LOOK_S):
+    began: tuple[datetime, Progress | RowProgress] | None = None
+    while isinstance(step.action, CatchUp | ExportWrites | ReplayWrites) and not over.wait(LOOK_S):
         now = rooms.database.progress() if rooms.database else None
         if now is not None:
-            began = began or (rooms.clock.now(), now)
+            if began is None or not same_work(began[1], now):
+                began = (rooms.clock.now(), now)
             took_s = (rooms.clock.now() - began[0]).total_seconds()
             rooms.update(f"  {progress_line(began[1], now, took_s=took_s)}")
 

@@ -19,6 +19,7 @@ from lastgood.core.plan import (
     DeployCost,
     Migrate,
     PassGate,
+    Pause,
     Plan,
     Purpose,
     Step,
@@ -44,6 +45,7 @@ from lastgood.runbook.captures import bound_by_hand
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.holding import let_go_of_old, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
+from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import (
     BY_GATE,
     BY_LASTGOOD,
@@ -215,7 +217,9 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
     for why in rooms.database.thrown_out_because() if rooms.database else ():
         rooms.story(f"  a rollback of the database would throw its clients out: {why}")
     config = rooms.config.database
-    lossy = rooms.database.lossy_because() if rooms.database else ()
+    waits = next_pause(rooms, history, database) if database else None
+    copied = waits is not None and waits.copies
+    lossy = rooms.database.lossy_because(copied=copied) if rooms.database else ()
     unbounded = ""
     if config and database and not lossy and database.slot_limit_bytes is None:
         unbounded = (
@@ -251,22 +255,27 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
         restore_s=deadlines.database_s,
         migrate_s=config.migrations.timeout if config and config.migrations else deadlines.database_s,
         outlook=outlook,
-        cost=_cost(rooms, database, history, lossy=bool(lossy)) if database else None,
+        cost=_cost(rooms, database, history, waits, lossy=bool(lossy)) if database else None,
     )
 
 
-def _cost(rooms: Rooms, database: DatabaseFacts, history: History, *, lossy: bool) -> DeployCost | None:
+def _cost(
+    rooms: Rooms, database: DatabaseFacts, history: History, waits: Pause | None, *, lossy: bool
+) -> DeployCost | None:
     config = rooms.config.database
     if rooms.database is None or config is None:
         return None
-    takes_s, by = expected(history, database.size_bytes)
+    copied = waits is not None and waits.copies
+    takes_s, by = expected(history, database.size_bytes, copied=copied)
+    log_bytes = config.restore_points.capture_limit + (0 if copied else database.restore_log_bytes)
     return DeployCost(
         size_bytes=database.size_bytes,
         disk_bytes=round(2 * database.size_bytes * CLONE_SHARE),
         free=rooms.database.room(),
-        log_bytes=0 if lossy else config.restore_points.capture_limit + database.restore_log_bytes,
+        log_bytes=0 if lossy else log_bytes,
         takes_s=takes_s,
         by=by,
+        pause=waits,
     )
 
 
@@ -334,11 +343,14 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
 
     def before(step: Step) -> None:
         """The baseline ends before anything changes. It also ends before a restore point that may be needed: what is
-        written between the two would leave the live data with it. What was taken is journaled before it is needed."""
+        written between the two would leave the live data with it. What was taken is journaled before it is needed. What
+        users notice of a pause is no fault of the release before, whose watch ends."""
         keep_restore_points(rooms, plan)
-        if not isinstance(step.action, TakeRestorePoint):
+        taken = step.action if isinstance(step.action, TakeRestorePoint) else None
+        pauses = taken is not None and taken.pause_s > 0
+        if taken is None or pauses:
             _supersede(rooms, deployment)
-        if not step.changes_what_serves and not (migrates and isinstance(step.action, TakeRestorePoint)):
+        if not step.changes_what_serves and not pauses and not (migrates and taken is not None):
             return
         if not rooms.memory.history().deployments[deployment].baseline and (buckets := baseline()):
             rooms.memory.note(BaselineTaken(deployment=deployment, buckets=buckets))

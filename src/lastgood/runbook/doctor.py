@@ -9,13 +9,14 @@ from enum import StrEnum
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
-from lastgood.core.plan import runs, why_no_way_back
+from lastgood.core.plan import runs, why_no_way_back, why_restored_first
 from lastgood.core.ports import Right
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
 from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
+from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
 
@@ -205,16 +206,24 @@ def _database(rooms: Rooms, history: History) -> Iterator[Finding]:
     why = why_no_way_back(newest, facts) if newest else "none was taken yet"
     if newest and not why and newest.id not in facts.restore_points:
         why = f"the dump of {newest.id} is gone or was cut"
+    first = why_restored_first(newest, facts) if newest else ""
     yield Finding(
         check="restore point",
         answer=Answer.FAILED if why else Answer.OK,
         evidence=f"none that could be swapped in: {why}"
         if newest is None or why
         else f"{newest.id}, taken {newest.taken_at:%Y-%m-%d %H:%M} UTC, proved"
-        + ("; an own dump: nothing written since could be replayed" if newest.own else ""),
+        + ("; an own dump: nothing written since could be replayed" if newest.own else "")
+        + (f"; {first}: its dump would be restored beside first" if first else ""),
         hint="lastgood deploy   (each takes one)" if why else "",
     )
-    lossy = rooms.database.lossy_because()
+    pause = next_pause(rooms, history, facts)
+    yield Finding(
+        check="next restore point",
+        answer=Answer.OK,
+        evidence=f"pause: {pause.told}" if pause else "dumped and restored beside, for which nobody waits",
+    )
+    lossy = rooms.database.lossy_because(copied=pause is not None and pause.copies)
     now = (
         f"since {newest.id} every transaction can be replayed ({facts.capture_bytes / 1e6:.1f} MB of log are kept)"
         if newest is not None and newest.id in facts.captures

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from lastgood.core.deploying import pause
 from lastgood.core.errors import Refused
-from lastgood.core.plan import why_no_way_back
+from lastgood.core.facts import DatabaseFacts
+from lastgood.core.history import History
+from lastgood.core.plan import Pause, why_no_way_back, why_restored_first
 from lastgood.core.ports import Database
 from lastgood.core.record import RestorePointKept
 from lastgood.core.release import LogPoint, RestorePoint
@@ -19,12 +22,14 @@ from lastgood.runbook.rooms import Rooms
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """A restore point of the journal. kept: whether anything of it is there still; why_not: why the database could not
-    go back to it now, empty when it could. captured: whether every transaction since it can be replayed."""
+    go back to it now, empty when it could; first: why its dump would be restored beside before that. captured: whether
+    every transaction since it can be replayed."""
 
     restore_point: RestorePoint
     kept: bool
     why_not: str
     captured: bool
+    first: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +62,20 @@ def look(rooms: Rooms) -> tuple[Listed, ...]:
             kept=point.id in there or point.clone in facts.databases,
             why_not=why_no_way_back(point, facts),
             captured=point.id in facts.captures,
+            first=why_restored_first(point, facts),
         )
         for point in known
         if facts
     )
+
+
+def next_pause(rooms: Rooms, history: History, facts: DatabaseFacts) -> Pause | None:
+    """Say for how long a restore point that is taken now keeps everybody out of the database, or why it need not; None
+    where no pause is allowed. Changes nothing."""
+    allowed_s = rooms.config.database.restore_points.allow_pause if rooms.config.database else None
+    if allowed_s is None:
+        return None
+    return pause(allowed_s, history, facts.size_bytes, in_the_way=database_of(rooms).not_copied_because())
 
 
 def check(rooms: Rooms, name: str | None) -> Iterator[Checked]:

@@ -34,6 +34,7 @@ from lastgood.core.plan import (
     Purpose,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Role,
     Seen,
     Step,
@@ -829,11 +830,17 @@ def dry_run(rooms: Rooms, plan: Plan) -> tuple[str, ...]:
     down = next((s.action for s in plan.steps if isinstance(s.action, RehearseDown)), None)
     if down is not None and rooms.database is not None:
         return _rehearsed(rooms.database, down)
+    restore = next((step for step in plan.steps if isinstance(step.action, RestoreClone)), None)
     # the first of them that a plan has takes everything that the others would
     action = next((s.action for s in plan.steps if isinstance(s.action, CatchUp | ReplayWrites | SwapDatabase)), None)
     if action is None or rooms.database is None:
         return ()
     try:
+        if restore is not None and seen(restore, rooms.database.observe()) is not Seen.DONE:
+            return (
+                f"tried          not yet: {restore.explain}, first",
+                "so not known   what would be replayed, wait or be lost, and for how long nobody could write",
+            )
         with rooms.if_slow(1.0, lambda: rooms.story("  trying it, which is taken back ...")):
             tried = rooms.database.try_replay(action)
     except LastgoodError as error:
@@ -932,6 +939,11 @@ def keep_restore_point(rooms: Rooms, restore_point: str) -> None:
     if rooms.database and restore_point not in rooms.memory.history().restore_points:
         kept = rooms.database.restore_point(restore_point)
         rooms.memory.note(RestorePointKept(restore_point=kept))
+        if kept.paused_s:
+            why = f", in vain, and it was dumped: {kept.not_copied}" if kept.not_copied else " while it was copied"
+            rooms.story(f"  everybody was kept out of {kept.database} for {kept.paused_s:.1f} s{why} ({restore_point})")
+        elif kept.not_copied:
+            rooms.story(f"  {kept.database} was dumped, not copied: {kept.not_copied} ({restore_point})")
         for why in kept.lossy_because:
             rooms.story(
                 f"  a rollback of the database would lose writes since {kept.taken_at:%Y-%m-%d %H:%M} UTC "

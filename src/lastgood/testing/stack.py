@@ -79,7 +79,7 @@ from lastgood.core.release import (
     Shipped,
 )
 from lastgood.core.repair import ColumnRepair, RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed, RowProgress
 from lastgood.testing.world import (
     Hand,
     SteppedClock,
@@ -139,9 +139,9 @@ class Stack(World):
     rows since the newest restore point, by table. unfit: those of them that the old schema has no place for. broken:
     invalid rows, and whether the migration wrote them. points, broken_at, replayed: what each restore point holds, and
     what became of the rows in each replay.
-    lossy_because: what keeps the server from keeping every transaction since a restore point. progress: how far a
-    replay is. logged: SQL errors in the log of a
-    service.
+    lossy_because: what keeps the server from keeping every transaction since a restore point. uncopied: what keeps its
+    database from being copied; copy_s: for how long everybody waits for a copy. progress: how far a replay is. logged:
+    SQL errors in the log of a service.
     own_dumps: what an operator's own dump holds, by the name of its file: when it was taken, and its migrations.
     backups: what pgBackRest has, None where there is none.
     quarantine: its entries; committed: what a person put into the data, by transaction; loses_answers: of
@@ -171,8 +171,10 @@ class Stack(World):
         self.dry_run = DryRun(
             replayed=Replayed(units="transactions", total=0, quarantined=0, skipped=0), whole=True, pause_s=0.6
         )
-        self.progress: Progress | None = None
+        self.progress: Progress | RowProgress | None = None
         self.lossy_because: tuple[str, ...] = ()
+        self.uncopied: tuple[str, ...] = ()
+        self.copy_s = 0.4
         self.logged: dict[str, tuple[str, ...]] = {}
         self.own_dumps: dict[str, tuple[datetime, tuple[str, ...]]] = {}
         self.backups: BackupFacts | None = None
@@ -261,9 +263,10 @@ class Stack(World):
         match step.action:
             case Serve(release=release) | Switch(release=release):
                 self._served_since[release] = self.clock.now()
-            case TakeRestorePoint(restore_point=restore_point):
+            case TakeRestorePoint(restore_point=restore_point, pause_s=pause_s):
                 self.written.clear()
                 self._keep(restore_point)
+                self._pause(restore_point, pause_s)
             case ReplayWrites(replay=replay):
                 self.replayed[replay] = self._replay(replay)
             case SwapDatabase(restore_point=restore_point):
@@ -307,6 +310,12 @@ class Stack(World):
             lossy_because=self.lossy_because,
             manifest=manifest_of(restore_point),
             log=log,
+        )
+
+    def _pause(self, restore_point: str, most_s: float) -> None:
+        late = f"it did not end within {most_s:g} s" if self.copy_s > most_s else ""
+        self.points[restore_point] = replace(
+            self.points[restore_point], paused_s=min(self.copy_s, most_s), not_copied=late if most_s else ""
         )
 
     def keep_own(self, file: str, name: str | None) -> RestorePoint:
@@ -590,9 +599,13 @@ class MemoryDatabase(Hand):
             return WayDown(downs=(), reason=f"{', '.join(sorted(missing))} ships no way down")
         return WayDown(downs=downs, reason="tried", migrations=new, aside=tuple(self._stack.aside.items()))
 
-    def lossy_because(self) -> tuple[str, ...]:
+    def lossy_because(self, *, copied: bool = False) -> tuple[str, ...]:  # noqa: ARG002 # what it has does not depend on it
         self._answer()
         return self._stack.lossy_because
+
+    def not_copied_because(self) -> tuple[str, ...]:
+        self._answer()
+        return self._stack.uncopied
 
     def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
         self._answer()
@@ -600,7 +613,7 @@ class MemoryDatabase(Hand):
             raise Refused(f"what was written since {of.restore_point} is not captured", hint="lastgood doctor")
         return self._stack.dry_run
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress | RowProgress | None:
         return self._stack.progress
 
     def replayed(self, replay: str) -> Replayed:

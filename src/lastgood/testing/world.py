@@ -39,6 +39,7 @@ from lastgood.core.plan import (
     PassRequests,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Retire,
     ReturnFrontend,
     Role,
@@ -318,10 +319,16 @@ class World:
                 self.database = replace(database, exports=database.exports | {export})
             case CatchUp(replay=replay, restore_point=point):
                 self._check((point,), database.captures)
-                self.database = replace(database, caught_up=database.caught_up | {replay})
-            case ReplayWrites(replay=replay, kept_as=kept_as):
+                filled = database.filled | {point}
+                self.database = replace(database, caught_up=database.caught_up | {replay}, filled=filled)
+            case ReplayWrites(replay=replay, restore_point=point, kept_as=kept_as):
                 self._check((kept_as,), database.databases)
-                self.database = replace(database, replays=database.replays | {replay})
+                filled = database.filled | {point}
+                self.database = replace(database, replays=database.replays | {replay}, filled=filled)
+            case RestoreClone(restore_point=point, clone=clone):
+                self._check((point,), database.restore_points)
+                databases = database.databases | {clone}
+                self.database = replace(database, databases=databases, filled=database.filled - {point})
             case EndCapture():
                 self.database = replace(database, captures=frozenset(), capture_bytes=0, capture_left=False)
             case SwapDatabase(swap=swap, clone=clone, kept_as=kept_as):

@@ -21,6 +21,7 @@ from lastgood.core.plan import (
     MigrateDown,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     SaveDump,
     Serve,
     Step,
@@ -86,6 +87,8 @@ class PostgresWorld:
         self.migrations: Mapping[str, object] = {"prisma": "prisma", "command": [sys.executable, "migrate.py"]}
         self.pgbackrest: Mapping[str, object] | None = None
         self.merge: Mapping[str, str] = {}
+        self.pause_s = 0.0
+        """For how long everybody may be kept out so that the restore point is a copy; 0 for a dump."""
         self.by_rows = False
         """How what was written since goes back: by rows, as where nothing was captured, or by transactions."""
 
@@ -146,10 +149,12 @@ class PostgresWorld:
     @property
     def steps(self) -> Sequence[Step]:
         return (
-            step("take", TakeRestorePoint(restore_point=self.restore_point)),
+            step("take", TakeRestorePoint(restore_point=self.restore_point, pause_s=self.pause_s)),
             step("migrate-up", Migrate(release="nicknamed", migrations=(NICKNAME,))),
             *self.way_down(NO_NICKNAME),
             self.step_to_migrate(),
+            step("catch-up-in-vain", CatchUp(replay="replay-r0", restore_point=self.restore_point)),
+            self.restore_clone,
             *self.way_back,
             self.end_capture,
         )
@@ -199,6 +204,11 @@ class PostgresWorld:
     @property
     def fence(self) -> Step:
         return step("fence", Fence(kept_as=self.kept_as))
+
+    @property
+    def restore_clone(self) -> Step:
+        """What is needed where the clone is gone, or holds what cannot be gone on with."""
+        return step("restore-clone", RestoreClone(restore_point=self.restore_point, clone=self.clone))
 
     @property
     def end_capture(self) -> Step:

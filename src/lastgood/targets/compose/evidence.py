@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -45,6 +45,9 @@ def logs_of(engine: Engine, containers: tuple[Container, ...], since: datetime) 
                 .clean(engine.logs(container.id, lines=LOG_LINES, since=since))
                 .splitlines()
             ),
+            addresses=container.addresses,
+            # it is told to the second, and an address goes from one container to the next
+            since=container.started_at + timedelta(seconds=1),
         )
         for container in containers
     )

@@ -43,13 +43,28 @@ class Opened:
     position: str
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A session in the live database that is ready to make the slot of a capture."""
+
+    server: Server
+    replicating: Connection
+    slot: str
+
+    def begin(self, *, deadline_s: float) -> Opened:
+        """Make it. Raises Retryable, naming who is in the way, when a transaction that writes stays open."""
+        snapshot, position = _create_slot(self.server, self.replicating, self.slot, deadline_s=deadline_s)
+        return Opened(snapshot=snapshot, position=position)
+
+
 def slot_of(restore_point: str) -> str:
     """Name its slot and its publication: the server allows lower case letters, digits and underscores in a slot's."""
     return PREFIX + re.sub(r"[^a-z0-9_]", "_", restore_point.lower())
 
 
-def obstacles(server: Server) -> tuple[str, ...]:
-    """Return what keeps transactions from being captured here, one line each; empty when nothing does."""
+def obstacles(server: Server, *, copied: bool = False) -> tuple[str, ...]:
+    """Return what keeps transactions from being captured here, one line each; empty when nothing does. copied: whether
+    the clone is a copy of the files, of which the log tells next to nothing."""
     with server.connect() as live:
         found: list[str] = []
         row = live.execute(
@@ -73,7 +88,7 @@ def obstacles(server: Server) -> tuple[str, ...]:
         if large:
             found.append("there are large objects, whose changes no slot shows")
         limit, needed = slot_limit(live), restore_log(live)
-        if limit is not None and limit < needed:
+        if limit is not None and limit < needed and not copied:
             found.append(
                 f"a slot may keep {limit >> 20} MiB of log, and a restore beside writes about {needed >> 20} MiB: "
                 f"raise max_slot_wal_keep_size"
@@ -111,12 +126,18 @@ class Captures:
         Raises Retryable, naming who is in the way, when a table is locked or a transaction that writes stays open: a
         slot begins behind all of them.
         """
+        with self.prepared(slot, deadline_s=deadline_s) as beginning:
+            yield beginning.begin(deadline_s=deadline_s)
+
+    @contextmanager
+    def prepared(self, slot: str, *, deadline_s: float) -> Generator[Beginning]:
+        """Do all that a capture needs but its slot, which begins within the block. A block that fails leaves nothing of
+        it. Raises Retryable, naming who is in the way, when a table is locked."""
         try:
             with self.server.connect(statement_s=deadline_s) as live:
                 self._publish(live, slot, marked=True)
             with _replicating(self.server) as replicating:
-                snapshot, position = _create_slot(self.server, replicating, slot, deadline_s=deadline_s)
-                yield Opened(snapshot=snapshot, position=position)
+                yield Beginning(self.server, replicating, slot)
         except BaseException:
             with suppress(psycopg.Error, LastgoodError):  # what went wrong first is what is told; the next one ends it
                 self.end()
@@ -133,7 +154,7 @@ class Captures:
 
     def _publish(self, live: Connection, slot: str, *, marked: bool = False) -> None:
         """One table at a time: a transaction that waited for many locks would hold those that it has."""
-        known = self._identities(slot)
+        known = self.identities(slot)
         published = {oid for (oid,) in live.execute(
             "SELECT r.prrelid::int8 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
             "WHERE p.pubname = %s", [slot]
@@ -154,12 +175,20 @@ class Captures:
         for table in fresh:
             _change(live, table.label, partial(_cover, live, table, name, marked=marked))
 
-    def uncover(self, connection: Connection, slot: str, tables: tuple[catalog.Table, ...]) -> None:
+    def uncover(
+        self,
+        connection: Connection,
+        slot: str,
+        tables: tuple[catalog.Table, ...],
+        *,
+        identities: Mapping[int, str] | None = None,
+    ) -> None:
         """Take what a capture did to the schema back: in the database itself, or in a copy of it. Safe to repeat.
 
-        tables: with the oids of the database, and the names of the connection's.
+        tables: with the oids of the database, and the names of the connection's. identities: what theirs were, of a
+        capture that is over.
         """
-        identities = self._identities(slot)
+        identities = self.identities(slot) if identities is None else identities
         for table in tables:
             if identities.get(table.oid, _FULL) == _FULL:
                 continue
@@ -185,7 +214,7 @@ class Captures:
         publications: set[str] = set()
         for slot, oid, schema, name in published:
             publications.add(slot)
-            identity = self._identities(slot).get(oid or 0, "DEFAULT")
+            identity = self.identities(slot).get(oid or 0, "DEFAULT")
             if schema and name and identity != _FULL:
                 table = sql.Identifier(schema, name).as_string(None)
                 lines.append(f"ALTER TABLE ONLY {table} REPLICA IDENTITY {identity};")
@@ -232,7 +261,8 @@ class Captures:
     def _known(self) -> frozenset[str]:
         return shelf.names(self.folder)
 
-    def _identities(self, slot: str) -> dict[int, str]:
+    def identities(self, slot: str) -> dict[int, str]:
+        """Return the replica identity of each table before a capture, by its oid; nothing of one that is over."""
         path = self.folder / f"{slot}.json"
         return shelf.read(path, shelf.KEPT_IDENTITIES, what=slot, hint="lastgood doctor") if path.exists() else {}
 
@@ -300,6 +330,19 @@ def _writing(maintenance: Connection) -> str:
         [_MOST_NAMED],
     )
     return ", ".join(f"{pid} {name} ({database}, {state})" for pid, name, database, state in rows)
+
+
+def writing_elsewhere(server: Server, older_s: float) -> tuple[str, ...]:
+    """Say whose transactions of other databases have written and are open for longer than that: a slot would wait for
+    them, and they are none of ours to end."""
+    with server.maintenance() as maintenance:
+        rows = maintenance.execute(
+            "SELECT pid, coalesce(nullif(application_name, ''), backend_type), datname FROM pg_stat_activity "
+            "WHERE backend_xid IS NOT NULL AND datname <> %s AND clock_timestamp() - xact_start > make_interval("
+            "secs => %s) ORDER BY xact_start LIMIT %s",
+            [server.live, older_s, _MOST_NAMED],
+        )
+        return tuple(f"{pid} {name} of {database} has written and not ended" for pid, name, database in rows)
 
 
 def _with_generated(live: Connection) -> sql.SQL:

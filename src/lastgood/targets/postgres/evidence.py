@@ -50,7 +50,7 @@ def collect(
     point = kept.point
     with server.connect() as live:
         restore_point.of_this_database(live, kept)
-        errors = (*server_log.errors_since(server.config, live, point.taken_at), *server_log.errors_in(logs))
+        errors = (*server_log.errors_since(server.config, live, point.taken_at, logs=logs), *server_log.errors_in(logs))
         changes = catalog.difference(kept.schema, catalog.objects(live))
         if changes:  # then it may be needed, and counts only as long as it is what was proved
             restore_point.dump_as_proved(dumps, point)

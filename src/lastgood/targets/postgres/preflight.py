@@ -219,6 +219,16 @@ def room(live: Connection, server: Server, dumps: Path, size: int, *, log: int =
     return too_small(size, here, data, folder=dumps.name, log=log) if here else []
 
 
+def room_for_clone(live: Connection, server: Server) -> list[str]:
+    """Return what does not hold a copy of the live database where the server keeps its data, as far as that can be
+    seen."""
+    needed = _number(live, "SELECT pg_database_size(current_database())") * CLONE_SHARE
+    data = _data(live, server)
+    if data is None or data.free >= needed:
+        return []
+    return [f"the server's volume has {data.free / 1e6:.0f} MB free; a clone needs {needed / 1e6:.0f} MB"]
+
+
 def free(live: Connection, server: Server, dumps: Path) -> tuple[tuple[str, int], ...]:
     """Return (where, free bytes) of both, the same filesystem once, as far as that can be seen."""
     here, data = _spaces(live, server, dumps)

@@ -2,13 +2,16 @@
 
 Nobody is blocked meanwhile. The restored copy is kept: it is the proof, and the clone that a swap puts in place. Where
 the server can, it is the snapshot of a slot, from which every later transaction can be had.
+
+Where a pause is allowed, the clone is a copy of the files, see `template`, and the dump is read from it: the one is not
+proved by the other then, but every row of the copy was read.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -21,10 +24,10 @@ from psycopg import sql
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
 from lastgood.core.release import DumpFormat, LogPoint, RestorePoint
-from lastgood.targets.postgres import capture, catalog, shelf, writes
-from lastgood.targets.postgres.capture import Captures
+from lastgood.targets.postgres import capture, catalog, preflight, sessions, shelf, template, writes
+from lastgood.targets.postgres.capture import Beginning, Captures, Opened
 from lastgood.targets.postgres.connect import APPLICATION, Connection, one
-from lastgood.targets.postgres.properties import properties
+from lastgood.targets.postgres.properties import make_alike, properties
 from lastgood.targets.postgres.server import (
     Identity,
     Server,
@@ -32,14 +35,19 @@ from lastgood.targets.postgres.server import (
     databases,
     drop_own,
     end_tool,
-    forget_replayed,
+    forget_clone,
     identity,
+    note_restored,
     open_ledger,
     own_name,
+    rename,
+    restored_at,
 )
 
 HINT: Final = "lastgood restore-points list"
 SESSION: Final = f"{APPLICATION} restore point"
+_AGAIN: Final = "_again"
+"""Of what is restored once more, as long as it is not proved: no restore point's name begins like that."""
 CAPTURES: Final = "captures"
 """Folder beside the restore points."""
 _ENDINGS: Final = {DumpFormat.CUSTOM: "dump", DumpFormat.DIRECTORY: "dir", DumpFormat.PLAIN: "sql"}
@@ -54,8 +62,20 @@ class _Snapshot:
     schema: dict[str, str]
     tables: tuple[catalog.Table, ...]
     sequences: tuple[catalog.Sequence, ...]
-    rows: tuple[tuple[str, int], ...]
+    rows: tuple[tuple[str, int], ...] | None
+    """None where they were not counted: nobody has the time while all wait."""
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A clone and what it shows. lossy: why no capture began with it."""
+
+    snapshot: _Snapshot
+    begun: Opened | None
+    lossy: tuple[str, ...]
+    paused_s: float = 0.0
+    not_copied: str = ""
 
 
 def take(
@@ -65,13 +85,15 @@ def take(
     *,
     keep: int,
     lossless: bool,
+    pause_s: float = 0.0,
     mark: Callable[[], LogPoint | None],
     deadline_s: float,
     clock: Clock,
 ) -> None:
     """Take and prove a restore point; older ones than the newest `keep` are removed. lossless: take none without a
-    capture; else what keeps one from beginning is written down with the restore point. mark: called as the last, gives
-    its place in the server's log where that is archived.
+    capture; else what keeps one from beginning is written down with the restore point. pause_s: for how long its users
+    may be kept out of the database; where it cannot be copied in that time, it is dumped. mark: called as the last,
+    gives its place in the server's log where that is archived.
 
     What an earlier attempt left is removed first, and earlier captures end: the server keeps its log for one at a
     time. Raises Refused when the copy is not what was dumped: then neither dump nor clone nor capture is left.
@@ -81,40 +103,30 @@ def take(
     def left_s() -> float:
         return max((until - clock.now()).total_seconds(), 1.0)
 
-    def refuse(lossy: Sequence[str]) -> None:
-        if lossy and lossless:
-            raise Refused(f"not every transaction could be replayed: {'; '.join(lossy)}", hint="lastgood doctor")
-
     shelf.folder(folder)
     dump, clone = folder / f"{shelf.checked(restore_point)}.dump", server.clone_name(restore_point)
     with open_ledger(server) as ledger:
-        forget_replayed(ledger, clone)
+        forget_clone(ledger, clone)
     with server.maintenance(statement_s=deadline_s) as maintenance:
         clean_up(server, maintenance, clone, dump)
         slot = capture.slot_of(restore_point)
         captures = Captures(server, folder / CAPTURES)
         captures.end()
-        begun, lossy = None, capture.obstacles(server)
+        taking = _Taking(server, maintenance, captures, slot, clone, dump, lossless, left_s)
         try:
-            with ExitStack() as open_capture:
-                try:
-                    if not lossy:
-                        begun = open_capture.enter_context(captures.opened(slot, deadline_s=left_s()))
-                except Retryable as error:
-                    lossy = (error.message,)
-                refuse(lossy)
-                snapshot = _dump(server, dump, left_s=left_s, exported=begun.snapshot if begun else "")
-            create_beside(maintenance, server, clone)
-            server.tools.restore(dump, clone, session=SESSION, deadline_s=left_s())
-            if begun is not None:
-                with server.connect(clone) as copy:  # the dump shows what the capture did to the schema
-                    captures.uncover(copy, slot, snapshot.tables)
-            proved = _prove(server, maintenance, clone, snapshot, deadline_s=left_s())
+            made = taking.by_copy(pause_s) if pause_s else taking.by_dump()
+            if isinstance(made, template.NotCopied):
+                captures.end()
+                clean_up(server, maintenance, clone, dump)
+                made = replace(taking.by_dump(), paused_s=made.paused_s, not_copied=made.because)
+            snapshot, begun = made.snapshot, made.begun
+            rows, proved = _prove(server, maintenance, clone, snapshot.schema, snapshot.rows, deadline_s=left_s())
             log = mark()
             if begun is not None and slot not in capture.alive(maintenance):
-                begun, lossy = None, ("the server let go of the slot's log before the restore was over",)
+                made = replace(made, lossy=("the server let go of the slot's log before the restore was over",))
+                begun = None
                 captures.end()
-                refuse(lossy)
+                taking.refuse(made.lossy)
         except BaseException:
             for put_back in (captures.end, lambda: clean_up(server, maintenance, clone, dump)):
                 with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
@@ -130,11 +142,13 @@ def take(
             fingerprint=catalog.fingerprint(snapshot.schema),
             snapshot=snapshot.boundary,
             clone=clone,
-            rows=snapshot.rows,
+            rows=rows,
             proved_at=clock.now(),
             captured=begun is not None,
-            lossy_because=lossy,
+            lossy_because=made.lossy,
             log=log,
+            paused_s=made.paused_s,
+            not_copied=made.not_copied,
         )
         kept = shelf.KeptPoint(
             point=point,
@@ -144,6 +158,7 @@ def take(
             clone_snapshot=proved,
             slot=slot if begun is not None else "",
             position=begun.position if begun is not None else "",
+            identities=captures.identities(slot) if begun is not None else {},
             ready=one(maintenance, "SELECT pg_current_wal_lsn()::text"),
             identity=snapshot.identity,
         )
@@ -151,9 +166,125 @@ def take(
         _retire(server, folder, maintenance, point, keep=keep)
 
 
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """One attempt: how it comes to its clone and its dump."""
+
+    server: Server
+    maintenance: Connection
+    captures: Captures
+    slot: str
+    clone: str
+    dump: Path
+    lossless: bool
+    left_s: Callable[[], float]
+
+    def by_dump(self) -> _Made:
+        """Dump what the capture's first snapshot shows, and restore that."""
+        server = self.server
+        begun, lossy = None, capture.obstacles(server)
+        with ExitStack() as open_capture:
+            try:
+                if not lossy:
+                    begun = open_capture.enter_context(self.captures.opened(self.slot, deadline_s=self.left_s()))
+            except Retryable as error:
+                lossy = (error.message,)
+            self.refuse(lossy)
+            snapshot = _dump(server, self.dump, left_s=self.left_s, exported=begun.snapshot if begun else "")
+        create_beside(self.maintenance, server, self.clone)
+        server.tools.restore(self.dump, self.clone, session=SESSION, deadline_s=self.left_s())
+        if begun is not None:
+            self._uncover(snapshot)
+        return _Made(snapshot=snapshot, begun=begun, lossy=lossy)
+
+    def by_copy(self, pause_s: float) -> _Made | template.NotCopied:
+        """Copy the live database, where the capture begins in the same moment, and dump the copy."""
+        server = self.server
+        beginning, lossy = None, capture.obstacles(server, copied=True)
+        with ExitStack() as prepared:
+            try:
+                if not lossy:
+                    beginning = prepared.enter_context(self._prepared())
+            except Refused as error:
+                return template.NotCopied(because=error.message, paused_s=0.0)
+            except Retryable as error:
+                lossy = (error.message,)
+            self.refuse(lossy)
+            copied = template.copy(server, self.clone, most_s=pause_s, beginning=beginning, look=_described)
+        if isinstance(copied, template.NotCopied):
+            return copied
+        make_alike(self.maintenance, server.live, self.clone)
+        if copied.begun is not None:
+            self._uncover(copied.seen)
+        server.tools.dump(self.clone, self.dump, session=SESSION, deadline_s=self.left_s())
+        return _Made(snapshot=copied.seen, begun=copied.begun, lossy=lossy, paused_s=copied.paused_s)
+
+    @contextmanager
+    def _prepared(self) -> Generator[Beginning]:
+        """Where a table is locked, its sessions are ended as all will be in a moment."""
+        with ExitStack() as prepared:
+            try:
+                beginning = prepared.enter_context(self.captures.prepared(self.slot, deadline_s=self.left_s()))
+            except Retryable:
+                sessions.check_that_all_may_be_ended(self.maintenance, self.server.live)
+                sessions.end(self.maintenance, self.server.live)
+                beginning = prepared.enter_context(self.captures.prepared(self.slot, deadline_s=self.left_s()))
+            yield beginning
+
+    def refuse(self, lossy: tuple[str, ...]) -> None:
+        """Raise Refused where a capture is wanted and something keeps it from beginning."""
+        if lossy and self.lossless:
+            raise Refused(f"not every transaction could be replayed: {'; '.join(lossy)}", hint="lastgood doctor")
+
+    def _uncover(self, snapshot: _Snapshot) -> None:
+        """Of a clone that shows what the capture did to the schema."""
+        with self.server.connect(self.clone) as copy:
+            self.captures.uncover(copy, self.slot, snapshot.tables)
+
+
+def restore_again(server: Server, folder: Path, kept: shelf.KeptPoint, *, deadline_s: float, clock: Clock) -> None:
+    """Restore the dump of a restore point beside, and give it the name of the clone when it is proved as that was. What
+    has the name until then is dropped first: there need not be room for both.
+
+    Safe to repeat. Raises Refused, naming what is wrong, when the dump is not the one that was proved or not of those
+    contents, or there is no room.
+    """
+    until, point = clock.now() + timedelta(seconds=deadline_s), kept.point
+
+    def left_s() -> float:
+        return max((until - clock.now()).total_seconds(), 1.0)
+
+    dump_as_proved(folder, point)
+    with server.connect() as live:
+        of_this_database(live, kept)
+    again = own_name(server.live, _AGAIN)
+    with server.maintenance(statement_s=deadline_s) as maintenance:
+        end_tool(maintenance, SESSION, (again, point.clone))
+        for left in (again, point.clone):
+            drop_own(maintenance, server, left)
+        with server.connect() as live:
+            if lines := preflight.room_for_clone(live, server):
+                raise Refused(f"the dump of {point.id} cannot be restored: {'; '.join(lines)}", hint=HINT)
+        try:
+            create_beside(maintenance, server, again)
+            server.tools.restore(folder / point.path, again, session=SESSION, deadline_s=left_s())
+            with server.connect(again) as copy:
+                identities = kept.identities or dict.fromkeys((table.oid for table in kept.tables), "DEFAULT")
+                Captures(server, folder / CAPTURES).uncover(copy, kept.slot, kept.tables, identities=identities)
+            _, proved_at = _prove(server, maintenance, again, kept.schema, point.rows, deadline_s=left_s())
+        except BaseException:
+            with suppress(psycopg.Error):  # what went wrong first is what is told; the next attempt does it as well
+                drop_own(maintenance, server, again)
+            raise
+    with open_ledger(server) as ledger, ledger.transaction():
+        note_restored(ledger, point.clone, proved_at)
+        rename(ledger, again, point.clone)
+
+
 def clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
     """Remove what an attempt left: its tools first, which go on in a container when their caller is killed."""
     end_tool(maintenance, SESSION, (server.live, clone))
+    template.forget(server)
     drop_own(maintenance, server, clone)
     if dump.is_dir() and not dump.is_symlink():
         shutil.rmtree(dump)
@@ -187,41 +318,52 @@ def _dump(server: Server, dump: Path, *, left_s: Callable[[], float], exported: 
             connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
         else:
             exported = one(connection, "SELECT pg_export_snapshot()")
-        taken_at = datetime.fromisoformat(one(connection, "SELECT now()::text"))
-        boundary = _boundary(connection)
-        tables = catalog.tables(connection)
         # Counted first: the locks that pg_dump needs are then had, or not to be had, by a connection that can say so.
-        found = _Snapshot(
-            taken_at=taken_at,
-            boundary=boundary,
-            schema=catalog.objects(connection),
-            tables=tables,
-            sequences=catalog.sequences(connection),
-            rows=catalog.count_rows(connection, tables),
-            identity=identity(connection),
-        )
+        described = _described(connection)
+        found = replace(described, rows=catalog.count_rows(connection, described.tables))
         server.tools.dump(server.live, dump, session=SESSION, deadline_s=left_s(), snapshot=exported)
         return found
 
 
-def _prove(server: Server, maintenance: Connection, clone: str, snapshot: _Snapshot, *, deadline_s: float) -> str:
-    """Compare the restored copy with the snapshot: every object, every count of rows, and who may connect. Return the
-    moment of it, as a snapshot of the clone. Raises Refused."""
+def _described(connection: Connection) -> _Snapshot:
+    """Describe the database at this moment, but for its rows."""
+    return _Snapshot(
+        taken_at=datetime.fromisoformat(one(connection, "SELECT now()::text")),
+        boundary=_boundary(connection),
+        schema=catalog.objects(connection),
+        tables=catalog.tables(connection),
+        sequences=catalog.sequences(connection),
+        rows=None,
+        identity=identity(connection),
+    )
+
+
+def _prove(
+    server: Server,
+    maintenance: Connection,
+    clone: str,
+    schema: Mapping[str, str],
+    counted: tuple[tuple[str, int], ...] | None,
+    *,
+    deadline_s: float,
+) -> tuple[tuple[tuple[str, int], ...], str]:
+    """Compare a clone with what was seen: every object, every count of rows where they were counted, and who may
+    connect. Return how many rows each table has, and the moment of it, as a snapshot of the clone. Raises Refused."""
     live, copy = properties(maintenance, server.live), properties(maintenance, clone)
     if live != copy:
         name = min(name for name in live.keys() | copy.keys() if live.get(name) != copy.get(name))
         raise Refused(f"the clone has {name} {copy.get(name, 'not')}, the live database {live.get(name, 'not')}")
     with server.connect(clone, statement_s=deadline_s) as connection:
-        changes = catalog.difference(snapshot.schema, catalog.objects(connection))
+        changes = catalog.difference(schema, catalog.objects(connection))
         if changes:
             told = "; ".join(f"{c.object} {c.change}" for c in changes[:3])
             raise Refused(f"the trial restore has another schema than the live database: {told}")
         rows = catalog.count_rows(connection, catalog.tables(connection))
-        if rows != snapshot.rows:
-            was, now = next((a, b) for a, b in zip(snapshot.rows, rows, strict=True) if a != b)
+        if counted is not None and counted != rows:
+            was, now = next((a, b) for a, b in zip(counted, rows, strict=True) if a != b)
             raise Refused(f"the trial restore has {now[1]} rows in {now[0]}, the snapshot had {was[1]}")
         connection.execute("ANALYZE")
-        return one(connection, "SELECT pg_current_snapshot()::text")
+        return rows, one(connection, "SELECT pg_current_snapshot()::text")
 
 
 def _boundary(connection: Connection) -> str:
@@ -384,5 +526,7 @@ def clone_as_proved(server: Server, kept: shelf.KeptPoint, *, deadline_s: float)
         there = catalog.tables(connection)
         if catalog.count_rows(connection, there) != kept.point.rows:
             raise Refused(f"{kept.point.clone} is not as it was proved: its rows are other in number")
-        if written := next((t.label for t in there if writes.written_after(connection, t, kept.clone_snapshot)), ""):
+        with open_ledger(server) as ledger:
+            proved_at = restored_at(ledger, kept.point.clone) or kept.clone_snapshot
+        if written := next((t.label for t in there if writes.written_after(connection, t, proved_at)), ""):
             raise Refused(f"{kept.point.clone} is not as it was proved: somebody wrote to {written}")

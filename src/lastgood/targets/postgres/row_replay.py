@@ -22,7 +22,7 @@ import psycopg
 from psycopg import sql
 
 from lastgood.core.errors import Refused
-from lastgood.core.report import Loss, Replayed
+from lastgood.core.report import Loss, Replayed, RowProgress, RowWork
 from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import broken_keys, keys_that_break
 from lastgood.targets.postgres.catalog import Name, Table
@@ -193,7 +193,7 @@ def carry(
     invariants: Mapping[str, str],
     rewritten: Mapping[int, Collection[int]],
     migrations: Collection[shelf.KeptMigration],
-    go_on: Callable[[], None],
+    go_on: Callable[[RowProgress], None],
 ) -> Replayed:
     """Carry what `comparison` finds into the clone, all in one transaction of it. Both databases must be quiet.
 
@@ -210,7 +210,6 @@ def carry(
         _prepare(clone)
         before = {name: frozenset(keys_that_break(clone, text)) for name, text in invariants.items()}
         for _ in range(ROUNDS):
-            go_on()
             with clone.transaction() as attempt:
                 refused = _put(clone, found.rows, taken_along, go_on=go_on)
                 breaking = list(_breaking(clone, found.rows, invariants, before))
@@ -252,12 +251,12 @@ def _find(
     *,
     rewritten: Mapping[int, Collection[int]],
     migrations: Collection[shelf.KeptMigration],
-    go_on: Callable[[], None],
+    go_on: Callable[[RowProgress], None],
 ) -> _Found:
     found, then, whose = _Found(), {table.oid: table for table in kept.tables}, _Whose(migrations)
     rows_then = dict(kept.point.rows)
-    for now in catalog.tables(source):
-        go_on()
+    for now, so_far in comparison.one_after_another(catalog.tables(source)):
+        go_on(so_far)
         was = then.get(now.oid)
         if was is None:
             continue
@@ -279,8 +278,10 @@ def _find(
         for row in ours:
             _set_doubtful_apart(row, doubtful, found)
         found.rows += [row for row in ours if row.values or row.kind == DELETED]
-    for later in catalog.later_partitions(source, clone, kept.tables):
-        go_on()
+    partitions = [*catalog.later_partitions(source, clone, kept.tables)]
+    compared = comparison.one_after_another([later.leaf for later in partitions])
+    for later, (_, so_far) in zip(partitions, compared, strict=True):
+        go_on(so_far)
         for change in comparison.changes(later.leaf, None, rows_then=0):
             found.rows.append(replace(_of(later.leaf, later.home, change, found), table=later.leaf.label))
     return found
@@ -386,16 +387,17 @@ def _taken_along(clone: Connection) -> _TakenAlong:
 
 
 def _put(
-    clone: Connection, rows: Iterable[_Written], taken_along: _TakenAlong, *, go_on: Callable[[], None]
+    clone: Connection, rows: Iterable[_Written], taken_along: _TakenAlong, *, go_on: Callable[[RowProgress], None]
 ) -> list[_Written]:
     """Put the rows into the clone; return those that do not fit, with the reason. What waits for another row is tried
     again as long as any comes through."""
     refused = [row for row in rows if row.reason]
     left = [row for row in rows if not row.reason]
+    of = len(left)
     while left:
         waiting: list[_Written] = []
         for at in range(0, len(left), AT_ONCE):
-            go_on()
+            go_on(RowProgress(work=RowWork.PUT_BACK, done=of - len(left) + at, of=of))
             for row, answer in _answers(clone, left[at : at + AT_ONCE], taken_along):
                 row.reason = answer
                 if answer.endswith(_WAITS_FOR_ANOTHER):

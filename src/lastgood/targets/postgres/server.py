@@ -33,6 +33,7 @@ _LEDGER_TABLES: Final = (
         at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (database, swap)
     )""",
     "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS restored (clone text PRIMARY KEY, snapshot text NOT NULL)",
     """
     CREATE TABLE IF NOT EXISTS kept (
         database text NOT NULL, name text NOT NULL, oid oid NOT NULL, at timestamptz NOT NULL DEFAULT now(),
@@ -235,7 +236,7 @@ def open_ledger(server: Server) -> Connection:
 
 def note_replayed(ledger: Connection, clone: str, commit: int) -> None:
     """Note that a clone holds every transaction up to that commit: nobody else knows once nothing of the replay is left
-    in it, for a server that crashes may put its slot back to an earlier place."""
+    in it, for a server that crashes may put its slot back to an earlier place. 0: it is about to get the first."""
     ledger.execute(
         "INSERT INTO replayed VALUES (%s, %s) "
         "ON CONFLICT (clone) DO UPDATE SET commit = greatest(replayed.commit, excluded.commit)",
@@ -243,9 +244,22 @@ def note_replayed(ledger: Connection, clone: str, commit: int) -> None:
     )
 
 
-def forget_replayed(ledger: Connection, clone: str) -> None:
-    """Forget what a clone of that name held, since another one is made."""
+def forget_clone(ledger: Connection, clone: str) -> None:
+    """Forget what a clone of that name held and when it was restored, since another one is made."""
     ledger.execute("DELETE FROM replayed WHERE clone = %s", [clone])
+    ledger.execute("DELETE FROM restored WHERE clone = %s", [clone])
+
+
+def note_restored(ledger: Connection, clone: str, snapshot: str) -> None:
+    """Note when a clone was proved that was restored once more. In the transaction that gives it its name."""
+    forget_clone(ledger, clone)
+    ledger.execute("INSERT INTO restored VALUES (%s, %s)", [clone, snapshot])
+
+
+def restored_at(ledger: Connection, clone: str) -> str:
+    """Return the snapshot of when a clone was restored once more, empty when it never was."""
+    row = ledger.execute("SELECT snapshot FROM restored WHERE clone = %s", [clone]).fetchone()
+    return str(row[0]) if row else ""
 
 
 def replayed_upto(ledger: Connection, clone: str) -> int:
@@ -305,12 +319,29 @@ def has_swapped(ledger: Connection, database: str, swap: str) -> bool:
     return found.fetchone() is not None
 
 
-def swaps(server: Server, known: Mapping[str, bool]) -> frozenset[str]:
-    """Return the swaps of the live database that happened. known: the server's databases."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the ledger says of a live database. swaps: those that happened. filled: restore points into whose clone
+    something was put."""
+
+    swaps: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
+
+
+def ledger_says(server: Server, known: Mapping[str, bool]) -> Told:
+    """Ask the ledger, where there is one. known: the server's databases."""
     if LEDGER not in known:
-        return frozenset()
+        return Told()
     with server.connect(LEDGER) as ledger:
-        if ledger.execute("SELECT to_regclass('swaps')").fetchone() == (None,):
-            return frozenset()
-        rows = ledger.execute("SELECT swap FROM swaps WHERE database = %s", [server.live]).fetchall()
-    return frozenset(swap for (swap,) in rows)
+        there = {name for (name,) in ledger.execute("SELECT relname FROM pg_class WHERE relkind = 'r'")}
+        if not {"swaps", "replayed"} <= there:
+            return Told()
+        swaps = ledger.execute("SELECT swap FROM swaps WHERE database = %s", [server.live])
+        ours = own_name(server.live, "")
+        filled = ledger.execute(
+            "SELECT substr(clone, length(%s) + 1) FROM replayed WHERE starts_with(clone, %s)", [ours, ours]
+        )
+        return Told(
+            swaps=frozenset(swap for (swap,) in swaps.fetchall()),
+            filled=frozenset(name for (name,) in filled.fetchall()),
+        )

@@ -2,6 +2,9 @@
 
 A line begins as `log_line_prefix` says: the SQLSTATE is read where `%e` puts it, and is else told by the English
 message (of PostgreSQL 15 to 18). What lastgood's own statements provoke is nobody's failure and is left out.
+
+Whose session it was is told by its address, where `%h` or `%r` puts that, or the process of `%p` is connected still: a
+container has it for itself, from its start on. Behind a pooler, or through a port of the host, it is nobody's.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -72,22 +75,41 @@ _WRITTEN: Final = {
     "e": r"(?P<state>[0-9A-Z]{5})",
     "d": r"(?P<database>.*?)",
     "a": r"(?P<application>.*?)",
-    "p": r"\d+",
+    "p": r"(?P<pid>\d+)",
+    "h": r"(?P<host>[^\s(]*?)",
+    "r": r"(?P<host>[^\s(]*?)(?:\(\d+\))?",
     "%": "%",
 }
+_SAME: Final = ({"m", "t"}, {"h", "r"})
 
 
-def errors_since(config: PostgresConfig, connection: Connection, since: datetime) -> tuple[SqlError, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session that is connected. began: when it did."""
+
+    address: str
+    began: datetime
+
+
+def errors_since(
+    config: PostgresConfig, connection: Connection, since: datetime, *, logs: Iterable[ServiceLog] = ()
+) -> tuple[SqlError, ...]:
     """Return the errors of the live database since then, most frequent first; empty where its log cannot be read.
 
-    connection: to the same server, for how it writes its log.
+    connection: to the same server, for how it writes its log, and who is connected. logs: of the services, for their
+    addresses.
     """
     row = connection.execute(
         "SELECT current_setting('log_line_prefix'), "
         "(now() AT TIME ZONE current_setting('log_timezone')) - (now() AT TIME ZONE 'UTC')"
     ).fetchone()
     prefix, offset = row or ("", timedelta(0))
-    return parse(_lines(config, since), database=config.name, prefix=prefix, zone=timezone(offset), since=since)
+    rows = connection.execute(
+        "SELECT pid::text, host(client_addr), backend_start FROM pg_stat_activity WHERE client_addr IS NOT NULL"
+    )
+    sessions = {pid: Session(address=address, began=began) for pid, address, began in rows}
+    lines, zone = _lines(config, since), timezone(offset)
+    return parse(lines, database=config.name, prefix=prefix, zone=zone, since=since, senders=Senders(logs, sessions))
 
 
 def _lines(config: PostgresConfig, since: datetime) -> Iterable[str]:
@@ -109,20 +131,42 @@ def _lines(config: PostgresConfig, since: datetime) -> Iterable[str]:
         return []
 
 
-def parse(lines: Iterable[str], *, database: str, prefix: str, zone: timezone, since: datetime) -> tuple[SqlError, ...]:
-    """Return what the lines say, counted by SQLSTATE and message. prefix: log_line_prefix. zone: of the log's times.
+class Senders:
+    """Whose session an error was of. logs: of the services. sessions: those that are connected, by the pid."""
+
+    def __init__(self, logs: Iterable[ServiceLog], sessions: Mapping[str, Session]) -> None:
+        self._sessions = sessions
+        self._at: dict[str, ServiceLog | None] = {}
+        for log in logs:
+            for address in log.addresses:  # one that two have tells neither
+                self._at[address] = None if address in self._at else log
+
+    def of(self, error: _Error) -> str:
+        """Return the service and its release, empty where nobody can tell."""
+        address, since = error.host, error.at
+        if not address and (session := self._sessions.get(error.pid or "")) and session.began <= error.at:
+            address, since = session.address, session.began
+        log = self._at.get(address or "")
+        return log.told if log and log.since and log.since <= since else ""
+
+
+def parse(
+    lines: Iterable[str], *, database: str, prefix: str, zone: timezone, since: datetime, senders: Senders
+) -> tuple[SqlError, ...]:
+    """Return what the lines say, counted by SQLSTATE, message and sender. prefix: log_line_prefix. zone: of the log's
+    times.
 
     Lines of other databases are left out where the prefix names the database, and lastgood's own where it names the
     application or the log has the statement. Without a time in the prefix nothing is known to be recent.
     """
-    counted: Counter[tuple[str, str]] = Counter()
+    counted: Counter[tuple[str, str, str]] = Counter()
     for error in _errors(lines, _line(prefix), zone):
         ours = (error.application or "").startswith(APPLICATION) or error.statement.startswith(_OUR_STATEMENTS)
         if error.at >= since and error.database in (None, database) and not ours:
-            counted[error.state or _by_message(error.said), error.said] += 1
+            counted[error.state or _by_message(error.said), error.said, senders.of(error)] += 1
     return tuple(
-        SqlError(sqlstate=state, names=_names(said), message=said, count=count)
-        for (state, said), count in counted.most_common(MOST_ERRORS)
+        SqlError(sqlstate=state, names=_names(said), message=said, count=count, sent_by=by)
+        for (state, said, by), count in counted.most_common(MOST_ERRORS)
         if state
     )
 
@@ -133,12 +177,11 @@ def errors_in(logs: Iterable[ServiceLog]) -> tuple[SqlError, ...]:
     message, somewhere in a line."""
     counted: Counter[tuple[str, str, str]] = Counter()
     for log in logs:
-        by = f"{log.service} of {log.release}" if log.release else log.service
         for line in log.lines:
             said = " ".join(line.replace('\\"', '"').split())  # a line may be JSON
             state, begin = _in_a_line(said)
             if state:
-                counted[by, state, said[begin : begin + LONGEST_SAID]] += 1
+                counted[log.told, state, said[begin : begin + LONGEST_SAID]] += 1
     return tuple(
         SqlError(sqlstate=state, names=_names(said), message=said, count=count, said_by=by)
         for (by, state, said), count in counted.most_common(MOST_ERRORS)
@@ -167,6 +210,8 @@ class _Error:
     state: str | None
     database: str | None
     application: str | None
+    host: str | None
+    pid: str | None
     statement: str = ""
 
 
@@ -176,9 +221,9 @@ def _line(prefix: str) -> re.Pattern[str]:
     end, known = 0, set[str]()
     for found in _ESCAPE.finditer(prefix):
         letter, padded = found[2], r"\s*" if found[1] else ""
-        # a second time of the same thing, or what says nothing here: a host, a session id, the command
+        # a second time of the same thing, or what says nothing here: a session id, the command
         written = r".*?" if letter in known else _WRITTEN.get(letter, r".*?")
-        known |= {"m", "t"} if letter in "mt" else {letter}
+        known |= next((same for same in _SAME if letter in same), {letter})
         parts += [re.escape(prefix[end : found.start()]), "" if letter == "q" else f"{padded}{written}{padded}"]
         end = found.end()
     return re.compile("".join((*parts, re.escape(prefix[end:]), _MESSAGE)))
@@ -206,6 +251,8 @@ def _errors(lines: Iterable[str], form: re.Pattern[str], zone: timezone) -> Iter
                 state=told.get("state") or (verbose["state"] if verbose else None),
                 database=told.get("database"),
                 application=told.get("application"),
+                host=told.get("host"),
+                pid=told.get("pid"),
             )
     if last:
         yield last

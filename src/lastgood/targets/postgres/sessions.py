@@ -68,9 +68,11 @@ def told(connection: Connection, database: str) -> str:
     return _said(rows.fetchall())
 
 
-def end(connection: Connection, database: str) -> None:
-    """End every session of a client that may be ended, but this one."""
-    connection.execute("SELECT pg_terminate_backend(a.pid) " + _OF + " AND " + MAY_END, [database])
+def end(connection: Connection, database: str, *, but: Collection[int] = ()) -> None:
+    """End every session of a client that may be ended, but this one. but: pids of others that stay."""
+    connection.execute(
+        "SELECT pg_terminate_backend(a.pid) " + _OF + " AND NOT a.pid = ANY(%s) AND " + MAY_END, [database, list(but)]
+    )
 
 
 def check_that_all_may_be_ended(connection: Connection, database: str) -> None:

@@ -36,8 +36,9 @@ class KeptPoint:
     """A proved restore point. schema: its objects by name; tables, sequences: their identities at that moment.
 
     clone_snapshot: Postgres' snapshot text of when the clone was proved: later transactions are none of ours.
-    slot: of the capture that began with it, empty without one; position: from where it reads; ready: the end of the
-    server's log when the point was proved. identity: of the database that was dumped. Empty and None where an older
+    slot: of the capture that began with it, empty without one; position: from where it reads; identities: the replica
+    identities that it changed, as KEPT_IDENTITIES, which the dump may show; ready: the end of the server's log when the
+    point was proved. identity: of the database that was dumped. Empty and None where an older
     version took it.
     """
 
@@ -48,6 +49,7 @@ class KeptPoint:
     clone_snapshot: str
     slot: str = ""
     position: str = ""
+    identities: dict[int, str] = field(default_factory=dict[int, str])
     ready: str = ""
     identity: Identity | None = None
 

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Final, assert_never
 from urllib.parse import quote
 
 import psycopg
@@ -36,6 +36,7 @@ from lastgood.core.plan import (
     MigrateDown,
     RehearseDown,
     ReplayWrites,
+    RestoreClone,
     Role,
     SaveDump,
     Seen,
@@ -48,7 +49,7 @@ from lastgood.core.ports import Clock
 from lastgood.core.quarantine import QuarantineEntry
 from lastgood.core.release import Down, LogPoint, Release, RestorePoint, Shipped
 from lastgood.core.repair import RepairPlan, RowRepair
-from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed
+from lastgood.core.report import Check, DryRun, Loss, Progress, Rehearsed, Replayed, RowProgress
 from lastgood.targets import child
 from lastgood.targets.masking import Masker
 from lastgood.targets.postgres import (
@@ -66,6 +67,7 @@ from lastgood.targets.postgres import (
     row_replay,
     shelf,
     swap,
+    template,
     way_down,
     writes,
 )
@@ -87,10 +89,11 @@ from lastgood.targets.postgres.server import (
     holders,
     identity,
     kept,
+    ledger_says,
+    note_replayed,
     open_ledger,
     provide_empty,
     replayed_upto,
-    swaps,
 )
 
 _AGAIN_S: Final = 2.0
@@ -145,7 +148,7 @@ class PostgresTarget:
         self._replays, self._caught_up = state / "replays", state / "replays" / "caught-up"
         self._tried, self._clients = state / "tried", state / "clients"
         self._rehearsals, self._aside = state / "rehearsals", state / "aside"
-        self._progress: Progress | None = None
+        self._progress: Progress | RowProgress | None = None
 
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
@@ -153,7 +156,7 @@ class PostgresTarget:
         with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
             known = databases(maintenance)
             slots, left = capture.alive(maintenance), self._captures.left(maintenance)
-            captured = points.captured(self._points, self._server.live, slots)
+            captured, told = points.captured(self._points, self._server.live, slots), ledger_says(self._server, known)
             facts = DatabaseFacts(
                 observed_at=observed_at,
                 database=self._server.live,
@@ -165,7 +168,7 @@ class PostgresTarget:
                 databases=frozenset(known),
                 exports=shelf.names(self._exports),
                 dumps=shelf.names(self._dumps),
-                swaps=swaps(self._server, known),
+                swaps=told.swaps,
                 captures=frozenset(captured),
                 # also of one whose restore point was never kept, because its process was killed
                 capture_bytes=sum(slots.get(slot, 0) for slot in left),
@@ -174,6 +177,7 @@ class PostgresTarget:
                 slot_limit_bytes=capture.slot_limit(maintenance),
                 caught_up=shelf.names(self._caught_up),
                 replays=shelf.names(self._replays),
+                filled=told.filled,
                 pools=self._pooler is not None,
                 paused=self._pooler.paused() if self._pooler else False,
                 rehearsals=shelf.names(self._rehearsals),
@@ -202,27 +206,10 @@ class PostgresTarget:
             return
         with _answers(self._server, sent=True):
             match action:
-                case TakeRestorePoint():
-                    self._close_note()
-                    points.take(
-                        self._server,
-                        self._points,
-                        action.restore_point,
-                        keep=self._config.restore_points.keep,
-                        lossless=self._config.restore_points.require_lossless,
-                        mark=lambda: self._mark(action.restore_point),
-                        deadline_s=step.deadline_s,
-                        clock=self._clock,
-                    )
-                    self._note_none(points.read(self._points, action.restore_point))
-                    with self._server.maintenance() as maintenance:
-                        provide_empty(maintenance, self._server)
+                case TakeRestorePoint() | SaveDump() | RehearseDown() | RestoreClone():
+                    self._put_beside(action, deadline_s=step.deadline_s)
                 case Migrate():
                     self._migrate(action, deadline_s=step.deadline_s)
-                case SaveDump():
-                    self._save_dump(action, deadline_s=step.deadline_s)
-                case RehearseDown():
-                    self._rehearse(action, deadline_s=step.deadline_s)
                 case MigrateDown():
                     self._migrate_down(action, deadline_s=step.deadline_s)
                 case Fence():
@@ -246,13 +233,47 @@ class PostgresTarget:
                 case _:
                     raise Refused(f"{step.name} is not a step for the database", hint="lastgood plan")
 
+    def _put_beside(
+        self, action: TakeRestorePoint | SaveDump | RehearseDown | RestoreClone, *, deadline_s: float
+    ) -> None:
+        """What changes nothing that is live."""
+        match action:
+            case TakeRestorePoint():
+                self._take(action, deadline_s=deadline_s)
+            case SaveDump():
+                self._save_dump(action, deadline_s=deadline_s)
+            case RehearseDown():
+                self._rehearse(action, deadline_s=deadline_s)
+            case RestoreClone():
+                kept = self._kept(action)
+                points.restore_again(self._server, self._points, kept, deadline_s=deadline_s, clock=self._clock)
+            case _:
+                assert_never(action)
+
+    def _take(self, action: TakeRestorePoint, *, deadline_s: float) -> None:
+        self._close_note()
+        points.take(
+            self._server,
+            self._points,
+            action.restore_point,
+            keep=self._config.restore_points.keep,
+            lossless=self._config.restore_points.require_lossless,
+            pause_s=action.pause_s,
+            mark=lambda: self._mark(action.restore_point),
+            deadline_s=deadline_s,
+            clock=self._clock,
+        )
+        self._note_none(points.read(self._points, action.restore_point))
+        with self._server.maintenance() as maintenance:
+            provide_empty(maintenance, self._server)
+
     def _mark(self, restore_point: str) -> LogPoint | None:
         if self._config.pgbackrest is None:
             return None
         return recovery.mark(self._server, restore_point, secrets.token_hex(3))
 
     def _kept(
-        self, action: CatchUp | ExportWrites | MigrateDown | RehearseDown | ReplayWrites | SwapDatabase
+        self, action: CatchUp | ExportWrites | MigrateDown | RehearseDown | ReplayWrites | RestoreClone | SwapDatabase
     ) -> shelf.KeptPoint:
         """What is kept of a step's restore point, and is what the plan was made with."""
         return points.read(self._points, action.restore_point, manifest=action.manifest)
@@ -486,7 +507,7 @@ class PostgresTarget:
     @contextmanager
     def _compared(
         self, kept: shelf.KeptPoint, replaced_as: str, *, deadline_s: float
-    ) -> Generator[tuple[writes.Comparison, Connection, Connection, Callable[[], None]]]:
+    ) -> Generator[tuple[writes.Comparison, Connection, Connection, Callable[[RowProgress], None]]]:
         """Lend a comparison of the replaced database with the clone, both connections, and what ends it in time."""
         until = self._clock.now() + timedelta(seconds=deadline_s)
         with (
@@ -495,7 +516,8 @@ class PostgresTarget:
         ):
             points.of_this_database(replaced, kept)
 
-            def go_on() -> None:
+            def go_on(so_far: RowProgress) -> None:
+                self._progress = so_far
                 left_s = (until - self._clock.now()).total_seconds()
                 if left_s <= 0:
                     said = f"the rows were not compared within {deadline_s:.0f} s"
@@ -509,7 +531,10 @@ class PostgresTarget:
                 since=kept.point.snapshot,
                 migration=self._migrations.since(replaced, kept).xids,
             )
-            yield comparison, replaced, clone, go_on
+            try:
+                yield comparison, replaced, clone, go_on
+            finally:
+                self._progress = None
 
     def _catch_up(self, action: CatchUp, *, deadline_s: float) -> None:
         """Replay until a round is short, or no shorter than the one before: what is left then is what a round takes."""
@@ -552,6 +577,8 @@ class PostgresTarget:
         shelf.write(self._replays / f"{action.replay}.json", shelf.KEPT_REPLAY, replayed)
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
+        with open_ledger(self._server) as ledger:
+            note_replayed(ledger, kept.point.clone, 0)
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
             return self._carried(
                 comparison, replaced, clone, kept, folder, replay=action.replay, go_on=go_on, deadline_s=deadline_s
@@ -566,7 +593,7 @@ class PostgresTarget:
         folder: Path,
         *,
         replay: str,
-        go_on: Callable[[], None],
+        go_on: Callable[[RowProgress], None],
         deadline_s: float,
     ) -> Replayed:
         hold(clone, kept.point.clone)
@@ -609,6 +636,7 @@ class PostgresTarget:
 
             with open_ledger(server) as ledger:
                 held = replayed_upto(ledger, kept.point.clone)
+                note_replayed(ledger, kept.point.clone, held)
             if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
             # of one that was cut off: once the slot is read nobody can tell
@@ -813,9 +841,13 @@ class PostgresTarget:
                 clock=self._clock,
             )
 
-    def lossy_because(self) -> tuple[str, ...]:
+    def lossy_because(self, *, copied: bool = False) -> tuple[str, ...]:
         with _answers(self._server, sent=False):
-            return capture.obstacles(self._server)
+            return capture.obstacles(self._server, copied=copied)
+
+    def not_copied_because(self) -> tuple[str, ...]:
+        with _answers(self._server, sent=False):
+            return template.obstacles(self._server)
 
     def try_replay(self, of: CatchUp | ReplayWrites | SwapDatabase) -> DryRun:
         kept = self._kept(of)
@@ -869,7 +901,7 @@ class PostgresTarget:
             )
         return DryRun(replayed=None, whole=True, pause_s=pause_s, more=tuple((+more).most_common()))
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress | RowProgress | None:
         return self._progress
 
     def replayed(self, replay: str) -> Replayed:

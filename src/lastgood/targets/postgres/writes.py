@@ -18,7 +18,7 @@ from typing import Final, LiteralString
 from psycopg import sql
 
 from lastgood.core.release import NAME_GRAMMAR
-from lastgood.core.report import Loss
+from lastgood.core.report import Loss, RowProgress, RowWork
 from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.catalog import Table
 from lastgood.targets.postgres.connect import Connection
@@ -109,6 +109,17 @@ class Comparison:
 
     def __init__(self, live: Connection, clone: Connection, *, since: str, migration: tuple[str, ...]) -> None:
         self._live, self._clone, self._since, self._migration = live, clone, since, migration
+
+    def one_after_another(self, tables: Sequence[Table]) -> Iterator[tuple[Table, RowProgress]]:
+        """Yield each table of the live database, and how far a comparison of them all is before it."""
+        rows = self._live.execute(
+            "SELECT oid::int8, pg_table_size(oid)::int8 FROM pg_class WHERE oid = ANY(%s)", [[t.oid for t in tables]]
+        )
+        sizes: dict[int, int] = dict(rows.fetchall())
+        done, of = 0, sum(sizes.values())
+        for table in tables:
+            yield table, RowProgress(work=RowWork.COMPARED, done=done, of=of)
+            done += sizes.get(table.oid, 0)
 
     def counts(self, now: Table, then: Table | None, *, rows_then: int) -> Mapping[str, int]:
         """Count by kind. An updated row that was written back as it was is counted too; deletions by arithmetic."""
@@ -297,7 +308,12 @@ class Comparison:
 
 
 def export(
-    comparison: Comparison, kept: shelf.KeptPoint, tables: tuple[Table, ...], into: Path, *, go_on: Callable[[], None]
+    comparison: Comparison,
+    kept: shelf.KeptPoint,
+    tables: tuple[Table, ...],
+    into: Path,
+    *,
+    go_on: Callable[[RowProgress], None],
 ) -> shelf.KeptExport:
     """Write one file of JSON lines for each table with changed rows, and return what it holds.
 
@@ -307,8 +323,8 @@ def export(
     then, rows_then = {table.oid: table for table in kept.tables}, dict(kept.point.rows)
     losses: list[Loss] = []
     rewritten: list[Loss] = []
-    for table in tables:
-        go_on()
+    for table, so_far in comparison.one_after_another(tables):
+        go_on(so_far)
         was = then.get(table.oid)
         label = was.label if was else table.label
         changes = comparison.changes(table, was, rows_then=rows_then.get(label, 0))

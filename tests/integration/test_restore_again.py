@@ -1,0 +1,198 @@
+"""A clone that is gone, or holds what cannot be gone on with, is restored from its dump once more: then the rows go
+back as into the first, and nothing of what was in it counts."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from lastgood.core.errors import Refused, Retryable
+from lastgood.core.plan import CatchUp, Fence, ReplayWrites, Seen, seen
+from lastgood.targets.postgres import preflight
+from tests.contract.rigs.own_process import begin, ended
+from tests.contract.rigs.postgres_world import PostgresWorld, step
+from tests.integration.test_postgres import deadly
+
+
+def wrote(world: PostgresWorld) -> None:
+    """The application writes under the new schema: one of each kind."""
+    world.sql("UPDATE customers SET full_name = 'ada' WHERE id = 7")
+    world.sql("DELETE FROM orders WHERE id = 8")
+    world.sql("INSERT INTO orders (customer, total) VALUES (1, 900)")
+
+
+def then(world: PostgresWorld) -> None:
+    """It writes on, also to what was replayed already."""
+    world.sql("UPDATE customers SET full_name = 'grace' WHERE id = 7")
+    world.sql("DELETE FROM orders WHERE total = 900")
+    world.sql("INSERT INTO orders (customer, total) VALUES (2, 800)")
+
+
+def caught_up_and_over(world: PostgresWorld) -> None:
+    """A rollback catches up and is given up; the capture ends; users go on."""
+    world.take()
+    world.migrate()
+    wrote(world)
+    world.target.apply(next(each for each in world.way_back if isinstance(each.action, CatchUp)))
+    world.target.apply(world.end_capture)
+    then(world)
+    world.by_rows = True
+
+
+def is_as_after_all_of_it(world: PostgresWorld) -> None:
+    assert world.one("SELECT name FROM customers WHERE id = 7") == "grace"
+    assert world.sql("SELECT total FROM orders WHERE total >= 800") == [(800,)]
+    assert world.one("SELECT count(*) FROM orders WHERE id = 8") == 0
+    assert world.one("SELECT count(*) FROM orders") == 100
+    assert world.quarantine() == []
+
+
+def test_what_was_caught_up_before_the_capture_ended_goes_back_by_rows(world: PostgresWorld) -> None:
+    caught_up_and_over(world)
+    facts = world.target.observe()
+    assert (facts.filled, seen(world.restore_clone, facts)) == (frozenset({world.restore_point}), Seen.NOT_DONE)
+    world.target.apply(world.restore_clone)
+    facts = world.target.observe()
+    assert (facts.filled, seen(world.restore_clone, facts)) == (frozenset(), Seen.DONE)
+    tried = world.target.try_replay(world.replay)
+    world.go_back()
+    is_as_after_all_of_it(world)
+    assert tried.replayed is not None
+    assert (tried.replayed.replayed, tried.replayed.quarantined) == (3, 0)
+    assert world.replayed().carried == (("customers", 1), ("orders", 2))
+
+
+def test_the_dump_that_was_read_from_a_copy_is_as_good(embedded: PostgresWorld) -> None:
+    embedded.pause_s = 30.0
+    caught_up_and_over(embedded)
+    embedded.target.apply(embedded.restore_clone)
+    embedded.go_back()
+    is_as_after_all_of_it(embedded)
+
+
+def test_without_that_it_would_be_refused_behind_the_fence(embedded: PostgresWorld) -> None:
+    caught_up_and_over(embedded)
+    with pytest.raises(Refused, match="is not as it was proved"):
+        embedded.target.try_replay(embedded.replay)
+
+
+def test_what_an_earlier_rollback_put_back_by_rows_does_not_count(embedded: PostgresWorld) -> None:
+    embedded.by_rows = True
+    embedded.take()
+    embedded.migrate()
+    wrote(embedded)
+    for each in embedded.way_back:
+        embedded.target.apply(each)
+        if isinstance(each.action, ReplayWrites):
+            break
+    embedded.target.apply(embedded.lift)
+    assert embedded.target.observe().filled == {embedded.restore_point}
+    then(embedded)
+    embedded.target.apply(embedded.end_capture)
+    embedded.target.apply(embedded.restore_clone)
+    for name in ("exports/export-r1.json", "replays/replay-r1.json"):  # of the earlier run, which had other names
+        (embedded.folder / "state" / name).unlink()
+    embedded.go_back()
+    is_as_after_all_of_it(embedded)
+
+
+def test_into_a_clone_that_is_gone_every_transaction_is_replayed_once_it_is_restored(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    wrote(embedded)
+    then(embedded)
+    embedded.sql(f'DROP DATABASE "{embedded.clone}"', database="postgres")
+    embedded.target.apply(embedded.restore_clone)
+    embedded.go_back()
+    is_as_after_all_of_it(embedded)
+    assert embedded.replayed().replayed == 6
+
+
+def test_a_restored_clone_has_nothing_of_a_capture_that_is_over_and_what_identities_there_were(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql("ALTER TABLE audit REPLICA IDENTITY FULL; ALTER TABLE customers REPLICA IDENTITY NOTHING")
+    caught_up_and_over(embedded)
+    embedded.target.apply(embedded.restore_clone)
+    found = embedded.sql(
+        "SELECT relname, relreplident::text FROM pg_class WHERE relname IN ('audit', 'customers', 'orders') ORDER BY 1",
+        database=embedded.clone,
+    )
+    assert found == [("audit", "f"), ("customers", "n"), ("orders", "d")]
+    assert embedded.sql("SELECT pubname FROM pg_publication", database=embedded.clone) == []
+    assert embedded.one("SELECT to_regnamespace('lastgood_marks')::text", database=embedded.clone) is None
+
+
+def test_a_restored_clone_that_somebody_writes_to_is_not_swapped_in(embedded: PostgresWorld) -> None:
+    caught_up_and_over(embedded)
+    embedded.target.apply(embedded.restore_clone)
+    point = embedded.target.restore_point(embedded.restore_point)
+    embedded.target.prove(point, deadline_s=30)
+    embedded.sql("UPDATE orders SET total = 7 WHERE id = 1", database=embedded.clone)
+    with pytest.raises(Refused, match="somebody wrote to orders"):
+        embedded.target.prove(point, deadline_s=30)
+
+
+def test_a_dump_that_is_damaged_is_refused_and_everything_stays_as_it_is(embedded: PostgresWorld) -> None:
+    caught_up_and_over(embedded)
+    dump = embedded.folder / "restore-points" / f"{embedded.restore_point}.dump"
+    dump.write_bytes(dump.read_bytes()[:-1] + b"?")
+    with pytest.raises(Refused, match="is not the one that was proved"):
+        embedded.target.apply(embedded.restore_clone)
+    assert embedded.clone in embedded.target.observe().databases
+
+
+def test_where_there_is_no_room_it_is_refused_and_nothing_is_left(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught_up_and_over(embedded)
+    with monkeypatch.context() as patched:
+        patched.setattr(preflight, "_data", lambda *_: preflight.Space(fsid="1", free=1_000))
+        with pytest.raises(Refused, match="cannot be restored: the server's volume has 0 MB free"):
+            embedded.target.apply(embedded.restore_clone)
+    assert seen(embedded.restore_clone, embedded.target.observe()) is Seen.NOT_DONE
+    assert not [name for name in embedded.target.observe().databases if name.endswith("_again")]
+    embedded.target.apply(embedded.restore_clone)
+
+
+KILLED_AT = (
+    ("server.create_beside", "after"), ("tools.Tools.restore", "after"), ("restore_point._prove", "after"),
+    ("server.note_restored", "after"), ("server.rename", "after"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "where,when",
+    [pytest.param(*place, marks=[pytest.mark.full] if n not in (1, 4) else []) for n, place in enumerate(KILLED_AT)],
+)
+def test_killed_while_it_is_restored_the_same_step_ends_the_same(
+    embedded: PostgresWorld, where: str, when: str
+) -> None:
+    def dying() -> None:
+        deadly(where, when)
+        embedded.target.apply(embedded.restore_clone)
+
+    caught_up_and_over(embedded)
+    assert ended(begin(dying)) == -signal.SIGKILL
+    assert seen(embedded.restore_clone, embedded.target.observe()) is Seen.NOT_DONE
+    embedded.target.apply(embedded.restore_clone)
+    embedded.go_back()
+    is_as_after_all_of_it(embedded)
+    name = embedded.config.name
+    assert {each for each in embedded.target.observe().databases if each.startswith(name)} == {name, embedded.kept_as}
+
+
+def test_a_new_restore_point_of_the_name_is_empty(embedded: PostgresWorld) -> None:
+    caught_up_and_over(embedded)
+    (embedded.folder / "restore-points" / f"{embedded.restore_point}.json").unlink()
+    embedded.take()
+    assert embedded.target.observe().filled == frozenset()
+
+
+def test_behind_the_fence_the_clone_stays_as_it_is(embedded: PostgresWorld) -> None:
+    caught_up_and_over(embedded)
+    embedded.target.apply(step("fence", Fence(kept_as=embedded.kept_as)))
+    with pytest.raises(Retryable):
+        embedded.target.apply(embedded.restore_clone)
+    assert embedded.clone in embedded.target.observe().databases
