@@ -668,7 +668,9 @@ def world_agrees(plan: Plan, facts: Mapping[Role, Facts]) -> tuple[str, ...]:
             ]
         match step.action:
             case SwapDatabase() as action if isinstance(database, DatabaseFacts):
-                there = database.databases | (restored if action.restore_point in database.restore_points else set())
+                there = database.databases | (
+                    restored if action.restore_point in database.restore_points else set[str]()
+                )
                 if action.swap not in database.swaps and action.clone not in there:
                     missing.append(
                         f"database {action.clone}, the clone of restore point {action.restore_point}, is gone"
