@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, cast
 
 import docker.errors
 import psycopg
@@ -142,10 +142,10 @@ def _address_of(container: str) -> str:
     than the connection, and requests may be waiting."""
     with opened(os.environ) as engine, asking():
         try:
-            shown = engine.inspect_container(container)
+            shown = cast("dict[str, Any]", cast("Any", engine).inspect_container(container))
         except docker.errors.NotFound:
             return ""
-    networks: dict[str, dict[str, str]] = shown["NetworkSettings"]["Networks"] or {}
+    networks = cast("dict[str, dict[str, str]]", shown["NetworkSettings"]["Networks"] or {})
     return next((n["IPAddress"] for n in networks.values() if n.get("IPAddress")), "")
 
 
