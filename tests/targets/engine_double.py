@@ -97,7 +97,7 @@ class EngineDouble:
                 wanted = _labels_wanted(query.get("filters", "{}"))
                 return 200, [{"Id": c["Id"]} for c in self.containers if wanted <= _labels_of(c)]
             case ["GET", "containers", one, "json"]:
-                found = next((c for c in self.containers if c["Id"] == one), None)
+                found = next((c for c in self.containers if one in (c["Id"], str(c["Name"]).removeprefix("/"))), None)
                 return (200, found) if found else (404, {"message": f"No such container: {one}"})
             case ["GET", "images", "json"]:
                 return 200, [{"Id": image["Id"]} for image in self.images]
