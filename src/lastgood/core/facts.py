@@ -115,11 +115,10 @@ class DatabaseFacts:
     capture_own_bytes: of these what was written before the restore point was ready, its own restore above all;
     restore_log_bytes: what another restore would write; capture_left: whether anything of a capture is left, usable or
     not; slot_limit_bytes: how much of it the server lets a slot keep, whatever becomes of us, None without a limit.
-    caught_up, replays: names of replays that have caught up,
-    and of those that are finished. filled: restore points into whose clone something was put since, as far as it is
-    known; the clone itself may be gone. rehearsals: names of down migrations that went well on a copy. pools: whether
-    its clients come through a pooler that can make them wait; paused: whether it does because of us, None when that
-    cannot be told.
+    caught_up, replays: names of replays that have caught up, and of those that are finished. filled: restore points
+    into whose clone something was put since, as far as it is known; the clone itself may be gone. rehearsals: names of
+    down migrations that went well on a copy. pools: whether its clients come through a pooler that can make them wait;
+    paused: whether it does because of us, None when that cannot be told.
     """
 
     observed_at: datetime
