@@ -13,7 +13,7 @@ from threading import Event
 from typing import Final, Self, assert_never
 
 from lastgood.core.errors import ConfigError, LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
-from lastgood.core.facts import ContainerFacts, DatabaseFacts
+from lastgood.core.facts import ContainerFacts, DatabaseFacts, Facts
 from lastgood.core.history import RunHistory
 from lastgood.core.plan import (
     CatchUp,
@@ -45,6 +45,8 @@ LOG_S: Final = 15.0
 FRESH_S: Final = 10.0
 """How long a look at all that a plan needs is good for the step after it, too: while requests wait, each look is time
 that users wait."""
+NEXT_S: Final = 1.0
+"""How long what the containers showed after a step is good for the step after it, which looks itself before it acts."""
 APPROVAL_WAIT_S: Final = 12 * 3600.0
 """A run that nobody answers for half a day ends NEEDS_HUMAN; it never ends in an effect."""
 
@@ -69,6 +71,7 @@ def _carry_out(
 ) -> Finish | Stop:
     waiting_since: datetime | None = None
     agreed_at: datetime | None = None
+    shown: Facts | None = None
     while True:
         history = rooms.memory.history().runs[run]
         plan = history.plan
@@ -90,7 +93,7 @@ def _carry_out(
                 rooms.clock.sleep(POLL_S)
             case Observe(step=step, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
-                _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
+                shown = _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
                 if attempt == 1 and _is_looked_at(plan, step) and not _is_fresh(agreed_at, rooms.clock.now()):
@@ -104,7 +107,8 @@ def _carry_out(
                         )
                 before(step)
                 _hold_again(rooms, history, step)
-                _apply(rooms, plan, step, attempt, moved=began_serving_change(plan, history.records))
+                moved = began_serving_change(plan, history.records)
+                shown = _apply(rooms, plan, step, attempt, moved=moved, shown=shown)
             case _:
                 assert_never(decided)
 
@@ -166,51 +170,70 @@ def _drift(rooms: Rooms, history: RunHistory) -> tuple[str, ...]:
 def _hold_again(rooms: Rooms, history: RunHistory, step: Step) -> None:
     """Let requests wait again where a step of the database relies on that and the time of the hold has run out."""
     if step.role is Role.DATABASE and (found := lapsed_hold(history.plan, history.records, step, rooms.clock.now())):
-        _apply(rooms, history.plan, *found, moved=True)
+        _apply(rooms, history.plan, *found, moved=True, shown=None)
 
 
 def _changed(drift: tuple[str, ...]) -> Refused:
     return Refused(f"the world changed since the plan was made: {'; '.join(drift)}", hint="lastgood plan")
 
 
-def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool) -> None:
-    """Take one step, and look what came of it. moved: whether users could notice a step of the plan already. Until then
-    nobody's container is stopped unasked; from then on going through with it is better than half of it."""
+def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool, shown: Facts | None) -> Facts | None:
+    """Take one step, and look what came of it; return that, None where nobody looked.
+
+    moved: whether users could notice a step of the plan already. Until then nobody's container is stopped unasked; from
+    then on going through with it is better than half of it. shown: what was seen last.
+    """
     run = plan.id
     killpoint("before-intent", step.name)
     began = rooms.clock.now()
     rooms.memory.note(StepStarted(run=run, step=step.name, attempt=attempt))
     killpoint("after-intent", step.name)
-    said = ""
+    said, done = "", None
     try:
         target = rooms.target(step.role)
         with ExitStack() as working:
             over = Event()
             working.enter_context(rooms.if_slow(SLOW_S, lambda: _follow(rooms, step, over)))
             working.callback(over.set)
-            # an engine that was killed is back in seconds; how long a host may be away is the step's own affair
-            engine = step.role is Role.CONTAINERS
-            facts = patiently(rooms.clock, target.observe) if engine else target.observe()
-            if seen(step, facts) is not Seen.DONE:
-                if isinstance(facts, ContainerFacts):
-                    drift = world_agrees(plan, {step.role: facts})
-                    if drift := drift if moved else (*drift, *started_beside(plan, facts)):
-                        raise _changed(drift)
+            # the database's looks itself before it acts, while requests may wait
+            done = None if step.role is Role.DATABASE else _done_already(rooms, plan, step, moved=moved, shown=shown)
+            if done is None:
                 target.apply(step)
     except (ConfigError, Refused, NeedsHuman) as error:
         _note_failed(rooms, run, step, error, again=False, needs_human=isinstance(error, NeedsHuman))
-        return
+        return None
     except Retryable as error:
         # a host that asks for an hour of patience is not there for this step
         again = error.delay_s <= step.deadline_s
         _note_failed(rooms, run, step, error, again=again, delay_s=error.delay_s if again else 0.0)
-        return
+        return None
     except OutcomeUnknown as error:
         said = error.message
         rooms.story(f"  {step.name}: {said}; looking")
     killpoint("after-act", step.name)
-    _note_seen(rooms, run, step, began, applied=True, said=said)
+    shown = _note_seen(rooms, run, step, began, applied=True, said=said, shown=done)
     killpoint("after-seen", step.name)
+    return shown
+
+
+def _done_already(rooms: Rooms, plan: Plan, step: Step, *, moved: bool, shown: Facts | None) -> Facts | None:
+    """Return what the target shows where the step is done already, None where it is to be taken. Raises Refused when
+    the plan was not made for what the containers show."""
+    target = rooms.target(step.role)
+    if step.role is not Role.CONTAINERS:
+        facts = target.observe()
+    elif isinstance(shown, ContainerFacts) and (rooms.clock.now() - shown.observed_at).total_seconds() < NEXT_S:
+        facts = shown
+    else:
+        # an engine that was killed is back in seconds; how long a host may be away is the step's own affair
+        facts = patiently(rooms.clock, target.observe)
+    if seen(step, facts) is Seen.DONE:
+        return facts
+    if isinstance(facts, ContainerFacts):
+        drift = world_agrees(plan, {step.role: facts})
+        if drift := drift if moved else (*drift, *started_beside(plan, facts)):
+            raise _changed(drift)
+    return None
 
 
 def _follow(rooms: Rooms, step: Step, over: Event) -> None:
@@ -226,18 +249,29 @@ def _follow(rooms: Rooms, step: Step, over: Event) -> None:
             rooms.update(f"  {progress_line(began[1], now, took_s=took_s)}")
 
 
-def _note_seen(rooms: Rooms, run: str, step: Step, began: datetime, *, applied: bool, said: str = "") -> None:
-    """Look, and journal what was seen. said: what the target answered when it was asked to act, kept as the reason
-    where the step is not seen done."""
+def _note_seen(
+    rooms: Rooms,
+    run: str,
+    step: Step,
+    began: datetime,
+    *,
+    applied: bool,
+    said: str = "",
+    shown: Facts | None = None,
+) -> Facts | None:
+    """Look, and journal what was seen; return that, None where nobody could look. said: what the target answered when
+    it was asked to act, kept as the reason where the step is not seen done. shown: where it was looked at just now."""
     try:
-        state = seen(step, rooms.target(step.role).observe())
+        shown = shown or rooms.target(step.role).observe()
+        state = seen(step, shown)
         note = "" if state is Seen.DONE else said
     except (Refused, Retryable, OutcomeUnknown) as error:
         # refused, too: a token that expired in the middle leaves the step unclear, it does not undo it
-        state, note = Seen.UNKNOWN, error.message
+        state, note, shown = Seen.UNKNOWN, error.message, None
     elapsed_s = (rooms.clock.now() - began).total_seconds()
     rooms.memory.note(StepSeen(run=run, step=step.name, seen=state, elapsed_s=elapsed_s, note=note, applied=applied))
     rooms.story(f"  {step.explain}  {state.value}, {elapsed_s:.1f} s" + (f"  ({note})" if note else ""))
+    return shown
 
 
 def _note_failed(

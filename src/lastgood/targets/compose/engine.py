@@ -275,6 +275,13 @@ class Engine:
         found = self._containers([f"{COMPOSE_PROJECT}={self._project}", COMPOSE_CONFIG])
         return tuple(c for c in found if c.labels.get(COMPOSE_ONE_OFF) != "True" and LABEL_CANDIDATE not in c.labels)
 
+    def has(self, service: str) -> bool:
+        """Whether compose made a container of a service of the project, running or not. One question, where
+        `of_project` asks for each container."""
+        labels = [f"{COMPOSE_PROJECT}={self._project}", f"{COMPOSE_SERVICE}={service}", f"{COMPOSE_ONE_OFF}=False"]
+        with asking():
+            return bool(self._api.containers(all=True, quiet=True, filters={"label": labels}))
+
     def of_folder(self, folder: Path) -> tuple[Container, ...]:
         """The containers of every project that compose started out of a folder, running or not, under whatever name
         the folder had there: compose notes the path that the shell was in, links and all."""

@@ -40,9 +40,9 @@ def is_twin(container: Container) -> bool:
 def is_in_front(engine: Engine, edge: Edge) -> bool:
     """Whether the requests go through the edge: not yet, where it was set up and never started, so that the services
     have their ports still. One that was taken away again has left them without."""
-    composed = engine.of_project()
-    there = any(c.service == edge.config.service for c in composed)
-    return there or not any(c.has_ports for c in composed if c.service in edge.config.routes)
+    if engine.has(edge.config.service):
+        return True
+    return not any(c.has_ports for c in engine.of_project() if c.service in edge.config.routes)
 
 
 def look(stack: Stack, engine: Engine, edge: Edge | None) -> Look:

@@ -5,7 +5,7 @@ Nothing here drops anything but databases that lastgood itself made: their names
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,20 +26,21 @@ LEDGER: Final = "lastgood"
 LONGEST_NAME: Final = 63  # bytes of an identifier, NAMEDATALEN - 1
 _AGAIN_S: Final = 1.0
 
-_LEDGER_TABLES: Final = (
-    """
+_LEDGER_TABLES: Final = {
+    "swaps": """
     CREATE TABLE IF NOT EXISTS swaps (
         database text NOT NULL, swap text NOT NULL, restore_point text NOT NULL, kept_as text NOT NULL,
         at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (database, swap)
     )""",
-    "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS restored (clone text PRIMARY KEY, snapshot text NOT NULL)",
-    """
+    "replayed": "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
+    "restored": "CREATE TABLE IF NOT EXISTS restored (clone text PRIMARY KEY, snapshot text NOT NULL)",
+    # what a fence put aside, until a lift or a person takes it away
+    "kept": """
     CREATE TABLE IF NOT EXISTS kept (
         database text NOT NULL, name text NOT NULL, oid oid NOT NULL, at timestamptz NOT NULL DEFAULT now(),
         replaced boolean NOT NULL DEFAULT false, PRIMARY KEY (database, name)
-    )""",  # what a fence put aside, until a lift or a person takes it away
-)
+    )""",
+}
 _HOLDS_A_NAME: Final = "lastgood: empty, admits nobody; it has the name of a database while that one is fenced"
 """The comment by which such a database is known, whatever it is called: it goes with its oid."""
 
@@ -222,16 +223,35 @@ def create_beside(connection: Connection, server: Server, database: str) -> None
 
 def open_ledger(server: Server) -> Connection:
     """Connect to the ledger, which is made the first time."""
-    with server.maintenance() as connection:
-        if LEDGER not in databases(connection):
-            # Another stack of this server may make it at this moment. template1 may be in use; template0 never is.
-            with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(LEDGER)))
-    ledger = server.connect(LEDGER)
-    for table in _LEDGER_TABLES:
-        with suppress(psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
-            ledger.execute(table)
+    ledger = ledger_or_maintenance(server)
+    if ledger.info.dbname != LEDGER:
+        # Another stack of this server may make it at this moment. template1 may be in use; template0 never is.
+        with ledger as maintenance, suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+            maintenance.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(LEDGER)))
+        ledger = server.connect(LEDGER)
+    there = _tables(ledger)
+    for name, definition in _LEDGER_TABLES.items():
+        if name not in there:
+            with suppress(psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+                ledger.execute(definition)
     return ledger
+
+
+def ledger_or_maintenance(server: Server) -> Connection:
+    """Connect to the ledger where there is one, else from where it is made. What a server tells of all its databases it
+    tells in both; it is one connection less, for which requests may be waiting."""
+    try:
+        return server.connect(LEDGER)
+    except Refused:
+        maintenance = server.maintenance()
+    if LEDGER not in databases(maintenance):
+        return maintenance
+    maintenance.close()
+    return server.connect(LEDGER)  # made since, or refused for another reason
+
+
+def _tables(ledger: Connection) -> set[str]:
+    return {name for (name,) in ledger.execute("SELECT relname FROM pg_class WHERE relkind = 'r'")}
 
 
 def note_replayed(ledger: Connection, clone: str, commit: int) -> None:
@@ -328,20 +348,16 @@ class Told:
     filled: frozenset[str] = frozenset()
 
 
-def ledger_says(server: Server, known: Mapping[str, bool]) -> Told:
-    """Ask the ledger, where there is one. known: the server's databases."""
-    if LEDGER not in known:
+def ledger_says(server: Server, ledger: Connection) -> Told:
+    """Ask the ledger. ledger: of `ledger_or_maintenance`, nothing is known where it is not there."""
+    if ledger.info.dbname != LEDGER or not {"swaps", "replayed"} <= _tables(ledger):
         return Told()
-    with server.connect(LEDGER) as ledger:
-        there = {name for (name,) in ledger.execute("SELECT relname FROM pg_class WHERE relkind = 'r'")}
-        if not {"swaps", "replayed"} <= there:
-            return Told()
-        swaps = ledger.execute("SELECT swap FROM swaps WHERE database = %s", [server.live])
-        ours = own_name(server.live, "")
-        filled = ledger.execute(
-            "SELECT substr(clone, length(%s) + 1) FROM replayed WHERE starts_with(clone, %s)", [ours, ours]
-        )
-        return Told(
-            swaps=frozenset(swap for (swap,) in swaps.fetchall()),
-            filled=frozenset(name for (name,) in filled.fetchall()),
-        )
+    swaps = ledger.execute("SELECT swap FROM swaps WHERE database = %s", [server.live])
+    ours = own_name(server.live, "")
+    filled = ledger.execute(
+        "SELECT substr(clone, length(%s) + 1) FROM replayed WHERE starts_with(clone, %s)", [ours, ours]
+    )
+    return Told(
+        swaps=frozenset(swap for (swap,) in swaps.fetchall()),
+        filled=frozenset(name for (name,) in filled.fetchall()),
+    )

@@ -89,6 +89,7 @@ from lastgood.targets.postgres.server import (
     holders,
     identity,
     kept,
+    ledger_or_maintenance,
     ledger_says,
     note_replayed,
     open_ledger,
@@ -153,10 +154,11 @@ class PostgresTarget:
     def observe(self) -> DatabaseFacts:
         observed_at = self._clock.now()
         proved = points.proved(self._points, self._server.live)
-        with _answers(self._server, sent=False), self._server.maintenance() as maintenance:
+        with _answers(self._server, sent=False), ledger_or_maintenance(self._server) as maintenance:
             known = databases(maintenance)
             slots, left = capture.alive(maintenance), self._captures.left(maintenance)
-            captured, told = points.captured(self._points, self._server.live, slots), ledger_says(self._server, known)
+            captured = points.captured(self._points, self._server.live, slots)
+            told = ledger_says(self._server, maintenance)
             facts = DatabaseFacts(
                 observed_at=observed_at,
                 database=self._server.live,
