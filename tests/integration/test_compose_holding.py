@@ -81,7 +81,7 @@ def test_the_record_says_what_it_was_resolved_from_and_what_is_never_touched(sta
     }
     web = release.service("web")
     assert web is not None
-    assert web.probe == "wget (compose file), every 300ms"
+    assert web.probe == "wget (compose file), every 1s"
     assert web.ports == (f"127.0.0.1:{stack.port}->8080/tcp",)
 
 
@@ -150,7 +150,7 @@ def test_releases_as_json_shows_the_whole_record_and_no_secret(stack: ComposeWor
     assert release["composed"]["project"] == stack.project
     assert [u["name"] for u in release["untouched"]] == ["db"]
     (web,) = [s for s in release["services"] if s["name"] == "web"]
-    assert web["probe"] == "wget (compose file), every 300ms"
+    assert web["probe"] == "wget (compose file), every 1s"
     assert len(web["env_hash"]) == 64
 
 

@@ -89,7 +89,7 @@ class ComposeWorld:
 
     def service(self, name: str, **more: object) -> dict[str, Any]:
         """Describe a small web server in the words of a compose file."""
-        health = {"test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"], "interval": "300ms"}
+        health = {"test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"], "interval": "1s"}
         # httpd as process 1 ignores SIGTERM, and waiting for that is not what most tests are about.
         quick = {"pull_policy": "never", "stop_signal": "SIGKILL", "healthcheck": health}
         return {"image": f"{self.project}/{name}:latest", **quick, **more}
