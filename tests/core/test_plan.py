@@ -131,9 +131,14 @@ KEPT = frozenset({"app_bad_r1"})
 BOTH = frozenset({"core", "agent"})
 
 LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
-    "gate: candidates are healthy": (GATE, containers(BAD, candidates=(CORE, AGENT)), Seen.DONE),
-    "gate: one serves already": (GATE, containers(AGENT, candidates=(CORE,)), Seen.DONE),
-    "gate: one candidate is missing": (GATE, containers(BAD, candidates=(CORE,)), Seen.NOT_DONE),
+    "gate: candidates are healthy": (GATE, containers(BAD, candidates=of("old", CORE, AGENT)), Seen.DONE),
+    "gate: one serves already": (GATE, containers(*of("old", AGENT), candidates=of("old", CORE)), Seen.DONE),
+    "gate: one serves that somebody else started": (
+        GATE,
+        containers(AGENT, candidates=of("old", CORE)),
+        Seen.NOT_DONE,
+    ),
+    "gate: one candidate is missing": (GATE, containers(BAD, candidates=of("old", CORE)), Seen.NOT_DONE),
     "gate: a candidate of another release": (GATE, containers(AGENT, candidates=(BAD,)), Seen.NOT_DONE),
     "gate: a candidate still starts": (
         GATE,

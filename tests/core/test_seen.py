@@ -53,7 +53,7 @@ GATE = Step(name="pass-gate", action=PassGate(release="v2", artifacts=(("web", "
         ("image", "v2", Health.STARTING, Seen.NOT_DONE),
         ("other", "v2", Health.HEALTHY, Seen.NOT_DONE),
         pytest.param("image", "v1", Health.HEALTHY, Seen.NOT_DONE, id="the-same-image-for-another-release"),
-        pytest.param("image", "", Health.HEALTHY, Seen.DONE, id="one-that-somebody-else-started"),
+        pytest.param("image", "", Health.HEALTHY, Seen.NOT_DONE, id="one-that-somebody-else-started"),
     ],
 )
 @pytest.mark.parametrize("where", ["serving", "candidates"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lastgood.core.config import ContainersConfig
 from lastgood.core.deploying import changed_services, clear_step, gate_step, serve_steps
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import HoldRequests, PassGate, PassRequests, Seen, Step, Switch, seen
@@ -282,6 +283,49 @@ def test_a_service_that_the_release_does_not_have_gets_no_more_requests_and_stop
     assert carry(target, r0) == ["pass-gate", "switch-traffic", "settle"]
     assert world.answer() == "0-0"
     assert [c.name for c in target.checks(r0) if not c.passed] == []
+
+
+@pytest.mark.full
+def test_a_strange_container_of_the_name_that_a_release_would_have_is_in_nobodys_way(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    name = f"{world.project}-web-r1"
+    world.run("docker", "create", "--name", name, f"{world.project}/worker:latest")
+    try:
+        release = prepared(world, target, "1")
+        carry(target, release)
+        assert world.answer() == "1-1"
+        assert [check.name for check in target.checks(release) if not check.passed] == []
+    finally:
+        world.run("docker", "rm", name)
+
+
+@pytest.mark.full
+def test_a_release_that_nobody_would_reach_stops_nothing(world: EdgeWorld, target: ComposeTarget) -> None:
+    """The service web was renamed, its route with it, and what compose started of the old one runs on."""
+    old = recorded(target, "r0")
+    renamed = world.services.pop("web")
+    world.services["front"] = {**renamed, "image": f"{world.project}/front:latest"}
+    world.write()
+    world.image("front", "1", script=FRONT.replace("VERSION", "1"))
+    section = world.section(routes={"api": 8080, "front": 8080}, drain="5s") | {
+        "services": ["api", "front", "worker"],
+    }
+    config = ContainersConfig.model_validate(section)
+    set_up_edge(config, root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    world.compose(*(f"--file={file}" for file in config.compose.files), "up", "--detach", "--no-deps", "lastgood-edge")
+    assert world.answer() == "0-0", "who served serves on until there is one of the new name"
+    now = world.behind(config)
+    new = now.prepare("r1", datetime.now(UTC))
+    carry(now, new)
+    assert world.answer() == "1-0"
+    (lost,) = now.missing(old)
+    assert lost.lost
+    assert lost.what.startswith("web of r0 was reached through the edge, and containers.edge.routes does not name it")
+    step = next(s for s in steps_to(now, old) if s.name == "retire-front")
+    with pytest.raises(Refused, match="web of r0 was reached through the edge"):
+        now.apply(step)
+    assert world.answer() == "1-0"
 
 
 @pytest.mark.full

@@ -247,6 +247,20 @@ def test_the_gate_refuses_an_image_that_crashes_and_nothing_that_serves_has_chan
     assert stack.page() == "v1"
 
 
+def test_what_compose_started_from_the_same_image_proves_nothing_of_another_environment(stack: ComposeWorld) -> None:
+    """As at everybody's first deploy, and at each one after a start by hand."""
+    stack.image("web", "v0", script=f'[ -z "$BREAKS" ] || {{ {CRASHES}; }}; exec httpd -f -p 8080 -h /www')
+    stack.compose("up", "--detach", "--wait")
+    before = stack.container("web").id
+    stack.services["web"]["environment"] = {"BREAKS": "1"}
+    stack.write()
+    target = stack.target()
+    gate = steps_of(stack, target, target.prepare("v1", CLOCK.now()))["pass-gate"]
+    with pytest.raises(Refused, match=r"web of v1 exited with 3 at the gate"):
+        target.apply(gate)
+    assert (stack.container("web").id, stack.page()) == (before, "v0")
+
+
 def test_a_worker_that_ends_a_moment_after_its_start_has_not_gone_back(stack: ComposeWorld) -> None:
     """No gate, and no health check: that it runs is all that can be seen, and it does so for a second."""
     del stack.services["worker"]["healthcheck"]

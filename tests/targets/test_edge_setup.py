@@ -158,7 +158,7 @@ def test_an_edge_that_is_set_up_anew_keeps_who_serves_and_from_where(tmp_path: P
     first = Edge(EdgeConfig(routes={"web": 8000, "api": 8001}), stack)
     first.write(project, {"web": ["shop-web-v2"], "api": ["shop-api-v2"]})
     assert {name: place.inside for name, place in first.places().items()} == {"web": 20000, "api": 20001}
-    rewrite_edge(Edge(EdgeConfig(routes={"chat": 8002, "api": 8001}), stack), project, into=into)
+    rewrite_edge(Edge(EdgeConfig(routes={"chat": 8002, "api": 8001}), stack), project, into=into, there={"chat", "api"})
     now = {name: (place.inside, place.serving) for name, place in first.places().items()}
     assert now == {"chat": (20002, ("shop-chat-1",)), "api": (20001, ("shop-api-v2",))}
     assert the_edge_in(into)["ports"] == [
@@ -166,6 +166,22 @@ def test_an_edge_that_is_set_up_anew_keeps_who_serves_and_from_where(tmp_path: P
         {"target": 20001, "published": "8001", "protocol": "tcp"},
     ]
     assert '"web":' not in into.read_text()
+
+
+def test_a_service_that_was_renamed_is_served_by_who_serves_until_a_deploy(tmp_path: Path) -> None:
+    """The new one was never started, so nothing was seen of it that would let requests go there."""
+    before = a_project(web={"expose": ["8000"], "ports": [published(8000)]}, api={"expose": ["8001"]})
+    stack, into = a_stack(tmp_path, ["web", "api", "front"]), tmp_path / COMPOSE_FILE
+    write_edge(stack, before, EdgePlan(routes={"web": 8000, "api": 8001}, one_at_a_time={}, left_out={}), into=into)
+    first = Edge(EdgeConfig(routes={"web": 8000, "api": 8001}), stack)
+    first.write(before, {"web": ["shop-web-v2"], "api": ["shop-api-v2"]})
+    after = a_project(front={"expose": ["8000"], "ports": [published(8000)]}, api={"expose": ["8001"]})
+    renamed = Edge(EdgeConfig(routes={"front": 8000, "api": 8001}), stack)
+    rewrite_edge(renamed, after, into=into, there={"web", "api"})
+    assert {name: place.serving for name, place in first.places().items()} == {
+        "front": ("shop-web-v2",),
+        "api": ("shop-api-v2",),
+    }
 
 
 PORTS = {"web": 8000, "api": 8001, "chat": 8002}

@@ -509,11 +509,10 @@ def runs(wanted: Serve | ServiceRecord, instance: InstanceFacts) -> bool:
 
 
 def _gate_passed(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:
-    """What was started for another release from the same artifact has another configuration, or other code beside it,
-    and proves nothing of this one's. Behind an edge, only what is bound to the release does."""
+    """What was started for another release from the same artifact, or by somebody else, has another configuration, or
+    other code beside it, and proves nothing of this one's."""
     there = [i for i in (*facts.candidates, *facts.of(service)) if i.service == service and i.artifact == artifact]
-    counts = {release} if service in facts.switchable else {"", release}
-    return any(i.serves and i.release in counts for i in there)
+    return any(i.serves and i.release == release for i in there)
 
 
 def _has_switched(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:

@@ -193,7 +193,7 @@ def look_ahead(rooms: Rooms, name: str | None, *, only: frozenset[Role] = frozen
     history = rooms.memory.history()
     target = choose_target(history, name)
     plan = plan_rollback(rooms, target, plan_id=new_run_id(history), only=only)
-    if not any(step.serves for step in plan.steps):
+    if not any(step.role is Role.CONTAINERS for step in plan.steps):
         return plan
     missing = rooms.containers.missing(target.release)
     if lost := [m for m in missing if m.lost]:

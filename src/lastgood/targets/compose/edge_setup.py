@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -150,17 +150,21 @@ def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clo
     project = stack.resolve()
     with connect(stack.name, os.environ) as engine:
         plan = plan_edge(project, config.services, engine=engine)
+        there = {c.service for c in engine.of_project()}
     if config.edge is None:
         write_edge(stack, project, plan, into=stack.root / file)
         return plan
     edge = Edge(config.edge, stack)
-    plan = _as_said(edge, project, plan)
-    rewrite_edge(edge, project, into=stack.root / file)
+    plan = _as_said(edge, project, plan, there=there)
+    rewrite_edge(edge, project, into=stack.root / file, there=there)
     return plan
 
 
-def _as_said(edge: Edge, project: Project, plan: EdgePlan) -> EdgePlan:
-    """What lastgood.yaml says instead of what would be taken. Raises Refused where that cannot be had."""
+def _as_said(edge: Edge, project: Project, plan: EdgePlan, *, there: Collection[str]) -> EdgePlan:
+    """What lastgood.yaml says instead of what would be taken. Raises Refused where that cannot be had.
+
+    there: services with a container. One without is started by a deploy, through its gate, and by nothing else.
+    """
     routes, once, before = edge.config.routes, edge.config.one_at_a_time, edge.places()
     for name in routes:
         absent = "" if name in project.services else _ABSENT
@@ -175,7 +179,7 @@ def _as_said(edge: Edge, project: Project, plan: EdgePlan) -> EdgePlan:
         routes=routes,
         one_at_a_time={name: plan.one_at_a_time.get(name, "containers.edge.one_at_a_time has it") for name in once},
         left_out={name: why for name, why in {**plan.left_out, **others}.items() if name not in routes},
-        anew=(edge.config.service, *sorted((moved | before.keys() ^ routes.keys()) & set(project.services))),
+        anew=(edge.config.service, *sorted((moved | before.keys() ^ routes.keys()) & set(project.services) & {*there})),
     )
 
 
@@ -202,13 +206,19 @@ def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) ->
     return edge
 
 
-def rewrite_edge(edge: Edge, project: Project, *, into: Path) -> None:
+def rewrite_edge(edge: Edge, project: Project, *, into: Path, there: Collection[str]) -> None:
     """Write both files of an edge anew, as its configuration says by now. Who gets requests from the one that runs gets
-    them from the next one."""
+    them from the next one: also where one service was renamed, until a deploy brings the one of the new name.
+
+    there: services with a container."""
     serving = {name: place.serving for name, place in edge.places().items()}
     with contextlib.suppress(Retryable):
         slots = [slot for slot in edge.runtime.slots() if slot.ready and slot.container]
         serving |= {at.service: tuple(slot.container for slot in slots if slot.service == at.service) for at in slots}
+    gone = [name for name in serving if name not in edge.config.routes and name not in project.services]
+    new = [name for name in edge.config.routes if name not in serving and name not in there]
+    if len(gone) == len(new) == 1:
+        serving[new[0]] = serving[gone[0]]
     behind = {name: serving.get(name) or _names_behind(project, name, edge) for name in edge.config.routes}
     edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     edge.lay_out(project, behind)

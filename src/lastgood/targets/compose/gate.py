@@ -120,13 +120,11 @@ class _Gate:
         return f"{self.stack.name}:{self.release}"
 
     def serves(self, record: ServiceRecord, seen: Look) -> bool:
-        """Whether the service serves from this very image already, and not for another release: then that is proof
-        enough. Behind an edge only an instance that is bound to the release counts."""
-        serving = [
-            c.facts() for c in seen.serving if c.service == record.name and (is_twin(c) or not self._switches(record))
-        ]
-        counts = {self.release} if self._switches(record) else {"", self.release}
-        return any(i.artifact == record.artifact and i.serves and i.release in counts for i in serving)
+        """Whether the service serves from this very image for this very release already: then that is proof enough.
+        What somebody else started from it may have another configuration, or other code beside it."""
+        serving = [c for c in seen.serving if c.service == record.name and (is_twin(c) or not self._switches(record))]
+        own = [c.facts() for c in serving if c.labels.get(LABEL_RELEASE) == self.release]
+        return any(i.artifact == record.artifact and i.serves for i in own)
 
     def _is(self, container: Container) -> bool:
         return container.labels.get(LABEL_CANDIDATE) == self._mark
@@ -173,7 +171,7 @@ class _Gate:
         """What makes it find its siblings, and them it: by the names that all of them have always used."""
         siblings = [s.name for s in self.kept.services if self._switches(s)]
         plain = twin_name(self.stack.name, record.name, self.release)
-        taken = {c.name for c in self.engine.candidates()}
+        taken = {c.name for c in (*self.engine.others(), *self.engine.of_project(), *self.engine.candidates())}
         return Ties(
             name=next(name for name in chain([plain], (f"{plain}-{n}" for n in count(2))) if name not in taken),
             alias=self._alias(record.name),

@@ -27,7 +27,9 @@ def in_the_way_of(engine: Engine, edge: Edge | None, project: Project, service: 
     if edge is None or service not in edge.switchable:
         published = edge is None or service not in edge.config.one_at_a_time
         goes = may_touch(stack, {c.service for c in engine.of_project() if not c.is_retired})
-        yield from in_the_way(engine, project, service, stack=stack.name, published=published, goes=goes)
+        # a port on all addresses is told once for each kind of them
+        found = in_the_way(engine, project, service, stack=stack.name, published=published, goes=goes)
+        yield from dict.fromkeys(found)
 
 
 def in_the_way(

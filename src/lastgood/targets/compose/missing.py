@@ -44,8 +44,21 @@ def missing(stack: Stack, engine: Engine, edge: Edge | None, release: Release) -
         for line in missing_files(project, record.name):
             # the file that is missing is the release's own copy, and not the one that it was made of
             yield Missing(what=line, fix=_ANOTHER, lost=True)
+        if edge is not None and (port := _port_of_the_edge(engine, edge, project, record.name)):
+            what = f"port {port} of {record.name} is the edge's by now, and containers.edge.routes does not name it"
+            yield Missing(what=what, fix=_ANOTHER, lost=True)
+            continue
         for line in in_the_way_of(engine, edge, project, record.name, stack=stack):
             yield Missing(what=line, fix="docker ps --all")
+
+
+def _port_of_the_edge(engine: Engine, edge: Edge, project: Project, service: str) -> int:
+    """The port that a service had before there was an edge, and that the edge has now for others; 0 for none."""
+    if service in edge.config.routes or edge_of(project) is not None:
+        return 0
+    held = {port for c in engine.of_project() if c.service == edge.config.service for _, port, _ in c.ports}
+    asked = [str(port.get("published") or "") for port in project.service(service).get("ports") or ()]
+    return next((int(port) for port in asked if port.isdigit() and int(port) in held), 0)
 
 
 def unreachable(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, cast
@@ -20,6 +21,7 @@ from lastgood.targets.masking import Masker, dotenv_values
 
 RESOLVE_S: Final = 30.0
 _ERROR_LINES: Final = 12
+_LOOK: Final = ("config", "--quiet")
 _NAMED_AT_MOST: Final = 12
 _PLACES_AT_MOST: Final = 3
 
@@ -55,7 +57,7 @@ def resolve(words: Words, *, env: Mapping[str, str], env_file: Path) -> Project:
     said = Masker([env, given]).tail(ended.err, lines=_ERROR_LINES)
     raise Refused(
         f"the compose file cannot be used: {said}" + (f"; {unknown}" if unknown else ""),
-        hint=f"set {min(missing)} in {env_file}" if missing else "docker compose config --quiet",
+        hint=f"set {min(missing)} in {env_file}" if missing else shlex.join([*words[: words.index("config")], *_LOOK]),
     )
 
 

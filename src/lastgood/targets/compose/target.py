@@ -8,6 +8,7 @@ are never recreated, but for those that only earlier releases have.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -160,12 +161,16 @@ class ComposeTarget:
                 services = [service for service, _ in artifacts]
             case Serve(service=service):
                 services = [service]
+            case Retire():  # what stops for a release stops for all that it is reached by
+                services = [service.name for service in self._kept(step.action.release).services]
             case _:
                 return
-        kept = self._kept(step.action.release)
-        project = self._stack.shelf.unchecked(kept)
-        if lost := next(unreachable(self._stack, edge, project, kept.name, services), None):
+        if lost := next(self._unreachable(step.action.release, edge, services), None):
             raise Refused(lost.what, hint=lost.fix)
+
+    def _unreachable(self, release: str, edge: Edge | None, services: Sequence[str]) -> Iterator[Missing]:
+        kept = self._kept(release)
+        return unreachable(self._stack, edge, self._stack.shelf.unchecked(kept), kept.name, services)
 
     def _serve(self, engine: Engine, edge: Edge | None, action: Serve, *, deadline_s: float) -> None:
         kept = self._kept(action.release)
@@ -257,6 +262,8 @@ class ComposeTarget:
             own = [record for record in release.services if record.name not in never_touched]
             checks = [_runs_as_planned(record, there.serving) for record in own]
             checks.append(nobody_else(release, self._facts(engine)))
+            cut_off = [lost.what for lost in self._unreachable(release.id, edge, [r.name for r in own])]
+            checks.append(Check(name="ways in", passed=not cut_off, detail="; ".join(cut_off) or "as it had them"))
             if edge:
                 checks.append(_nobody_else(there.beside, edge))
         return tuple(checks)
