@@ -148,7 +148,7 @@ def _ways_back(rooms: Rooms, history: History) -> Iterator[Finding]:
                 check="way back" if known is last else f"way back to {release.id}",
                 answer=Answer.FAILED if missing else Answer.OK,
                 evidence=f"{release.id}: {'; '.join(m.what for m in missing) or _held(release)}",
-                hint=missing[0].fix if missing else "",
+                hint="; ".join(dict.fromkeys(m.fix for m in missing)),
             )
         else:
             others.append(release.id)

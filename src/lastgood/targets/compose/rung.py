@@ -58,7 +58,7 @@ def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) ->
         return Chosen(rung=ContainerRung.WARM, why=f"{release} runs beside")
     if any(stands(c, service, release) for c in (*seen.stopped, *seen.beside)):
         return Chosen(rung=ContainerRung.STANDBY, why=f"{release} stands beside and does not run")
-    return Chosen(rung=ContainerRung.START_FIRST, why=f"{release} no longer stands beside")
+    return Chosen(rung=ContainerRung.START_FIRST, why=f"nothing of {release} stands beside")
 
 
 def _up_to(edge: Edge) -> str:
