@@ -136,7 +136,7 @@ def test_what_is_replayed_while_the_database_serves_may_not_fit_either() -> None
 def test_a_plan_that_cannot_replay_transactions_says_why() -> None:
     decision = planned("old-does-not-fit-migration-to-blame").database
     assert decision is not None
-    assert decision.lossy_because == ("what was written since rp-d2 is no longer captured",)
+    assert decision.lossy_because == ("what was written since rp-d2 can no longer be replayed one by one",)
 
 
 def test_a_capture_that_is_gone_before_the_plan_starts_stops_it() -> None:
@@ -427,7 +427,7 @@ def test_nothing_is_replayed_into_a_clone_that_is_not_as_it_was_or_as_it_is_know
 def test_a_clone_that_is_restored_first_is_told_with_the_reason_and_its_rows_are_not_counted() -> None:
     plan = planned("filled-capture-over")
     assert plan.database is not None
-    why = "clone_rp-d2 holds a part of what was written since, and the rest is no longer captured"
+    why = "clone_rp-d2 holds a part of what was written since, and the rest can no longer be replayed one by one"
     assert plan.database.reasons[-1] == f"{why}: its dump is restored beside first"
     assert plan.database.carries is None
     assert plan.step("restore-clone").action == RestoreClone(restore_point="rp-d2", clone="clone_rp-d2", manifest="m1")

@@ -17,7 +17,7 @@ from lastgood.core.plan import Action, CatchUp, Fence, LiftFence, ReplayWrites, 
 from lastgood.targets.postgres import replay, shelf, swap
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.noted import Known
-from lastgood.targets.postgres.server import rename
+from lastgood.targets.postgres.server import Server, open_ledger, rename
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_cluster import Cluster, cluster
 from tests.contract.rigs.postgres_world import PostgresWorld, step
@@ -110,11 +110,14 @@ def test_a_replay_waits_for_the_last_commit_of_one_that_was_killed(world: Postgr
         world.connect() as source,
         world.connect(database=world.clone) as its_clone,
         world.connect(database=world.clone) as my_clone,
+        open_ledger(Server(world.config)) as ledger,
     ):
         nobody = Known(xids=())
 
         def another(clone: Connection) -> replay.Replay:
-            return replay.Replay(source, clone, kept, migration=nobody, held=0, invariants={}, merging={}, rewritten={})
+            return replay.Replay(
+                source, clone, kept, migration=nobody, ledger=ledger, invariants={}, merging={}, rewritten={}
+            )
 
         another(its_clone)
         my_clone.execute("SET lock_timeout = '50ms'")

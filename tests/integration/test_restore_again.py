@@ -8,10 +8,21 @@ import signal
 import pytest
 
 from lastgood.core.errors import Refused, Retryable
-from lastgood.core.plan import CatchUp, Fence, ReplayWrites, Seen, seen
-from lastgood.targets.postgres import preflight
+from lastgood.core.plan import (
+    CatchUp,
+    ExportWrites,
+    Fence,
+    LiftFence,
+    ReplayWrites,
+    Seen,
+    Step,
+    SwapDatabase,
+    seen,
+    why_restored_first,
+)
+from lastgood.targets.postgres import preflight, swap
 from tests.contract.rigs.own_process import begin, ended
-from tests.contract.rigs.postgres_world import PostgresWorld, step
+from tests.contract.rigs.postgres_world import SECOND, PostgresWorld, step
 from tests.integration.test_postgres import deadly
 
 
@@ -196,3 +207,148 @@ def test_behind_the_fence_the_clone_stays_as_it_is(embedded: PostgresWorld) -> N
     with pytest.raises(Retryable):
         embedded.target.apply(embedded.restore_clone)
     assert embedded.clone in embedded.target.observe().databases
+
+
+# --- what a clone holds, and what the slot still tells ---------------------------------------------------------------
+
+
+def plan_next(world: PostgresWorld) -> tuple[bool, bool]:
+    """Whether the next plan restores the clone first, and whether it replays transactions: as `returning` has it."""
+    facts, point = world.target.observe(), world.target.restore_point(world.restore_point)
+    first = bool(why_restored_first(point, facts))
+    return first, point.id in facts.captures and not (first and point.id in facts.filled)
+
+
+def go_back_once_more(world: PostgresWorld, number: int, *, but_for_the_swap: bool = False) -> None:
+    """Do what the next plan does, under names of its own."""
+    first, captured = plan_next(world)
+    point, kept_as, replay = world.restore_point, f"{world.config.name}_bad_r{number}", f"replay-r{number}"
+    if first:
+        world.target.apply(world.restore_clone)
+    if captured:
+        world.target.apply(step("catch-up", CatchUp(replay=replay, restore_point=point)))
+    world.target.apply(step("fence", Fence(kept_as=kept_as)))
+    if not captured:
+        export = ExportWrites(export=f"export-r{number}", restore_point=point, kept_as=kept_as)
+        world.target.apply(step("export", export))
+    carry = ReplayWrites(replay=replay, restore_point=point, kept_as=kept_as, by_rows=not captured)
+    world.target.apply(step("replay", carry))
+    if not but_for_the_swap:
+        world.target.apply(swap_of(world, number))
+
+
+def swap_of(world: PostgresWorld, number: int) -> Step:
+    kept_as, replay = f"{world.config.name}_bad_r{number}", f"replay-r{number}"
+    action = SwapDatabase(
+        swap=f"swap-r{number}", restore_point=world.restore_point, clone=world.clone, kept_as=kept_as, replay=replay
+    )
+    return step("swap", action)
+
+
+def fails_at_its_end(world: PostgresWorld, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The swap comes to nothing when the replay was taken out of the clone already, and the fence is lifted."""
+
+    def stays(*_: object) -> None:
+        raise Retryable("somebody's session does not end", delay_s=1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(swap, "_carry_sequences_on", stays)
+        with pytest.raises(Retryable):
+            world.target.apply(swap_of(world, number))
+    world.target.apply(step("lift", LiftFence(kept_as=f"{world.config.name}_bad_r{number}")))
+
+
+def written(world: PostgresWorld) -> list[object]:
+    return [what for (what,) in world.sql("SELECT what FROM audit ORDER BY at")]
+
+
+def test_into_a_clone_restored_after_the_slot_was_read_the_rows_go_and_none_is_missing(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('first')")
+    embedded.go_back()
+    embedded.swap_back()
+    embedded.target.apply(embedded.restore_clone)  # of a rollback that came no further
+    embedded.sql("INSERT INTO audit (what) VALUES ('second')")
+    assert plan_next(embedded) == (False, False)
+    go_back_once_more(embedded, 3)
+    assert written(embedded) == ["first", "second"]
+
+
+@pytest.mark.full
+def test_transactions_are_refused_where_a_restored_clone_lacks_those_that_the_slot_told_already(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('first')")
+    catch_up = step("catch-up", CatchUp(replay="replay-r0", restore_point=embedded.restore_point))
+    embedded.target.apply(catch_up)
+    embedded.target.apply(embedded.restore_clone)
+    again = CatchUp(replay="replay-r1", restore_point=embedded.restore_point)
+    with pytest.raises(Refused, match="a part of them was told already, and is not in it"):
+        embedded.target.try_replay(again)
+    with pytest.raises(Refused, match="a part of them was told already, and is not in it"):
+        embedded.target.apply(step("catch-up", again))
+    assert embedded.target.observe().filled == frozenset()
+
+
+def test_no_transaction_is_replayed_on_top_of_rows_that_a_swap_that_failed_left_in_the_clone(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("UPDATE orders SET total = total + 100 WHERE id = 7")
+    embedded.go_back()
+    embedded.swap_back()
+    embedded.sql("UPDATE orders SET total = total + 1000 WHERE id = 7")
+    embedded.sql("INSERT INTO audit (what) VALUES ('since')")
+    assert plan_next(embedded) == (True, False)
+    go_back_once_more(embedded, 2, but_for_the_swap=True)
+    fails_at_its_end(embedded, monkeypatch, 2)
+    assert plan_next(embedded) == (True, False)
+    catch_up = CatchUp(replay="replay-r3", restore_point=embedded.restore_point)
+    with pytest.raises(Refused, match="it holds rows in their last state"):
+        embedded.target.try_replay(catch_up)
+    go_back_once_more(embedded, 3)
+    assert written(embedded) == ["since"]
+
+
+def test_what_the_migration_rewrote_is_known_after_a_swap_that_failed(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.sql("UPDATE orders SET total = id")
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total * 100"})
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('first')")
+    go_back_once_more(embedded, 1, but_for_the_swap=True)
+    fails_at_its_end(embedded, monkeypatch, 1)
+    embedded.sql("UPDATE orders SET total = total + 500 WHERE id = 7")
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES (900, 1, 2500)")
+    assert plan_next(embedded) == (False, True)
+    go_back_once_more(embedded, 2)
+    assert embedded.sql("SELECT id, total FROM orders WHERE id IN (7, 900)") == [(7, 7)]
+    assert embedded.target.replayed("replay-r2").quarantined == 2
+    assert written(embedded) == ["first"]
+
+
+def test_where_nothing_is_known_of_what_the_migration_rewrote_the_clone_is_restored_first(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a version left it that kept nothing of that."""
+    embedded.take()
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('first')")
+    go_back_once_more(embedded, 1, but_for_the_swap=True)
+    fails_at_its_end(embedded, monkeypatch, 1)
+    for table in ("holds", "remembered"):
+        embedded.sql(f"DELETE FROM {table} WHERE clone = '{embedded.clone}'", database="lastgood")
+    embedded.sql("INSERT INTO audit (what) VALUES ('second')")
+    assert plan_next(embedded) == (True, False)
+    catch_up = CatchUp(replay="replay-r2", restore_point=embedded.restore_point)
+    with pytest.raises(Refused, match="what the migration rewrote is no longer known"):
+        embedded.target.try_replay(catch_up)
+    assert plan_next(embedded) == (True, False)
+    go_back_once_more(embedded, 2)
+    assert written(embedded) == ["first", "second"]

@@ -111,7 +111,8 @@ class DatabaseFacts:
     there of each of them, by id; foreign: those of another database than the one that has the name now.
     databases: every database of the server. exports: ids of finished exports of rows written since a
     restore point. swaps: ids in the outside ledger. dumps: names of finished safety dumps.
-    captures: restore points since which every transaction is kept by the server; capture_bytes: of its log, for that;
+    captures: restore points since which every transaction is in the clone or still kept by the server, so that a replay
+    is whole; also those of another database whose log is still kept. capture_bytes: of the log, for that;
     capture_own_bytes: of these what was written before the restore point was ready, its own restore above all;
     restore_log_bytes: what another restore would write; capture_left: whether anything of a capture is left, usable or
     not; slot_limit_bytes: how much of it the server lets a slot keep, whatever becomes of us, None without a limit.

@@ -707,7 +707,9 @@ def why_restored_first(point: RestorePoint, database: DatabaseFacts) -> str:
     if point.clone not in database.databases:
         return f"{point.clone}, the clone of restore point {point.id}, is gone"
     if point.id in database.filled and point.id not in database.captures:
-        return f"{point.clone} holds a part of what was written since, and the rest is no longer captured"
+        return (
+            f"{point.clone} holds a part of what was written since, and the rest can no longer be replayed one by one"
+        )
     return ""
 
 

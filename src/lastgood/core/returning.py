@@ -549,7 +549,11 @@ def _swap(
     if first:
         more = (f"{first}: its dump is restored beside first",)
     kept_as, export, replay = f"{name}_bad_{plan_id}", f"export-{plan_id}", f"replay-{plan_id}"
-    lossy = () if captured else point.lossy_because or (f"what was written since {point.id} is no longer captured",)
+    lossy = (
+        ()
+        if captured
+        else point.lossy_because or (f"what was written since {point.id} can no longer be replayed one by one",)
+    )
     carries = None if first else evidence.writes  # which were counted by what is not in the clone
     decision = DatabaseDecision(
         rung=Rung.D3 if captured else Rung.D3B,

@@ -394,6 +394,16 @@ def kept_since_before(maintenance: Connection, positions: Mapping[str, str]) -> 
     return int(row[0]) if row else 0
 
 
+def unread(maintenance: Connection, of: Mapping[str, tuple[str, str]]) -> frozenset[str]:
+    """Return those whose slot still tells all since a position. of: slot and position by a name."""
+    rows = maintenance.execute(
+        "SELECT name FROM unnest(%s::text[], %s::text[], %s::pg_lsn[]) AS known(name, slot, position) "
+        "JOIN pg_replication_slots ON slot_name = slot AND confirmed_flush_lsn <= position",
+        [list(of), [slot for slot, _ in of.values()], [position for _, position in of.values()]],
+    )
+    return frozenset(name for (name,) in rows.fetchall())
+
+
 def alive(maintenance: Connection) -> dict[str, int]:
     """Return our slots from which every transaction can still be had, and how many bytes of log each keeps."""
     rows = maintenance.execute(

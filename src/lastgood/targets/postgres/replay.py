@@ -24,7 +24,7 @@ from psycopg.types.json import Jsonb
 from lastgood.core.config import Merging
 from lastgood.core.errors import Refused
 from lastgood.core.report import Loss, Replayed
-from lastgood.targets.postgres import catalog, shelf
+from lastgood.targets.postgres import capture, catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.merge import Merge, Misfit, Said, defined_by, written
@@ -39,7 +39,7 @@ from lastgood.targets.postgres.pgoutput import (
     Unsent,
     Value,
 )
-from lastgood.targets.postgres.server import hold, note_replayed
+from lastgood.targets.postgres.server import Held, held, hold, note_migrated, note_replayed
 
 SCHEMA: Final = "lastgood"
 QUARANTINE: Final = "quarantine.jsonl"
@@ -62,6 +62,8 @@ WRITTEN_OVER: Final = (
     "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
 )
 MAY_HAVE_MOVED: Final = "it may be a row whose move to this partition waits: there it is to be deleted, here it is new"
+REMEMBERED: Final = ("rewritten",)
+"""Tables of a replay that the next one needs as well, when this one was taken out of the clone."""
 REFERS: Final = "(23503)"
 """How a reason ends that a foreign key gave: foreign_key_violation."""
 MOST_SHOWN: Final = 1_000
@@ -145,8 +147,8 @@ class Replay:
     """Of one capture into one clone.
 
     source: connection to the database that the slot belongs to, under whichever name. migration: whose transactions
-    are skipped. held: up to which commit the clone holds everything from a replay before, of which nothing else is
-    left. merging: as Merge has it. rewritten: columns by table of which the migration is known to have changed values.
+    are skipped. ledger: tells what the clone holds from a replay before, of which nothing else is left in it. merging:
+    as Merge has it. rewritten: columns by table of which the migration is known to have changed values.
     invariants: SQL by name. narrow: of each
     invariant only the keys are looked at that stand in the rows of a batch, so that a look does not grow with the
     database; what a transaction breaks elsewhere is not seen then. look_s: how long a look at all of them takes.
@@ -160,7 +162,7 @@ class Replay:
         kept: shelf.KeptPoint,
         *,
         migration: Known,
-        held: int,
+        ledger: Connection,
         invariants: Mapping[str, str],
         merging: Mapping[str, Merging],
         rewritten: Mapping[int, Collection[int]],
@@ -170,13 +172,13 @@ class Replay:
         self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
         hold(clone, clone.info.dbname)
         if not is_begun(clone):
-            _begin(clone, kept.slot, held)
+            _begin(clone, kept.slot, ledger)
         clone.execute(_TABLES_LATER)
         self._progress, self._at_once = _progress(clone), AT_ONCE
         self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
         self._shown, self._to_show, self._taken = 0, list[tuple[int, int, Jsonb]](), (0, 0)
         source.execute("SET idle_in_transaction_session_timeout = 0")
-        self._later, self._held = _uncaptured(source, clone, kept), held
+        self._later, self._held = _uncaptured(source, clone, kept), held(ledger, clone.info.dbname).commit
         then = (*kept.tables, *(later.home for later in self._later))
         self._merge = Merge(source, clone, then=then, now=catalog.tables(source), merging=merging)
         self._merge.migrated, self._migrated = self._progress.migrated, migrated
@@ -219,6 +221,11 @@ class Replay:
         except _Enough:
             whole = False
         return self.finish(into), whole
+
+    @property
+    def carries_rows(self) -> bool:
+        """Whether there are partitions whose rows go over in their last state."""
+        return bool(self._later)
 
     def carry_partitions(self, replay: str, *, go_on: Callable[[Progress], None]) -> None:
         """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
@@ -708,14 +715,69 @@ def lsn(number: int) -> str:
     return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"
 
 
-def _begin(clone: Connection, slot: str, held: int) -> None:
+def why_not(source: Connection, clone: Connection, kept: shelf.KeptPoint, holds: Held) -> str:
+    """Say why what the slot still tells does not fit behind what the clone holds; empty where it does. A slot tells
+    nothing twice, so a clone that was restored since it was read would lack all of that."""
+    if is_begun(clone):
+        return "" if _by_transactions(clone) else "it holds rows in their last state"
+    if holds.by_rows:
+        return "it holds rows in their last state"
+    if holds.commit:
+        return "" if holds.migrated is not None else "what the migration rewrote is no longer known"
+    return "" if is_untouched(source, kept) else "a part of them was told already, and is not in it"
+
+
+def _begin(clone: Connection, slot: str, ledger: Connection) -> None:
+    holds = held(ledger, clone.info.dbname)
     with clone.transaction():
         clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
         clone.execute(_TABLES)
         clone.execute(REFUSE)
         clone.execute(APPLY)
-        clone.execute("INSERT INTO lastgood.progress VALUES (%s, %s, false, 0, 0)", [slot, held])
+        clone.execute(
+            "INSERT INTO lastgood.progress VALUES (%s, %s, %s, 0, 0)", [slot, holds.commit, bool(holds.migrated)]
+        )
         disable_triggers(clone)
+        _recall(clone, ledger)
+
+
+def _remember(clone: Connection, ledger: Connection) -> None:
+    """Copy to the ledger what the next replay needs. In a transaction of the ledger."""
+    name = clone.info.dbname
+    ledger.execute("DELETE FROM remembered WHERE clone = %s", [name])
+    for table in REMEMBERED:
+        _copy(
+            clone,
+            sql.SQL("SELECT {}, {}, row_to_json(r)::text FROM {} r").format(name, table, sql.Identifier(SCHEMA, table)),
+            ledger,
+            sql.SQL("remembered"),
+        )
+
+
+def _recall(clone: Connection, ledger: Connection) -> None:
+    """Put back into the clone what was copied. In a transaction of the clone."""
+    for table in REMEMBERED:
+        clone.execute("CREATE TEMPORARY TABLE lastgood_recalled (row json) ON COMMIT DROP")
+        asked = sql.SQL("SELECT row FROM remembered WHERE (clone, name) = ({}, {})").format(clone.info.dbname, table)
+        _copy(ledger, asked, clone, sql.SQL("lastgood_recalled"))
+        to = sql.Identifier(SCHEMA, table)
+        clone.execute(
+            sql.SQL("INSERT INTO {} SELECT r.* FROM lastgood_recalled, json_populate_record(NULL::{}, row) r").format(
+                to, to
+            )
+        )
+        clone.execute("DROP TABLE lastgood_recalled")
+
+
+def _copy(source: Connection, query: sql.Composed, to: Connection, table: sql.SQL) -> None:
+    with (
+        source.cursor() as reading,
+        to.cursor() as writing,
+        reading.copy(sql.SQL("COPY ({}) TO STDOUT").format(query)) as rows,
+        writing.copy(sql.SQL("COPY {} FROM STDIN").format(table)) as into,
+    ):
+        for chunk in rows:
+            into.write(chunk)
 
 
 def disable_triggers(clone: Connection) -> None:
@@ -746,11 +808,7 @@ def _progress(clone: Connection) -> Progress:
 
 def is_untouched(source: Connection, kept: shelf.KeptPoint) -> bool:
     """Whether nothing was replayed yet: the slot reads from where it began."""
-    row = source.execute(
-        "SELECT confirmed_flush_lsn <= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s",
-        [kept.position, kept.slot],
-    ).fetchone()
-    return bool(row and row[0])
+    return bool(capture.unread(source, {kept.point.id: (kept.slot, kept.position)}))
 
 
 def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: Path) -> Replayed:
@@ -850,12 +908,17 @@ def _text(value: Value) -> str | None:
 
 
 def clear(clone: Connection, ledger: Connection) -> None:
-    """Take everything of the replay out of the clone, which is then swapped in; how far it got is noted in the ledger
-    first, for a swap that does not happen. Safe to repeat."""
+    """Take everything of the replay out of the clone, which is then swapped in; how far it got, and what it knew of the
+    migration, is noted in the ledger first, for a swap that does not happen: the slot tells neither again. Safe to
+    repeat."""
     if not is_begun(clone):
         return
     if _by_transactions(clone):
-        note_replayed(ledger, clone.info.dbname, _progress(clone).commit)
+        progress = _progress(clone)
+        with ledger.transaction():
+            note_replayed(ledger, clone.info.dbname, progress.commit)
+            note_migrated(ledger, clone.info.dbname, progress.migrated)
+            _remember(clone, ledger)
     with clone.transaction():
         for table, kind, name, enabled in clone.execute(_DISABLED).fetchall():
             how = sql.SQL("ALTER TABLE {} {} {} {}")

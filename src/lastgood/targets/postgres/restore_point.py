@@ -303,6 +303,11 @@ def captured(folder: Path, live: str, slots: Mapping[str, int]) -> dict[str, int
     return {k.point.id: slots[k.slot] for k in every(folder) if k.slot in slots and k.point.database == live}
 
 
+def positions(folder: Path, of: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return the slot of each of these restore points, and from where it read when it was made."""
+    return {k.point.id: (k.slot, k.position) for k in every(folder) if k.point.id in of and k.slot}
+
+
 def ready(folder: Path, live: str) -> dict[str, str]:
     """Return the slots of the live database's restore points, and where the server's log ended when each was
     proved."""

@@ -34,6 +34,10 @@ _LEDGER_TABLES: Final = {
     )""",
     "replayed": "CREATE TABLE IF NOT EXISTS replayed (clone text PRIMARY KEY, commit bigint NOT NULL)",
     "restored": "CREATE TABLE IF NOT EXISTS restored (clone text PRIMARY KEY, snapshot text NOT NULL)",
+    "holds": """
+    CREATE TABLE IF NOT EXISTS holds (clone text PRIMARY KEY, by_rows boolean NOT NULL, migrated boolean NOT NULL)""",
+    # what the next replay must know of one that was taken out of its clone, see `replay.clear`
+    "remembered": "CREATE TABLE IF NOT EXISTS remembered (clone text NOT NULL, name text NOT NULL, row text NOT NULL)",
     # what a fence put aside, until a lift or a person takes it away
     "kept": """
     CREATE TABLE IF NOT EXISTS kept (
@@ -254,6 +258,44 @@ def _tables(ledger: Connection) -> set[str]:
     return {name for (name,) in ledger.execute("SELECT relname FROM pg_class WHERE relkind = 'r'")}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a clone holds that nothing of a replay is left in. commit: every transaction up to it, 0 for none. by_rows:
+    rows in their last state, behind which no transaction fits. migrated: whether the migration came before that commit;
+    None where nothing of it was kept, and so nobody knows what it rewrote."""
+
+    commit: int = 0
+    by_rows: bool = False
+    migrated: bool | None = None
+
+
+def held(ledger: Connection, clone: str) -> Held:
+    """Return what a clone holds, as it was noted."""
+    row = ledger.execute(
+        "SELECT coalesce(r.commit, 0), coalesce(h.by_rows, false), h.migrated FROM (SELECT %s AS clone) c "
+        "LEFT JOIN replayed r USING (clone) LEFT JOIN holds h USING (clone)",
+        [clone],
+    ).fetchone()
+    return Held(commit=int(row[0]), by_rows=row[1], migrated=row[2]) if row else Held()
+
+
+def note_by_rows(ledger: Connection, clone: str) -> None:
+    """Note that rows are about to be put into a clone in their last state."""
+    with ledger.transaction():
+        note_replayed(ledger, clone, 0)
+        ledger.execute(
+            "INSERT INTO holds VALUES (%s, true, false) ON CONFLICT (clone) DO UPDATE SET by_rows = true", [clone]
+        )
+
+
+def note_migrated(ledger: Connection, clone: str, migrated: bool) -> None:
+    """Note of a clone that holds transactions whether the migration came before the last."""
+    ledger.execute(
+        "INSERT INTO holds VALUES (%s, false, %s) ON CONFLICT (clone) DO UPDATE SET migrated = excluded.migrated",
+        [clone, migrated],
+    )
+
+
 def note_replayed(ledger: Connection, clone: str, commit: int) -> None:
     """Note that a clone holds every transaction up to that commit: nobody else knows once nothing of the replay is left
     in it, for a server that crashes may put its slot back to an earlier place. 0: it is about to get the first."""
@@ -266,8 +308,8 @@ def note_replayed(ledger: Connection, clone: str, commit: int) -> None:
 
 def forget_clone(ledger: Connection, clone: str) -> None:
     """Forget what a clone of that name held and when it was restored, since another one is made."""
-    ledger.execute("DELETE FROM replayed WHERE clone = %s", [clone])
-    ledger.execute("DELETE FROM restored WHERE clone = %s", [clone])
+    for table in ("replayed", "restored", "holds", "remembered"):
+        ledger.execute(sql.SQL("DELETE FROM {} WHERE clone = %s").format(sql.Identifier(table)), [clone])
 
 
 def note_restored(ledger: Connection, clone: str, snapshot: str) -> None:
@@ -280,12 +322,6 @@ def restored_at(ledger: Connection, clone: str) -> str:
     """Return the snapshot of when a clone was restored once more, empty when it never was."""
     row = ledger.execute("SELECT snapshot FROM restored WHERE clone = %s", [clone]).fetchone()
     return str(row[0]) if row else ""
-
-
-def replayed_upto(ledger: Connection, clone: str) -> int:
-    """Return up to which commit a clone holds every transaction; 0 when that was never noted."""
-    row = ledger.execute("SELECT commit FROM replayed WHERE clone = %s", [clone]).fetchone()
-    return int(row[0]) if row else 0
 
 
 def note_kept(ledger: Connection, live: str, name: str) -> None:
@@ -342,22 +378,30 @@ def has_swapped(ledger: Connection, database: str, swap: str) -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
     """What the ledger says of a live database. swaps: those that happened. filled: restore points into whose clone
-    something was put."""
+    something was put; spent: those of them after which no transaction fits, or with which one went that nobody knows
+    what the migration rewrote."""
 
     swaps: frozenset[str] = frozenset()
     filled: frozenset[str] = frozenset()
+    spent: frozenset[str] = frozenset()
 
 
 def ledger_says(server: Server, ledger: Connection) -> Told:
     """Ask the ledger. ledger: of `ledger_or_maintenance`, nothing is known where it is not there."""
-    if ledger.info.dbname != LEDGER or not {"swaps", "replayed"} <= _tables(ledger):
+    there = _tables(ledger) if ledger.info.dbname == LEDGER else set[str]()
+    if not {"swaps", "replayed"} <= there:
         return Told()
     swaps = ledger.execute("SELECT swap FROM swaps WHERE database = %s", [server.live])
     ours = own_name(server.live, "")
+    # an earlier version kept nothing of what its replay knew
+    holds = "holds" if "holds" in there else "(SELECT NULL::text AS clone, NULL::boolean AS by_rows) AS holds"
     filled = ledger.execute(
-        "SELECT substr(clone, length(%s) + 1) FROM replayed WHERE starts_with(clone, %s)", [ours, ours]
-    )
+        f"SELECT substr(clone, length(%s) + 1), coalesce(by_rows, commit > 0) "  # noqa: S608 # of the two above
+        f"FROM replayed LEFT JOIN {holds} USING (clone) WHERE starts_with(clone, %s)",
+        [ours, ours],
+    ).fetchall()
     return Told(
         swaps=frozenset(swap for (swap,) in swaps.fetchall()),
-        filled=frozenset(name for (name,) in filled.fetchall()),
+        filled=frozenset(name for name, _ in filled),
+        spent=frozenset(name for name, spent in filled if spent),
     )

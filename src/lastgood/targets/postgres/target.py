@@ -85,16 +85,17 @@ from lastgood.targets.postgres.server import (
     admit,
     databases,
     end_tool,
+    held,
     hold,
     holders,
     identity,
     kept,
     ledger_or_maintenance,
     ledger_says,
+    note_by_rows,
     note_replayed,
     open_ledger,
     provide_empty,
-    replayed_upto,
 )
 
 _AGAIN_S: Final = 2.0
@@ -184,15 +185,20 @@ class PostgresTarget:
                 paused=self._pooler.paused() if self._pooler else False,
                 rehearsals=shelf.names(self._rehearsals),
             )
-            return self._with_contents(facts, maintenance) if facts.exists else facts
+            return self._with_contents(facts, maintenance, spent=told.spent) if facts.exists else facts
 
-    def _with_contents(self, facts: DatabaseFacts, maintenance: Connection) -> DatabaseFacts:
+    def _with_contents(self, facts: DatabaseFacts, maintenance: Connection, *, spent: frozenset[str]) -> DatabaseFacts:
         row = maintenance.execute("SELECT pg_database_size(%s)", [facts.database]).fetchone()
         with self._server.connect() as live:
             finished, failed = histories.known(live)
+            foreign = points.foreign(self._points, facts.restore_points, live)
+            goes_on = {point for point in facts.filled - spent if self._server.clone_name(point) in facts.databases}
+            whole = capture.unread(maintenance, points.positions(self._points, facts.captures))
             return replace(
                 facts,
-                foreign=points.foreign(self._points, facts.restore_points, live),
+                foreign=foreign,
+                # of one of another database that is asked by nobody any more
+                captures=facts.captures & (foreign | goes_on | (whole - spent)),
                 fingerprint=catalog.fingerprint(catalog.objects(live)),
                 size_bytes=int(row[0]) if row else 0,
                 restore_log_bytes=capture.restore_log(live),
@@ -573,6 +579,9 @@ class PostgresTarget:
                 go_on,
             ):
                 replaying.go_on(go_on=go_on)
+                if replaying.carries_rows:
+                    with open_ledger(self._server) as ledger:
+                        note_by_rows(ledger, kept.point.clone)
                 replaying.carry_partitions(action.replay, go_on=go_on)
                 replayed = replaying.finish(folder)
             replayed = replace(replayed, notes=(*replayed.notes, *catalog.to_refresh(before.stale)))
@@ -580,7 +589,7 @@ class PostgresTarget:
 
     def _carry_rows(self, action: ReplayWrites, kept: shelf.KeptPoint, folder: Path, *, deadline_s: float) -> Replayed:
         with open_ledger(self._server) as ledger:
-            note_replayed(ledger, kept.point.clone, 0)
+            note_by_rows(ledger, kept.point.clone)
         with self._compared(kept, action.kept_as, deadline_s=deadline_s) as (comparison, replaced, clone, go_on):
             return self._carried(
                 comparison, replaced, clone, kept, folder, replay=action.replay, go_on=go_on, deadline_s=deadline_s
@@ -627,6 +636,7 @@ class PostgresTarget:
         with (
             server.connect(database, statement_s=deadline_s) as source,
             server.connect(kept.point.clone, statement_s=deadline_s) as clone,
+            open_ledger(server) as ledger,
         ):
             points.of_this_database(source, kept)
 
@@ -636,20 +646,34 @@ class PostgresTarget:
                 if (until - self._clock.now()).total_seconds() <= 0:
                     raise Retryable(f"the replay did not end within {deadline_s:.0f} s", delay_s=_AGAIN_S, hint=_HINT)
 
-            with open_ledger(server) as ledger:
-                held = replayed_upto(ledger, kept.point.clone)
-                note_replayed(ledger, kept.point.clone, held)
-            if not replay.is_begun(clone) and not held and replay.is_untouched(source, kept):
+            hold(clone, kept.point.clone)  # one that was killed may be about to note what it put there
+            self._check_that_it_fits(kept, source, clone, ledger)
+            if not replay.is_begun(clone) and not held(ledger, kept.point.clone).commit:
                 points.clone_as_proved(server, kept, deadline_s=deadline_s)
+            note_replayed(ledger, kept.point.clone, 0)
             # of one that was cut off: once the slot is read nobody can tell
             self._migrations.end(source, kept, at_once=False)
             try:
-                yield self._replay_of(kept, source, clone, held=held, narrow=narrow), go_on
+                yield self._replay_of(kept, source, clone, ledger, narrow=narrow), go_on
             finally:
                 self._progress = None
 
+    def _check_that_it_fits(
+        self, kept: shelf.KeptPoint, source: Connection, clone: Connection, ledger: Connection
+    ) -> None:
+        """Raise Refused where a replay by transactions would lack some, or apply some twice."""
+        if why := replay.why_not(source, clone, kept, held(ledger, kept.point.clone)):
+            told = f"the transactions since {kept.point.id} cannot be replayed into {kept.point.clone}: {why}"
+            raise Refused(told, hint="lastgood rollback")
+
     def _replay_of(
-        self, kept: shelf.KeptPoint, source: Connection, clone: Connection, *, held: int, narrow: bool = False
+        self,
+        kept: shelf.KeptPoint,
+        source: Connection,
+        clone: Connection,
+        ledger: Connection,
+        *,
+        narrow: bool = False,
     ) -> replay.Replay:
         known = self._migrations.since(source, kept)
         ended = [migration.ended for migration in self._noted_ends(kept, known)]
@@ -659,7 +683,7 @@ class PostgresTarget:
             kept,
             migration=known,
             migrated=max(map(replay.read_lsn, ended)) if ended and all(ended) else None,
-            held=held,
+            ledger=ledger,
             invariants=self._invariants,
             merging=self._config.merge,
             rewritten=self._rewritten_since(kept),
@@ -864,14 +888,15 @@ class PostgresTarget:
 
     def _try_transactions(self, kept: shelf.KeptPoint) -> DryRun:
         server = self._server
-        with open_ledger(server) as ledger:
-            held = replayed_upto(ledger, kept.point.clone)
         with (
+            open_ledger(server) as ledger,
             server.connect(server.live, statement_s=TRY_S) as source,
             server.connect(kept.point.clone, statement_s=TRY_S) as clone,
             clone.transaction(force_rollback=True),
         ):
-            replaying = self._replay_of(kept, source, clone, held=held)
+            hold(clone, kept.point.clone)
+            self._check_that_it_fits(kept, source, clone, ledger)
+            replaying = self._replay_of(kept, source, clone, ledger)
             replayed, whole = replaying.tried(self._tried, most=MOST_TRIED, seconds=TRY_S / 2)
             looks_s = 2 * min(replaying.look_s, SLOW_LOOK_S)
         return DryRun(replayed=replayed, whole=whole, pause_s=FENCE_AND_SWAP_S + QUICK_S + looks_s)
