@@ -13,16 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
 
+from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Refused
 from lastgood.core.plan import CatchUp, Fence, ReplayWrites, SwapDatabase
-from lastgood.targets.postgres import replay, target
+from lastgood.targets.postgres import replay, shelf, target
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
+from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.postgres_shapes import BEFORE, SHAPES, Shape
 from tests.contract.rigs.postgres_world import REPLAY, SECOND, PostgresWorld, step
 
@@ -522,6 +525,50 @@ def test_a_capture_that_ended_left_the_schema_as_it_was(embedded: PostgresWorld)
     assert identities(embedded) == before
     assert embedded.sql("SELECT pubname FROM pg_publication") == []
     assert embedded.target.observe().captures == frozenset()
+
+
+def slots(world: PostgresWorld) -> list[object]:
+    return [
+        name for (name,) in world.sql("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()")
+    ]
+
+
+def test_a_restore_point_of_another_stack_on_the_server_leaves_our_capture_alone(
+    postgres: PostgresConfig, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        ours, theirs = (
+            stack.enter_context(postgres_embedded.database(shelf.folder(tmp_path / name), postgres)) for name in "ab"
+        )
+        ours.take()
+        theirs.take()
+        assert [world.target.observe().captures for world in (ours, theirs)] == [{ours.restore_point}] * 2
+        theirs.target.apply(theirs.end_capture)
+        assert (len(slots(ours)), slots(theirs)) == (1, [])
+        assert ours.target.observe().captures == {ours.restore_point}
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_a_slot_named_as_an_earlier_version_did_is_ended_by_whom_it_is_of(
+    postgres: PostgresConfig, tmp_path: Path, fenced: bool
+) -> None:
+    with ExitStack() as stack:
+        ours, theirs = (
+            stack.enter_context(postgres_embedded.database(shelf.folder(tmp_path / name), postgres)) for name in "ab"
+        )
+        theirs.sql("SELECT pg_create_logical_replication_slot('lastgood_rp_d2', 'pgoutput')")
+        for world in (ours, theirs):
+            captures = shelf.folder(shelf.folder(world.folder / "restore-points") / "captures")
+            shelf.write(captures / "lastgood_rp_d2.json", shelf.KEPT_IDENTITIES, {})
+        if fenced:
+            theirs.target.apply(theirs.fence)
+        ours.target.apply(ours.end_capture)
+        home = theirs.kept_as if fenced else theirs.config.name
+        of = "SELECT database FROM pg_replication_slots WHERE slot_name = 'lastgood_rp_d2'"
+        assert ours.sql(of) == [(home,)]
+        theirs.target.apply(theirs.end_capture)
+        assert ours.sql(of) == []
+        assert not any(world.target.observe().capture_left for world in (ours, theirs))
 
 
 def test_a_table_that_the_migration_made_may_be_updated_without_a_key(embedded: PostgresWorld) -> None:

@@ -23,7 +23,7 @@ from psycopg import sql
 from lastgood.core.errors import LastgoodError, Refused, Retryable
 from lastgood.targets.postgres import catalog, marks, shelf
 from lastgood.targets.postgres.connect import Connection, change_in_use, connect
-from lastgood.targets.postgres.server import Server, databases
+from lastgood.targets.postgres.server import Server, databases, identity, ledger_or_maintenance, numbers
 
 PREFIX: Final = "lastgood_"
 """Of slots and publications that are ours."""
@@ -57,9 +57,12 @@ class Beginning:
         return Opened(snapshot=snapshot, position=position)
 
 
-def slot_of(restore_point: str) -> str:
-    """Name its slot and its publication: the server allows lower case letters, digits and underscores in a slot's."""
-    return PREFIX + re.sub(r"[^a-z0-9_]", "_", restore_point.lower())
+def slot_of(live: Connection, restore_point: str) -> str:
+    """Name its slot and its publication: the server allows lower case letters, digits and underscores in a slot's. The
+    server has one space of names for the slots of all its databases, so the database's number is in it: a name can be
+    as another's in these letters."""
+    oid = identity(live).oid
+    return f"{PREFIX}{oid}_" + re.sub(r"[^a-z0-9_]", "_", restore_point.lower())
 
 
 def obstacles(server: Server, *, copied: bool = False) -> tuple[str, ...]:
@@ -147,7 +150,7 @@ class Captures:
         """Capture what is written to tables that were made since a capture began as well, and have transactions marked
         no more. Asked when the migration is over and nothing of the new release serves yet."""
         with self.server.connect() as live:
-            for slot in self._known() & alive(live).keys():
+            for slot in self._known() & self.alive(live).keys():
                 self._publish(live, slot)
             with suppress(psycopg.errors.LockNotAvailable):  # a mark more does no harm, and `end` takes them away
                 marks.disarm(live)
@@ -229,7 +232,7 @@ class Captures:
 
         Raises psycopg's errors where a table is locked or the slot is being read.
         """
-        with self.server.maintenance() as maintenance:
+        with ledger_or_maintenance(self.server) as maintenance:
             homes = self._slots(maintenance)
             maintenance.execute(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY(%s)",
@@ -249,12 +252,27 @@ class Captures:
         """Return the captures of which anything is left: a slot, also one that the server gave up, or a note."""
         return self._known() | self._slots(maintenance).keys()
 
-    def _slots(self, maintenance: Connection) -> dict[str, str]:
-        """Our slots and the databases that they are of, whatever those are called by now."""
+    def alive(self, maintenance: Connection) -> dict[str, int]:
+        """Return our slots from which every transaction can still be had, and how many bytes of log each keeps."""
         rows = maintenance.execute(
-            "SELECT slot_name, database FROM pg_replication_slots WHERE slot_name = ANY(%s) "
-            "OR starts_with(slot_name, %s) AND database = %s",
-            [list(self._known()), PREFIX, self.server.live],
+            "SELECT slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots "
+            "WHERE slot_name = ANY(%s) AND wal_status <> %s",
+            [list(self._slots(maintenance)), _LOST],
+        )
+        return dict(rows.fetchall())
+
+    def _slots(self, ledger: Connection) -> dict[str, str]:
+        """Our slots and the databases that they are of, whatever those are called by now.
+
+        Another stack of the server may have one of the same name, as an earlier version gave it: only what is of a
+        database of ours is ours, or says itself of which it is. ledger: of `ledger_or_maintenance`; what is not the
+        ledger knows the live database alone.
+        """
+        rows = ledger.execute(
+            "SELECT slot_name, database FROM pg_replication_slots WHERE starts_with(slot_name, %(ours)s) "
+            "AND (datoid = ANY(%(of)s) "
+            "OR slot_name = ANY(%(known)s) AND starts_with(slot_name, %(ours)s || datoid::text || '_'))",
+            {"ours": PREFIX, "of": list(numbers(ledger, self.server.live)), "known": list(self._known())},
         )
         return dict(rows.fetchall())
 
@@ -402,13 +420,3 @@ def unread(maintenance: Connection, of: Mapping[str, tuple[str, str]]) -> frozen
         [list(of), [slot for slot, _ in of.values()], [position for _, position in of.values()]],
     )
     return frozenset(name for (name,) in rows.fetchall())
-
-
-def alive(maintenance: Connection) -> dict[str, int]:
-    """Return our slots from which every transaction can still be had, and how many bytes of log each keeps."""
-    rows = maintenance.execute(
-        "SELECT slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots "
-        "WHERE starts_with(slot_name, %s) AND wal_status <> %s",
-        [PREFIX, _LOST],
-    )
-    return dict(rows.fetchall())

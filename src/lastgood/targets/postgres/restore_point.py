@@ -109,7 +109,8 @@ def take(
         forget_clone(ledger, clone)
     with server.maintenance(statement_s=deadline_s) as maintenance:
         clean_up(server, maintenance, clone, dump)
-        slot = capture.slot_of(restore_point)
+        with server.connect() as live:
+            slot = capture.slot_of(live, restore_point)
         captures = Captures(server, folder / CAPTURES)
         captures.end()
         taking = _Taking(server, maintenance, captures, slot, clone, dump, lossless, left_s)
@@ -122,7 +123,7 @@ def take(
             snapshot, begun = made.snapshot, made.begun
             rows, proved = _prove(server, maintenance, clone, snapshot.schema, snapshot.rows, deadline_s=left_s())
             log = mark()
-            if begun is not None and slot not in capture.alive(maintenance):
+            if begun is not None and slot not in captures.alive(maintenance):
                 made = replace(made, lossy=("the server let go of the slot's log before the restore was over",))
                 begun = None
                 captures.end()

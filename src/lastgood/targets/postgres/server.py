@@ -358,6 +358,21 @@ def kept(ledger: Connection, live: str) -> tuple[KeptDatabase, ...]:
     )
 
 
+def numbers(ledger: Connection, live: str) -> frozenset[int]:
+    """Return the oids of the live database and of all that a fence put aside, whatever they are called by now. ledger:
+    of `ledger_or_maintenance`; where it is not there, nothing was put aside."""
+    aside = (
+        "UNION SELECT oid::int8 FROM kept WHERE database = %(live)s "
+        "UNION SELECT d.oid::int8 FROM swaps s JOIN pg_database d ON d.datname = s.kept_as WHERE s.database = %(live)s"
+    )
+    there = ledger.info.dbname == LEDGER and {"kept", "swaps"} <= _tables(ledger)
+    rows = ledger.execute(
+        f"SELECT oid::int8 FROM pg_database WHERE datname = %(live)s {aside if there else ''}",  # noqa: S608 # of the words above
+        {"live": live},
+    )
+    return frozenset(oid for (oid,) in rows)
+
+
 def forget_kept(ledger: Connection, live: str, name: str) -> None:
     """Forget what a fence put aside, since it is no longer there under that name."""
     ledger.execute("DELETE FROM kept WHERE (database, name) = (%s, %s)", [live, name])

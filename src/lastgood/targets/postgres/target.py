@@ -157,7 +157,7 @@ class PostgresTarget:
         proved = points.proved(self._points, self._server.live)
         with _answers(self._server, sent=False), ledger_or_maintenance(self._server) as maintenance:
             known = databases(maintenance)
-            slots, left = capture.alive(maintenance), self._captures.left(maintenance)
+            slots, left = self._captures.alive(maintenance), self._captures.left(maintenance)
             captured = points.captured(self._points, self._server.live, slots)
             told = ledger_says(self._server, maintenance)
             facts = DatabaseFacts(
