@@ -20,6 +20,7 @@ from lastgood.targets.postgres.properties import properties
 from lastgood.targets.postgres.restore_point import SESSION
 from tests.contract.rigs import postgres_embedded
 from tests.contract.rigs.clock import CLOCK
+from tests.contract.rigs.postgres_cluster import cluster
 from tests.contract.rigs.postgres_world import PostgresWorld, step
 
 
@@ -518,3 +519,53 @@ def test_an_owner_that_is_no_superuser_goes_all_the_way(tmp_path: Path) -> None:
         alone.go_back()
         assert alone.target.observe().fingerprint == before
         assert alone.one("SELECT count(*) FROM orders WHERE total = 900") == 1
+
+
+# --- what no fence ends, and no swap takes along ---------------------------------------------------------------------
+
+
+def fence_is_refused(world: PostgresWorld) -> Refused:
+    """And nobody is thrown out."""
+    with world.connect() as user:
+        with pytest.raises(Refused) as refused:
+            world.target.apply(world.fence)
+        user.execute("SELECT 1")
+    assert seen(world.fence, world.target.observe()) is Seen.NOT_DONE
+    return refused.value
+
+
+def test_a_transaction_prepared_since_the_deploy_is_named_before_anybody_is_thrown_out(tmp_path: Path) -> None:
+    with postgres_embedded.open_folder() as folder, cluster(folder, None) as made:
+        with connect(made.config, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET max_prepared_transactions = 5")
+        made.start(after=made.kill())
+        with postgres_embedded.database(tmp_path, made.config) as world:
+            world.sql("BEGIN; INSERT INTO audit (what) VALUES ('half'); PREPARE TRANSACTION 'pay''ment'")
+            refused = fence_is_refused(world)
+            assert "transaction pay'ment is prepared" in refused.message
+            assert refused.hint == (
+                f"psql -d {world.config.name}: COMMIT PREPARED 'pay''ment' (or ROLLBACK PREPARED 'pay''ment')"
+            )
+            world.sql("ROLLBACK PREPARED 'pay''ment'")
+            world.target.apply(world.fence)
+
+
+def test_a_slot_and_a_subscription_made_since_the_deploy_are_named_before_anybody_is_thrown_out(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.take()
+    embedded.migrate()
+    slot = f"reader_of_{embedded.config.name}"
+    embedded.sql(f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+    embedded.sql(
+        "CREATE SUBSCRIPTION \"from Head\" CONNECTION 'dbname=nowhere' PUBLICATION all_of_it "
+        "WITH (connect = false, slot_name = NONE)"
+    )
+    refused = fence_is_refused(embedded)
+    assert f"subscription from Head writes to {embedded.config.name}" in refused.message
+    assert f"slot {slot} reads the changes of {embedded.config.name} for pgoutput" in refused.message
+    database, typed = str(refused.hint).removeprefix("psql -d ").split(": ", 1)
+    assert database == embedded.config.name
+    for statement in typed.split("; "):
+        embedded.sql(statement)
+    embedded.target.apply(embedded.fence)

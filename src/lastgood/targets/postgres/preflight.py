@@ -48,20 +48,7 @@ def obstacles(
         size = _number(live, "SELECT pg_database_size(current_database())")
         log = 0 if capture.obstacles(server) else capture.restore_log(live)
         found += room(live, server, dumps, size, log=log)
-        prepared = _number(live, "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")
-        if prepared:
-            found.append(f"{prepared} prepared transactions are open: the fence could not end them")
-        if _number(live, "SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid "
-                         "WHERE d.datname = current_database()"):  # fmt: skip
-            found.append("the database subscribes to a publication: a swap would leave that behind")
-        found += [
-            f"slot {name} reads the changes of {server.live} for {plugin}: a swap would leave its reader behind"
-            for name, plugin in live.execute(
-                "SELECT slot_name, plugin FROM pg_replication_slots WHERE database = current_database() "
-                "AND NOT starts_with(slot_name, %s) ORDER BY 1",
-                [capture.PREFIX],
-            )
-        ]
+        found += [told for told, _ in sessions.left_behind(live, server.live, but=capture.PREFIX)]
         found += _extensions(live, server)
         found += _not_ours_to_end(live, server, there)
     if len(server.live.encode()) + LONGEST_SUFFIX > LONGEST_NAME:

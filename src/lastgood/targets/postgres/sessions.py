@@ -89,6 +89,51 @@ def check_that_all_may_be_ended(connection: Connection, database: str) -> None:
         )
 
 
+def left_behind(connection: Connection, database: str, *, but: str) -> list[tuple[str, str]]:
+    """Say what of a database no fence ends or no swap takes along, and what a person types in it to be rid of that.
+    but: how the names of our own slots begin."""
+
+    def name(of: str) -> str:
+        return sql.Identifier(of).as_string(connection)
+
+    def text(of: str) -> str:
+        return sql.Literal(of).as_string(connection).strip()
+
+    prepared = connection.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s ORDER BY 1", [database])
+    found = [
+        (
+            f"transaction {gid} is prepared: the fence could not end it",
+            f"COMMIT PREPARED {text(gid)} (or ROLLBACK PREPARED {text(gid)})",
+        )
+        for (gid,) in prepared
+    ]
+    subscriptions = connection.execute(
+        "SELECT s.subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = %s "
+        "ORDER BY 1",
+        [database],
+    )
+    found += [
+        (
+            f"subscription {subscription} writes to {database}: a swap would leave that behind",
+            f"DROP SUBSCRIPTION {name(subscription)}",
+        )
+        for (subscription,) in subscriptions
+    ]
+    slots = connection.execute(
+        "SELECT slot_name, plugin FROM pg_replication_slots WHERE database = %s AND NOT starts_with(slot_name, %s) "
+        "ORDER BY 1",
+        [database, but],
+    )
+    found += [
+        (
+            f"slot {slot} reads the changes of {database} for {plugin}: a swap would leave its reader behind",
+            f"SELECT pg_drop_replication_slot({text(slot)})",
+        )
+        for slot, plugin in slots
+    ]
+    return found
+
+
 def pids(connection: Connection, database: str) -> list[int]:
     """Return the sessions of clients of a database, but for this one."""
     return [pid for (pid,) in connection.execute("SELECT a.pid " + _OF, [database])]

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import Fence, LiftFence, SwapDatabase
-from lastgood.targets.postgres import catalog, replay, restore_point, sessions, shelf
+from lastgood.targets.postgres import capture, catalog, replay, restore_point, sessions, shelf
 from lastgood.targets.postgres.connect import Connection, limit_statements
 from lastgood.targets.postgres.noted import Migrations
 from lastgood.targets.postgres.properties import make_alike
@@ -41,10 +41,14 @@ from lastgood.targets.postgres.server import (
 def prepare(server: Server) -> None:
     """Have ready what the fence needs, while everybody still works. Safe to repeat.
 
-    Raises Refused, naming them and what to type, where sessions of the live database are not ours to end.
+    Raises Refused, naming them and what to type, where sessions of the live database are not ours to end, or it has
+    what no fence ends and no swap takes along: that may have come since the deploy, which looked as well.
     """
     with open_ledger(server) as ledger:
         if server.live in databases(ledger):
+            if behind := sessions.left_behind(ledger, server.live, but=capture.PREFIX):
+                typed = "; ".join(remedy for _, remedy in behind)
+                raise Refused("; ".join(told for told, _ in behind), hint=f"psql -d {server.live}: {typed}")
             provide_empty(ledger, server)
             sessions.check_that_all_may_be_ended(ledger, server.live)
 
