@@ -17,6 +17,7 @@ from lastgood.core.plan import (
     Seen,
     Step,
     SwapDatabase,
+    TakeRestorePoint,
     seen,
     why_restored_first,
 )
@@ -192,6 +193,19 @@ def test_killed_while_it_is_restored_the_same_step_ends_the_same(
     is_as_after_all_of_it(embedded)
     name = embedded.config.name
     assert {each for each in embedded.target.observe().databases if each.startswith(name)} == {name, embedded.kept_as}
+
+
+def test_what_was_killed_while_it_was_restored_is_gone_with_the_next_restore_point(embedded: PostgresWorld) -> None:
+    def dying() -> None:
+        deadly("tools.Tools.restore", "after")
+        embedded.target.apply(embedded.restore_clone)
+
+    caught_up_and_over(embedded)
+    assert ended(begin(dying)) == -signal.SIGKILL
+    again = f"{embedded.config.name}_lg__again"
+    assert again in embedded.target.observe().databases
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    assert again not in embedded.target.observe().databases
 
 
 def test_a_new_restore_point_of_the_name_is_empty(embedded: PostgresWorld) -> None:

@@ -283,10 +283,13 @@ def restore_again(server: Server, folder: Path, kept: shelf.KeptPoint, *, deadli
 
 
 def clean_up(server: Server, maintenance: Connection, clone: str, dump: Path) -> None:
-    """Remove what an attempt left: its tools first, which go on in a container when their caller is killed."""
-    end_tool(maintenance, SESSION, (server.live, clone))
+    """Remove what an attempt left, also one to restore a clone once more, after which nobody else may come: its tools
+    first, which go on in a container when their caller is killed."""
+    again = own_name(server.live, _AGAIN)
+    end_tool(maintenance, SESSION, (server.live, clone, again))
     template.forget(server)
-    drop_own(maintenance, server, clone)
+    for left in (clone, again):
+        drop_own(maintenance, server, left)
     if dump.is_dir() and not dump.is_symlink():
         shutil.rmtree(dump)
     else:
