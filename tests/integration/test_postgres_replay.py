@@ -505,6 +505,33 @@ def test_rows_that_another_replay_carried_are_not_taken_for_these(embedded: Post
         embedded.target.apply(step("replay", again))
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_list_of_changes_that_an_event_trigger_keeps_has_nothing_of_the_clones(
+    embedded: PostgresWorld, by_rows: bool
+) -> None:
+    embedded.by_rows = by_rows
+    embedded.sql(
+        "CREATE TABLE changes (id serial PRIMARY KEY, what text); CREATE FUNCTION listed() RETURNS event_trigger "
+        "LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.changes (what) VALUES (tg_tag); END $$; "
+        "CREATE FUNCTION unused() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$; "
+        "CREATE TRIGGER unused AFTER INSERT ON audit EXECUTE FUNCTION unused(); "
+        "CREATE EVENT TRIGGER listed ON ddl_command_end EXECUTE FUNCTION listed(); "
+        "CREATE EVENT TRIGGER kept ON sql_drop EXECUTE FUNCTION listed(); ALTER EVENT TRIGGER kept ENABLE ALWAYS"
+    )
+    embedded.take()
+    in_clone = embedded.sql("SELECT what FROM changes ORDER BY id", database=embedded.clone)
+    embedded.migrate()
+    embedded.sql("INSERT INTO audit (what) VALUES ('a')")
+    embedded.sql("INSERT INTO changes (what) VALUES ('mine')")
+    embedded.go_back()
+    found = embedded.sql("SELECT what FROM changes ORDER BY id")
+    assert (found[: len(in_clone)], found[-1]) == (in_clone, ("mine",))
+    assert len(found) <= embedded.one("SELECT count(*) FROM changes", database=embedded.kept_as)  # type: ignore[operator] # it is a number
+    assert embedded.sql("SELECT evtname, evtenabled::text FROM pg_event_trigger ORDER BY 1") == [
+        ("kept", "A"), ("listed", "O")
+    ]  # fmt: skip
+
+
 # --- the capture itself ----------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ give the same ones. Column numbers are left out: a restore closes the gaps of dr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, LiteralString, TypeAlias
 
@@ -397,3 +398,34 @@ def count_rows(connection: Connection, of: tuple[Table, ...]) -> tuple[tuple[str
         row = connection.execute(sql.SQL("SELECT count(*) FROM ONLY {}").format(table.identifier)).fetchone()
         counted.append((table.label, int(row[0]) if row else 0))
     return tuple(counted)
+
+
+_FIRES: Final = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
+
+
+def event_triggers(connection: Connection) -> dict[str, str]:
+    """Return those that fire, and when, as pg_event_trigger has it. One that an extension brought is no person's, and
+    may not be ours to change."""
+    rows = connection.execute(
+        "SELECT evtname, evtenabled::text FROM pg_event_trigger t WHERE evtenabled <> 'D' AND NOT EXISTS (SELECT "
+        "FROM pg_depend e WHERE (e.classid, e.objid, e.deptype) = ('pg_event_trigger'::regclass, t.oid, 'e'))"
+    )
+    return dict(rows.fetchall())
+
+
+def set_event_triggers(connection: Connection, fire: Mapping[str, str]) -> None:
+    """Have triggers of events fire, or not: by their names, as `event_triggers` has it. None fires for that."""
+    for name, when in fire.items():
+        how = sql.SQL(_FIRES[when])  # pyright: ignore[reportArgumentType] # one of four
+        connection.execute(sql.SQL("ALTER EVENT TRIGGER {} {}").format(sql.Identifier(name), how))
+
+
+@contextmanager
+def no_event_fires(clone: Connection) -> Generator[None]:
+    """While something about a clone is changed: a trigger that keeps a list of such changes has them of the database
+    itself, and the clone must hold no row more. A block that fails is of a transaction, or leaves a clone that is
+    dropped."""
+    triggers = event_triggers(clone)
+    set_event_triggers(clone, dict.fromkeys(triggers, "D"))
+    yield
+    set_event_triggers(clone, triggers)

@@ -401,8 +401,9 @@ def _uncover(server: Server, folder: Path, live: Connection, clone: Connection) 
     numbers = {(t.schema, t.name): t.oid for t in catalog.tables(live)}
     there = tuple(replace(t, oid=numbers.get((t.schema, t.name), 0)) for t in catalog.tables(clone))
     captures = Captures(server, folder / restore_point.CAPTURES)
-    for (slot,) in clone.execute("SELECT pubname FROM pg_publication WHERE starts_with(pubname, %s)", [PREFIX]):
-        captures.uncover(clone, slot, there)
+    with catalog.no_event_fires(clone):
+        for (slot,) in clone.execute("SELECT pubname FROM pg_publication WHERE starts_with(pubname, %s)", [PREFIX]):
+            captures.uncover(clone, slot, there)
 
 
 def _other_schema(folder: Path, live: Connection, schema: Mapping[str, str], expected: Mapping[str, str]) -> str:

@@ -730,7 +730,7 @@ def why_not(source: Connection, clone: Connection, kept: shelf.KeptPoint, holds:
 def _begin(clone: Connection, slot: str, ledger: Connection) -> None:
     holds = held(ledger, clone.info.dbname)
     with clone.transaction():
-        clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
+        make_room(clone)
         clone.execute(_TABLES)
         clone.execute(REFUSE)
         clone.execute(APPLY)
@@ -778,6 +778,24 @@ def _copy(source: Connection, query: sql.Composed, to: Connection, table: sql.SQ
     ):
         for chunk in rows:
             into.write(chunk)
+
+
+def make_room(clone: Connection) -> None:
+    """Make the schema of a replay. Triggers of events are off from here until `clear`: what is changed about the clone
+    is none of what they are there for, and one that keeps a list of it would add to that."""
+    triggers = catalog.event_triggers(clone)
+    catalog.set_event_triggers(clone, dict.fromkeys(triggers, "D"))
+    clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
+    clone.execute("CREATE TABLE lastgood.event_triggers (name text NOT NULL, enabled text NOT NULL)")
+    with clone.cursor() as writing:
+        writing.executemany("INSERT INTO lastgood.event_triggers VALUES (%s, %s)", list(triggers.items()))
+
+
+def _event_triggers(clone: Connection) -> dict[str, str]:
+    """How they were, nothing of a replay that an earlier version began."""
+    if clone.execute("SELECT to_regclass('lastgood.event_triggers')").fetchone() == (None,):
+        return {}
+    return dict(clone.execute("SELECT name, enabled FROM lastgood.event_triggers").fetchall())
 
 
 def disable_triggers(clone: Connection) -> None:
@@ -924,4 +942,6 @@ def clear(clone: Connection, ledger: Connection) -> None:
             how = sql.SQL("ALTER TABLE {} {} {} {}")
             was = _ENABLE.get(enabled, sql.SQL("ENABLE"))
             clone.execute(how.format(written(table), was, written(kind), sql.Identifier(name)))
+        event_triggers = _event_triggers(clone)
         clone.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))
+        catalog.set_event_triggers(clone, event_triggers)

@@ -239,7 +239,7 @@ class _Taking:
 
     def _uncover(self, snapshot: _Snapshot) -> None:
         """Of a clone that shows what the capture did to the schema."""
-        with self.server.connect(self.clone) as copy:
+        with self.server.connect(self.clone) as copy, catalog.no_event_fires(copy):
             self.captures.uncover(copy, self.slot, snapshot.tables)
 
 
@@ -269,7 +269,7 @@ def restore_again(server: Server, folder: Path, kept: shelf.KeptPoint, *, deadli
         try:
             create_beside(maintenance, server, again)
             server.tools.restore(folder / point.path, again, session=SESSION, deadline_s=left_s())
-            with server.connect(again) as copy:
+            with server.connect(again) as copy, catalog.no_event_fires(copy):
                 identities = kept.identities or dict.fromkeys((table.oid for table in kept.tables), "DEFAULT")
                 Captures(server, folder / CAPTURES).uncover(copy, kept.slot, kept.tables, identities=identities)
             _, proved_at = _prove(server, maintenance, again, kept.schema, point.rows, deadline_s=left_s())

@@ -33,8 +33,8 @@ from lastgood.targets.postgres.replay import (
     LEFT_OUT,
     QUARANTINE,
     REFUSE,
-    SCHEMA,
     disable_triggers,
+    make_room,
 )
 from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison
 
@@ -233,7 +233,7 @@ def carry(
 
 
 def _prepare(clone: Connection) -> None:
-    clone.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
+    make_room(clone)
     clone.execute(_MARK)
     clone.execute(REFUSE)
     clone.execute(APPLY)

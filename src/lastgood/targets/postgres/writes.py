@@ -277,13 +277,14 @@ class Comparison:
             sql.SQL("{} AS {}").format(key, sql.Identifier(f"key{number}"))
             for number, key in enumerate(self._keys(now, then, of="c"))
         ]
-        self._clone.execute("DROP TABLE IF EXISTS pg_temp.lastgood_now")
-        self._clone.execute(
-            sql.SQL(
-                "CREATE TEMPORARY TABLE lastgood_now AS "
-                "SELECT {}, false AS by_migration, NULL::jsonb AS row FROM ONLY {} c WITH NO DATA"
-            ).format(sql.SQL(", ").join(keys), then.identifier)
-        )
+        with self._clone.transaction(), catalog.no_event_fires(self._clone):
+            self._clone.execute("DROP TABLE IF EXISTS pg_temp.lastgood_now")
+            self._clone.execute(
+                sql.SQL(
+                    "CREATE TEMPORARY TABLE lastgood_now AS "
+                    "SELECT {}, false AS by_migration, NULL::jsonb AS row FROM ONLY {} c WITH NO DATA"
+                ).format(sql.SQL(", ").join(keys), then.identifier)
+            )
         return sql.Composed([sql.SQL("COPY pg_temp.lastgood_now FROM STDIN")])
 
     def _copy(self, query: sql.Composed, into: sql.Composed) -> None:
