@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 
+from lastgood.core.errors import OutcomeUnknown
 from lastgood.core.release import Release
-from lastgood.targets.postgres import row_replay
+from lastgood.targets.postgres import row_replay, writes
 from lastgood.testing.world import START
 from tests.contract.rigs.postgres_world import SECOND, STATEMENTS, PostgresWorld
 
@@ -294,6 +295,85 @@ def test_nor_is_one_of_a_partition(embedded: PostgresWorld) -> None:
     embedded.go_back()
     assert embedded.sql("SELECT * FROM ev, noted") == [(1, 1, 1)]
     assert sum(reasons(embedded).values()) == 2
+
+
+# --- what was written before the migration ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["total", "state"])
+def test_a_write_before_the_migration_is_not_lost_when_it_rewrites_the_row(
+    embedded: PostgresWorld, column: str
+) -> None:
+    embedded.take()
+    value = {"total": "total + 1000", "state": "'paid'"}[column]
+    embedded.sql(f"UPDATE orders SET {column} = {value} WHERE id = 7")
+    embedded.ship(
+        "v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total + 50 WHERE id < 90"}
+    )
+    embedded.migrate()
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 95")
+    assert told(embedded) == {"orders": 2}
+    embedded.go_back()
+    assert embedded.sql("SELECT total, state::text FROM orders WHERE id = 7") == [(8, "new")]
+    (waits,) = [entry for entry in embedded.quarantine() if entry["id"] == "orders:7"]
+    assert waits["reason"].startswith("it was written to between the restore point and the migration")
+    (change,) = waits["changes"]
+    written = {"total": 1058, "state": "new"} if column == "total" else {"total": 58, "state": "paid"}
+    assert {**change["old"], **change["new"]}.items() >= written.items()
+    assert (change["old"]["total"], change["old"]["state"]) == (8, "new")
+    assert [note for note in embedded.replayed().notes if note.startswith("88 rows that the migration wrote last")]
+    assert lost(embedded) == {"orders": 2}
+
+
+def test_of_a_table_with_more_such_writes_than_are_noted_all_that_the_migration_rewrote_waits(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "MOST_TOUCHED", 2)
+    embedded.take()
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id <= 3; UPDATE customers SET name = 'new' WHERE id = 1")
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total + 50"})
+    embedded.migrate()
+    embedded.go_back()
+    assert {reason.partition(" was")[0]: rows for reason, rows in reasons(embedded).items()} == {"orders: orders": 100}
+    assert embedded.one("SELECT name FROM customers WHERE id = 1") == "new"
+
+
+def test_a_row_without_a_key_that_came_before_the_migration_rewrote_it_waits(embedded: PostgresWorld) -> None:
+    embedded.sql("INSERT INTO audit (what) VALUES ('old')")
+    embedded.take()
+    embedded.sql("INSERT INTO audit (what) VALUES ('acknowledged')")
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE audit SET what = what || '.'"})
+    embedded.migrate()
+    embedded.go_back()
+    assert embedded.sql("SELECT what FROM audit") == [("old",)]
+    assert {entry["changes"][0]["new"]["what"] for entry in embedded.quarantine()} == {"old.", "acknowledged."}
+
+
+def test_where_nobody_saw_the_migration_begin_all_that_it_rewrote_waits(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 7")
+    embedded.sql("BEGIN; ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total + 50; COMMIT")
+    embedded.sql("UPDATE customers SET name = 'new' WHERE id = 1")
+    embedded.go_back()
+    assert embedded.one("SELECT name FROM customers WHERE id = 1") == "new"
+    assert len(embedded.quarantine()) == 100
+    assert {entry["reason"].partition(" the")[0] for entry in embedded.quarantine()} == {
+        "nobody saw what was written before"
+    }
+
+
+def test_a_write_before_a_migration_that_was_tried_twice_is_not_lost(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 7")
+    embedded.ship("v2", {SECOND: "UPDATE orders SET total = total + 50; SELECT 1 / 0"})
+    with pytest.raises(OutcomeUnknown):
+        embedded.migrate()
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 8")
+    embedded.sql("DELETE FROM _prisma_migrations WHERE finished_at IS NULL")  # as `prisma migrate resolve` does
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total + 50"})
+    embedded.migrate()
+    embedded.go_back()
+    assert {entry["id"] for entry in embedded.quarantine()} == {"orders:7", "orders:8"}
 
 
 # --- what a value is -------------------------------------------------------------------------------------------------

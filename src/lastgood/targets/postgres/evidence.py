@@ -5,7 +5,7 @@ Read-only on the live database.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +19,9 @@ from lastgood.targets.postgres import amcheck, catalog, histories, restore_point
 from lastgood.targets.postgres.broken import broken
 from lastgood.targets.postgres.connect import Connection
 from lastgood.targets.postgres.fitting import SESSION, TRIAL_S, Start, both, fits, starts, unique
-from lastgood.targets.postgres.noted import Migrations
+from lastgood.targets.postgres.noted import Known, Migrations
 from lastgood.targets.postgres.server import Server, databases
-from lastgood.targets.postgres.writes import Comparison
+from lastgood.targets.postgres.writes import Comparison, WrittenBefore
 
 # Data corrupted, index corrupted.
 _STORAGE: Final = ("XX001", "XX002")
@@ -37,6 +37,7 @@ def collect(
     logs: Sequence[ServiceLog],
     start: Start | None,
     rewritten: Mapping[int, tuple[int, ...]],
+    noted: Callable[[Known], Sequence[shelf.KeptMigration]],
     rehearsals: Path,
     invariants: Mapping[str, str],
     dumps: Path,
@@ -45,8 +46,9 @@ def collect(
 ) -> DatabaseEvidence:
     """Collect everything since the restore point. downs, logs: as `Database.inspect` has them. start:
     runs what `target` runs by itself when it starts, None where that does not migrate. rewritten: columns by table
-    that the migration gave other values. rehearsals: folder of what became of down migrations. dumps: folder of the
-    restore points. scratch: folder for a dump of the schema, which is removed."""
+    that the migration gave other values. noted: of each migration since, as WrittenBefore has them. rehearsals: folder
+    of what became of down migrations. dumps: folder of the restore points. scratch: folder for a dump of the schema,
+    which is removed."""
     point = kept.point
     with server.connect() as live:
         restore_point.of_this_database(live, kept)
@@ -81,8 +83,8 @@ def collect(
                         )
             # Where the database stays nothing needs to be counted.
             writes = None
-            if (changes or old_release.fit is Fit.NO) and clone and migration is not None:
-                writes = _writes(live, clone, kept, migration, clock)
+            if (changes or old_release.fit is Fit.NO) and clone and known is not None:
+                writes = _writes(live, clone, kept, known.xids, WrittenBefore(noted(known)), clock)
         return DatabaseEvidence(
             database=server.live,
             changes=changes,
@@ -138,13 +140,18 @@ def _storage_faults(live: Connection, errors: tuple[SqlError, ...], since: datet
 
 
 def _writes(
-    live: Connection, clone: Connection, kept: shelf.KeptPoint, migration: tuple[str, ...], clock: Clock
+    live: Connection,
+    clone: Connection,
+    kept: shelf.KeptPoint,
+    migration: tuple[str, ...],
+    before: WrittenBefore,
+    clock: Clock,
 ) -> WritesSince:
     then, rows_then = {table.oid: table for table in kept.tables}, dict(kept.point.rows)
     counted: dict[str, int] = {}
     with live.transaction():
         live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        comparison = Comparison(live, clone, since=kept.point.snapshot, migration=migration)
+        comparison = Comparison(live, clone, since=kept.point.snapshot, migration=migration, before=before)
         for table in catalog.tables(live):
             was = then.get(table.oid)
             label = was.label if was else table.label

@@ -36,7 +36,7 @@ from lastgood.targets.postgres.replay import (
     disable_triggers,
     make_room,
 )
-from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison
+from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison, key_text
 
 AT_ONCE: Final = 500
 SAMPLE: Final = 200
@@ -47,6 +47,10 @@ ROUNDS: Final = 10
 """How often rows that break an invariant are taken out, and the rest is carried anew."""
 _WAITS_FOR_ANOTHER: Final = ("(23503)", "(23505)")
 """A row that it refers to, or that has its key, may still come or go."""
+_WHILE_IT_RAN: Final = (
+    "{} rows that the migration wrote last are as they were before: what was written to one of them while its command "
+    "ran, before it came to that row, cannot be told, and is in the folder rewritten of the export"
+)
 _WHO_DELETED: Final = "whether the migration deleted it or the application cannot be told"
 _MARK: Final = "CREATE TABLE lastgood.carried_rows (replay text NOT NULL, replayed json NOT NULL)"
 
@@ -96,11 +100,12 @@ class _Written:
 @dataclass(slots=True)
 class _Found:
     """All that was written. doubtful: values of which nobody can tell whose they are; left_out: those for which the old
-    schema has no place."""
+    schema has no place; rewritten: how many rows the migration wrote last, and nobody before it as far as was noted."""
 
     rows: list[_Written] = field(default_factory=list["_Written"])
     doubtful: list[_Written] = field(default_factory=list["_Written"])
     left_out: list[Row] = field(default_factory=list[Row])
+    rewritten: int = 0
 
 
 def rewritten_columns(
@@ -152,16 +157,11 @@ def other_keys(
                 continue
             rows, keys = comparison.other_keys(now, was, rows_then=rows_then.get(was.label, 0), most=MOST_NOTED)
             if rows or keys:
-                gone = tuple(_key_text(json_row(text)[name] for name in was.named(was.key)) for text in rows)
-                made = tuple(_key_text(json.loads(text, parse_float=Decimal)) for text in keys)
+                gone = tuple(key_text(json_row(text)[name] for name in was.named(was.key)) for text in rows)
+                made = tuple(key_text(json.loads(text, parse_float=Decimal)) for text in keys)
                 whole = max(len(gone), len(made)) <= MOST_NOTED
                 found[was.oid] = shelf.OtherKeys(gone=gone[:MOST_NOTED], made=made[:MOST_NOTED], whole=whole)
     return found if any(others.gone for others in found.values()) else {}
-
-
-def _key_text(values: Iterable[object]) -> str:
-    """The same for a number and for the text that the migration made of it."""
-    return json.dumps([value if isinstance(value, str) else shelf.json_text(value) for value in values])
 
 
 def carried(clone: Connection, replay: str) -> Replayed | None:
@@ -264,8 +264,11 @@ def _find(
         doubtful = {was.columns[number] for number in rewritten.get(was.oid, ()) if number in was.columns}
         written = 0
         for change in comparison.changes(now, was, rows_then=rows_then.get(was.label, 0)):
-            if change.kind == REWRITTEN:
+            if change.kind == REWRITTEN or change.doubt:
                 doubtful |= differing(now, was, json_row(change.row), json_row(change.before))
+                if change.doubt:
+                    found.doubtful.append(replace(_of(now, was, change, _Found()), reason=change.doubt))
+                found.rewritten += not change.doubt
                 continue
             written += change.kind == WRITTEN
             row = _of(now, was, change, found)
@@ -299,7 +302,7 @@ class _Whose:
 
     def doubt(self, row: _Written, *, by_migration: bool) -> str:
         """Say why this may be the migration's own work; empty where it is not."""
-        table, key, label = row.then.oid, _key_text(row.key.values()), row.then.label
+        table, key, label = row.then.oid, key_text(row.key.values()), row.then.label
         if row.kind == DELETED:
             if not self._seen:
                 return f"nobody saw the migration end: {_WHO_DELETED}"
@@ -354,7 +357,7 @@ def _same(one: object, other: object, *, types: tuple[str, str]) -> bool:
             return Decimal(str(one)) == Decimal(str(other))
     if types[0] == types[1]:
         return shelf.json_text(one) == shelf.json_text(other)
-    return _key_text([one]) == _key_text([other])
+    return key_text([one]) == key_text([other])
 
 
 def _judge_keyless(ours: Sequence[_Written], source: Connection, was: Table, now: Table, *, rows_then: int) -> None:
@@ -501,6 +504,7 @@ def _write_down(
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
         notes=(
             "only the last state of each row was carried: no capture kept the transactions",
+            *([_WHILE_IT_RAN.format(found.rewritten)] if found.rewritten else []),
             *_undeletable(source, kept),
             *catalog.came_and_went(source, clone, kept.tables),
         ),

@@ -95,13 +95,24 @@ class OtherKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TouchedKeys:
+    """Rows of a table that were written to before a migration began. keys: as `writes` writes them; none of a table
+    without a key. whole: these are all."""
+
+    keys: tuple[str, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeptMigration:
     """What was seen around the command of a migration. began, ended: positions of the log before and after it; ended:
-    empty as long as nobody saw it end. keys: by the oid of each table of which keys are gone."""
+    empty as long as nobody saw it end. keys: by the oid of each table of which keys are gone. touched: by the oid of
+    each table that was written to since the restore point when it began; None where nobody looked."""
 
     began: str
     ended: str = ""
     keys: dict[int, OtherKeys] = field(default_factory=dict[int, OtherKeys])
+    touched: dict[int, TouchedKeys] | None = None
 
 
 KEPT_POINT: Final = TypeAdapter(KeptPoint)

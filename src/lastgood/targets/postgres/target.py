@@ -406,24 +406,34 @@ class PostgresTarget:
         """Keep that no migration came with a restore point that was taken just now."""
         self._migrations.none(kept)
         position = kept.position or "0/0"
-        noted = shelf.KeptMigration(began=position, ended=position)
+        noted = shelf.KeptMigration(began=position, ended=position, touched={})
         shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
 
     def _note_end(self, *, since: str = "") -> str:
-        """Keep where the log was, and when it is over what a replay must know of keys; return the position. since: of
-        when it began, by default it begins now."""
+        """Keep where the log was, and what a replay must know of keys: which were written to when it begins, and which
+        are others when it is over; return the position. since: of when it began, by default it begins now."""
         if (kept := points.newest(self._points, self._server.live)) is None:
             return ""
         with self._server.connect() as live:
             # the end of what is inserted: also who does not wait until his commit is on disk is before it
             ((found,),) = live.execute("SELECT pg_current_wal_insert_lsn()::text")
             position = str(found)
-            noted = shelf.KeptMigration(began=position)
+            path = shelf.folder(self._ends) / f"{kept.point.id}.json"
+            before = (
+                shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT).touched if path.exists() else None
+            )
+            migration = self._migrations.since(live, kept).xids
             if since:
                 with self._server.connect(kept.point.clone) as clone:
-                    keys = row_replay.other_keys(live, clone, kept, migration=self._migrations.since(live, kept).xids)
-                noted = shelf.KeptMigration(began=since, ended=position, keys=keys)
-        shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
+                    keys = row_replay.other_keys(live, clone, kept, migration=migration)
+                noted = shelf.KeptMigration(began=since, ended=position, keys=keys, touched=before)
+            else:
+                touched = None
+                if before is not None:  # of a migration before this one, or of this one before it is run again
+                    found = writes.touched(live, kept.tables, since=kept.point.snapshot, migration=migration)
+                    touched = writes.either(before, found)
+                noted = shelf.KeptMigration(began=position, touched=touched)
+        shelf.write(path, shelf.KEPT_MIGRATION, noted)
         return position
 
     def _noted_ends(self, kept: shelf.KeptPoint, known: Known) -> tuple[shelf.KeptMigration, ...]:
@@ -533,11 +543,13 @@ class PostgresTarget:
                 limit_statements(replaced, left_s)
                 limit_statements(clone, left_s)
 
+            known = self._migrations.since(replaced, kept)
             comparison = writes.Comparison(
                 replaced,
                 clone,
                 since=kept.point.snapshot,
-                migration=self._migrations.since(replaced, kept).xids,
+                migration=known.xids,
+                before=writes.WrittenBefore(self._noted_ends(kept, known)),
             )
             try:
                 yield comparison, replaced, clone, go_on
@@ -860,6 +872,7 @@ class PostgresTarget:
                 logs=logs,
                 start=self._start_of(target),
                 rewritten=self._rewritten_since(kept),
+                noted=lambda known: self._noted_ends(kept, known),
                 rehearsals=self._rehearsals,
                 invariants=self._invariants,
                 dumps=self._points,

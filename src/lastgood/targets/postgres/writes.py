@@ -3,15 +3,18 @@
 A row counts as touched when its transaction was not surely over at the snapshot. Subtransactions have ids of their
 own that a snapshot does not list, so everything from the snapshot's xmin on is looked at, and compared with the clone.
 The migration's own rewriting is not anybody's write; but a row that it rewrote and that is not in the clone was
-inserted between the restore point and the migration, and is a write like any other.
+inserted between the restore point and the migration, and is a write like any other. So is one that was written to in
+between: whose its values are cannot be told any more, so which rows those are is noted when the migration begins.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Final, LiteralString
 
@@ -29,6 +32,9 @@ DELETED: Final = "deleted"
 WRITTEN: Final = "written"
 """In a table without a primary key: inserted or updated, nobody can tell."""
 REWRITTEN: Final = "rewritten by the migration"
+MOST_TOUCHED: Final = 100_000
+"""Keys of a table that are noted when a migration begins; of one with more, whatever it rewrites counts as written."""
+_WHOSE: Final = "whether a value is the migration's or somebody's who wrote before cannot be told"
 
 # xmin has 32 bits; the epoch is the current one, or the one before where the number is still ahead.
 _FULL_XID: Final[LiteralString] = """(
@@ -60,12 +66,87 @@ _LASTING: Final[Mapping[str, LiteralString]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One row that is not as it was. row: as JSON text now, or for a deleted one as it was; before: likewise.
-    by_migration: whether the migration was the last to write it."""
+    by_migration: whether the migration was the last to write it; doubt: why somebody may have written to it before."""
 
     kind: str
     row: str
     before: str | None = None
     by_migration: bool = False
+    doubt: str = ""
+
+
+def key_text(values: Iterable[object]) -> str:
+    """The same for a number and for the text that the migration made of it."""
+    return json.dumps([value if isinstance(value, str) else shelf.json_text(value) for value in values])
+
+
+def touched(
+    live: Connection, tables: Sequence[Table], *, since: str, migration: Sequence[str]
+) -> dict[int, shelf.TouchedKeys]:
+    """Return which rows were written since a snapshot by others than the migration, by the oid of each table with any.
+
+    Asked just before the migration begins: of a row that it rewrites nothing tells it later.
+    """
+    found: dict[int, shelf.TouchedKeys] = {}
+    then = {table.oid: table for table in tables}
+    for now in catalog.tables(live):
+        was = then.get(now.oid)
+        keyed = was is not None and bool(was.key) and all(number in now.columns for number in was.key)
+        names = now.named(was.key) if was is not None and keyed else ()
+        rows = live.execute(
+            sql.SQL("SELECT json_build_array({})::text FROM ONLY {} t, {} c WHERE {} AND NOT t.xmin::text = ANY({}) "
+                    "LIMIT {}").format(
+                sql.SQL(", ").join(sql.Identifier("t", name) for name in names),
+                now.identifier,
+                sql.SQL(_NEXT),
+                _since(since),
+                sql.Literal(list(migration)),
+                sql.Literal(MOST_TOUCHED + 1 if keyed else 1),
+            )
+        ).fetchall()  # fmt: skip
+        if rows and was is not None:
+            keys = [key_text(json.loads(text, parse_float=Decimal)) for (text,) in rows[:MOST_TOUCHED] if keyed]
+            found[now.oid] = shelf.TouchedKeys(keys=tuple(keys), whole=keyed and len(rows) <= MOST_TOUCHED)
+    return found
+
+
+def either(
+    one: Mapping[int, shelf.TouchedKeys], other: Mapping[int, shelf.TouchedKeys]
+) -> dict[int, shelf.TouchedKeys]:
+    """Return what was written to at one of two moments."""
+    found = dict(one)
+    for oid, more in other.items():
+        less = found.get(oid, shelf.TouchedKeys(keys=(), whole=True))
+        keys = tuple(dict.fromkeys((*less.keys, *more.keys)))
+        found[oid] = shelf.TouchedKeys(keys=keys, whole=less.whole and more.whole)
+    return found
+
+
+class WrittenBefore:
+    """What is known of the rows that were written to before a migration rewrote them. noted: of each migration since
+    the restore point, its own first; empty where nothing was.
+
+    A later migration noted what was written since a restore point of its own: what came before that is not known.
+    """
+
+    def __init__(self, noted: Sequence[shelf.KeptMigration]) -> None:
+        mine = noted[0].touched if noted else None
+        self._seen = mine is not None and all(later.began == later.ended for later in noted[1:])
+        self._tables = mine or {}
+        self._keys = {oid: frozenset(found.keys) for oid, found in self._tables.items()}
+
+    def doubt(self, then: Table, key: Sequence[object] | None) -> str:
+        """Say why somebody may have written to a row that the migration wrote last; empty where nobody did. key: None
+        where it is not known."""
+        if not self._seen:
+            return f"nobody saw what was written before the migration rewrote this row: {_WHOSE}"
+        if (noted := self._tables.get(then.oid)) is None:
+            return ""
+        if key is None or not noted.whole:
+            return f"{then.label} was written to before the migration, and this row may be one of those: {_WHOSE}"
+        if key_text(key) in self._keys[then.oid]:
+            return f"it was written to between the restore point and the migration, which then rewrote it: {_WHOSE}"
+        return ""
 
 
 def catalog_xids(connection: Connection, since: str) -> frozenset[int]:
@@ -104,11 +185,21 @@ def written_after(connection: Connection, table: Table, snapshot: str) -> bool:
 class Comparison:
     """One table now against the same table in the clone.
 
-    live, clone: connections to the two databases; live may be read-only. since: the restore point's snapshot.
+    live, clone: connections to the two databases; live may be read-only. since: the restore point's snapshot. before:
+    by default the migration's rewriting alone is asked for, whoever wrote before it.
     """
 
-    def __init__(self, live: Connection, clone: Connection, *, since: str, migration: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        live: Connection,
+        clone: Connection,
+        *,
+        since: str,
+        migration: tuple[str, ...],
+        before: WrittenBefore | None = None,
+    ) -> None:
         self._live, self._clone, self._since, self._migration = live, clone, since, migration
+        self._before = before
 
     def one_after_another(self, tables: Sequence[Table]) -> Iterator[tuple[Table, RowProgress]]:
         """Yield each table of the live database, and how far a comparison of them all is before it."""
@@ -126,7 +217,10 @@ class Comparison:
         counted: Counter[str] = Counter()
         if then is None or not self._shared_key(now, then):
             row = self._live.execute(sql.SQL("SELECT count(*) FROM ({}) touched").format(self._touched(now))).fetchone()
-            return {INSERTED if then is None else WRITTEN: int(row[0]) if row else 0}
+            written = int(row[0]) if row else 0
+            if then is not None and self._doubt(now, then, None):
+                written += sum(by for by, _ in self._live.execute(self._touched(now, rows=True)))
+            return {INSERTED if then is None else WRITTEN: written}
         self._lend_touched(now, then)
         rows = self._clone.execute(
             sql.SQL("SELECT CASE WHEN c.ctid IS NULL THEN {} ELSE {} END, count(*) FROM lastgood_now n {} "
@@ -135,6 +229,11 @@ class Comparison:
             )
         )  # fmt: skip
         counted.update({kind: int(count) for kind, count in rows})
+        rewritten = self._clone.execute(
+            sql.SQL("SELECT n.row::text FROM lastgood_now n {} WHERE c.ctid IS NOT NULL AND n.by_migration AND ({})")
+            .format(self._joined(now, then), self._differs(now, then))
+        )  # fmt: skip
+        counted[UPDATED] += sum(bool(self._doubt(now, then, text)) for (text,) in rewritten)
         counted[DELETED] = self._gone(now, rows_then=rows_then, inserted=counted[INSERTED])
         return counted
 
@@ -145,7 +244,7 @@ class Comparison:
                 if not by_migration:
                     yield Change(kind=INSERTED if then is None else WRITTEN, row=row)
                 elif then is not None:
-                    yield Change(kind=REWRITTEN, row=row)
+                    yield self._by_migration(WRITTEN, row, None, self._doubt(now, then, None))
             return
         self._lend_touched(now, then)
         inserted = 0
@@ -163,7 +262,10 @@ class Comparison:
             )
         ):
             inserted += kind == INSERTED
-            yield Change(kind=kind, row=row, before=before, by_migration=by_migration)
+            if kind == REWRITTEN:
+                yield self._by_migration(UPDATED, row, before, self._doubt(now, then, row))
+            else:
+                yield Change(kind=kind, row=row, before=before, by_migration=by_migration)
         if self._gone(now, rows_then=rows_then, inserted=inserted):
             yield from self._deleted(now, then)
 
@@ -193,10 +295,23 @@ class Comparison:
         """Whether large objects were made since: they stand in no table, and are not compared."""
         row = self._live.execute(
             sql.SQL("SELECT EXISTS (SELECT FROM pg_largeobject_metadata t, {} c WHERE {})").format(
-                sql.SQL(_NEXT), self._since_then()
+                sql.SQL(_NEXT), _since(self._since)
             )
         ).fetchone()
         return bool(row and row[0])
+
+    @staticmethod
+    def _by_migration(kind: str, row: str, before: str | None, doubt: str) -> Change:
+        """kind: what it is where somebody may have written to it."""
+        return Change(kind=kind if doubt else REWRITTEN, row=row, before=before, by_migration=True, doubt=doubt)
+
+    def _doubt(self, now: Table, then: Table, row: str | None) -> str:
+        if self._before is None:
+            return ""
+        if row is None:
+            return self._before.doubt(then, None)
+        told = json.loads(row, parse_float=Decimal)
+        return self._before.doubt(then, [told[name] for name in now.named(then.key)])
 
     def _gone(self, now: Table, *, rows_then: int, inserted: int) -> int:
         """How many rows of the clone are not there any more: no key is compared for that."""
@@ -245,12 +360,6 @@ class Comparison:
         ]
         return sql.SQL(" OR ").join([*shared, *new])
 
-    def _since_then(self) -> sql.Composed:
-        """The transaction of row `t` was not surely over at the snapshot."""
-        return sql.SQL("{} >= pg_snapshot_xmin({}::pg_snapshot)::text::bigint").format(
-            sql.SQL(_FULL_XID.format(row="t")), sql.Literal(self._since)
-        )
-
     def _touched(
         self, now: Table, *, key: Sequence[sql.Composable] = (), rows: bool = False, told: sql.SQL = _ROW
     ) -> sql.Composed:
@@ -261,7 +370,7 @@ class Comparison:
         by_migration = sql.SQL("t.xmin::text = ANY({})").format(sql.Literal(list(self._migration)))
         wanted: list[sql.Composable] = [*key, by_migration]
         wanted += [told] if rows or key else []
-        where = self._since_then()
+        where = _since(self._since)
         if not rows and not key:
             where = sql.SQL("{} AND NOT {}").format(where, by_migration)
         return sql.SQL("SELECT {} FROM ONLY {} t, {} c WHERE {}").format(
@@ -306,6 +415,13 @@ class Comparison:
             sql.SQL("n.{} = {}").format(sql.Identifier(f"key{number}"), key)
             for number, key in enumerate(self._keys(now, then, of="c"))
         )
+
+
+def _since(snapshot: str) -> sql.Composed:
+    """The transaction of row `t` was not surely over at the snapshot."""
+    return sql.SQL("{} >= pg_snapshot_xmin({}::pg_snapshot)::text::bigint").format(
+        sql.SQL(_FULL_XID.format(row="t")), sql.Literal(snapshot)
+    )
 
 
 def export(
