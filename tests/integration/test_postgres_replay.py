@@ -386,6 +386,43 @@ def test_a_value_that_the_old_type_cannot_hold_is_not_rounded(embedded: Postgres
     assert [entry["changes"][0]["new"]["amount"] for entry in embedded.quarantine()] == ["7.25"]
 
 
+@pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "transactions"])
+@pytest.mark.parametrize("was, now", [("timestamp", "timestamptz"), ("timestamptz", "timestamp")])
+def test_a_time_is_not_shifted_by_a_zone_that_nobody_named(
+    embedded: PostgresWorld, was: str, now: str, *, by_rows: bool
+) -> None:
+    """The migration read the old values in the zone of the database; the replay's sessions have another."""
+    embedded.by_rows = by_rows
+    embedded.sql(f"ALTER DATABASE \"{embedded.config.name}\" SET timezone = 'Asia/Tokyo'")
+
+    def app(text: str) -> list[tuple[object, ...]]:
+        return embedded.sql(f"SET timezone = 'Asia/Tokyo'; {text}")
+
+    app(f"CREATE TABLE seen (id int PRIMARY KEY, at {was}, note text)")
+    app("INSERT INTO seen VALUES (1, '2026-01-01 12:00'), (2, '2026-01-01 12:00'), (3, '2026-01-01 12:00')")
+    embedded.take()
+    embedded.ship("v2", {SECOND: f"SET timezone = 'Asia/Tokyo'; ALTER TABLE seen ALTER COLUMN at TYPE {now}"})
+    embedded.migrate()
+    app("INSERT INTO seen VALUES (4, '2026-01-01 12:00', 'new')")
+    app("INSERT INTO seen VALUES (5, NULL, 'new')")
+    app("UPDATE seen SET note = 'still' WHERE id = 1")
+    app("UPDATE seen SET at = '2026-02-02 12:00' WHERE id = 2")
+    embedded.go_back()
+    with embedded.connect() as connection:
+        connection.execute("SET timezone = 'Asia/Tokyo'")
+        rows = connection.execute("SELECT id, left(at::text, 16), note FROM seen ORDER BY id").fetchall()
+    assert rows == [
+        (1, "2026-01-01 12:00", "still"),
+        (2, "2026-01-01 12:00", None),
+        (3, "2026-01-01 12:00", None),
+        (5, None, "new"),
+    ]
+    new = [entry["changes"][0]["new"] for entry in embedded.quarantine()]
+    assert [values["note"] for values in new if "2026-01-01" in values["at"] and values.get("note") == "new"] == ["new"]
+    assert all("2026" in values["at"] for values in new)
+    assert len(embedded.quarantine()) == (3 if by_rows else 2)
+
+
 def test_what_a_migration_rewrote_is_not_held_in_memory(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

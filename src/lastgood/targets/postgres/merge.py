@@ -123,6 +123,21 @@ class _Rewriting(Enum):
     SCALED = "scaled"
 
 
+def crosses_zones(was: str, now: str) -> bool:
+    """Whether one of two types, as format_type writes them, holds moments and the other one what a clock shows. Which
+    zone the migration read the values in is not in the log: by its own setting, or by words of its own (USING)."""
+    return _knows_zones(was) != _knows_zones(now)
+
+
+def zone_unknown(column: str, was: str, now: str) -> str:
+    """Say why such a value waits."""
+    return f"{column} was {was} and is {now} now: in which time zone its values are meant cannot be told"
+
+
+def _knows_zones(of: str) -> bool:
+    return "with time zone" in of or of.startswith("tstz")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
     """Columns that hold numbers, as (schema, table, column). counting: they are merged by as much as they changed;
@@ -656,8 +671,14 @@ class Merge:
         return f"{name} = {self._value(row, number, value)}"
 
     def _value(self, row: _Row, number: int, value: Value) -> str:
-        """As the server wrote it; by way of the type that it had where that was another number or time."""
-        if value is None or not self._narrows(row, number):
+        """As the server wrote it; by way of the type that it had where that was another number or time. Raises Misfit
+        where that depends on a time zone."""
+        if value is None:
+            return _literal(value)
+        was, now = row.then.types[number], row.columns.types[number]
+        if crosses_zones(was, now):
+            raise Misfit(zone_unknown(f"{row.then.label}.{row.then.columns[number]}", was, now))
+        if not self._narrows(row, number):
             return _literal(value)
         return f"{_literal(value)}::{row.columns.types[number]}::{row.then.types[number]}"
 

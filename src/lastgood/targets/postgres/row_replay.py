@@ -27,7 +27,7 @@ from lastgood.targets.postgres import catalog, shelf
 from lastgood.targets.postgres.broken import broken_keys, keys_that_break
 from lastgood.targets.postgres.catalog import Name, Table
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import CASCADING, NUMBERS, written
+from lastgood.targets.postgres.merge import CASCADING, NUMBERS, crosses_zones, written, zone_unknown
 from lastgood.targets.postgres.replay import (
     APPLY,
     LEFT_OUT,
@@ -280,13 +280,16 @@ def _find(
             _judge_keyless(ours, source, was, now, rows_then=rows_then.get(was.label, 0))
         for row in ours:
             _set_doubtful_apart(row, doubtful, found)
+            _set_zones_apart(row, now, found)
         found.rows += [row for row in ours if row.values or row.kind == DELETED]
     partitions = [*catalog.later_partitions(source, clone, kept.tables)]
     compared = comparison.one_after_another([later.leaf for later in partitions])
     for later, (_, so_far) in zip(partitions, compared, strict=True):
         go_on(so_far)
         for change in comparison.changes(later.leaf, None, rows_then=0):
-            found.rows.append(replace(_of(later.leaf, later.home, change, found), table=later.leaf.label))
+            row = replace(_of(later.leaf, later.home, change, found), table=later.leaf.label)
+            _set_zones_apart(row, later.leaf, found)
+            found.rows.append(row)
     return found
 
 
@@ -377,6 +380,22 @@ def _set_doubtful_apart(row: _Written, rewritten: set[str], found: _Found) -> No
             _Written(then=row.then, kind=row.kind, key=row.key, values=doubtful, old=row.old, reason=why)
         )
         row.values = {name: value for name, value in row.values.items() if name not in doubtful}
+
+
+def _set_zones_apart(row: _Written, now: Table, found: _Found) -> None:
+    """A value that depends on a time zone waits: alone where the row is in the clone, else with its row."""
+    types = {name: (row.then.types[n], now.types.get(n, row.then.types[n])) for n, name in row.then.columns.items()}
+    zoned = [
+        name for name, value in (row.key | row.values).items() if value is not None and crosses_zones(*types[name])
+    ]
+    if not zoned:
+        return
+    why = zone_unknown(f"{row.then.label}.{zoned[0]}", *types[zoned[0]])
+    if row.old is None or row.kind == DELETED or not row.key.keys().isdisjoint(zoned):
+        row.reason = row.reason or why
+        return
+    values = {name: row.values.pop(name) for name in zoned}
+    found.doubtful.append(_Written(then=row.then, kind=row.kind, key=row.key, values=values, old=row.old, reason=why))
 
 
 # --- into the clone --------------------------------------------------------------------------------------------------
