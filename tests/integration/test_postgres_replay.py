@@ -22,7 +22,7 @@ import pytest
 from lastgood.core.config import PostgresConfig
 from lastgood.core.errors import Refused
 from lastgood.core.plan import CatchUp, Fence, ReplayWrites, SwapDatabase
-from lastgood.targets.postgres import replay, shelf, target
+from lastgood.targets.postgres import catalog, replay, shelf, target
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
 from tests.contract.rigs import postgres_embedded
@@ -384,6 +384,26 @@ def test_a_value_that_the_old_type_cannot_hold_is_not_rounded(embedded: Postgres
     )
     assert embedded.sql("SELECT amount FROM stock ORDER BY id") == [(5,), (7,)]
     assert [entry["changes"][0]["new"]["amount"] for entry in embedded.quarantine()] == ["7.25"]
+
+
+@pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "transactions"])
+def test_a_row_that_names_a_large_object_of_after_the_deploy_waits_for_it(
+    embedded: PostgresWorld, *, by_rows: bool
+) -> None:
+    embedded.by_rows = by_rows
+    embedded.sql("CREATE TABLE picture (id int PRIMARY KEY, of oid); INSERT INTO picture VALUES (1, NULL), (2, NULL)")
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        "INSERT INTO picture VALUES (3, lo_from_bytea(0, 'hello'))",
+        "UPDATE picture SET of = lo_from_bytea(0, 'hello') WHERE id = 1",
+        "UPDATE picture SET of = 1 WHERE id = 2",
+    )
+    assert embedded.sql("SELECT id, of FROM picture ORDER BY id") == [(1, None), (2, 1)]
+    reasons = [entry["reason"] for entry in embedded.quarantine()]
+    assert len(reasons) == 2
+    assert all(reason.startswith("picture.of names large object") for reason in reasons)
+    assert catalog.LARGE_OBJECTS_MADE in embedded.replayed().notes
 
 
 @pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "transactions"])

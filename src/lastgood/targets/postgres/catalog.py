@@ -288,6 +288,21 @@ def roots(connection: Connection) -> dict[Name, Name]:
     return {(schema, leaf): (of, root) for schema, leaf, of, root in rows}
 
 
+LARGE_OBJECTS_MADE: Final = (
+    "large objects were made since the restore point, which no replay carries: they are in the database that is kept"
+)
+
+
+def lacks_large_object(source: Connection, clone: Connection, kind: str, value: object) -> bool:
+    """Whether a value is the number of a large object that the clone does not have. kind: the column's type; in one of
+    another type than these nothing tells such a number from any other."""
+    if kind not in ("oid", "lo") or value is None:
+        return False
+    asked: LiteralString = "SELECT FROM pg_largeobject_metadata WHERE oid::text = %s"
+    there, here = (of.execute(asked, [str(value)]).fetchone() is not None for of in (source, clone))
+    return there and not here
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Later:
     """A partition that was made since a restore point. home: the partitioned table that its rows go into in the clone,

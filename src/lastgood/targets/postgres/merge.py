@@ -284,7 +284,7 @@ class Merge:
         now: tuple[Table, ...],
         merging: Mapping[str, Merging],
     ) -> None:
-        self._clone = clone
+        self._source, self._clone = source, clone
         self._then, self._now = {t.oid: t for t in then}, {t.oid: t for t in now}
         self._holds, self._by_text = numbers(clone, merging), compared_by_text(clone)
         self._roots = {
@@ -502,6 +502,7 @@ class Merge:
         conditions = [self._found(row)]
         for number in changed:
             self._check_unit(row, number)
+            self._check_large_object(row, number)
             name, old, new = row.columns.names[number], row.old[number], row.new[number]
             if self._is_quantity(row, number):
                 sets.append(f"{name} = {name} + ({_literal(new)}::numeric - {_literal(old)}::numeric)")
@@ -530,6 +531,7 @@ class Merge:
         numbers = [number for number in row.new if number in row.then.columns]
         for number in numbers:
             self._check_unit(row, number)
+            self._check_large_object(row, number)
         guards = [guard for number in numbers for guard in self._keeps_all(row, number)]
         names = ", ".join(row.columns.names[number] for number in numbers)
         values = ", ".join(self._value(row, number, row.new[number]) for number in numbers)
@@ -590,6 +592,11 @@ class Merge:
             f"FROM lastgood.rewritten r WHERE (r.relation, r.key, r.number) = "
             f"({row.then.oid}, {_literal(_key_text(row))}, {number})"
         )
+
+    def _check_large_object(self, row: _Row, number: int) -> None:
+        if catalog.lacks_large_object(self._source, self._clone, row.then.types[number], row.new[number]):
+            name = f"{row.then.label}.{row.then.columns[number]}"
+            raise Misfit(f"{name} names large object {row.new[number]}, which was made since and is not in the log")
 
     def _check_unit(self, row: _Row, number: int) -> None:
         """Raise Misfit where a number may count in another unit than the old schema's."""

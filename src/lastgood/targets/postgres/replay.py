@@ -40,6 +40,7 @@ from lastgood.targets.postgres.pgoutput import (
     Value,
 )
 from lastgood.targets.postgres.server import Held, held, hold, note_migrated, note_replayed
+from lastgood.targets.postgres.writes import large_objects_made
 
 SCHEMA: Final = "lastgood"
 QUARANTINE: Final = "quarantine.jsonl"
@@ -427,7 +428,8 @@ class Replay:
         everything. Safe to repeat."""
         replayed = finish(self._source, self._clone, self._kept, into)
         narrow = (NARROW,) if self.narrow and self._invariants else ()
-        return replace(replayed, notes=(*replayed.notes, *self._doubts, *narrow))
+        made = (catalog.LARGE_OBJECTS_MADE,) if large_objects_made(self._source, self._kept.point.snapshot) else ()
+        return replace(replayed, notes=(*replayed.notes, *self._doubts, *narrow, *made))
 
     def _round(
         self, upto: str, go_on: Callable[[Progress], None], *, changes_at_once: int | None = BATCH

@@ -223,7 +223,8 @@ def carry(
             raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
         replayed = _write_down(found, [*taken_out, *refused], source, clone, kept, into)
         stale = catalog.to_refresh(view.as_string(clone) for view in catalog.materialized_views(clone))
-        replayed = replace(replayed, notes=(*replayed.notes, *stale))
+        large = (catalog.LARGE_OBJECTS_MADE,) if comparison.large_objects_written() else ()
+        replayed = replace(replayed, notes=(*replayed.notes, *stale, *large))
         clone.execute(
             sql.SQL("INSERT INTO lastgood.carried_rows VALUES ({}, {})").format(
                 sql.Literal(replay), sql.Literal(shelf.KEPT_REPLAY.dump_json(replayed).decode())
@@ -281,6 +282,7 @@ def _find(
         for row in ours:
             _set_doubtful_apart(row, doubtful, found)
             _set_zones_apart(row, now, found)
+            _check_large_objects(row, source, clone)
         found.rows += [row for row in ours if row.values or row.kind == DELETED]
     partitions = [*catalog.later_partitions(source, clone, kept.tables)]
     compared = comparison.one_after_another([later.leaf for later in partitions])
@@ -289,6 +291,7 @@ def _find(
         for change in comparison.changes(later.leaf, None, rows_then=0):
             row = replace(_of(later.leaf, later.home, change, found), table=later.leaf.label)
             _set_zones_apart(row, later.leaf, found)
+            _check_large_objects(row, source, clone)
             found.rows.append(row)
     return found
 
@@ -396,6 +399,13 @@ def _set_zones_apart(row: _Written, now: Table, found: _Found) -> None:
         return
     values = {name: row.values.pop(name) for name in zoned}
     found.doubtful.append(_Written(then=row.then, kind=row.kind, key=row.key, values=values, old=row.old, reason=why))
+
+
+def _check_large_objects(row: _Written, source: Connection, clone: Connection) -> None:
+    for number, name in row.then.columns.items():
+        if catalog.lacks_large_object(source, clone, row.then.types[number], row.values.get(name)):
+            told = f"{row.then.label}.{name} names large object {row.values[name]}"
+            row.reason = row.reason or f"{told}, which was made since and is in no row"
 
 
 # --- into the clone --------------------------------------------------------------------------------------------------

@@ -122,6 +122,16 @@ def either(
     return found
 
 
+def large_objects_made(connection: Connection, since: str) -> bool:
+    """Whether large objects were made since a snapshot: they stand in no table and in no slot, and are not compared."""
+    row = connection.execute(
+        sql.SQL("SELECT EXISTS (SELECT FROM pg_largeobject_metadata t, {} c WHERE {})").format(
+            sql.SQL(_NEXT), _since(since)
+        )
+    ).fetchone()
+    return bool(row and row[0])
+
+
 class WrittenBefore:
     """What is known of the rows that were written to before a migration rewrote them. noted: of each migration since
     the restore point, its own first; empty where nothing was.
@@ -292,13 +302,7 @@ class Comparison:
         return [change.row for change in deleted], [text for (text,) in made]
 
     def large_objects_written(self) -> bool:
-        """Whether large objects were made since: they stand in no table, and are not compared."""
-        row = self._live.execute(
-            sql.SQL("SELECT EXISTS (SELECT FROM pg_largeobject_metadata t, {} c WHERE {})").format(
-                sql.SQL(_NEXT), _since(self._since)
-            )
-        ).fetchone()
-        return bool(row and row[0])
+        return large_objects_made(self._live, self._since)
 
     @staticmethod
     def _by_migration(kind: str, row: str, before: str | None, doubt: str) -> Change:
