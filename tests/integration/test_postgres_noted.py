@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -436,7 +437,10 @@ def test_a_schema_that_was_changed_without_a_step_is_told_by_the_catalogs_and_th
     embedded.go_back()
     assert embedded.sql("SELECT count(*), max(total) FROM orders") == [(100, 101)]
     assert [note for note in embedded.replayed().notes if "by the catalogs alone (the schema was changed since" in note]
-    assert [e["reason"].partition(":")[0] for e in embedded.quarantine()] == ["nobody saw the migration end"]
+    assert Counter(e["reason"].partition(":")[0] for e in embedded.quarantine()) == {
+        "nobody saw the migration end": 1,
+        "nobody saw what was written before the migration rewrote this row": 99,
+    }
 
 
 @pytest.mark.full

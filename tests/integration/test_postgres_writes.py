@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import pytest
 
 from lastgood.core.errors import OutcomeUnknown
+from lastgood.core.plan import TakeRestorePoint
 from lastgood.core.release import Release
 from lastgood.targets.postgres import row_replay, writes
 from lastgood.testing.world import START
-from tests.contract.rigs.postgres_world import SECOND, STATEMENTS, PostgresWorld
+from tests.contract.rigs.postgres_world import SECOND, STATEMENTS, PostgresWorld, step
 
 V1 = Release(id="v1", recorded_at=START, engine="process", services=(), statements=STATEMENTS)
 
@@ -370,6 +371,17 @@ def test_a_write_before_a_migration_that_was_tried_twice_is_not_lost(embedded: P
         embedded.migrate()
     embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 8")
     embedded.sql("DELETE FROM _prisma_migrations WHERE finished_at IS NULL")  # as `prisma migrate resolve` does
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total + 50"})
+    embedded.migrate()
+    embedded.go_back()
+    assert {entry["id"] for entry in embedded.quarantine()} == {"orders:7", "orders:8"}
+
+
+def test_a_write_between_two_deploys_is_not_lost_when_the_second_rewrites_the_row(embedded: PostgresWorld) -> None:
+    embedded.take()
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 7")
+    embedded.target.apply(step("take", TakeRestorePoint(restore_point="rp-d3")))
+    embedded.sql("UPDATE orders SET state = 'paid' WHERE id = 8")
     embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total + 50"})
     embedded.migrate()
     embedded.go_back()

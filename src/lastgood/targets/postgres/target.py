@@ -406,8 +406,7 @@ class PostgresTarget:
         """Keep that no migration came with a restore point that was taken just now."""
         self._migrations.none(kept)
         position = kept.position or "0/0"
-        noted = shelf.KeptMigration(began=position, ended=position, touched={})
-        shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
+        self._note_seen(kept, shelf.KeptMigration(began=position, ended=position, touched={}))
 
     def _note_end(self, *, since: str = "") -> str:
         """Keep where the log was, and what a replay must know of keys: which were written to when it begins, and which
@@ -418,31 +417,42 @@ class PostgresTarget:
             # the end of what is inserted: also who does not wait until his commit is on disk is before it
             ((found,),) = live.execute("SELECT pg_current_wal_insert_lsn()::text")
             position = str(found)
-            path = shelf.folder(self._ends) / f"{kept.point.id}.json"
-            before = (
-                shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT).touched if path.exists() else None
-            )
-            migration = self._migrations.since(live, kept).xids
             if since:
                 with self._server.connect(kept.point.clone) as clone:
-                    keys = row_replay.other_keys(live, clone, kept, migration=migration)
-                noted = shelf.KeptMigration(began=since, ended=position, keys=keys, touched=before)
+                    keys = row_replay.other_keys(live, clone, kept, migration=self._migrations.since(live, kept).xids)
+                noted = shelf.KeptMigration(began=since, ended=position, keys=keys, touched=self._touched(kept))
+                self._note_seen(kept, noted)
             else:
-                touched = None
-                if before is not None:  # of a migration before this one, or of this one before it is run again
-                    found = writes.touched(live, kept.tables, since=kept.point.snapshot, migration=migration)
-                    touched = writes.either(before, found)
-                noted = shelf.KeptMigration(began=position, touched=touched)
-        shelf.write(path, shelf.KEPT_MIGRATION, noted)
+                self._note_seen(kept, shelf.KeptMigration(began=position, touched=self._touched(kept)))
+                self._note_touched(live, kept)
         return position
+
+    def _note_touched(self, live: Connection, kept: shelf.KeptPoint) -> None:
+        """Keep which rows were written to before a migration begins: since each restore point of this database, one of
+        which may be gone back to over several deploys. What was kept when another one began stays."""
+        for point in points.every(self._points):
+            if point.identity == kept.identity and (before := self._touched(point)) is not None:
+                migration = self._migrations.since(live, point).xids
+                found = writes.touched(live, point.tables, since=point.point.snapshot, migration=migration)
+                self._note_seen(point, replace(self._seen(point), touched=writes.either(before, found)))
+
+    def _touched(self, kept: shelf.KeptPoint) -> dict[int, shelf.TouchedKeys] | None:
+        return self._seen(kept).touched if (self._ends / f"{kept.point.id}.json").exists() else None
+
+    def _seen(self, kept: shelf.KeptPoint) -> shelf.KeptMigration:
+        path = self._ends / f"{kept.point.id}.json"
+        return shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT)
+
+    def _note_seen(self, kept: shelf.KeptPoint, noted: shelf.KeptMigration) -> None:
+        shelf.write(shelf.folder(self._ends) / f"{kept.point.id}.json", shelf.KEPT_MIGRATION, noted)
 
     def _noted_ends(self, kept: shelf.KeptPoint, known: Known) -> tuple[shelf.KeptMigration, ...]:
         """Return what was noted of each migration since a restore point, its own first; nothing where the schema was
         changed without a step."""
-        paths = [self._ends / f"{of.point.id}.json" for of in self._migrations.deploys(kept)]
-        if not known.by_steps or not all(path.exists() for path in paths):
+        deploys = self._migrations.deploys(kept)
+        if not known.by_steps or not all((self._ends / f"{of.point.id}.json").exists() for of in deploys):
             return ()
-        return tuple(shelf.read(path, shelf.KEPT_MIGRATION, what=path.stem, hint=_HINT) for path in paths)
+        return tuple(map(self._seen, deploys))
 
     def _rewritten_since(self, kept: shelf.KeptPoint) -> dict[int, tuple[int, ...]]:
         """Return the columns by table that the migrations since a restore point are known to have rewritten: each

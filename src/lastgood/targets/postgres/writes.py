@@ -134,15 +134,12 @@ def large_objects_made(connection: Connection, since: str) -> bool:
 
 class WrittenBefore:
     """What is known of the rows that were written to before a migration rewrote them. noted: of each migration since
-    the restore point, its own first; empty where nothing was.
-
-    A later migration noted what was written since a restore point of its own: what came before that is not known.
+    the restore point, its own first; empty where nothing was. The first has what each of them found when it began.
     """
 
     def __init__(self, noted: Sequence[shelf.KeptMigration]) -> None:
-        mine = noted[0].touched if noted else None
-        self._seen = mine is not None and all(later.began == later.ended for later in noted[1:])
-        self._tables = mine or {}
+        found = noted[0].touched if noted else None
+        self._seen, self._tables = found is not None, found or {}
         self._keys = {oid: frozenset(found.keys) for oid, found in self._tables.items()}
 
     def doubt(self, then: Table, key: Sequence[object] | None) -> str:
