@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, LiteralString, TypeAlias
@@ -27,6 +27,8 @@ from lastgood.targets.postgres.pgoutput import Change, Relation, RowChange, Tran
 NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
 NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
+_LONGEST: Final = 200
+"""Characters of a key that are written down as they are; what is longer is told by its hash."""
 FORGOTTEN: Final = "forgotten"
 """In place of a row's key: of this column, not everything that the migration made of it is remembered."""
 
@@ -219,6 +221,16 @@ class Moves:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Of changes, as text: table and key, or the table alone, which stands for any row of it. touched: of each row that
+    they write to. remade: of each that they make, delete or give another key: what stands there is another row then in
+    a database that has not got them."""
+
+    touched: frozenset[str]
+    remade: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
     """A transaction in the words of the old schema. rows: by table. left_out: (table, key, values by column) for which
     the old schema has no place; of a table that it does not have, the whole row before in place of the key."""
@@ -403,6 +415,52 @@ class Merge:
             if change.old is None:
                 roots.add(any_row)
         return Moves(out=frozenset(out - into), into=frozenset((into - out) | roots))
+
+    def keys(self, changes: Iterable[Change], *, whole: bool = True) -> Keys:
+        """Return at which keys these write, and at which another row stands after them. whole: else of which tables."""
+        touched, remade = set[str](), set[str]()
+        for change in changes:
+            if isinstance(change, Truncation):
+                remade.update(self._any_row(r.oid) for r in change.relations if r.oid in self._then)
+                continue
+            if change.relation.oid not in self._then:
+                continue
+            any_row = self._any_row(change.relation.oid)
+            try:
+                row = self._row(change)
+            except Misfit:
+                remade.add(any_row)
+                continue
+            if row.old and row.new and not any(number in row.then.columns for number in self._changed(row)):
+                continue
+            was, made = (self._place(row, told) for told in (row.old, row.new))
+            touched |= {any_row, *was}
+            if row.old or row.then.key:  # a new row without a key is not looked for
+                touched |= made
+            if was != made:
+                remade |= was ^ made if whole else {any_row}
+        return Keys(touched=frozenset(touched), remade=frozenset(remade))
+
+    def _any_row(self, oid: int) -> str:
+        then = self._then[oid]
+        root = self._roots.get((then.schema, then.name))
+        return root.label if root else then.label
+
+    def _place(self, row: _Row, told: Mapping[int, Value]) -> set[str]:
+        """Where a row stands: its table and its key, or all of it where it has none. Nowhere where the migration took
+        the key away: no such row is looked for."""
+        then = row.then
+        if not told or not all(number in told for number in then.key):
+            return set()
+        # a long value that did not change is sent with the row before only
+        values = {n: row.old.get(n) if value is Unsent.UNCHANGED else value for n, value in told.items()}
+        if then.key:
+            key = json.dumps({then.columns[n]: values[n] for n in sorted(then.key, key=then.columns.__getitem__)})
+        else:
+            key = json.dumps([values[n] for n in sorted(values)])
+        if len(key) > _LONGEST or not then.key:
+            key = hashlib.sha256(key.encode()).hexdigest()
+        return {f"{self._any_row(then.oid)} {key}"}
 
     @staticmethod
     def _identity(row: _Row) -> tuple[object, ...]:

@@ -86,14 +86,32 @@ CREATE TABLE lastgood.rewritten (relation oid, key text, number int, was text, m
 """
 # Made also for a replay that an earlier version began.
 _TABLES_LATER: Final[LiteralString] = """
+CREATE TABLE IF NOT EXISTS lastgood.remade (place text NOT NULL, commit bigint NOT NULL, PRIMARY KEY (place, commit));
 CREATE TABLE IF NOT EXISTS lastgood.skipped (commit bigint PRIMARY KEY, xid bigint NOT NULL, at timestamptz NOT NULL,
     changes bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.skipped_changes (xid bigint, number bigint, change jsonb NOT NULL,
     PRIMARY KEY (xid, number));
 CREATE TABLE IF NOT EXISTS lastgood.without_place (commit bigint PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS lastgood.refers (commit bigint PRIMARY KEY, said jsonb NOT NULL);
-CREATE TABLE IF NOT EXISTS lastgood.moved_out (commit bigint NOT NULL, row text NOT NULL)
+CREATE TABLE IF NOT EXISTS lastgood.moved_out (commit bigint NOT NULL, row text NOT NULL);
+CREATE OR REPLACE FUNCTION lastgood.carry(number bigint, statements text[], touched text[], makes text[])
+RETURNS text LANGUAGE plpgsql AS $carry$
+DECLARE found text; reason text;
+BEGIN
+    SELECT place INTO found FROM lastgood.remade WHERE place = ANY(touched) LIMIT 1;
+    IF found IS NULL THEN
+        reason := lastgood.apply(statements);
+    ELSE
+        reason := found || ': that a row was made or deleted there or got this key is the migration''s or waits in '
+            'quarantine, so what stands there may be another row: this depends on one in quarantine';
+    END IF;
+    IF reason IS NOT NULL THEN
+        INSERT INTO lastgood.remade SELECT DISTINCT unnest(makes), number ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN reason;
+END $carry$
 """
+# Why `carry` is a function: a batch is sent without waiting for answers, so only the clone knows in time what waits.
 # The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
 # What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
 APPLY: Final[LiteralString] = """
@@ -298,6 +316,7 @@ class Replay:
 
     def _let_wait(self, transaction: Transaction, reason: str) -> None:
         with self._clone.transaction():
+            self._note_remade(transaction.commit, self._merge.keys(transaction.changes).remade)
             self._write_down([_Carried(transaction=transaction, said=None, reason=reason)])
 
     def _try_again(self, rest: dict[int, list[Transaction]], go_on: Callable[[Progress], None]) -> None:
@@ -363,7 +382,7 @@ class Replay:
         return with_it if answer.fetchone() == (None,) else None
 
     def _settle(self, one: _Referring, with_it: Sequence[_Carried]) -> None:
-        for table in ("quarantine", "refers", "moved_out"):
+        for table in ("quarantine", "refers", "moved_out", "remade"):
             self._clone.execute(
                 sql.SQL("DELETE FROM {} WHERE commit = %s").format(sql.Identifier(SCHEMA, table)),
                 [one.transaction.commit],
@@ -516,8 +535,7 @@ class Replay:
             self._carry(batch[: len(batch) // 2], among=among)
             self._carry(batch[len(batch) // 2 :], among=among)
             return
-        with self._clone.transaction():
-            self._write_down([_Carried(transaction=batch[0], said=None, reason=broke)])
+        self._let_wait(batch[0], broke)
 
     def _replayed(self, batch: Sequence[Transaction]) -> list[_Carried]:
         """Each of them, and what became of it. Nothing is written down yet."""
@@ -533,11 +551,16 @@ class Replay:
                 try:
                     said = self._merge.said(transaction)
                 except Misfit as misfit:
+                    self._note_remade(transaction.commit, self._merge.keys(transaction.changes).remade)
                     carried.append(_Carried(transaction=transaction, said=None, reason=str(misfit)))
                     continue
                 answer = None
                 if said.statements:
-                    answer = self._clone.execute("SELECT lastgood.apply(%s)", [list(said.statements)])
+                    keys = self._merge.keys(transaction.changes)
+                    answer = self._clone.execute(
+                        "SELECT lastgood.carry(%s, %s, %s, %s)",
+                        [transaction.commit, list(said.statements), list(keys.touched), list(keys.remade)],
+                    )
                 carried.append(_Carried(transaction=transaction, said=said, answer=answer))
         return carried
 
@@ -586,6 +609,14 @@ class Replay:
             "UPDATE lastgood.progress SET (commit, migrated, total, skipped) = (%s, %s, %s, %s)",
             [last, self._progress.migrated, self._progress.total, self._progress.skipped],
         )
+
+    def _note_remade(self, commit: int, places: Collection[str]) -> None:
+        """A row that stands at one of these is not the one that whatever comes later means."""
+        if places:
+            self._clone.execute(
+                "INSERT INTO lastgood.remade SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
+                [list(places), commit],
+            )
 
     def _note_waiting(self, transaction: Transaction, said: Said | None) -> None:
         """What `carry_partitions` must know of one that waits. said: of one that refers to a row."""
