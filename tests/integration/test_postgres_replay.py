@@ -1020,6 +1020,68 @@ def test_a_number_of_a_row_that_the_migration_took_out_is_not_taken_from_it(embe
     assert len(embedded.quarantine()) == 2
 
 
+REFILL: Final = "ALTER TABLE customers ADD COLUMN note text; CREATE TEMP TABLE o AS TABLE {table}; {how}; "
+
+
+@pytest.mark.parametrize("how", ["DELETE FROM orders", "TRUNCATE orders"])
+@pytest.mark.parametrize("key", ["id", "id + 1000"])
+def test_amounts_of_a_table_that_the_migration_refilled_in_another_unit_wait(
+    embedded: PostgresWorld, how: str, key: str
+) -> None:
+    embedded.sql("UPDATE orders SET total = id")
+    went_back(
+        embedded,
+        REFILL.format(table="orders", how=how)
+        + f"INSERT INTO orders SELECT {key}, customer, total * 100, state, at FROM o",
+        f"UPDATE orders SET total = total + 500 WHERE id = {key.replace('id', '7')}",
+        "INSERT INTO orders (id, customer, total) VALUES (9000, 1, 2500)",
+    )
+    assert embedded.sql("SELECT id, total::int FROM orders WHERE id = 7 OR id > 100 ORDER BY id") == [(7, 7)]
+    assert len(embedded.quarantine()) == 2
+
+
+def test_stock_is_not_taken_from_a_row_that_got_the_key_of_another_by_a_refill(embedded: PostgresWorld) -> None:
+    embedded.sql(f"{ITEM}, (2, 'pear', 10), (3, 'plum', 10)")
+    went_back(
+        embedded,
+        REFILL.format(table="item", how="DELETE FROM item") + "INSERT INTO item SELECT 4 - id, name, stock FROM o",
+        "UPDATE item SET stock = stock - 5 WHERE name = 'apple'",
+        "INSERT INTO item VALUES (4, 'quince', 40)",
+    )
+    told = embedded.sql("SELECT name, stock FROM item ORDER BY id")
+    assert told == [("apple", 10), ("pear", 10), ("plum", 10), ("quince", 40)]
+    assert len(embedded.quarantine()) == 1
+
+
+def test_what_a_migration_tidied_up_keeps_no_other_row_waiting(embedded: PostgresWorld) -> None:
+    embedded.sql(f"{ITEM}, (2, 'pear', 20), (3, 'plum', 30)")
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; "
+        "DELETE FROM item WHERE id = 1; INSERT INTO item VALUES (9, 'fig', 7)",
+        "UPDATE item SET stock = stock - 5 WHERE id = 2",
+        "INSERT INTO item VALUES (4, 'quince', 40)",
+        "UPDATE item SET stock = stock - 5 WHERE id = 4",
+        "DELETE FROM item WHERE id = 3",
+    )
+    assert embedded.sql("SELECT id, stock FROM item ORDER BY id") == [(1, 10), (2, 15), (4, 35)]
+    assert embedded.quarantine() == []
+
+
+def test_a_write_between_two_steps_of_a_migration_waits_alone(embedded: PostgresWorld) -> None:
+    """Its columns are neither those of the old schema nor those of today."""
+    embedded.sql(f"{ITEM}, (2, 'pear', 20)")
+    embedded.take()
+    embedded.sql("ALTER TABLE item ADD COLUMN a int")
+    embedded.sql("UPDATE item SET stock = stock - 1 WHERE id = 1")
+    embedded.ship("v2", {SECOND: "ALTER TABLE item ADD COLUMN b int"})
+    embedded.migrate()
+    embedded.sql("UPDATE item SET stock = stock - 3")
+    embedded.go_back()
+    assert embedded.sql("SELECT id, stock FROM item ORDER BY id") == [(1, 7), (2, 17)]
+    assert len(embedded.quarantine()) == 1
+
+
 @pytest.mark.parametrize("left", ["", ", kind text"])
 def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
     embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")

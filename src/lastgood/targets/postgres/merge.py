@@ -27,6 +27,8 @@ from lastgood.targets.postgres.pgoutput import Change, Relation, RowChange, Tran
 NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _TIMES: Final = ("date", "timestamp", "time")
 NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
+PUT_IN: Final = "put in"
+"""In place of a row's key: the migration put a row into the table that was not in it."""
 _LONGEST: Final = 200
 """Characters of a key that are written down as they are; what is longer is told by its hash."""
 FORGOTTEN: Final = "forgotten"
@@ -94,6 +96,13 @@ FROM (
 _FORGOTTEN: Final[LiteralString] = """
 SELECT relation::int8, number FROM lastgood.rewritten
 WHERE key = %(key)s AND (relation, number) IN (SELECT * FROM unnest(%(tables)s::oid[], %(numbers)s::int[]))
+"""
+# Rows with something there that the migration took out and did not put back, where it also put in others.
+_REFILLED: Final[LiteralString] = """
+SELECT count(*) FILTER (WHERE CASE WHEN was ~ %(digits)s THEN was::numeric <> 0 ELSE false END)
+FROM lastgood.taken_out
+WHERE (relation, number) IN (SELECT * FROM unnest(%(tables)s::oid[], %(numbers)s::int[]))
+HAVING bool_or(key = %(put_in)s)
 """
 _DIGITS: Final = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
@@ -317,6 +326,8 @@ class Merge:
         """Whether a transaction of the migration was seen: then the columns are those of today, if they are of both."""
         self.rewritten: set[tuple[int, int]] = set()
         """(table, column) that the migration wrote to: what it made of a value counts as the value it was made from."""
+        self.refilled: set[tuple[int, int]] = set()
+        """(table, column) of tables into which it put rows that were not there."""
         self.redefined: frozenset[tuple[int, int]] = frozenset()
         """(table, column) whose values it changed together with their definition: no row of that is in the log."""
         self._rewritings: dict[tuple[_Place, ...], _Rewriting] = {}
@@ -360,6 +371,20 @@ class Merge:
         self._rewritings.clear()
         for number in changed:
             yield row.then.oid, _key_text(row), number, row.old[number], row.new[number]
+
+    def refillings(self, change: RowChange) -> Iterator[tuple[int, str, int, Value]]:
+        """Yield what numbers a row has that the migration took out or put in: table, key, column, value. Whoever comes
+        to such a row waits, but what became of its numbers tells the unit of all others."""
+        if change.relation.oid not in self._then:
+            return
+        try:
+            row = self._row(change)
+        except Misfit:  # whatever comes later to the table waits
+            return
+        self._rewritings.clear()
+        for number, value in (row.old or row.new).items():
+            if number in row.columns.measuring:
+                yield row.then.oid, _key_text(row), number, value
 
     def _forget(self, then: Table, columns: Sequence[int]) -> Iterator[tuple[int, str, int, Value, Value]]:
         for number in columns:
@@ -429,7 +454,7 @@ class Merge:
             try:
                 row = self._row(change)
             except Misfit:
-                remade.add(any_row)
+                remade |= self._remade_by_name(change)
                 continue
             if row.old and row.new and not any(number in row.then.columns for number in self._changed(row)):
                 continue
@@ -441,26 +466,45 @@ class Merge:
                 remade |= was ^ made if whole else {any_row}
         return Keys(touched=frozenset(touched), remade=frozenset(remade))
 
+    def _remade_by_name(self, change: RowChange) -> set[str]:
+        """Of a change whose columns are those of no known time: its key is told where its names are the same in all. A
+        new row whose key is not told had its place free, and one without a key is not looked for by it."""
+        relation, then, now = change.relation, self._then[change.relation.oid], self._now.get(change.relation.oid)
+        if not then.key or change.old is None:
+            return set()
+        keys = list[dict[int, Value]]()
+        if now is not None and all(now.columns.get(number) == then.columns[number] for number in then.key):
+            for told in filter(None, (change.old, change.new)):
+                values = dict(zip(relation.columns, told, strict=True))
+                keys.append({number: values.get(then.columns[number]) for number in then.key})
+        if not keys or any(value is None for key in keys for value in key.values()):
+            return {self._any_row(relation.oid)}
+        if len(keys) > 1 and keys[0] == keys[1]:
+            return set()
+        return {self._place_of(then, key) for key in keys}
+
     def _any_row(self, oid: int) -> str:
         then = self._then[oid]
         root = self._roots.get((then.schema, then.name))
         return root.label if root else then.label
 
     def _place(self, row: _Row, told: Mapping[int, Value]) -> set[str]:
-        """Where a row stands: its table and its key, or all of it where it has none. Nowhere where the migration took
-        the key away: no such row is looked for."""
-        then = row.then
-        if not told or not all(number in told for number in then.key):
+        """Where a row stands, nowhere where the migration took its key away: no such row is looked for."""
+        if not told or not all(number in told for number in row.then.key):
             return set()
         # a long value that did not change is sent with the row before only
         values = {n: row.old.get(n) if value is Unsent.UNCHANGED else value for n, value in told.items()}
-        if then.key:
-            key = json.dumps({then.columns[n]: values[n] for n in sorted(then.key, key=then.columns.__getitem__)})
+        return {self._place_of(row.then, values)}
+
+    def _place_of(self, then: Table, values: Mapping[int, Value]) -> str:
+        """Its table and its key, or all of it where it has none."""
+        if then.key:  # by name, which is the same in all parts of a table
+            key = json.dumps(dict(sorted((then.columns[number], values[number]) for number in then.key)))
         else:
-            key = json.dumps([values[n] for n in sorted(values)])
+            key = json.dumps([values[number] for number in sorted(values) if number in then.columns])
         if len(key) > _LONGEST or not then.key:
             key = hashlib.sha256(key.encode()).hexdigest()
-        return {f"{self._any_row(then.oid)} {key}"}
+        return f"{self._any_row(then.oid)} {key}"
 
     @staticmethod
     def _identity(row: _Row) -> tuple[object, ...]:
@@ -690,7 +734,7 @@ class Merge:
 
     def _rewriting(self, places: tuple[_Place, ...]) -> _Rewriting:
         """Told by all that the migration made of these columns together; looked up once."""
-        if self.rewritten.isdisjoint(places):
+        if self.rewritten.isdisjoint(places) and self.refilled.isdisjoint(places):
             return _Rewriting.KEPT if self.redefined.isdisjoint(places) else _Rewriting.SCALED
         if places not in self._rewritings:
             self._rewritings[places] = self._judged(places)
@@ -710,9 +754,16 @@ class Merge:
         if was > 1:
             return _Rewriting.SCALED if scaled and made > 1 else _Rewriting.SINGLE
         if not pairs:
-            return _Rewriting.SCALED if forgotten else _Rewriting.KEPT
+            return _Rewriting.SCALED if forgotten or self._is_refilled(places) else _Rewriting.KEPT
         # One value alone tells no rule. A change of the unit leaves no row as it was but where there is nothing.
         return _Rewriting.SINGLE if not forgotten and self._counted(places) > pairs else _Rewriting.SCALED
+
+    def _is_refilled(self, places: tuple[_Place, ...]) -> bool:
+        """Whether the migration left no row there as it was, and put in others: into which unit cannot be told."""
+        tables, numbers = (list(of) for of in zip(*places, strict=True))
+        where = {"tables": tables, "numbers": numbers, "digits": _DIGITS, "put_in": PUT_IN}
+        (taken_out,) = self._clone.execute(_REFILLED, where).fetchone() or (0,)
+        return bool(taken_out) and self._counted(places) <= int(taken_out)
 
     def _counted(self, places: tuple[_Place, ...]) -> int:
         """How many rows have something there."""
@@ -794,10 +845,11 @@ def key_of(then: Table, values: Mapping[int, Value]) -> dict[str, Value]:
 
 
 def _key_text(row: _Row) -> str:
-    """The row's key as it was; of one without a key, what stands for all of it."""
-    if row.then.key and all(number in row.old for number in row.then.key):
-        return json.dumps([row.old[number] for number in row.then.key], default=str)
-    return hashlib.sha256(json.dumps(list(row.old.items()), default=str).encode()).hexdigest()
+    """The row's key as it was, or is where it is new; of one without a key, what stands for all of it."""
+    told = row.old or row.new
+    if row.then.key and all(number in told for number in row.then.key):
+        return json.dumps([told[number] for number in row.then.key], default=str)
+    return hashlib.sha256(json.dumps(list(told.items()), default=str).encode()).hexdigest()
 
 
 def _of(table: Table, columns: Collection[tuple[str, str, str]]) -> frozenset[int]:

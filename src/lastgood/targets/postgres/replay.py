@@ -15,7 +15,7 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -27,7 +27,7 @@ from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import capture, catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import Merge, Misfit, Said, defined_by, written
+from lastgood.targets.postgres.merge import PUT_IN, Merge, Misfit, Said, defined_by, written
 from lastgood.targets.postgres.noted import Known
 from lastgood.targets.postgres.pgoutput import (
     Change,
@@ -87,6 +87,9 @@ CREATE TABLE lastgood.rewritten (relation oid, key text, number int, was text, m
 # Made also for a replay that an earlier version began.
 _TABLES_LATER: Final[LiteralString] = """
 CREATE TABLE IF NOT EXISTS lastgood.remade (place text NOT NULL, commit bigint NOT NULL, PRIMARY KEY (place, commit));
+CREATE TABLE IF NOT EXISTS lastgood.remade_by (xid bigint NOT NULL, place text NOT NULL, PRIMARY KEY (xid, place));
+CREATE TABLE IF NOT EXISTS lastgood.taken_out (relation oid, key text, number int, was text,
+    PRIMARY KEY (relation, key, number));
 CREATE TABLE IF NOT EXISTS lastgood.skipped (commit bigint PRIMARY KEY, xid bigint NOT NULL, at timestamptz NOT NULL,
     changes bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.skipped_changes (xid bigint, number bigint, change jsonb NOT NULL,
@@ -112,6 +115,25 @@ BEGIN
 END $carry$
 """
 # Why `carry` is a function: a batch is sent without waiting for answers, so only the clone knows in time what waits.
+_REMADE_BY: Final[LiteralString] = (
+    "INSERT INTO lastgood.remade SELECT place, %s FROM lastgood.remade_by WHERE xid = %s ON CONFLICT DO NOTHING"
+)
+# A row that the migration took out: what it was first counts. One that it puts in under the same key is that one
+# rewritten; else the table has a row more.
+_TAKE_OUT: Final[LiteralString] = "INSERT INTO lastgood.taken_out VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
+_PUT_IN: Final[LiteralString] = """
+WITH put (relation, key, number, made) AS (SELECT %s::oid, %s::text, %s::int, %s::text),
+again AS (DELETE FROM lastgood.taken_out t USING put WHERE (t.relation, t.key, t.number) =
+    (put.relation, put.key, put.number) RETURNING t.relation, t.key, t.number, t.was, put.made),
+more AS (INSERT INTO lastgood.taken_out SELECT relation, 'put in', number, NULL FROM put
+    WHERE NOT EXISTS (SELECT FROM again) ON CONFLICT DO NOTHING)
+INSERT INTO lastgood.rewritten SELECT relation, key, number, was, made FROM again WHERE was IS DISTINCT FROM made
+ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made RETURNING relation::int8, number
+"""
+_REWRITE: Final[LiteralString] = (
+    "INSERT INTO lastgood.rewritten VALUES (%s, %s, %s, %s, %s) "
+    "ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made"
+)
 # The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
 # What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
 APPLY: Final[LiteralString] = """
@@ -158,6 +180,10 @@ class Progress:
     skipped: int
 
 
+_Remembering: TypeAlias = tuple[LiteralString, tuple[int, int], tuple[int | str | None, ...]]
+"""What writes something down of the migration; of which (table, column); and the values of the statement."""
+
+
 class _Enough(Exception):
     """As much was tried as was wanted."""
 
@@ -194,7 +220,8 @@ class Replay:
             _begin(clone, kept.slot, ledger)
         clone.execute(_TABLES_LATER)
         self._progress, self._at_once = _progress(clone), AT_ONCE
-        self._remembered, self._to_remember = 0, list[tuple[int, str, int, Value, Value]]()
+        self._remembered, self._to_remember = 0, list[_Remembering]()
+        self._to_remake = set[tuple[int, str]]()
         self._shown, self._to_show, self._taken = 0, list[tuple[int, int, Jsonb]](), (0, 0)
         source.execute("SET idle_in_transaction_session_timeout = 0")
         self._later, self._held = _uncaptured(source, clone, kept), held(ledger, clone.info.dbname).commit
@@ -202,6 +229,9 @@ class Replay:
         self._merge = Merge(source, clone, then=then, now=catalog.tables(source), merging=merging)
         self._merge.migrated, self._migrated = self._progress.migrated, migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
+        self._merge.refilled = set(
+            clone.execute("SELECT relation::int8, number FROM lastgood.taken_out WHERE key = %s", [PUT_IN])
+        )
         self._migration, self._doubts = {int(xid) for xid in migration.xids}, migration.doubts
         defined = defined_by(source, self._migration)
         self._merge.redefined = frozenset((t, n) for t, columns in rewritten.items() for n in columns) & defined
@@ -489,9 +519,16 @@ class Replay:
         if number <= MOST_SHOWN and self._shown < MOST_REMEMBERED:
             self._shown += 1
             self._to_show.append((xid, number, Jsonb(list(_told(change)))))
-        if isinstance(change, RowChange):
-            self._to_remember += self._merge.rewritings(change, whole=self._remembered < MOST_REMEMBERED)
-        if len(self._to_remember) + len(self._to_show) >= FETCHED:
+        whole = self._remembered < MOST_REMEMBERED
+        self._to_remake |= {(xid, place) for place in self._merge.keys((change,), whole=whole).remade}
+        if isinstance(change, RowChange) and change.old is not None and change.new is not None:
+            for table, key, column, was, made in self._merge.rewritings(change, whole=whole):
+                self._to_remember.append((_REWRITE, (table, column), (table, key, column, _text(was), _text(made))))
+        elif isinstance(change, RowChange) and whole:
+            how = _TAKE_OUT if change.new is None else _PUT_IN
+            for table, key, column, value in self._merge.refillings(change):
+                self._to_remember.append((how, (table, column), (table, key, column, _text(value))))
+        if len(self._to_remember) + len(self._to_remake) + len(self._to_show) >= FETCHED:
             self._remember()
         return True
 
@@ -499,15 +536,22 @@ class Replay:
         """Write down what the migration made of values, before anything is replayed that came after it, and what it
         did. Safe to repeat."""
         rows, self._to_remember = self._to_remember, []
+        remade, self._to_remake = self._to_remake, set()
         shown, self._to_show = self._to_show, []
-        self._remembered += len(rows)
-        self._merge.rewritten |= {(table, number) for table, _, number, *_ in rows}
+        self._remembered += len(rows) + len(remade)
         with self._clone.transaction(), self._clone.cursor() as writing:
-            writing.executemany(
-                "INSERT INTO lastgood.rewritten VALUES (%s, %s, %s, %s, %s) "
-                "ON CONFLICT (relation, key, number) DO UPDATE SET made = excluded.made",
-                [(table, key, number, _text(was), _text(made)) for table, key, number, was, made in rows],
-            )
+            for how, of_one_kind in groupby(rows, key=itemgetter(0)):  # in their order
+                some = list(of_one_kind)
+                writing.executemany(how, [values for *_, values in some], returning=how == _PUT_IN)
+                places = {place for _, place, _ in some}
+                if how == _REWRITE:
+                    self._merge.rewritten |= places
+                elif how == _PUT_IN:
+                    self._merge.refilled |= places
+                    self._merge.rewritten.update(writing.fetchall())
+                    while writing.nextset():
+                        self._merge.rewritten.update(writing.fetchall())
+            writing.executemany("INSERT INTO lastgood.remade_by VALUES (%s, %s) ON CONFLICT DO NOTHING", list(remade))
             writing.executemany(
                 "INSERT INTO lastgood.skipped_changes VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", shown
             )
@@ -544,6 +588,7 @@ class Replay:
             for transaction in batch:
                 if transaction.xid in self._migration:
                     self._merge.migrated = True
+                    self._clone.execute(_REMADE_BY, [transaction.commit, transaction.xid])
                     carried.append(_Carried(transaction=transaction, said=None, skipped=True))
                     continue
                 if self._migrated is not None and transaction.commit > self._migrated:
