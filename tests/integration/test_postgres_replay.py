@@ -1082,6 +1082,19 @@ def test_a_write_between_two_steps_of_a_migration_waits_alone(embedded: Postgres
     assert len(embedded.quarantine()) == 1
 
 
+def test_stock_is_not_taken_from_a_row_whose_key_others_may_have_now(embedded: PostgresWorld) -> None:
+    embedded.sql(f"{ITEM}, (2, 'pear', 20)")
+    went_back(
+        embedded,
+        "ALTER TABLE item DROP CONSTRAINT item_pkey, ADD COLUMN uid serial PRIMARY KEY",
+        "INSERT INTO item (id, name, stock) VALUES (1, 'second', 100), (3, 'plum', 30)",
+        "UPDATE item SET stock = stock - 5 WHERE name = 'second'",
+        "UPDATE item SET stock = stock - 5 WHERE id = 2",
+    )
+    assert embedded.sql("SELECT id, stock FROM item ORDER BY id") == [(1, 10), (2, 20)]
+    assert "rows of item may have the same id now" in reasons(embedded)[-1]
+
+
 @pytest.mark.parametrize("left", ["", ", kind text"])
 def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
     embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")

@@ -56,6 +56,11 @@ JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE r.relkind IN ('r', 'p') AND coalesce(nullif(y.typbasetype, 0), y.oid)
     IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype, 'real'::regtype, 'float8'::regtype)
 """
+# What tells the rows of a table apart.
+_UNIQUE: Final[LiteralString] = """
+SELECT indrelid::int8, ARRAY(SELECT unnest(indkey[0:indnkeyatts - 1])::int) FROM pg_index
+WHERE indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL
+"""
 # What a column's type is made of has no operator class that says what is equal; a row's type may hold such a column.
 _BY_TEXT: Final[LiteralString] = """
 WITH RECURSIVE made AS (
@@ -315,6 +320,9 @@ class Merge:
         for called, root in catalog.roots(clone).items():  # where rows go of parts that the clone does not have
             self._roots.setdefault(root, self._roots[called])
         self._generated_then, self._generated_now = catalog.generated(clone), catalog.generated(source)
+        self._unique = defaultdict[int, list[frozenset[int]]](list)
+        for oid, key in source.execute(_UNIQUE):
+            self._unique[oid].append(frozenset(key))
         self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
         for schema, table, child, columns in clone.execute(CASCADING):
             self._cascading.setdefault((schema, table), []).append((child, columns))
@@ -652,6 +660,9 @@ class Merge:
         if then.key and all(number in row.old for number in then.key):
             if rewritten.intersection(then.key):
                 raise Misfit(f"the migration gave rows of {then.label} other keys: which row this was cannot be told")
+            if self.migrated and not self._tells_apart(then):
+                key = ", ".join(then.columns[number] for number in then.key)
+                raise Misfit(f"rows of {then.label} may have the same {key} now: which row this was cannot be told")
             return " AND ".join(self._is(row, number, row.old[number]) for number in then.key)
         if lost := [n for n in then.columns if n not in row.old and n not in row.columns.made]:
             # Even the only one that looks like it may be another: what made two of them may wait in quarantine.
@@ -665,6 +676,10 @@ class Merge:
             )
         as_it_was = " AND ".join(self._is(row, n, value) for n, value in row.old.items() if n in then.columns)
         return f"ctid = (SELECT ctid FROM ONLY {row.columns.table} WHERE {as_it_was or 'true'} LIMIT 1)"
+
+    def _tells_apart(self, then: Table) -> bool:
+        """Whether the key of the old schema still does; of a table that is gone, as long as it was there."""
+        return then.oid not in self._now or any(unique.issubset(then.key) for unique in self._unique[then.oid])
 
     def _as_found(self, row: _Row, number: int) -> str:
         """The value is what the transaction found; or what it was before the migration made that of it."""
