@@ -1095,6 +1095,24 @@ def test_stock_is_not_taken_from_a_row_whose_key_others_may_have_now(embedded: P
     assert "rows of item may have the same id now" in reasons(embedded)[-1]
 
 
+def test_what_the_application_wrote_where_the_server_calculated_before_is_left_out_by_name(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql("CREATE TABLE g (id int PRIMARY KEY, a int, b int GENERATED ALWAYS AS (a * 2) STORED)")
+    embedded.sql("INSERT INTO g (id, a) VALUES (1, 1), (2, 2)")
+    went_back(
+        embedded,
+        "ALTER TABLE g ALTER COLUMN b DROP EXPRESSION; ALTER TABLE customers ADD COLUMN note text",
+        "INSERT INTO g (id, a, b) VALUES (3, 3, 99)",
+        "UPDATE g SET b = 77 WHERE id = 1",
+        "UPDATE g SET a = 5 WHERE id = 2",
+    )
+    assert embedded.sql("SELECT id, a, b FROM g ORDER BY id") == [(1, 1, 2), (2, 5, 10), (3, 3, 6)]
+    (file,) = {loss.file for loss in embedded.replayed().left_out}
+    told = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    assert [(line["key"], line["values"]) for line in told] == [({"id": "3"}, {"b": "99"}), ({"id": "1"}, {"b": "77"})]
+
+
 @pytest.mark.parametrize("left", ["", ", kind text"])
 def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
     embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")

@@ -258,7 +258,8 @@ class Said:
 class _Columns:
     """Of a table as the server describes it: (place in a row, number) of what the old schema does not make itself, and
     the types by which values are sent. table, names: as they are written in a statement. later: columns that the old
-    schema does not have, by number. made: by the server itself. counting, measuring: as Numbers has them. by_text: what
+    schema does not have, by number. made: by the server itself; what it does not make any more is sent, and is in
+    `numbers` and `later` below zero. counting, measuring: as Numbers has them. by_text: what
     is compared by its text."""
 
     then: Table
@@ -530,7 +531,7 @@ class Merge:
             return None
         moved = made.then.oid != then.oid
         if moved:
-            known = {**gone.columns.later, **then.columns}, {**made.columns.later, **made.then.columns}
+            known = {**then.columns, **gone.columns.later}, {**made.then.columns, **made.columns.later}
             number_of = {name: number for number, name in known[0].items()}
             new = {number_of[known[1][n]]: value for n, value in made.new.items() if known[1][n] in number_of}
             same = root is not None and any(then.columns[n] not in root.columns for n in then.key)
@@ -558,15 +559,17 @@ class Merge:
         then = self._then[relation.oid]
         numbers = self._numbers(relation, then)
         made = {n for n, name in then.columns.items() if (then.schema, then.name, name) in self._generated_then}
+        no_more = made - self._made_now(relation.oid)
+        by_place = [(place, -n if n in no_more else n) for place, n in enumerate(numbers) if n not in made - no_more]
         columns = _Columns(
             then=then,
             migrated=self.migrated,
             table=_name(then.schema) + "." + _name(then.name),
             names={number: _name(name) for number, name in then.columns.items()},
-            numbers=tuple((place, number) for place, number in enumerate(numbers) if number not in made),
+            numbers=tuple(by_place),
             types={n: self._type_of(*sent) for n, sent in zip(numbers, relation.types, strict=True) if n not in made},
             made=frozenset(made),
-            later={n: name for n, name in zip(numbers, relation.columns, strict=True) if n not in then.columns},
+            later={n: relation.columns[place] for place, n in by_place if n not in then.columns},
             counting=_of(then, self._holds.counting),
             measuring=_of(then, self._holds.measuring),
             by_text=_of(then, self._by_text),
@@ -574,6 +577,12 @@ class Merge:
         )
         self._known[id(relation)] = (relation, columns)
         return columns
+
+    def _made_now(self, oid: int) -> set[int]:
+        """The numbers of the columns that the server makes itself today."""
+        now = self._now.get(oid)
+        known = now.columns.items() if now else ()
+        return {n for n, name in known if now and (now.schema, now.name, name) in self._generated_now}
 
     def _numbers(self, relation: Relation, then: Table) -> tuple[int, ...]:
         now = self._now.get(relation.oid)
