@@ -1113,6 +1113,16 @@ def test_what_the_application_wrote_where_the_server_calculated_before_is_left_o
     assert [(line["key"], line["values"]) for line in told] == [({"id": "3"}, {"b": "99"}), ({"id": "1"}, {"b": "77"})]
 
 
+def test_a_long_value_that_has_no_place_is_left_out_once(embedded: PostgresWorld) -> None:
+    went_back(
+        embedded,
+        "ALTER TABLE orders ADD COLUMN note text; ALTER TABLE orders ALTER note SET STORAGE EXTERNAL",
+        "UPDATE orders SET note = repeat('x', 9000) WHERE id = 3",
+        "UPDATE orders SET total = total + 1 WHERE id = 3",
+    )
+    assert [loss.rows for loss in embedded.replayed().left_out] == [1]
+
+
 @pytest.mark.parametrize("left", ["", ", kind text"])
 def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
     embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")

@@ -848,7 +848,7 @@ class Merge:
         values = {
             name: row.new[n]
             for n, name in row.columns.later.items()
-            if row.new.get(n) is not None and row.new[n] != row.old.get(n)
+            if isinstance(row.new.get(n), str) and row.new[n] != row.old.get(n)
         }
         if values:
             yield row.then.label, key_of(row.then, row.new), values
