@@ -1123,6 +1123,36 @@ def test_a_long_value_that_has_no_place_is_left_out_once(embedded: PostgresWorld
     assert [loss.rows for loss in embedded.replayed().left_out] == [1]
 
 
+FOLLOWS: Final = (
+    "CREATE TABLE code (id int PRIMARY KEY, name text UNIQUE); INSERT INTO code VALUES (1, 'a'), (2, 'z'); "
+    "CREATE TABLE uses (id int PRIMARY KEY, code text REFERENCES code (name) ON UPDATE CASCADE, n int); "
+    "INSERT INTO uses VALUES (1, 'a', 1), (2, 'a', 1), (3, 'z', 1)"
+)
+
+
+def test_a_key_that_others_follow_is_changed_with_them(embedded: PostgresWorld) -> None:
+    embedded.sql(FOLLOWS)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        "BEGIN; UPDATE code SET name = 'b' WHERE id = 1; UPDATE uses SET n = n + 1 WHERE id = 1; COMMIT",
+    )
+    assert embedded.quarantine() == []
+    assert embedded.sql("SELECT id, code, n FROM uses ORDER BY id") == [(1, "b", 2), (2, "b", 1), (3, "z", 1)]
+
+
+def test_a_row_whose_move_waits_does_not_follow_the_key_that_it_left(embedded: PostgresWorld) -> None:
+    embedded.sql(FOLLOWS)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        WAITS.format("UPDATE uses SET code = 'z'"),
+        "UPDATE code SET name = 'b' WHERE id = 1",
+    )
+    assert embedded.sql("SELECT id, code FROM uses ORDER BY id") == [(1, "a"), (2, "a"), (3, "z")]
+    assert len(embedded.quarantine()) == 2
+
+
 @pytest.mark.parametrize("left", ["", ", kind text"])
 def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
     embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, LiteralString, TypeAlias
 
@@ -119,6 +119,19 @@ SELECT n.nspname, r.relname, quote_ident(m.nspname) || '.' || quote_ident(s.reln
 FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace
 JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamespace
 WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
+"""
+# A key here that changes changes rows of other tables, which the transaction speaks of itself.
+_FOLLOWING: Final[LiteralString] = """
+SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || r.relname,
+    CASE WHEN m.nspname = 'public' THEN '' ELSE m.nspname || '.' END || s.relname,
+    quote_ident(m.nspname) || '.' || quote_ident(s.relname), c.confupdtype = 'c',
+    ARRAY(SELECT p.attname::text FROM unnest(c.confkey) WITH ORDINALITY key (n, i)
+          JOIN pg_attribute p ON (p.attrelid, p.attnum) = (c.confrelid, key.n) ORDER BY i),
+    ARRAY(SELECT k.attname::text FROM unnest(c.conkey) WITH ORDINALITY key (n, i)
+          JOIN pg_attribute k ON (k.attrelid, k.attnum) = (c.conrelid, key.n) ORDER BY i)
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamespace
+WHERE c.contype = 'f' AND c.confupdtype IN ('c', 'n', 'd') AND c.conparentid = 0
 """
 
 
@@ -281,17 +294,37 @@ class _Columns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Following:
+    """A foreign key that follows the key that it refers to. child: the table that it is of, as people say it; table: as
+    it is written in a statement. cascades: it becomes what the key becomes. theirs, own: names of the columns."""
+
+    child: str
+    table: str
+    cascades: bool
+    theirs: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A change, by the numbers of the columns. moved: to another part of the partitioned table."""
+    """A change, by the numbers of the columns. moved: to another part of the partitioned table. following: columns that
+    another change of the transaction's changes by then, so that `old` has the new value there; it is looked at again.
+    """
 
     columns: _Columns
     old: Mapping[int, Value]
     new: Mapping[int, Value]
     moved: bool = False
+    following: frozenset[int] = frozenset()
 
     @property
     def then(self) -> Table:
         return self.columns.then
+
+    @property
+    def whole(self) -> dict[int, Value]:
+        """What it is after the change: of a long value that did not change only the row before is sent."""
+        return {n: self.old.get(n) if value is Unsent.UNCHANGED else value for n, value in self.new.items()}
 
 
 class Merge:
@@ -327,6 +360,11 @@ class Merge:
         self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
         for schema, table, child, columns in clone.execute(CASCADING):
             self._cascading.setdefault((schema, table), []).append((child, columns))
+        self._following = defaultdict[str, list[_Following]](list)
+        for label, child, table, cascades, theirs, own in clone.execute(_FOLLOWING):
+            self._following[label].append(
+                _Following(child=child, table=table, cascades=cascades, theirs=tuple(theirs), own=tuple(own))
+            )
         self._type_of = _Types(source)
         self._known: dict[int, tuple[Relation, _Columns]] = {}
         # a backslash in a value is one, and not the beginning of something else
@@ -349,7 +387,8 @@ class Merge:
         last: list[str] = []
         rows: dict[str, int] = {}
         left_out: list[tuple[str, Mapping[str, Value], Mapping[str, Value]]] = []
-        for row in self._rows(transaction.changes):
+        changes = self._rows(transaction.changes)
+        for row, guards in zip(changes, self._followed(changes), strict=True):
             if isinstance(row, RowChange):
                 left_out.append(_of_new_table(row))
                 continue
@@ -359,7 +398,7 @@ class Merge:
                 continue
             rows[row.then.label] = rows.get(row.then.label, 0) + 1
             takes_along = not row.new and (row.then.schema, row.then.name) in self._cascading
-            (last if takes_along else statements).append(statement)
+            (last if takes_along else statements).append(statement + guards)
         return Said(statements=(*statements, *reversed(last)), rows=tuple(rows.items()), left_out=tuple(left_out))
 
     def rewritings(self, change: RowChange, *, whole: bool = True) -> Iterator[tuple[int, str, int, Value, Value]]:
@@ -428,6 +467,41 @@ class Merge:
                         break
             rows.append(row)
         return [row for row in rows if row is not None]
+
+    def _followed(self, rows: list[_Row | RowChange]) -> list[str]:
+        """Put in place of each row that follows another's key what it is when its turn comes; return for each row what
+        must be so that none follows but these: one that is there as well is another's, whose move waits in quarantine.
+        """
+        guards = [""] * len(rows)
+        for place, row in enumerate(rows):
+            if not isinstance(row, _Row) or not row.old or not row.new:
+                continue
+            for key in self._following.get(self._any_row(row.then.oid), ()):
+                was, made = _named(row.then, row.old, key.theirs), _named(row.then, row.whole, key.theirs)
+                if was == made or None in was:
+                    continue
+                follow = 0
+                for later in range(place + 1, len(rows)):
+                    child = rows[later]
+                    if not isinstance(child, _Row) or not child.old or not child.new:
+                        continue
+                    if self._any_row(child.then.oid) != key.child or _named(child.then, child.old, key.own) != was:
+                        continue
+                    if not key.cascades or _named(child.then, child.whole, key.own) != made:
+                        raise Misfit(
+                            f"a key in {row.then.label} changed, and what {key.child} refers by to it became another: "
+                            "that is not replayed"
+                        )
+                    numbers = frozenset(n for n, name in child.then.columns.items() if name in key.own)
+                    rows[later] = replace(
+                        child,
+                        old={**child.old, **{n: child.whole[n] for n in numbers}},
+                        following=child.following | numbers,
+                    )
+                    follow += 1
+                found = " AND ".join(f"c.{_name(n)} = {_literal(v)}" for n, v in zip(key.own, was, strict=True))
+                guards[place] += f" AND (SELECT count(*) FROM {key.table} c WHERE {found}) = {follow}"
+        return guards
 
     def moves(self, transaction: Transaction) -> Moves:
         """Return what rows of it may be moves from one part of a table to another; those that it tells whole are left
@@ -614,7 +688,7 @@ class Merge:
             others = [n for n in row.old if n in row.then.columns and n not in row.then.key]
             conditions = [self._found(row), *(self._as_found(row, number) for number in others)]
             return f"DELETE FROM ONLY {row.columns.table} WHERE {' AND '.join(conditions)}{self._takes_none_along(row)}"
-        changed = [number for number in self._changed(row) if number in row.then.columns]
+        changed = [number for number in self._changed(row) if number in row.then.columns] + sorted(row.following)
         if not changed:
             return None
         sets: list[str] = []
@@ -623,7 +697,7 @@ class Merge:
             self._check_unit(row, number)
             self._check_large_object(row, number)
             name, old, new = row.columns.names[number], row.old[number], row.new[number]
-            if self._is_quantity(row, number):
+            if number not in row.following and self._is_quantity(row, number):
                 sets.append(f"{name} = {name} + ({_literal(new)}::numeric - {_literal(old)}::numeric)")
                 conditions += [f"{name} IS NOT NULL", *self._counts_from_it(row, number)]
             else:
@@ -874,6 +948,12 @@ def _key_text(row: _Row) -> str:
     if row.then.key and all(number in told for number in row.then.key):
         return json.dumps([told[number] for number in row.then.key], default=str)
     return hashlib.sha256(json.dumps(list(told.items()), default=str).encode()).hexdigest()
+
+
+def _named(then: Table, told: Mapping[int, Value], names: Sequence[str]) -> tuple[Value, ...]:
+    """What a row has in these columns of the old schema; None for what is not told."""
+    number_of = {name: number for number, name in then.columns.items()}
+    return tuple(told.get(number_of[name]) if name in number_of else None for name in names)
 
 
 def _of(table: Table, columns: Collection[tuple[str, str, str]]) -> frozenset[int]:
