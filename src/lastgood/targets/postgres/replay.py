@@ -63,7 +63,7 @@ WRITTEN_OVER: Final = (
     "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
 )
 MAY_HAVE_MOVED: Final = "it may be a row whose move to this partition waits: there it is to be deleted, here it is new"
-REMEMBERED: Final = ("rewritten",)
+REMEMBERED: Final = ("rewritten", "taken_out", "remade", "remade_by")
 """Tables of a replay that the next one needs as well, when this one was taken out of the clone."""
 REFERS: Final = "(23503)"
 """How a reason ends that a foreign key gave: foreign_key_violation."""
@@ -810,6 +810,7 @@ def _begin(clone: Connection, slot: str, ledger: Connection) -> None:
     with clone.transaction():
         make_room(clone)
         clone.execute(_TABLES)
+        clone.execute(_TABLES_LATER)
         clone.execute(REFUSE)
         clone.execute(APPLY)
         clone.execute(
@@ -1011,6 +1012,7 @@ def clear(clone: Connection, ledger: Connection) -> None:
         return
     if _by_transactions(clone):
         progress = _progress(clone)
+        clone.execute(_TABLES_LATER)  # which one that an earlier version began may not have
         with ledger.transaction():
             note_replayed(ledger, clone.info.dbname, progress.commit)
             note_migrated(ledger, clone.info.dbname, progress.migrated)
