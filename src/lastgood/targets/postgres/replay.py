@@ -536,7 +536,7 @@ class Replay:
         """Write down what the migration made of values, before anything is replayed that came after it, and what it
         did. Safe to repeat."""
         rows, self._to_remember = self._to_remember, []
-        remade, self._to_remake = self._to_remake, set()
+        remade, self._to_remake = self._to_remake, set[tuple[int, str]]()
         shown, self._to_show = self._to_show, []
         self._remembered += len(rows) + len(remade)
         with self._clone.transaction(), self._clone.cursor() as writing:

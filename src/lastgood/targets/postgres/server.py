@@ -5,10 +5,10 @@ Nothing here drops anything but databases that lastgood itself made: their names
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -26,7 +26,7 @@ LEDGER: Final = "lastgood"
 LONGEST_NAME: Final = 63  # bytes of an identifier, NAMEDATALEN - 1
 _AGAIN_S: Final = 1.0
 
-_LEDGER_TABLES: Final = {
+_LEDGER_TABLES: Final[Mapping[str, LiteralString]] = {
     "swaps": """
     CREATE TABLE IF NOT EXISTS swaps (
         database text NOT NULL, swap text NOT NULL, restore_point text NOT NULL, kept_as text NOT NULL,
