@@ -347,6 +347,31 @@ def test_what_the_migration_rewrote_is_known_after_a_swap_that_failed(
     assert written(embedded) == ["first"]
 
 
+def test_at_which_keys_another_row_waits_is_known_after_a_swap_that_failed(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.sql("CREATE TABLE item (id int PRIMARY KEY, stock int); INSERT INTO item VALUES (1, 10), (2, 20)")
+    embedded.take()
+    migration = (
+        "ALTER TABLE customers ADD COLUMN note text; DELETE FROM item WHERE id = 2; "
+        "CREATE TEMP TABLE o AS TABLE orders; DELETE FROM orders; "
+        "INSERT INTO orders SELECT id + 1000, customer, total, state FROM o"
+    )
+    embedded.ship("v2", {SECOND: migration})
+    embedded.migrate()
+    embedded.sql("DELETE FROM item WHERE id = 1; TRUNCATE audit")
+    embedded.sql("INSERT INTO item VALUES (1, 500), (2, 500)")
+    go_back_once_more(embedded, 1, but_for_the_swap=True)
+    fails_at_its_end(embedded, monkeypatch, 1)
+    embedded.sql("UPDATE item SET stock = stock - 3 WHERE id = 1")
+    embedded.sql("UPDATE item SET stock = stock - 3 WHERE id = 2")
+    embedded.sql("INSERT INTO orders (id, customer, total) VALUES (9000, 1, 2500)")
+    assert plan_next(embedded) == (False, True)
+    go_back_once_more(embedded, 2)
+    assert embedded.sql("SELECT id, stock FROM item ORDER BY id") == [(1, 10), (2, 20)]
+    assert embedded.sql("SELECT id FROM orders WHERE id > 100") == []
+
+
 def test_where_nothing_is_known_of_what_the_migration_rewrote_the_clone_is_restored_first(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
