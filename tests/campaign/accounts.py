@@ -107,7 +107,8 @@ def _replayed(
         reason, told = waiting[line.token]["reason"], _told(waiting[line.token])
         if not misfit:
             findings.wrong.append(f"{line.token} fits, and waits in quarantine: {reason}")
-        elif misfit not in reason:
+        # what does not fit may follow one that waits as well, and that is looked at first
+        elif misfit not in reason and DEPENDS not in reason:
             findings.wrong.append(f"{line.token} waits because of {misfit!r}, and its reason says {reason!r}")
         findings.wrong += [
             f"{line.token} waits, and {act} is not among its changes" for act in line.acts if not told(act)

@@ -150,7 +150,7 @@ def test_releases_as_json_shows_the_whole_record_and_no_secret(stack: ComposeWor
     assert release["composed"]["project"] == stack.project
     assert [u["name"] for u in release["untouched"]] == ["db"]
     (web,) = [s for s in release["services"] if s["name"] == "web"]
-    assert web["probe"] == "wget (compose file), every 1s"
+    assert web["probe"] == "wget (compose file), every 300ms"
     assert len(web["env_hash"]) == 64
 
 

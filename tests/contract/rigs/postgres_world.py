@@ -155,7 +155,7 @@ class PostgresWorld:
             self.step_to_migrate(),
             step("catch-up-in-vain", CatchUp(replay="replay-r0", restore_point=self.restore_point)),
             self.restore_clone,
-            *self.way_back,
+            *self.way_back_of(by_rows=True),
             self.end_capture,
         )
 
@@ -187,19 +187,27 @@ class PostgresWorld:
     @property
     def replay(self) -> ReplayWrites:
         """Of what was written since the restore point."""
-        return ReplayWrites(replay=REPLAY, restore_point=self.restore_point, kept_as=self.kept_as, by_rows=self.by_rows)
+        return self._replay_of(by_rows=self.by_rows)
+
+    def _replay_of(self, *, by_rows: bool) -> ReplayWrites:
+        return ReplayWrites(replay=REPLAY, restore_point=self.restore_point, kept_as=self.kept_as, by_rows=by_rows)
 
     @property
     def way_back(self) -> Sequence[Step]:
         """What a rollback of the database does."""
+        return self.way_back_of(by_rows=self.by_rows)
+
+    def way_back_of(self, *, by_rows: bool) -> Sequence[Step]:
+        """The same; by rows also where a clone was restored after its slot was read."""
         point, kept_as = self.restore_point, self.kept_as
         dump = step("save-dump", SaveDump(name=f"{self.config.name}-r1"))
         catch_up = step("catch-up", CatchUp(replay=REPLAY, restore_point=point))
         fence = self.fence
         export = step("export", ExportWrites(export="export-r1", restore_point=point, kept_as=kept_as))
         swap = SwapDatabase(swap="swap-r1", restore_point=point, clone=self.clone, kept_as=kept_as, replay=REPLAY)
-        first = (dump, fence, export) if self.by_rows else (dump, catch_up, fence)
-        return (*first, step("replay-writes", self.replay), step("swap-database", swap))
+        first = (dump, fence, export) if by_rows else (dump, catch_up, fence)
+        replay = self._replay_of(by_rows=by_rows)
+        return (*first, step("replay-writes", replay), step("swap-database", swap))
 
     @property
     def fence(self) -> Step:
