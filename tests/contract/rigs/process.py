@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lastgood.core.config import ProcessConfig
-from lastgood.core.plan import Fence, HoldRequests, PassRequests, Plan, Serve, Step
+from lastgood.core.plan import ClearCandidates, Fence, HoldRequests, PassGate, PassRequests, Plan, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.process import ProcessTarget, end_services
 from lastgood.targets.process.control import SOCKET
@@ -169,7 +169,12 @@ class ProcessRig:
         deploying = made.plan(self.target, self.target.prepare("v2", CLOCK.now())).steps
         serve = next(s for s in deploying if isinstance(s.action, Serve))
         hold = replace(serve, name="hold-requests", action=HoldRequests())
-        self.steps: Sequence[Step] = (*deploying, hold, replace(hold, name="pass-requests", action=PassRequests()))
+        gate = next(s for s in deploying if isinstance(s.action, PassGate))
+        clear = next(s for s in deploying if isinstance(s.action, ClearCandidates))
+        rest = [replace(s, name="pass-the-gate-again") if s is gate else s for s in deploying if s is not clear]
+        # what served ends by itself in a second: only right after the gate there is something to clear for sure
+        held = (hold, replace(hold, name="pass-requests", action=PassRequests()))
+        self.steps: Sequence[Step] = (gate, clear, *rest, *held)
         assert isinstance(serve.action, Serve)
         self.refused = replace(serve, action=replace(serve.action, artifact=f"tree:{'0' * 64}"))
         self.foreign = replace(serve, action=Fence(kept_as="x"))
