@@ -96,20 +96,19 @@ def judge(lines: Sequence[Line], base: Data, found: Found, shape: Shape) -> Find
 
 
 def _replayed(
-    line: Line, misfit: str, live: Counter[str], waiting: Mapping[str, Mapping[str, Any]], findings: Findings
+    line: Line, misfits: Sequence[str], live: Counter[str], waiting: Mapping[str, Mapping[str, Any]], findings: Findings
 ) -> None:
     """One that was committed before the fence: in the live data, or explained in quarantine."""
     if line.token not in live and line.token not in waiting:
         findings.unaccounted.append(line.token)
-    elif misfit and line.token in live:
-        findings.wrong.append(f"{line.token} is in the live data, where it does not fit: {misfit}")
+    elif misfits and line.token in live:
+        findings.wrong.append(f"{line.token} is in the live data, where it does not fit: {misfits[0]}")
     elif line.token in waiting:
         reason, told = waiting[line.token]["reason"], _told(waiting[line.token])
-        if not misfit:
+        if not misfits:
             findings.wrong.append(f"{line.token} fits, and waits in quarantine: {reason}")
-        # what does not fit may follow one that waits as well, and that is looked at first
-        elif misfit not in reason and DEPENDS not in reason:
-            findings.wrong.append(f"{line.token} waits because of {misfit!r}, and its reason says {reason!r}")
+        elif not any(misfit in reason for misfit in misfits):
+            findings.wrong.append(f"{line.token} waits because of {misfits[0]!r}, and its reason says {reason!r}")
         findings.wrong += [
             f"{line.token} waits, and {act} is not among its changes" for act in line.acts if not told(act)
         ]
@@ -183,8 +182,9 @@ class Books:
         self._split = shape.unfit is Unfit.SPLIT
         self._given: set[tuple[str, int]] = set()
 
-    def replayed(self, line: Line) -> str:
-        """Take a line of before the fence. Return what its reason must name, empty when it fits."""
+    def replayed(self, line: Line) -> tuple[str, ...]:
+        """Take a line of before the fence. Return what its reason must name one of, empty when it fits: what does not
+        fit by itself may also change a row that waits, which is looked at first."""
         self._numbers(line)
         fresh, grown = self.now.copy(), Counter[int]()
         misfit = ""
@@ -197,12 +197,26 @@ class Books:
                     self._fit(act, fresh, without_total=without_total)
         except DoesNotFit as error:
             misfit = str(error)
+        follows = any(self._waits(act) for act in line.acts)
         for act in line.acts:
             _do(act, self.before)
         if not misfit:
             self.now = fresh
             self.left_out += grown
-        return misfit
+            return ()
+        return (misfit, DEPENDS) if follows else (misfit,)
+
+    def _waits(self, act: Act) -> bool:
+        """Whether it changes a row that was made by what waits."""
+        match act:
+            case Add(id=id_) | Mark(id=id_) | Move(id=id_) | Cancel(id=id_):
+                return id_ in self.before.orders and id_ not in self.now.orders
+            case Rename(id=id_) | Leave(id=id_):
+                return id_ in self.before.customers and id_ not in self.now.customers
+            case Buy() | Join():
+                return False
+            case _:
+                assert_never(act)
 
     def written(self, line: Line) -> None:
         """Take a line of after the swap: the live data took it as it is."""

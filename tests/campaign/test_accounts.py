@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.accounts import DEPENDS, NO_STATE, Books, Data, Findings, Found, Order, judge
+from tests.campaign.accounts import DEPENDS, NEGATIVE, NO_STATE, Books, Data, Findings, Found, Order, judge
 from tests.campaign.ledger import PAID, REFUNDED, Act, Add, Buy, Cancel, Ended, Join, Leave, Line, Mark, Move
 from tests.contract.rigs.postgres_shapes import SHAPES, SPLIT
 
@@ -185,8 +185,21 @@ def test_who_follows_one_that_waits_for_its_state_waits_as_well() -> None:
 def test_who_deletes_what_one_that_waits_changed_waits_as_well() -> None:
     lines = (line("a-1", Mark(id=1, state=REFUNDED)), line("a-2", Mark(id=1, state=PAID)), line("a-3", Cancel(id=1)))
     books = Books(base(), SHAPES["another type"])
-    assert [books.replayed(each) for each in lines] == [NO_STATE, NO_STATE, DEPENDS]
+    assert [books.replayed(each) for each in lines] == [(NO_STATE,), (NO_STATE,), (DEPENDS,)]
     assert 1 in books.now.orders
+
+
+def test_only_who_changes_a_row_that_waits_may_wait_because_of_that() -> None:
+    lines = (line("a-1", Buy(id=9, customer=1, total=-1)), line("a-2", Mark(id=9, state=REFUNDED)))
+    books = Books(base(), SHAPES["another type"])
+    assert [books.replayed(each) for each in lines] == [(NEGATIVE,), (NO_STATE, DEPENDS)]
+    reason = "it depends on one in quarantine"
+    alone = (line("a-1", Mark(id=1, state=REFUNDED)),)
+    told = {"table": "orders", "kind": "updated", "old": {}, "new": {"id": "1", "state": REFUNDED}}
+    found = Found(data=base(), audit=[], kept_audit=[("a-1", AT)], quarantine=[entry("a-1", reason, told)], left_out={})
+    assert judged(found, alone, "another type").wrong == [
+        f"a-1 waits because of {NO_STATE!r}, and its reason says {reason!r}"
+    ]
 
 
 def test_a_customer_whose_order_stays_behind_does_not_leave() -> None:

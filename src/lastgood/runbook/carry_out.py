@@ -195,7 +195,7 @@ def _apply(rooms: Rooms, plan: Plan, step: Step, attempt: int, *, moved: bool, s
             over = Event()
             working.enter_context(rooms.if_slow(SLOW_S, lambda: _follow(rooms, step, over)))
             working.callback(over.set)
-            # the database's looks itself before it acts, while requests may wait
+            # the target of the database looks itself before it acts, and requests may be waiting
             done = None if step.role is Role.DATABASE else _done_already(rooms, plan, step, moved=moved, shown=shown)
             if done is None:
                 target.apply(step)
