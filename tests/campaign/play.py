@@ -25,6 +25,7 @@ from lastgood.core.facts import DatabaseFacts
 from lastgood.core.plan import Plan, Purpose, Role, Seen, Step, seen
 from lastgood.core.ports import Containers, Database
 from lastgood.core.record import RunStarted
+from lastgood.core.report import Progress, RowProgress
 from lastgood.core.run import Finish
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.runbook.carry_out import carry_out
@@ -124,6 +125,9 @@ class TellingHand:
             self._say("failed", step)
             raise
         self._say(DONE, step)
+
+    def progress(self) -> Progress | RowProgress | None:
+        return self._target.progress()
 
     def _say(self, what: str, step: Step) -> None:
         os.write(self._pipe, f"{what} {step.name} {time.monotonic()}\n".encode())
