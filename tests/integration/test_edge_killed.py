@@ -153,6 +153,14 @@ class TestDeployKilledOnL0(KilledDeploy):
     rung = WARM
 
 
+class TestDeployKilledOnL1(KilledDeploy):
+    rung = STANDBY
+
+
+class TestDeployKilledOnL2(KilledDeploy):
+    rung = START_FIRST
+
+
 class TestDeployKilledOnL3(KilledDeploy):
     rung = HELD
 

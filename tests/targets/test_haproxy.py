@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from lastgood.targets.compose.haproxy import (
     publish_from,
 )
 from lastgood.targets.compose.project import Project
+from lastgood.targets.unix_address import short_path
 from tests.contract.rigs.clock import CLOCK
 from tests.targets.running_haproxy import PROJECT, WEB, Running, answering, edge_in, naming, started, talking
 
@@ -41,6 +43,17 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+
+
+def asked_inside(folder: Path, host: str) -> bytes:
+    """What who asks a service by its name is answered first."""
+    while not (folder / "8080.sock").exists():
+        time.sleep(0.02)
+    with socket.socket(socket.AF_UNIX) as wire, short_path(folder / "8080.sock") as path:
+        wire.settimeout(20)
+        wire.connect(path)
+        wire.sendall(f"GET / HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+        return wire.recv(4096)
 
 
 def route(service: str, port: int) -> Route:
@@ -105,8 +118,10 @@ def test_the_containers_that_serve_are_named_and_the_other_slots_are_off() -> No
 
 def test_services_on_one_port_are_told_apart_by_the_name_that_was_asked() -> None:
     said = lines([WEB, API], {})
-    assert "use_backend web if { req.hdr(host),field(1,:) -m str -i web shop-web }" in said
-    assert "use_backend api if { req.hdr(host),field(1,:) -m str -i api }" in said
+    assert {f"acl for-web req.hdr(host),field(1,:) -m str -i {name}" for name in ("web", "shop-web")} <= {*said}
+    assert "use_backend web if for-web" in said
+    assert "acl for-api req.hdr(host),field(1,:) -m str -i api" in said
+    assert "use_backend api if for-api" in said
 
 
 def test_a_request_waits_as_long_as_its_service_may_be_away() -> None:
@@ -127,6 +142,28 @@ def test_addresses_are_kept_however_long_nobody_answers_for_names() -> None:
 
 
 # --- a real one ------------------------------------------------------------------------------------------------------
+
+
+def test_as_many_services_as_a_stack_has_stand_behind_one_edge_and_move_at_once(tmp_path: Path) -> None:
+    many = [f"{name}-{number}" for name in ("notifications-scheduler", "payments-gateway") for number in range(60)]
+    routes = [Route(service=name, port=8080, patience_s=0.75, names=(name, f"shop-{name}")) for name in many]
+    ready = {name: [f"shop-{name}-1"] for name in many}
+    text = configuration(routes, ready, uid=os.getuid(), published=publish_from(routes))
+    text = re.sub(r"bind :(\d+)", rf"bind unix@{tmp_path}/\1.sock", text)
+    process = started(tmp_path, text, {})
+    edge = Runtime(tmp_path, anew="docker restart edge")
+    try:
+        assert asked_inside(tmp_path, "payments-gateway-59").startswith(b"HTTP/1.1 503")
+        assert asked_inside(tmp_path, "nobody").startswith(b"HTTP/1.1 421")
+        edge.move(to=[(name, "s1") for name in many], away=[(name, "s0") for name in many])
+        assert [slot.ready for slot in edge.slots() if slot.name == "s1"] == [True] * len(many)
+        edge.hold_everybody(many)
+        assert edge.holds_everybody()
+        edge.pass_everybody(many)
+        assert edge.holds_everybody() is False
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture

@@ -222,17 +222,19 @@ def _inside(routes: Sequence[Route], *, before: bool) -> Iterator[str]:
     alone = here[0].service if len(here) == 1 or before else ""
     if not alone:
         said = f"{' and '.join(route.service for route in here)} share this port: send the name of one of them as Host"
-        refusal = f'    http-request return status 421 content-type text/plain string "{said}"'
-        yield f"{refusal} unless {_asks_for(*routes)}"
+        yield from (line for route in routes for line in _asked_for("known", route))
+        yield f'    http-request return status 421 content-type text/plain string "{said}" unless known'
     if len(routes) > 1:
-        yield from (f"    use_backend {route.service} if {_asks_for(route)}" for route in routes)
+        for route in routes:
+            yield from _asked_for(f"for-{route.service}", route)
+            yield f"    use_backend {route.service} if for-{route.service}"
     if alone:
         yield f"    default_backend {alone}"
 
 
-def _asks_for(*routes: Route) -> str:
-    names = " ".join(name for route in routes for name in route.names)
-    return f"{{ req.hdr(host),field(1,:) -m str -i {names} }}"
+def _asked_for(condition: str, route: Route) -> Iterator[str]:
+    """What makes a condition true, beside what did before. A line for each name: none may have more than 64 words."""
+    return (f"    acl {condition} req.hdr(host),field(1,:) -m str -i {name}" for name in route.names)
 
 
 def _backend(route: Route, ready: Sequence[str]) -> str:
