@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from psycopg import sql
 
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import (
@@ -21,7 +22,9 @@ from lastgood.core.plan import (
     seen,
     why_restored_first,
 )
-from lastgood.targets.postgres import preflight, swap
+from lastgood.targets.postgres import preflight, replay, swap
+from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.server import databases
 from tests.contract.rigs.own_process import begin, ended
 from tests.contract.rigs.postgres_world import SECOND, PostgresWorld, step
 from tests.integration.test_postgres import deadly
@@ -370,6 +373,31 @@ def test_at_which_keys_another_row_waits_is_known_after_a_swap_that_failed(
     go_back_once_more(embedded, 2)
     assert embedded.sql("SELECT id, stock FROM item ORDER BY id") == [(1, 10), (2, 20)]
     assert embedded.sql("SELECT id FROM orders WHERE id > 100") == []
+
+
+def test_what_the_migration_did_is_copied_while_the_live_database_serves_and_again_where_more_of_it_came(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind_the_fence = list[str]()
+    copy = replay._copy
+
+    def watched(source: Connection, query: sql.Composed, to: Connection, table: sql.SQL) -> None:
+        if embedded.config.name not in databases(to):
+            behind_the_fence.append(query.as_string(source))
+        copy(source, query, to, table)
+
+    monkeypatch.setattr(replay, "_copy", watched)
+    embedded.sql("UPDATE orders SET total = id")
+    embedded.take()
+    embedded.ship("v2", {SECOND: "ALTER TABLE customers ADD COLUMN note text; UPDATE orders SET total = total * 100"})
+    embedded.migrate()
+    go_back_once_more(embedded, 1, but_for_the_swap=True)
+    fails_at_its_end(embedded, monkeypatch, 1)
+    assert behind_the_fence
+    assert not [query for query in behind_the_fence if "rewritten" in query]
+    embedded.sql("UPDATE orders SET total = total + 500 WHERE id = 7")
+    go_back_once_more(embedded, 2)
+    assert embedded.sql("SELECT id, total FROM orders WHERE id = 7") == [(7, 7)]
 
 
 def test_where_nothing_is_known_of_what_the_migration_rewrote_the_clone_is_restored_first(

@@ -57,14 +57,17 @@ LONGEST_KEY: Final = 200
 """Characters. What is longer is no key that anybody looks a row up by."""
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
-OF_THE_MIGRATION: Final = "it is the migration's"
+BY_THE_MIGRATION: Final = "it is the migration's"
 REST_WAITS: Final = "the rest of its transaction waits"
 WRITTEN_OVER: Final = (
     "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
 )
 MAY_HAVE_MOVED: Final = "it may be a row whose move to this partition waits: there it is to be deleted, here it is new"
-REMEMBERED: Final = ("rewritten", "taken_out", "remade", "remade_by")
-"""Tables of a replay that the next one needs as well, when this one was taken out of the clone."""
+WHAT_IT_DID: Final = ("rewritten", "taken_out", "remade_by")
+"""Tables of a replay that the next one needs as well, when this one was taken out of the clone: they grow with what the
+migration did, and are as they stay when all of it was read."""
+WHAT_WAITS: Final = ("remade", "migrated")
+"""Such tables that grow until the end, and are small."""
 REFERS: Final = "(23503)"
 """How a reason ends that a foreign key gave: foreign_key_violation."""
 MOST_SHOWN: Final = 1_000
@@ -87,7 +90,9 @@ CREATE TABLE lastgood.rewritten (relation oid, key text, number int, was text, m
 # Made also for a replay that an earlier version began.
 _TABLES_LATER: Final[LiteralString] = """
 CREATE TABLE IF NOT EXISTS lastgood.remade (place text NOT NULL, commit bigint NOT NULL, PRIMARY KEY (place, commit));
-CREATE TABLE IF NOT EXISTS lastgood.remade_by (xid bigint NOT NULL, place text NOT NULL, PRIMARY KEY (xid, place));
+CREATE TABLE IF NOT EXISTS lastgood.remade_by (xid bigint NOT NULL, place text NOT NULL, PRIMARY KEY (place, xid));
+CREATE TABLE IF NOT EXISTS lastgood.migrated (xid bigint PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS lastgood.copied (at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.taken_out (relation oid, key text, number int, was text,
     PRIMARY KEY (relation, key, number));
 CREATE TABLE IF NOT EXISTS lastgood.skipped (commit bigint PRIMARY KEY, xid bigint NOT NULL, at timestamptz NOT NULL,
@@ -103,6 +108,10 @@ DECLARE found text; reason text;
 BEGIN
     SELECT place INTO found FROM lastgood.remade WHERE place = ANY(touched) LIMIT 1;
     IF found IS NULL THEN
+        SELECT place INTO found FROM lastgood.remade_by JOIN lastgood.migrated USING (xid) WHERE place = ANY(touched)
+            LIMIT 1;
+    END IF;
+    IF found IS NULL THEN
         reason := lastgood.apply(statements);
     ELSE
         reason := found || ': that a row was made or deleted there or got this key is the migration''s or waits in '
@@ -115,9 +124,7 @@ BEGIN
 END $carry$
 """
 # Why `carry` is a function: a batch is sent without waiting for answers, so only the clone knows in time what waits.
-_REMADE_BY: Final[LiteralString] = (
-    "INSERT INTO lastgood.remade SELECT place, %s FROM lastgood.remade_by WHERE xid = %s ON CONFLICT DO NOTHING"
-)
+_MIGRATED: Final[LiteralString] = "INSERT INTO lastgood.migrated VALUES (%s) ON CONFLICT DO NOTHING"
 # A row that the migration took out: what it was first counts. One that it puts in under the same key is that one
 # rewritten; else the table has a row more.
 _TAKE_OUT: Final[LiteralString] = "INSERT INTO lastgood.taken_out VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
@@ -214,7 +221,8 @@ class Replay:
         narrow: bool = False,
         migrated: int | None = None,
     ) -> None:
-        self._source, self._clone, self._kept, self._invariants = source, clone, kept, invariants
+        self._source, self._clone, self._kept, self._ledger = source, clone, kept, ledger
+        self._invariants = invariants
         hold(clone, clone.info.dbname)
         if not is_begun(clone):
             _begin(clone, kept.slot, ledger)
@@ -472,6 +480,14 @@ class Replay:
                 stale.append(view.as_string(self._clone))
         return tuple(stale)
 
+    def copy_for_the_next(self) -> None:
+        """Copy what is known of the migration, which `clear` has to do otherwise, behind the fence. Safe to repeat."""
+        with self._ledger.transaction():
+            _remember(self._clone, self._ledger, WHAT_IT_DID)
+        with self._clone.transaction():
+            self._clone.execute("DELETE FROM lastgood.copied")
+            self._clone.execute("INSERT INTO lastgood.copied VALUES (now())")
+
     def finish(self, into: Path) -> Replayed:
         """Write quarantine, what was left out and what was skipped to files in `into`, and say what became of
         everything. Safe to repeat."""
@@ -540,6 +556,8 @@ class Replay:
         shown, self._to_show = self._to_show, []
         self._remembered += len(rows) + len(remade)
         with self._clone.transaction(), self._clone.cursor() as writing:
+            if rows or remade:
+                self._clone.execute("DELETE FROM lastgood.copied")
             for how, of_one_kind in groupby(rows, key=itemgetter(0)):  # in their order
                 some = list(of_one_kind)
                 writing.executemany(how, [values for *_, values in some], returning=how == _PUT_IN)
@@ -588,7 +606,7 @@ class Replay:
             for transaction in batch:
                 if transaction.xid in self._migration:
                     self._merge.migrated = True
-                    self._clone.execute(_REMADE_BY, [transaction.commit, transaction.xid])
+                    self._clone.execute(_MIGRATED, [transaction.xid])
                     carried.append(_Carried(transaction=transaction, said=None, skipped=True))
                     continue
                 if self._migrated is not None and transaction.commit > self._migrated:
@@ -820,11 +838,11 @@ def _begin(clone: Connection, slot: str, ledger: Connection) -> None:
         _recall(clone, ledger)
 
 
-def _remember(clone: Connection, ledger: Connection) -> None:
+def _remember(clone: Connection, ledger: Connection, tables: Sequence[str]) -> None:
     """Copy to the ledger what the next replay needs. In a transaction of the ledger."""
     name = clone.info.dbname
-    ledger.execute("DELETE FROM remembered WHERE clone = %s", [name])
-    for table in REMEMBERED:
+    ledger.execute("DELETE FROM remembered WHERE clone = %s AND name = ANY(%s)", [name, list(tables)])
+    for table in tables:
         _copy(
             clone,
             sql.SQL("SELECT {}, {}, row_to_json(r)::text FROM {} r").format(name, table, sql.Identifier(SCHEMA, table)),
@@ -835,7 +853,7 @@ def _remember(clone: Connection, ledger: Connection) -> None:
 
 def _recall(clone: Connection, ledger: Connection) -> None:
     """Put back into the clone what was copied. In a transaction of the clone."""
-    for table in REMEMBERED:
+    for table in (*WHAT_IT_DID, *WHAT_WAITS):
         clone.execute("CREATE TEMPORARY TABLE lastgood_recalled (row json) ON COMMIT DROP")
         asked = sql.SQL("SELECT row FROM remembered WHERE (clone, name) = ({}, {})").format(clone.info.dbname, table)
         _copy(ledger, asked, clone, sql.SQL("lastgood_recalled"))
@@ -929,7 +947,7 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
             shown = clone.execute("SELECT change FROM lastgood.skipped_changes WHERE xid = %s ORDER BY number", [xid])
             changes = [change for (told,) in shown for change in told]
             more = {"more": count - shown.rowcount} if count > shown.rowcount else {}
-            yield {**_named(commit, xid, at), "reason": OF_THE_MIGRATION, "changes": changes, **more}
+            yield {**_named(commit, xid, at), "reason": BY_THE_MIGRATION, "changes": changes, **more}
 
     def without_place() -> Iterator[object]:
         for commit, at, table, key, row in clone.execute("SELECT * FROM lastgood.left_out ORDER BY commit"):
@@ -1016,7 +1034,8 @@ def clear(clone: Connection, ledger: Connection) -> None:
         with ledger.transaction():
             note_replayed(ledger, clone.info.dbname, progress.commit)
             note_migrated(ledger, clone.info.dbname, progress.migrated)
-            _remember(clone, ledger)
+            copied = clone.execute("SELECT FROM lastgood.copied").fetchone() is not None
+            _remember(clone, ledger, WHAT_WAITS if copied else (*WHAT_IT_DID, *WHAT_WAITS))
     with clone.transaction():
         for table, kind, name, enabled in clone.execute(_DISABLED).fetchall():
             how = sql.SQL("ALTER TABLE {} {} {} {}")

@@ -574,6 +574,7 @@ class PostgresTarget:
             # a look that is slow now would be the pause behind the fence
             replaying.narrow = replaying.look_s > SLOW_LOOK_S
             stale = replaying.refresh_views()
+            replaying.copy_for_the_next()
             before_s = inf
             while took_s >= QUICK_S and (took_s < before_s or took_s == inf):
                 before_s, began = took_s, monotonic()
