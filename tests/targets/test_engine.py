@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.release import ServiceRecord
-from lastgood.targets.compose.engine import Engine, connect
+from lastgood.targets.compose.engine import Engine, at_once, connect
 from lastgood.targets.compose.images import ensure_image
 from tests.targets.engine_double import EngineDouble, engine_double
 
@@ -48,3 +49,18 @@ def test_what_an_engine_began_and_failed_at_is_not_known(
         engine.networks()
     with pytest.raises(changed, match="starting web: no space left"):
         engine.start("web", named="web")
+
+
+def test_what_is_done_to_many_is_done_side_by_side_and_to_all_of_them_whatever_fails() -> None:
+    meet, done = threading.Barrier(3, timeout=20), list[str]()
+
+    def act(name: str) -> None:
+        meet.wait()
+        done.append(name)
+        if name != "web":
+            raise Retryable(f"{name} does not end", delay_s=1.0)
+
+    with pytest.raises(Retryable, match="api does not end"):
+        at_once(act, ["web", "api", "worker"])
+    assert sorted(done) == ["api", "web", "worker"]
+    at_once(act, [])

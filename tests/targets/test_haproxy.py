@@ -342,7 +342,7 @@ def test_what_waited_for_a_client_that_left_is_not_carried_out(edge: Running) ->
 
 
 def test_a_slot_gets_a_name_and_no_traffic(edge: Running) -> None:
-    edge.runtime.name("web", "s5", "shop-web-v2")
+    edge.runtime.name([("web", "s5", "shop-web-v2")])
     slot = next(slot for slot in edge.runtime.slots() if slot.name == "s5")
     assert (slot.service, slot.container, slot.ready) == ("web", "shop-web-v2", False)
     assert {edge.answer() for _ in range(6)} == {"one", "two"}

@@ -104,20 +104,28 @@ class Edge:
                 hint="lastgood init --edge",
             )
 
-    def admit(self, service: str, containers: Sequence[Container], *, ends_at: datetime) -> tuple[str, ...]:
-        """Give each container a slot that gets no traffic yet, unless it has one, and wait until the edge knows where
-        it is. Returns the slots. Raises Retryable: no traffic has moved."""
-        slots = [slot for slot in self.runtime.slots() if slot.service == service and slot.name.startswith("s")]
-        busy = self.runtime.sessions()
-        taken: dict[str, Container] = {}
-        for container in containers:
-            slot = next((s for s in slots if s.container == container.name and s.name not in taken), None)
-            if slot is None:
-                slot = self._free(service, slots, taken, busy)
-                self.runtime.name(service, slot.name, container.name)
-            taken[slot.name] = container
-        self._wait_for_addresses(service, taken, ends_at=ends_at)
-        return tuple(taken)
+    def admit(
+        self, containers: Mapping[str, Sequence[Container]], *, ends_at: datetime
+    ) -> dict[str, dict[str, Container]]:
+        """Give each container of each service a slot that gets no traffic yet, unless it has one, and wait until the
+        edge knows where all of them are. Returns slot -> container of each service. Raises Retryable: no traffic has
+        moved."""
+        there, busy = self.runtime.slots(), self.runtime.sessions()
+        taken: dict[str, dict[str, Container]] = {}
+        named: list[tuple[str, str, str]] = []
+        for service, own in containers.items():
+            slots = [slot for slot in there if slot.service == service and slot.name.startswith("s")]
+            mine = taken.setdefault(service, {})
+            for container in own:
+                slot = next((s for s in slots if s.container == container.name and s.name not in mine), None)
+                if slot is None:
+                    slot = self._free(service, slots, mine, busy)
+                    named.append((service, slot.name, container.name))
+                mine[slot.name] = container
+        if named:
+            self.runtime.name(named)
+        self._wait_for_addresses(taken, ends_at=ends_at)
+        return taken
 
     def listens(self, engine: Engine, service: str, container: Container) -> bool:
         """Whether a container takes connections on the port of its route: Docker's word on its health may be old, or
@@ -143,19 +151,24 @@ class Edge:
             )
         return min(idle, key=lambda slot: bool(slot.container))
 
-    def _wait_for_addresses(self, service: str, taken: Mapping[str, Container], *, ends_at: datetime) -> None:
+    def _wait_for_addresses(self, taken: Mapping[str, Mapping[str, Container]], *, ends_at: datetime) -> None:
         until = min(ends_at, self.stack.clock.now() + timedelta(seconds=RESOLVED_S))
         while True:
-            known = {slot.name: slot.address for slot in self.runtime.slots() if slot.service == service}
-            missing = [name for name, container in taken.items() if known.get(name) not in container.addresses]
+            known = {(slot.service, slot.name): slot.address for slot in self.runtime.slots()}
+            missing = [
+                container
+                for service, slots in taken.items()
+                for slot, container in slots.items()
+                if known.get((service, slot)) not in container.addresses
+            ]
             if not missing:
                 return
             if self.stack.clock.now() >= until:
-                names = ", ".join(taken[name].name for name in missing)
+                names = ", ".join(container.name for container in missing)
                 raise Retryable(
-                    f"the edge does not find {names}: has it a network in common with {service}?",
+                    f"the edge does not find {names}: has it a network in common with {missing[0].service}?",
                     delay_s=1.0,
-                    hint=f"docker inspect {taken[missing[0]].name}",
+                    hint=f"docker inspect {missing[0].name}",
                 )
             self.stack.clock.sleep(POLL_S)
 

@@ -10,12 +10,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import docker
 import docker.errors
@@ -34,6 +35,8 @@ COMPOSE_REPLACES: Final = "com.docker.compose.replace"
 COMPOSE_FOLDER: Final = "com.docker.compose.project.working_dir"
 COMPOSE_FILES: Final = "com.docker.compose.project.config_files"
 COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
+
+T = TypeVar("T")
 
 # The name that compose gives a container until the one that it replaces is gone.
 _REPLACEMENT: Final = re.compile(r"^[0-9a-f]{12}_")
@@ -259,6 +262,17 @@ class _Api(Protocol):
         self, container: str, *, stdout: bool, stderr: bool, tail: int, stream: bool, since: int | None = None
     ) -> bytes: ...
     def close(self) -> None: ...
+
+
+def at_once(act: Callable[[T], None], on: Collection[T]) -> None:
+    """Do something to each side by side: the engine takes seconds for some, and many may stand there. All are tried;
+    raises what the first one that failed raised."""
+    if not on:
+        return
+    with ThreadPoolExecutor(len(on), thread_name_prefix="engine") as pool:
+        tried = [pool.submit(act, one) for one in on]
+    for one in tried:
+        one.result()
 
 
 class Engine:

@@ -75,6 +75,7 @@ def pass_gate(
         for record, beside in sorted(started, key=lambda pair: gate.depth(pair[0].name)):
             gate.start_ended(record, beside)
             gate.settle(record, beside, ends_at=ends_at)
+        gate.name_at_the_edge([record for record, _ in started], ends_at=ends_at)
     except OutcomeUnknown as error:
         gate.clear()
         raise Retryable(error.message, delay_s=2.0, hint=error.hint) from error
@@ -209,7 +210,7 @@ class _Gate:
                 self.engine.remove(container.id)
 
     def settle(self, record: ServiceRecord, beside: Sequence[str], *, ends_at: datetime) -> None:
-        """Wait until all of them are healthy, and known at the edge. One from before that is not is made anew, once.
+        """Wait until all of them are healthy. One from before that is not is made anew, once.
 
         Raises Refused when one ends, is unhealthy, or is neither at `ends_at`.
         """
@@ -221,9 +222,14 @@ class _Gate:
                     raise
                 self.engine.remove(candidate)
                 self._wait(record, self._make(record, ends_at=ends_at), ends_at=ends_at)
-        if self.edge is not None and self._switches(record):
-            twins = [c for c in self.engine.candidates() if c.service == record.name and self._is(c) and c.is_up]
-            self.edge.admit(record.name, twins, ends_at=ends_at)
+
+    def name_at_the_edge(self, records: Sequence[ServiceRecord], *, ends_at: datetime) -> None:
+        """Have what will serve known at the edge, so that no switch has to wait for an address."""
+        if self.edge is None:
+            return
+        there = [c for c in self.engine.candidates() if self._is(c) and c.is_up]
+        switched = [record.name for record in records if self._switches(record)]
+        self.edge.admit({name: [c for c in there if c.service == name] for name in switched}, ends_at=ends_at)
 
     def _mold(self, record: ServiceRecord, labels: Mapping[str, str], *, ends_at: datetime) -> Container:
         shape = self.project.to_stand_beside if self._switches(record) else self.project.to_create_beside

@@ -288,9 +288,19 @@ class Runtime:
         rows = csv.DictReader(io.StringIO(self._ask("show stat").removeprefix("# ")))
         return {(row["pxname"], row["svname"]): int(row["scur"] or 0) for row in rows}
 
-    def name(self, service: str, slot: str, container: str) -> None:
-        """Put a container into a slot that gets no traffic. Its address follows within a second."""
-        self._tell([f"set server {service}/{slot} state maint", f"set server {service}/{slot} fqdn {container}"])
+    def name(self, named: Iterable[tuple[str, str, str]]) -> None:
+        """Put containers into slots that get no traffic: (service, slot, container). Their addresses follow within a
+        second."""
+        self._tell(
+            [
+                command
+                for service, slot, container in named
+                for command in (
+                    f"set server {service}/{slot} state maint",
+                    f"set server {service}/{slot} fqdn {container}",
+                )
+            ]
+        )
 
     def move(self, *, to: Iterable[tuple[str, str]], away: Iterable[tuple[str, str]]) -> None:
         """Send new requests to the (service, slot)s of `to` and no more to those of `away`, in one line. What is being

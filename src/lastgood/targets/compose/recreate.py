@@ -59,8 +59,7 @@ def _held(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: S
             own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
             if own:
                 ends_at = stack.clock.now() + timedelta(seconds=RESOLVED_S)
-                slots = edge.admit(action.service, own, ends_at=ends_at)
-                edge.move(stack.shelf.project(kept), {action.service: dict(zip(slots, own, strict=True))})
+                edge.move(stack.shelf.project(kept), edge.admit({action.service: own}, ends_at=ends_at))
 
 
 def recreate(

@@ -7,7 +7,7 @@ from datetime import timedelta
 from lastgood.core.errors import Refused
 from lastgood.core.plan import Retire
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Engine
+from lastgood.targets.compose.engine import Container, Engine, at_once
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import is_twin, look
 from lastgood.targets.compose.stack import Stack
@@ -22,14 +22,16 @@ def retire(
         raise Refused(f"{action.service} is a part of {kept.name}, and goes on", hint="lastgood plan")
     seen = look(stack, engine, edge)
     own = [c for c in (*seen.serving, *seen.beside) if c.service == action.service]
-    for container in own:
-        engine.start_again(container.id, "no")
+    at_once(lambda c: engine.start_again(c.id, "no"), own)
     if edge is not None and action.service in edge.config.routes:
         edge.move(stack.shelf.project(kept), {action.service: {}})
-        drain_s = min(edge.config.drain, deadline_s - stack.config.stop * len(own))
+        drain_s = min(edge.config.drain, deadline_s - stack.config.stop)
         edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=max(drain_s, 0.0)))
-    for container in own:
+
+    def end(container: Container) -> None:
         if is_twin(container):
             engine.stop(container.id, stop_s=stack.config.stop)
         else:
             engine.retire(container, stop_s=stack.config.stop)
+
+    at_once(end, own)

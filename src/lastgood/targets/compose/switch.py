@@ -12,7 +12,7 @@ from lastgood.core.config import Standby
 from lastgood.core.errors import Refused
 from lastgood.core.plan import ClearCandidates, PassGate, Settle, Switch
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.engine import Container, Engine, at_once
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import Look, is_twin, look
@@ -36,13 +36,11 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
         gate = PassGate(release=action.release, artifacts=action.artifacts)
         pass_gate(stack, engine, edge, kept, gate, deadline_s=deadline_s)
         ready = _ready(engine, edge, look(stack, engine, edge), kept.name, action)
-    to: dict[str, dict[str, Container]] = {}
-    for service, found in ready.items():
-        if not found:
-            raise Refused(f"no healthy {service} of {kept.name} stands beside", hint="lastgood rollback")
-        to[service] = dict(zip(edge.admit(service, found, ends_at=ends_at), found, strict=True))
-    for container in (c for slots in to.values() for c in slots.values()):
-        engine.start_again(container.id, container.labels.get(LABEL_RESTART, "no"))
+    if down := [service for service, found in ready.items() if not found]:
+        raise Refused(f"no healthy {down[0]} of {kept.name} stands beside", hint="lastgood rollback")
+    to = edge.admit(ready, ends_at=ends_at)
+    next_ones = [container for found in ready.values() for container in found]
+    at_once(lambda c: engine.start_again(c.id, c.labels.get(LABEL_RESTART, "no")), next_ones)
     edge.move(stack.shelf.project(kept), to)
 
 
@@ -67,8 +65,7 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
     over = [c for c in seen.beside if c not in standby]
     if not may_run_beside(engine, edge, standby):
         over += standby
-    # each may take its time to stop, one after the other
-    drain_s = min(edge.config.drain, deadline_s - stack.config.stop * len(over))
+    drain_s = min(edge.config.drain, deadline_s - stack.config.stop)
     ends_at = began + timedelta(seconds=max(drain_s, 0.0))
     _end(stack, engine, edge, over, ends_at=ends_at)
     if edge.config.standby is Standby.NONE:
@@ -107,11 +104,13 @@ def may_run_beside(engine: Engine, edge: Edge, standby: list[Container]) -> bool
 
 
 def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, ends_at: datetime) -> None:
-    for container in over:
-        engine.start_again(container.id, "no")
+    at_once(lambda c: engine.start_again(c.id, "no"), over)
     edge.drain({c.service for c in over}, ends_at=ends_at)
-    for container in over:
+
+    def end(container: Container) -> None:
         if container.is_leftover or container.is_made_only or container.service not in edge.switchable:
             engine.remove(container.id)
         else:
             engine.stop(container.id, stop_s=stack.config.stop)
+
+    at_once(end, over)
