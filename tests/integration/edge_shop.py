@@ -157,13 +157,16 @@ class EdgeShop(Shop):
 
     def containers(self) -> dict[str, tuple[bool, str]]:
         """Every container of the project, by what of it stands beyond the project's name: does it run, from which
-        image."""
+        image. Of compose's own copies that stand still behind an edge nobody asks that: somebody may have made them
+        anew by hand."""
         found = self.world.client.containers.list(all=True, ignore_removed=True)
         candidates = {c.id for c in self.world.candidates()}
         mine = [c for c in found if self.world.project in str(c.name) or c.id in candidates]
         images = {str(c.name).removeprefix(f"{self.world.project}-"): str(c.attrs["Image"]) for c in mine}
         up = {str(c.name).removeprefix(f"{self.world.project}-"): c.status == "running" for c in mine}
-        return {name: (up[name], self._image(image)) for name, image in images.items()}
+        still = {f"{service}-1" for service in ("api", "web", "worker") if service not in self.rung.composed}
+        unasked = {name for name in still if not up.get(name)}
+        return {name: (up[name], "" if name in unasked else self._image(image)) for name, image in images.items()}
 
     def _image(self, image: str) -> str:
         """The release that an image is of, by what was recorded; empty for what is of none."""
