@@ -57,7 +57,7 @@ LONGEST_KEY: Final = 200
 """Characters. What is longer is no key that anybody looks a row up by."""
 MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
-BY_THE_MIGRATION: Final = "it is the migration's"
+OF_THE_MIGRATION: Final = "it is the migration's"
 REST_WAITS: Final = "the rest of its transaction waits"
 WRITTEN_OVER: Final = (
     "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
@@ -947,7 +947,7 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
             shown = clone.execute("SELECT change FROM lastgood.skipped_changes WHERE xid = %s ORDER BY number", [xid])
             changes = [change for (told,) in shown for change in told]
             more = {"more": count - shown.rowcount} if count > shown.rowcount else {}
-            yield {**_named(commit, xid, at), "reason": BY_THE_MIGRATION, "changes": changes, **more}
+            yield {**_named(commit, xid, at), "reason": OF_THE_MIGRATION, "changes": changes, **more}
 
     def without_place() -> Iterator[object]:
         for commit, at, table, key, row in clone.execute("SELECT * FROM lastgood.left_out ORDER BY commit"):
