@@ -237,6 +237,16 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "hold: they are passed on": (HoldRequests(), containers(CORE), Seen.NOT_DONE),
     "pass: nothing waits": (PassRequests(), containers(CORE), Seen.DONE),
     "pass: requests wait": (PassRequests(), replace(containers(CORE), holding=True), Seen.NOT_DONE),
+    "hold: only who came before it ran out waits": (
+        HoldRequests(),
+        replace(containers(CORE), left_waiting=True),
+        Seen.NOT_DONE,
+    ),
+    "pass: who came before it ran out waits": (
+        PassRequests(),
+        replace(containers(CORE), left_waiting=True),
+        Seen.NOT_DONE,
+    ),
     "restore point: proved": (TAKE, database(restore_points=frozenset({"rp-d2"})), Seen.DONE),
     "restore point: of another deployment": (TAKE, database(restore_points=frozenset({"rp-d1"})), Seen.NOT_DONE),
     "migrate: all are finished": (MIGRATE, database(migrations=("m1", "m2", "m3")), Seen.DONE),

@@ -860,7 +860,6 @@ def test_who_takes_a_run_up_lets_requests_wait_again_where_that_has_run_out(
     def die(stack: Stack, each: Step) -> None:
         if each.name == step:
             monkeypatch.setattr(Stack, "take", take)
-            stack.containers = replace(stack.containers, holding=False)
             stack.clock.sleep(HELD_AT_MOST_S)
             raise Crash
         take(stack, each)
@@ -869,7 +868,7 @@ def test_who_takes_a_run_up_lets_requests_wait_again_where_that_has_run_out(
     with pytest.raises(Crash):
         team.roll_back()
     assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
-    assert team.stack.asked["hold-requests"] == 2
+    assert team.stack.effects["hold-requests"] == 2
 
 
 def test_requests_that_may_still_wait_are_named_with_how_long(team: Team) -> None:

@@ -299,11 +299,26 @@ def test_nobody_waits_for_a_program_that_died(tmp_path: Path) -> None:
             assert edge.answer() in {"one", "two"}
             # who came before that waits on, until somebody says so
             assert waited == []
-            assert edge.runtime.holds_everybody() is True
+            assert (edge.runtime.holds_everybody(), edge.runtime.anybody_waits()) == (False, True)
             edge.runtime.pass_everybody(["web"])
             waiting.join()
             assert waited[0] in {"one", "two"}
-            assert edge.runtime.holds_everybody() is False
+            assert (edge.runtime.holds_everybody(), edge.runtime.anybody_waits()) == (False, False)
+        finally:
+            edge.process.terminate()
+            edge.process.wait()
+
+
+def test_everybody_waits_again_when_the_time_was_over(tmp_path: Path) -> None:
+    with answering("one", []) as one, answering("two", []) as two:
+        edge = Running(tmp_path, one, two, [], at_most_s=1)
+        try:
+            edge.runtime.hold_everybody(["web"])
+            until = time.monotonic() + 10
+            while edge.runtime.holds_everybody() and time.monotonic() < until:
+                time.sleep(0.1)
+            edge.runtime.hold_everybody(["web"])
+            assert edge.runtime.holds_everybody() is True
         finally:
             edge.process.terminate()
             edge.process.wait()

@@ -49,8 +49,9 @@ class ContainerFacts:
     held: artifacts that can be started right now without asking a registry. switchable: services whose traffic an edge
     moves from one release to another, all at once; of those an instance counts only for its own release. ungated: those
     of which no second instance may run, since it would do its work twice. can_hold: whether something in front of the
-    services can let requests wait; holding: whether it does. standby_runs: whether a release that may stay ready beside
-    goes on running there; else it is stopped, or removed.
+    services can let requests wait; holding: whether it does. left_waiting: whether some may wait still from before that
+    ran out, though new ones do not. standby_runs: whether a release that may stay ready beside goes on running there;
+    else it is stopped, or removed.
     """
 
     observed_at: datetime
@@ -62,6 +63,7 @@ class ContainerFacts:
     ungated: frozenset[str] = frozenset()
     can_hold: bool = False
     holding: bool = False
+    left_waiting: bool = False
     standby_runs: bool = True
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:

@@ -493,7 +493,7 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
         case HoldRequests():
             return facts.holding
         case PassRequests():
-            return not facts.holding
+            return not (facts.holding or facts.left_waiting)
         case _:
             assert_never(action)
 

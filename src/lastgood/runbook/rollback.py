@@ -522,7 +522,8 @@ def _pass_requests(rooms: Rooms, plan: Plan) -> str:
     if not any(isinstance(step.action, HoldRequests) for step in plan.steps):
         return ""
     try:
-        if not rooms.containers.observe().holding:
+        facts = rooms.containers.observe()
+        if not (facts.holding or facts.left_waiting):
             return ""
     except LastgoodError as error:
         return f"whether requests still wait is not known: {error.message}; none waits over {HELD_AT_MOST_S:.0f} s"

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +41,9 @@ from lastgood.core.migration import (
     WritesSince,
 )
 from lastgood.core.plan import (
+    HELD_AT_MOST_S,
     CatchUp,
+    HoldRequests,
     Migrate,
     PassGate,
     RehearseDown,
@@ -152,6 +154,7 @@ class Stack(World):
     def __init__(self, clock: SteppedClock, *, rate_per_s: float = 20.0) -> None:
         super().__init__(serving={}, held=frozenset(), database=DATABASE, migrations=("m1",))
         self.clock = clock
+        self._held_until = clock.now()
         self.rate_per_s = rate_per_s
         self.behaves: dict[str, Behaviour] = {}
         self.blind: dict[str, Reading] = {}
@@ -245,7 +248,10 @@ class Stack(World):
         return behaviour if turned else WELL
 
     def facts(self, role: Role) -> Facts:
-        return replace(super().facts(role), observed_at=self.clock.now())
+        facts = replace(super().facts(role), observed_at=self.clock.now())
+        if isinstance(facts, ContainerFacts) and facts.holding and self.clock.now() >= self._held_until:
+            return replace(facts, holding=False, left_waiting=True)  # as an edge does, whoever died meanwhile
+        return facts
 
     def take(self, step: Step) -> None:
         if duration_s := self.takes_s.get(step.name):
@@ -261,6 +267,8 @@ class Stack(World):
             case _:
                 super().take(step)
         match step.action:
+            case HoldRequests():
+                self._held_until = self.clock.now() + timedelta(seconds=HELD_AT_MOST_S)
             case Serve(release=release) | Switch(release=release):
                 self._served_since[release] = self.clock.now()
             case TakeRestorePoint(restore_point=restore_point, pause_s=pause_s):

@@ -325,13 +325,21 @@ class Runtime:
         self._tell([*_turned(services, _ENTER), f"clear table {_EVERYBODY} key {_EVERYBODY}"])
 
     def holds_everybody(self) -> bool | None:
-        """Whether requests from outside wait, or some that came before the time was over still do; None of an edge that
-        was started before it could make them. Raises Retryable when it does not answer."""
+        """Whether every new request from outside waits; None of an edge that was started before it could make them.
+        Raises Retryable when it does not answer."""
         said = self._ask(f"show table {_EVERYBODY}")
         if f"table: {_EVERYBODY}," not in said:
             return None
-        waiting = (s for s in self.slots() if s.service.startswith(_WAITING) and s.name == _WAIT)
-        return f"key={_EVERYBODY} " in said or any(slot.ready for slot in waiting)
+        return f"key={_EVERYBODY} " in said and all(self._waits())
+
+    def anybody_waits(self) -> bool:
+        """Whether requests from outside wait, or some that came before the time was over may still. Raises Retryable
+        when it does not answer."""
+        return f"key={_EVERYBODY} " in self._ask(f"show table {_EVERYBODY}") or any(self._waits())
+
+    def _waits(self) -> Iterator[bool]:
+        """Of each service, whether what is in its backend of who waits is not passed on."""
+        return (s.ready for s in self.slots() if s.service.startswith(_WAITING) and s.name == _WAIT)
 
     def cut(self, service: str, slot: str) -> None:
         """End what a slot is still answering: a websocket, a request without an end."""

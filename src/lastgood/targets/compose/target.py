@@ -102,6 +102,7 @@ class ComposeTarget:
             ungated=frozenset(self._stack.config.workers) | self._portless_of_before(),
             can_hold=holds is not None,
             holding=bool(holds),
+            left_waiting=edge is not None and holds is False and edge.runtime.anybody_waits(),
             standby_runs=edge is None or may_run_beside(engine, edge, [c for c in there.beside if is_twin(c)]),
         )
 
