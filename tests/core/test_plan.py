@@ -103,6 +103,7 @@ def frontend(production: str, *, busy: bool = False, shown: tuple[str, ...] = ()
 
 GATE = PassGate(release="old", artifacts=(("core", "core-old"), ("agent", "agent-old")))
 SERVE = Serve(release="old", service="core", artifact="core-old", config_hash="c1")
+WEB = frozenset({"web"})
 CLEAR = ClearCandidates()
 SWITCH = Switch(release="old", artifacts=GATE.artifacts)
 SETTLE = Settle(standby="old")
@@ -168,6 +169,7 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     "serve: it was stopped": (SERVE, containers(instance("core", "core-old", running=False)), Seen.NOT_DONE),
     "serve: only a candidate": (SERVE, containers(candidates=(CORE,)), Seen.NOT_DONE),
     "clear: nothing is left": (CLEAR, containers(CORE), Seen.DONE),
+    "clear: the edge's file says something else": (CLEAR, replace(containers(CORE), unwritten=WEB), Seen.NOT_DONE),
     "clear: a stopped one is left": (
         CLEAR,
         containers(candidates=(instance("core", "core-old", running=False),)),
@@ -202,6 +204,7 @@ LOOKS: dict[str, tuple[Action, Facts, Seen]] = {
     ),
     "switch: only beside": (SWITCH, containers(candidates=of("old", CORE, AGENT), switchable=BOTH), Seen.NOT_DONE),
     "settle: nothing is beside": (SETTLE, containers(CORE), Seen.DONE),
+    "settle: the edge's file says something else": (SETTLE, replace(containers(CORE), unwritten=WEB), Seen.NOT_DONE),
     "settle: the standby is beside": (SETTLE, containers(BAD, candidates=of("old", CORE, AGENT)), Seen.DONE),
     "settle: the standby runs and should not": (
         SETTLE,

@@ -50,6 +50,7 @@ from tests.core.examples import (
     OWN_DUMP,
     RESTORE_POINT,
     database_facts,
+    facts,
     less_plan,
     release,
     rollback_plan,
@@ -372,6 +373,13 @@ def test_a_service_that_was_renamed_gives_its_port_to_the_one_that_comes_back() 
         deadlines=DEADLINES,
     )
     assert [s.name for s in plan.steps][:3] == ["pass-gate", "retire-front", "serve-core"]
+
+
+def test_a_file_of_the_edge_that_says_something_else_is_put_right_where_nothing_goes_back() -> None:
+    there = world(None, frontend=False)
+    there = replace(there, containers=replace(facts("old"), unwritten=frozenset({"core"})))
+    plan = make_plan(release("old"), there, plan_id="r1", now=START, serving="bad", deadlines=DEADLINES)
+    assert [s.name for s in plan.steps] == ["clear-candidates"]
 
 
 def test_a_service_that_is_all_that_was_added_stops_alone() -> None:

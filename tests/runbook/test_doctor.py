@@ -114,6 +114,11 @@ def start_beside(team: Team) -> None:
     team.stack.containers = replace(facts, serving=bound, candidates=(copy,), switchable=frozenset({copy.service}))
 
 
+def die_at_the_edge(team: Team) -> None:
+    """Another lastgood dies between the edge's file and the edge."""
+    team.stack.containers = replace(team.stack.containers, unwritten=frozenset({"core"}))
+
+
 FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
     "the journal was changed": (
         "journal",
@@ -123,6 +128,11 @@ FAILS: dict[str, tuple[str, str, Callable[[Team], None]]] = {
     "a run did not finish": ("runs", "of v3 did not finish", deploy_and_die),
     "a service is sick": ("containers", "not serving: agent", lambda team: team.stack.sicken("agent")),
     "somebody deployed past us": ("what serves", f"core: not what was recorded as {BAD}", deploy_past_us),
+    "the edge would start otherwise": (
+        "file of the edge",
+        "would send requests of core elsewhere than now",
+        die_at_the_edge,
+    ),
     "somebody started a copy beside": ("beside the edge", "core of no release", start_beside),
     "the files make no release": (
         "files",

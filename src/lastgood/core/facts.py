@@ -50,8 +50,9 @@ class ContainerFacts:
     moves from one release to another, all at once; of those an instance counts only for its own release. ungated: those
     of which no second instance may run, since it would do its work twice. can_hold: whether something in front of the
     services can let requests wait; holding: whether it does. left_waiting: whether some may wait still from before that
-    ran out, though new ones do not. standby_runs: whether a release that may stay ready beside goes on running there;
-    else it is stopped, or removed.
+    ran out, though new ones do not. unwritten: services whose requests an edge that is started again would send
+    elsewhere than now. standby_runs: whether a release that may stay ready beside goes on running there; else it is
+    stopped, or removed.
     """
 
     observed_at: datetime
@@ -64,6 +65,7 @@ class ContainerFacts:
     can_hold: bool = False
     holding: bool = False
     left_waiting: bool = False
+    unwritten: frozenset[str] = frozenset()
     standby_runs: bool = True
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:

@@ -487,9 +487,9 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
         case ClearCandidates(standby=standby):
             ready = (i for i in facts.candidates if i.running and i.service in facts.switchable)
             stays = {*facts.strays, *(i for i in ready if _stands_ready(i, standby, facts))}
-            return set(facts.candidates) <= stays
+            return set(facts.candidates) <= stays and not facts.unwritten
         case Settle(standby=standby):
-            return all(_stands_ready(i, standby, facts) for i in facts.candidates)
+            return all(_stands_ready(i, standby, facts) for i in facts.candidates) and not facts.unwritten
         case HoldRequests():
             return facts.holding
         case PassRequests():

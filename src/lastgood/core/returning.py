@@ -179,7 +179,8 @@ def _containers(
     changed = changed_services(target, world.containers, untouched=world.untouched)
     if not changed and not leaving(target, world.containers):
         draft.skipped.append(f"containers: every service already runs {target.id}")
-        return [], [clear_step(boot_s=deadlines.boot_s)] if world.containers.candidates else []
+        left = world.containers.candidates or world.containers.unwritten
+        return [], [clear_step(boot_s=deadlines.boot_s)] if left else []
     return (
         gate_step(target, changed, world.containers, boot_s=deadlines.boot_s, attempts=2),
         serve_steps(

@@ -107,6 +107,14 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
         evidence=f"{len(facts.serving)} serving" + (f"; not serving: {', '.join(down)}" if down else ""),
         hint="lastgood status" if down or not facts.serving else "",
     )
+    if facts.unwritten:
+        yield Finding(
+            check="file of the edge",
+            answer=Answer.FAILED,
+            evidence=f"an edge that is started again would send requests of {', '.join(sorted(facts.unwritten))} "
+            "elsewhere than now",
+            hint="lastgood init --edge",
+        )
     yield from _past_us(history, facts)
     good = history.last_good(before=bad_release(history))
     yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung(good.release.id if good else ""))

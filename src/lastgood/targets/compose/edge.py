@@ -30,6 +30,7 @@ from lastgood.targets.compose.haproxy import (
     configuration,
     places,
     publish_from,
+    with_serving,
 )
 from lastgood.targets.compose.kept import replace_private
 from lastgood.targets.compose.project import Json, Project
@@ -184,7 +185,7 @@ class Edge:
             for slot in self.runtime.slots()
             if slot.ready and slot.service in to and slot.name not in to[slot.service]
         ]
-        # First the file: whoever dies between the two looks at the edge next, and nobody looks at the file again.
+        # First the file: whoever dies between the two goes by the edge next, and `write_down` puts the file right.
         self.write(project, after)
         try:
             self.runtime.move(to=[(service, slot) for service, slots in to.items() for slot in slots], away=away)
@@ -238,6 +239,29 @@ class Edge:
             before=any(place.named is None for place in file.values()),
         )
 
+    def unwritten(self) -> frozenset[str]:
+        """The services that somebody serves and of which the file says something else, or nothing. Raises as
+        `serving`."""
+        file = self.places()
+        # where nobody serves, requests wait for who is recreated
+        return frozenset(
+            name
+            for name, serving in self.serving().items()
+            if serving and (name not in file or serving != {*file[name].serving})
+        )
+
+    def write_down(self) -> None:
+        """Let the file say what the edge does, where it says something else: who moved requests died between the two,
+        or was not told what came of it. Raises as `serving`, and NeedsHuman when the file cannot be read or written."""
+        if not (unwritten := self.unwritten()):
+            return
+        path, serving = self.folder / CONFIG_FILE, self.serving()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise NeedsHuman(f"{path} cannot be read: {error.strerror}", hint="lastgood init --edge") from error
+        self._replace(with_serving(text, {name: serving[name] for name in unwritten}))
+
     def lay_out(self, project: Project, serving: Mapping[str, Iterable[str]]) -> None:
         """Write what the edge starts from, for the services that the configuration names, whatever it was set up for
         before. Raises NeedsHuman when it cannot be written."""
@@ -252,7 +276,9 @@ class Edge:
         published = published or publish_from(routes)
         networks = cast("Mapping[str, Json | None]", project.model.get("networks") or {})
         v6 = any((defined or {}).get("enable_ipv6") for defined in networks.values())
-        text = configuration(routes, ready, uid=os.getuid(), published=published, v6=v6, before=before)
+        self._replace(configuration(routes, ready, uid=os.getuid(), published=published, v6=v6, before=before))
+
+    def _replace(self, text: str) -> None:
         try:
             replace_private(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:

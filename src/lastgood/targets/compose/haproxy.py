@@ -19,7 +19,7 @@ import csv
 import io
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -58,6 +58,7 @@ _PUBLISHED: Final = re.compile(r"^frontend published-(\S+)\n    bind :(\d+)$", r
 _NAMED: Final = re.compile(r"^# answers to the names of: *(.*)$", re.MULTILINE)
 _BEHIND: Final = re.compile(r"^backend (\S+)\n((?:    .*\n)*)", re.MULTILINE)
 _SERVER: Final = re.compile(r"^    server s\d+ (\S+):(\d+) .*?( disabled)?$", re.MULTILINE)
+_SERVERS: Final = re.compile(r"(?:^    server s\d+ .*\n)+", re.MULTILINE)
 
 _HEAD: Final = """\
 # Written by lastgood, again at every switch. What is changed here by hand is lost.
@@ -189,6 +190,19 @@ def places(text: str) -> dict[str, Place]:
     }
 
 
+def with_serving(text: str, serving: Mapping[str, Collection[str]]) -> str:
+    """What `configuration` wrote, with these containers serving these services, and else as it is."""
+
+    def said(backend: re.Match[str]) -> str:
+        service, block = backend.groups()
+        if service not in serving:
+            return backend[0]
+        servers = _servers(int(_SERVER.findall(block)[0][1]), sorted(serving[service]))
+        return f"backend {service}\n" + _SERVERS.sub("".join(f"{line}\n" for line in servers), block)
+
+    return _BEHIND.sub(said, text)
+
+
 def _bound(port: int, *, v6: bool) -> str:
     # two of them: an address of the old kind stays one in what services are told of their clients
     return f"    bind :{port}" + (f"\n    bind :::{port} v6only" if v6 else "")
@@ -238,15 +252,17 @@ def _asked_for(condition: str, route: Route) -> Iterator[str]:
 
 
 def _backend(route: Route, ready: Sequence[str]) -> str:
-    # not asked for at the start: one name that leads nowhere would keep all others from being served
     lines = [f"backend {route.service}", "    option forwardfor", f"    retries {max(3, round(route.patience_s * 4))}"]
-    for number in range(SLOTS):
-        name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
-        lines.append(
-            f"    server s{number} {name}:{route.port} resolvers engine resolve-prefer ipv4 init-addr none{off}"
-        )
+    lines += _servers(route.port, ready)
     # nobody listens there, so that a request which is sent to it is tried again until there is somebody
     return "\n".join([*lines, f"    server {_HOLD} 127.0.0.1:1 disabled", ""])
+
+
+def _servers(port: int, ready: Sequence[str]) -> Iterator[str]:
+    for number in range(SLOTS):
+        name, off = (ready[number], "") if number < len(ready) else (_NOBODY, " disabled")
+        # not asked for at the start: one name that leads nowhere would keep all others from being served
+        yield f"    server s{number} {name}:{port} resolvers engine resolve-prefer ipv4 init-addr none{off}"
 
 
 def _turned(services: Iterable[str], to: str) -> list[str]:

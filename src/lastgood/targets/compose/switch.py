@@ -60,6 +60,7 @@ def _ready(engine: Engine, edge: Edge, seen: Look, release: str, action: Switch)
 def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline_s: float) -> None:
     """Let what does not serve answer its last requests and stop it; keep the standby as the configuration says."""
     began = stack.clock.now()
+    edge.write_down()  # before any of those ends that an edge which is started again would send requests to
     seen = look(stack, engine, edge)
     standby = [c for c in seen.beside if is_twin(c) and c.labels.get(LABEL_RELEASE) == action.standby != ""]
     over = [c for c in seen.beside if c not in standby]
@@ -76,6 +77,8 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
 def clear_candidates(stack: Stack, engine: Engine, edge: Edge | None, action: ClearCandidates) -> None:
     """Remove what the gate made, and the containers with which compose was interrupted; keep the standby as the
     configuration says. Touches nothing that serves, and not what somebody started beside an edge."""
+    if edge is not None:
+        edge.write_down()  # as in `settle`
     beside = look(stack, engine, edge).beside
     standby = [c for c in beside if _stands_ready(c, edge, action.standby)]
     for container in beside:

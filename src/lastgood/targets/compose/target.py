@@ -8,7 +8,7 @@ are never recreated, but for those that only earlier releases have.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -103,6 +103,7 @@ class ComposeTarget:
             can_hold=holds is not None,
             holding=bool(holds),
             left_waiting=edge is not None and holds is False and edge.runtime.anybody_waits(),
+            unwritten=edge.unwritten() if edge else frozenset(),
             standby_runs=edge is None or may_run_beside(engine, edge, [c for c in there.beside if is_twin(c)]),
         )
 
@@ -267,6 +268,7 @@ class ComposeTarget:
             checks.append(Check(name="ways in", passed=not cut_off, detail="; ".join(cut_off) or "as it had them"))
             if edge:
                 checks.append(_nobody_else(there.beside, edge))
+                checks.append(_written_down(edge.unwritten()))
         return tuple(checks)
 
 
@@ -283,6 +285,13 @@ def _nobody_else(beside: tuple[Container, ...], edge: Edge) -> Check:
     names = " ".join(sorted(c.name for c in others))
     detail = f"of no release, and asked by name inside of the stack: docker stop {names}" if others else "none runs"
     return Check(name="other copies", passed=not others, detail=detail)
+
+
+def _written_down(unwritten: Collection[str]) -> Check:
+    """An edge that is started again goes by its file."""
+    names = ", ".join(sorted(unwritten))
+    detail = f"says something else of {names} than the edge does: lastgood init --edge" if names else "says who serves"
+    return Check(name="file of the edge", passed=not unwritten, detail=detail)
 
 
 def _runs_as_planned(record: ServiceRecord, serving: tuple[Container, ...]) -> Check:
