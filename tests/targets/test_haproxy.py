@@ -516,6 +516,13 @@ def test_what_it_does_not_take_is_unknown_and_says_its_words(edge: Running) -> N
         edge.runtime.move(to=[("nobody", "s0")], away=[])
 
 
+def test_to_move_nobody_is_nothing_to_say(edge: Running) -> None:
+    """An empty line is answered by the list of what can be said."""
+    edge.runtime.move(to=[], away=[])
+    edge.runtime.name([])
+    assert edge.ready() == ["s0", "s1"]
+
+
 def test_one_that_is_gone_is_tried_again_later(edge: Running) -> None:
     edge.process.kill()
     edge.process.wait()

@@ -169,3 +169,13 @@ def test_what_a_silent_edge_did_after_all_is_in_its_file_before_the_other_releas
     shop.edge.write(PROJECT, {"web": ["one"]})  # and somebody was told too early that it did not
     shop.settle("")
     assert (shop.starts_with(), shop.ended) == (("two",), ["one"])
+
+
+# --- who ends, and how ------------------------------------------------------------------------------------------------
+
+
+def test_a_service_that_stops_for_good_is_stopped_also_where_it_has_no_requests_any_more(shop: Shop) -> None:
+    """As whoever takes up what died in its drain finds it."""
+    shop.edge.move(PROJECT, {"web": {}})
+    shop.retire()
+    assert sorted(shop.ended) == ["one", "two"]

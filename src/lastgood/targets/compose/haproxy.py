@@ -373,6 +373,8 @@ class Runtime:
     def _tell(self, commands: Sequence[str]) -> None:
         """HAProxy carries a line out as a whole; it answers each command by an empty line, with one before it for what
         it does not take."""
+        if not commands:
+            return  # an empty line is answered by the list of what can be said
         try:
             said = self._said("; ".join(commands))
             if said.count("\n") < len(commands):
