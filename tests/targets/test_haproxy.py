@@ -498,9 +498,9 @@ def test_a_websocket_outlives_the_move_and_is_ended_at_the_deadline(tmp_path: Pa
                 assert running.answer() == "two"
                 line.sendall(b"still here")
                 assert line.recv(4096) == b"still here"
-                edge.drain(["web"], ends_at=CLOCK.now() + timedelta(seconds=0.5))
+                edge.drain(["one"], ends_at=CLOCK.now() + timedelta(seconds=0.5))
                 assert line.recv(4096) == b""
-            edge.drain(["web"], ends_at=CLOCK.now() + timedelta(seconds=30))  # nothing is left to wait for
+            edge.drain(["one"], ends_at=CLOCK.now() + timedelta(seconds=30))  # nothing is left to wait for
             assert running.runtime.sessions()["web", "s0"] == 0
         finally:
             running.process.terminate()

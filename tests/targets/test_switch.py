@@ -3,6 +3,7 @@ which the edge starts again. The engine only shows, and notes what it is told.""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -179,3 +180,25 @@ def test_a_service_that_stops_for_good_is_stopped_also_where_it_has_no_requests_
     shop.edge.move(PROJECT, {"web": {}})
     shop.retire()
     assert sorted(shop.ended) == ["one", "two"]
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def test_a_websocket_of_the_standby_goes_on_while_another_release_ends(shop: Shop) -> None:
+    """What is left of one that was not proved ends in the same step."""
+    shop.double.containers.append(twin(3, "three", "v3"))
+    with socket.create_connection(("127.0.0.1", shop.running.port), timeout=10) as line:
+        line.sendall(UPGRADE)
+        assert line.recv(4096).startswith(b"HTTP/1.1 101 ")
+        shop.move_to("s1", "two")
+        shop.settle("v1")
+        assert shop.ended == ["three"]
+        line.sendall(b"still here")
+        assert line.recv(4096) == b"still here"
+        shop.settle("")
+        assert line.recv(4096) == b""
+    assert shop.ended == ["three", "one", "three"]

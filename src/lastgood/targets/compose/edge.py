@@ -212,12 +212,13 @@ class Edge:
                 return
             self.stack.clock.sleep(POLL_S)
 
-    def drain(self, services: Iterable[str], *, ends_at: datetime) -> None:
-        """Wait until what no longer gets requests has answered its last one; cut off what is left at the deadline."""
-        wanted = set(services)
+    def drain(self, containers: Iterable[str], *, ends_at: datetime) -> None:
+        """Wait until those of these containers (names) that get no more requests have answered their last one; cut off
+        what is left at the deadline."""
+        wanted = set(containers)
         while True:
-            quiet = {(slot.service, slot.name) for slot in self.runtime.slots() if not slot.ready and slot.container}
-            open_ = [at for at, count in self.runtime.sessions().items() if count and at in quiet and at[0] in wanted]
+            quiet = {(s.service, s.name) for s in self.runtime.slots() if not s.ready and s.container in wanted}
+            open_ = [at for at, count in self.runtime.sessions().items() if count and at in quiet]
             if not open_:
                 return
             if self.stack.clock.now() >= ends_at:

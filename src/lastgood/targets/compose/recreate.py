@@ -37,9 +37,10 @@ def recreate_behind(
     _, model = _ready(stack, engine, kept, action, published=False)
     # a full disk, too, is found now
     stack.shelf.lay_beside(action.release, f"start-{action.service}.json", as_file(model))
+    own = [c.name for c in engine.of_project() if c.service == action.service]
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     with _held(stack, engine, edge, kept, action):
-        edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=edge.config.drain))
+        edge.drain(own, ends_at=stack.clock.now() + timedelta(seconds=edge.config.drain))
         left_s = (ends_at - stack.clock.now()).total_seconds()
         recreate(stack, engine, kept, action, deadline_s=left_s, published=False)
 

@@ -26,7 +26,7 @@ def retire(
     if edge is not None and action.service in edge.config.routes:
         edge.move(stack.shelf.project(kept), {action.service: {}})
         drain_s = min(edge.config.drain, deadline_s - stack.config.stop)
-        edge.drain([action.service], ends_at=stack.clock.now() + timedelta(seconds=max(drain_s, 0.0)))
+        edge.drain((c.name for c in own), ends_at=stack.clock.now() + timedelta(seconds=max(drain_s, 0.0)))
 
     def end(container: Container) -> None:
         if is_twin(container):

@@ -108,7 +108,7 @@ def may_run_beside(engine: Engine, edge: Edge, standby: list[Container]) -> bool
 
 def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, ends_at: datetime) -> None:
     at_once(lambda c: engine.start_again(c.id, "no"), over)
-    edge.drain({c.service for c in over}, ends_at=ends_at)
+    edge.drain((c.name for c in over), ends_at=ends_at)
 
     def end(container: Container) -> None:
         if container.is_leftover or container.is_made_only or container.service not in edge.switchable:
