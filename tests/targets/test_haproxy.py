@@ -532,6 +532,28 @@ def test_one_that_is_gone_is_tried_again_later(edge: Running) -> None:
         edge.runtime.move(to=[("web", "s0")], away=[])
 
 
+def test_the_releases_of_one_service_change_places_before_the_next_service_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two commands of a line HAProxy answers requests: of many services both releases would get some."""
+    said: list[str] = []
+
+    def hear(_: Runtime, line: str) -> str:
+        said.extend(line.split("; "))
+        return "\n" * len(said)
+
+    monkeypatch.setattr(Runtime, "_said", hear)
+    to, away = [("web", "s1"), ("api", "s0")], [("api", "s1"), ("chat", "s0"), ("web", "s0")]
+    Runtime(tmp_path, anew="docker restart edge").move(to=to, away=away)
+    assert said == [
+        "set server api/s0 state ready",
+        "set server api/s1 state drain",
+        "set server chat/s0 state drain",
+        "set server web/s1 state ready",
+        "set server web/s0 state drain",
+    ]
+
+
 def test_one_that_hangs_after_it_was_told_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lastgood.targets.compose.haproxy.ASK_S", 0.2)
     with socket.socket(socket.AF_UNIX) as deaf:

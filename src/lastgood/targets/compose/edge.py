@@ -174,7 +174,8 @@ class Edge:
             self.stack.clock.sleep(POLL_S)
 
     def move(self, project: Project, to: Mapping[str, Mapping[str, Container]]) -> None:
-        """Send the requests of these services to these slots (slot -> container) and to no other, all at once.
+        """Send the requests of these services to these slots (slot -> container) and to no other, one service right
+        after the other.
 
         Raises OutcomeUnknown when the edge did not say that it did, Retryable when it was not told.
         """

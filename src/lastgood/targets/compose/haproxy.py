@@ -22,6 +22,7 @@ import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -321,12 +322,13 @@ class Runtime:
     def move(self, *, to: Iterable[tuple[str, str]], away: Iterable[tuple[str, str]]) -> None:
         """Send new requests to the (service, slot)s of `to` and no more to those of `away`, in one line. What is being
         answered is answered. Raises OutcomeUnknown: look."""
-        self._tell(
-            [
-                *(f"set server {service}/{slot} state ready" for service, slot in to),
-                *(f"set server {service}/{slot} state drain" for service, slot in away),
-            ]
-        )
+        told = [
+            *((service, slot, "ready") for service, slot in to),
+            *((service, slot, "drain") for service, slot in away),
+        ]
+        # service by service: for as long as both of its slots are ready, both get requests
+        told.sort(key=itemgetter(0))
+        self._tell([f"set server {service}/{slot} state {state}" for service, slot, state in told])
 
     def hold(self, service: str, *, instead_of: Iterable[str]) -> None:
         """Let new requests of a service wait instead of going to the slots `instead_of`."""
@@ -371,8 +373,8 @@ class Runtime:
         return said
 
     def _tell(self, commands: Sequence[str]) -> None:
-        """HAProxy carries a line out as a whole; it answers each command by an empty line, with one before it for what
-        it does not take."""
+        """HAProxy answers each command of a line by an empty line, with one before it for what it does not take.
+        Between two of them it answers requests as well (src/cli.c: it "forces us to yield between pipelined commands")."""
         if not commands:
             return  # an empty line is answered by the list of what can be said
         try:
