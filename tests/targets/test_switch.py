@@ -16,10 +16,11 @@ from lastgood.core.errors import OutcomeUnknown, Retryable
 from lastgood.core.plan import ClearCandidates, Retire, Settle
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, connect
-from lastgood.targets.compose.haproxy import CONFIG_FILE, Runtime
+from lastgood.targets.compose.haproxy import CONFIG_FILE, SLOTS, Runtime
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.switch import clear_candidates, settle
+from tests.contract.rigs.clock import CLOCK
 from tests.targets.engine_double import EngineDouble, engine_double
 from tests.targets.running_haproxy import PROJECT, Running, answering, edge_in, naming, talking
 
@@ -83,6 +84,10 @@ class Shop:
             retire(self.edge.stack, engine, self.edge, self.kept, action, deadline_s=20.0)
 
 
+def named_at(edge: Edge) -> set[str]:
+    return {slot.container for slot in edge.runtime.slots() if slot.container}
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     edge = edge_in(tmp_path, drain="1s")
@@ -131,6 +136,7 @@ def test_a_move_that_died_between_the_file_and_the_edge_leaves_a_file_that_clear
     assert shop.edge.unwritten() == {"web"}
     shop.clear()
     assert (shop.starts_with(), shop.ended, shop.edge.unwritten()) == (("one",), ["two"], frozenset())
+    assert named_at(shop.edge) == {"one"}
     assert (shop.edge.folder / CONFIG_FILE).read_text() == asked
 
 
@@ -180,6 +186,7 @@ def test_a_service_that_stops_for_good_is_stopped_also_where_it_has_no_requests_
     shop.edge.move(PROJECT, {"web": {}})
     shop.retire()
     assert sorted(shop.ended) == ["one", "two"]
+    assert named_at(shop.edge) == set()
 
 
 UPGRADE = (
@@ -202,3 +209,23 @@ def test_a_websocket_of_the_standby_goes_on_while_another_release_ends(shop: Sho
         shop.settle("")
         assert line.recv(4096) == b""
     assert shop.ended == ["three", "one", "three"]
+
+
+def test_who_is_stopped_is_asked_of_nobody_by_name_any_more(shop: Shop) -> None:
+    """Each second the edge asks for each name that it has, and the engine asks the servers of the host for those that
+    it does not know."""
+    shop.move_to("s1", "two")
+    shop.settle("v1")
+    assert named_at(shop.edge) == {"one", "two"}
+    shop.settle("")
+    assert named_at(shop.edge) == {"two"}
+
+
+def test_where_no_slot_is_free_it_is_said_what_they_are_in_use_for(shop: Shop) -> None:
+    shop.running.runtime.move(to=[("web", f"s{number}") for number in range(SLOTS)], away=[])
+    with pytest.raises(Retryable) as full:
+        shop.edge.admit({"web": [Container({"Name": "/more"})]}, ends_at=CLOCK.now())
+    assert full.value.message.startswith(
+        "all 8 slots of web at the edge are in use: 8 for who serves or is to, 0 for last requests"
+    )
+    assert full.value.hint == "docker restart shop-lastgood-edge-1"

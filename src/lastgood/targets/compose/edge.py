@@ -61,7 +61,11 @@ class Edge:
     @property
     def runtime(self) -> Runtime:
         """The edge's socket."""
-        return Runtime(self.folder, anew=f"docker restart {self.stack.name}-{self.config.service}-1")
+        return Runtime(self.folder, anew=self._anew)
+
+    @property
+    def _anew(self) -> str:
+        return f"docker restart {self.stack.name}-{self.config.service}-1"
 
     @property
     def switchable(self) -> frozenset[str]:
@@ -147,8 +151,12 @@ class Edge:
     ) -> Slot:
         idle = [s for s in slots if not s.ready and s.name not in taken and not busy.get((service, s.name))]
         if not idle:
+            last = sum(not s.ready and busy.get((service, s.name), 0) > 0 for s in slots)
             raise Retryable(
-                f"all {SLOTS} slots of {service} at the edge are in use", delay_s=2.0, hint="lastgood doctor"
+                f"all {SLOTS} slots of {service} at the edge are in use: {SLOTS - last} for who serves or is to, "
+                f"{last} for last requests, which end where it is started again",
+                delay_s=2.0,
+                hint=self._anew,
             )
         return min(idle, key=lambda slot: bool(slot.container))
 
@@ -227,6 +235,14 @@ class Edge:
                     self.runtime.cut(service, slot)
                 return
             self.stack.clock.sleep(POLL_S)
+
+    def forget(self, containers: Iterable[str]) -> None:
+        """Ask for these containers (names) no more where they get no requests: the edge asks for each name that it has
+        every second, and the engine passes on what it does not know. Raises Retryable and OutcomeUnknown."""
+        gone = set(containers)
+        self.runtime.forget(
+            (slot.service, slot.name) for slot in self.runtime.slots() if slot.container in gone and not slot.ready
+        )
 
     def write(self, project: Project, serving: Mapping[str, Iterable[str]]) -> None:
         """Write what the edge starts from. serving: service -> names of the containers that get its requests.

@@ -319,6 +319,10 @@ class Runtime:
             ]
         )
 
+    def forget(self, slots: Iterable[tuple[str, str]]) -> None:
+        """Take what is named out of (service, slot)s that get no traffic."""
+        self.name((service, slot, _NOBODY) for service, slot in slots)
+
     def move(self, *, to: Iterable[tuple[str, str]], away: Iterable[tuple[str, str]]) -> None:
         """Send new requests to the (service, slot)s of `to` and no more to those of `away`, in one line. What is being
         answered is answered. Raises OutcomeUnknown: look."""
@@ -374,7 +378,7 @@ class Runtime:
 
     def _tell(self, commands: Sequence[str]) -> None:
         """HAProxy answers each command of a line by an empty line, with one before it for what it does not take.
-        Between two of them it answers requests as well (src/cli.c: it "forces us to yield between pipelined commands")."""
+        Between two of them it answers requests as well (src/cli.c: "yield between pipelined commands")."""
         if not commands:
             return  # an empty line is answered by the list of what can be said
         try:

@@ -35,3 +35,5 @@ def retire(
             engine.retire(container, stop_s=stack.config.stop)
 
     at_once(end, own)
+    if edge is not None:
+        edge.forget(c.name for c in own)

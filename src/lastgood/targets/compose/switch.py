@@ -81,16 +81,18 @@ def clear_candidates(stack: Stack, engine: Engine, edge: Edge | None, action: Cl
         edge.write_down()  # as in `settle`
     beside = look(stack, engine, edge).beside
     standby = [c for c in beside if _stands_ready(c, edge, action.standby)]
-    for container in beside:
-        if container not in standby and (is_twin(container) or container.is_leftover):
-            engine.remove(container.id)
-    if edge is None or may_run_beside(engine, edge, standby):
+    over = [c for c in beside if c not in standby and (is_twin(c) or c.is_leftover)]
+    for container in over:
+        engine.remove(container.id)
+    if edge is None:
         return
-    for container in standby:
+    ready = may_run_beside(engine, edge, standby)
+    for container in () if ready else standby:
         if edge.config.standby is Standby.NONE:
             engine.remove(container.id)
         else:
             engine.stop(container.id, stop_s=stack.config.stop)
+    edge.forget(c.name for c in (over if ready else (*over, *standby)))
 
 
 def _stands_ready(container: Container, edge: Edge | None, release: str) -> bool:
@@ -117,3 +119,4 @@ def _end(stack: Stack, engine: Engine, edge: Edge, over: list[Container], *, end
             engine.stop(container.id, stop_s=stack.config.stop)
 
     at_once(end, over)
+    edge.forget(c.name for c in over)
