@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from lastgood.core.errors import Refused
 from lastgood.core.release import ServiceRecord
-from lastgood.targets.compose.kept import FILE_LIMIT_BYTES, Shelf
+from lastgood.targets.compose.kept import FILE_LIMIT_BYTES, Shelf, replace_private
 from lastgood.targets.compose.project import Project
 
 KEY = bytes(32)
@@ -98,6 +100,21 @@ def test_keeping_a_release_again_leaves_its_copies_alone(shelf: Shelf, token: Pa
     token.write_text("of v2")
     shelf.keep("v1", project(token), (WEB,))
     assert copy_of(shelf, "v1").read_text() == "of v1"
+
+
+def test_what_was_put_in_the_place_of_a_file_is_there_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, fsync = list[tuple[bool, bool]](), os.fsync
+
+    def note(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((is_folder, (tmp_path / "file").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    replace_private(tmp_path / "file", b"content")
+    assert flushed == [(False, False), (True, True)]
 
 
 def test_a_file_that_is_too_large_to_be_kept_is_refused_before_anything_is(shelf: Shelf, token: Path) -> None:

@@ -293,7 +293,8 @@ def _difference(kept: KeptRelease, services: tuple[ServiceRecord, ...]) -> str:
 
 
 def replace_private(path: Path, content: bytes, *, rights_of: os.stat_result | None = None) -> None:
-    """Put a file that only this user can read in the place of an older one, whole or not at all.
+    """Put a file that only this user can read in the place of an older one, whole or not at all, on the disk when this
+    returns.
 
     rights_of: whose owner and mode it gets instead, before it is there: it has them, or it is not there.
     """
@@ -306,6 +307,11 @@ def replace_private(path: Path, content: bytes, *, rights_of: os.stat_result | N
             os.chown(fresh, rights_of.st_uid, rights_of.st_gid)
         fresh.chmod(rights_of.st_mode & 0o777)
     fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # the name, too: else a power cut may bring the older one back
+    finally:
+        os.close(folder)
 
 
 def write_private(path: Path, content: bytes) -> None:
