@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.release import ServiceRecord
-from lastgood.targets.compose.engine import Engine, at_once, connect
+from lastgood.targets.compose.engine import AT_ONCE, Engine, at_once, connect
 from lastgood.targets.compose.images import ensure_image
 from tests.targets.engine_double import EngineDouble, engine_double
 
@@ -64,3 +65,28 @@ def test_what_is_done_to_many_is_done_side_by_side_and_to_all_of_them_whatever_f
         at_once(act, ["web", "api", "worker"])
     assert sorted(done) == ["api", "web", "worker"]
     at_once(act, [])
+
+
+def test_of_many_only_some_are_done_at_once_and_the_engine_has_its_time_for_each() -> None:
+    busy, most, lock = [0], [0], threading.Lock()
+
+    def act(_: int) -> None:
+        with lock:
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+        time.sleep(0.02)
+        with lock:
+            busy[0] -= 1
+
+    at_once(act, range(3 * AT_ONCE))
+    assert most == [AT_ONCE]
+
+
+def test_of_several_faults_the_one_that_leaves_most_open_is_told() -> None:
+    said = {"web": Retryable("web does not answer", delay_s=1.0), "api": OutcomeUnknown("api was told to stop")}
+
+    def act(name: str) -> None:
+        raise said[name]
+
+    with pytest.raises(OutcomeUnknown, match="api was told to stop"):
+        at_once(act, ["web", "api"])

@@ -15,7 +15,7 @@ import pytest
 from lastgood.core.errors import OutcomeUnknown, Retryable
 from lastgood.core.plan import ClearCandidates, Retire, Settle
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Container, Engine, connect
+from lastgood.targets.compose.engine import AT_ONCE, Container, Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, SLOTS, Runtime
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.retire import retire
@@ -229,3 +229,14 @@ def test_where_no_slot_is_free_it_is_said_what_they_are_in_use_for(shop: Shop) -
         "all 8 slots of web at the edge are in use: 8 for who serves or is to, 0 for last requests"
     )
     assert full.value.hint == "docker restart shop-lastgood-edge-1"
+
+
+def test_of_the_time_to_settle_each_round_of_stops_has_its_own(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.double.containers += [twin(number, f"over-{number}", "v0") for number in range(10, 10 + AT_ONCE)]
+    drained: list[float] = []
+    monkeypatch.setattr(
+        Edge, "drain", lambda _self, _names, *, ends_at: drained.append((ends_at - CLOCK.now()).total_seconds())
+    )
+    shop.settle("", deadline_s=2 * shop.edge.stack.config.stop)
+    assert drained[0] <= 0.0
+    assert len(shop.ended) == AT_ONCE + 1

@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeVar, cast
 import docker
 import docker.errors
 
-from lastgood.core.errors import Refused
+from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.targets.compose.project import LABEL_CANDIDATE, LABEL_CONFIG, LABEL_RELEASE, LABEL_SERVICE, Json
 from lastgood.targets.docker_engine import asking, opened
@@ -37,6 +37,9 @@ COMPOSE_FILES: Final = "com.docker.compose.project.config_files"
 COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
 
 T = TypeVar("T")
+
+AT_ONCE: Final = 8
+"""How many the engine is asked to do side by side. Stops of fifty together do not end in the time that one call has."""
 
 # The name that compose gives a container until the one that it replaces is gone.
 _REPLACEMENT: Final = re.compile(r"^[0-9a-f]{12}_")
@@ -265,14 +268,17 @@ class _Api(Protocol):
 
 
 def at_once(act: Callable[[T], None], on: Collection[T]) -> None:
-    """Do something to each side by side: the engine takes seconds for some, and many may stand there. All are tried;
-    raises what the first one that failed raised."""
-    if not on:
-        return
-    with ThreadPoolExecutor(len(on), thread_name_prefix="engine") as pool:
-        tried = [pool.submit(act, one) for one in on]
-    for one in tried:
-        one.result()
+    """Do something to each, AT_ONCE side by side: the engine takes seconds for some, and many may stand there. All are
+    tried; raises what the first one that failed raised, but OutcomeUnknown before all others."""
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine") as pool:
+        failed = [error for one in [pool.submit(act, each) for each in on] if (error := one.exception())]
+    if failed:
+        raise next((error for error in failed if isinstance(error, OutcomeUnknown)), failed[0])
+
+
+def rounds_of(on: Collection[object]) -> int:
+    """How often `at_once` begins anew: what it takes is so many times what one takes, at most."""
+    return math.ceil(len(on) / AT_ONCE)
 
 
 class Engine:
@@ -421,7 +427,7 @@ class Engine:
         """Stop a container and keep it; the engine does not start it again, also not after its own restart. One that
         is gone is fine. Raises OutcomeUnknown."""
         self.start_again(container, "no")
-        with asking(changing="stopping a container"):
+        with asking(changing=f"stopping container {container[:12]}"):
             try:
                 self._api.stop(container, timeout=math.ceil(stop_s))
             except docker.errors.NotFound:
@@ -431,7 +437,7 @@ class Engine:
         """Say when the engine starts a container again by itself, in compose's words: `no`, `always`,
         `unless-stopped`, `on-failure` or `on-failure:3`. One that is gone is fine."""
         name, _, most = policy.partition(":")
-        with asking(changing="changing a restart policy"):
+        with asking(changing=f"changing the restart policy of container {container[:12]}"):
             try:
                 self._api.update_container(
                     container, restart_policy={"Name": name, "MaximumRetryCount": int(most or 0)}
@@ -444,7 +450,7 @@ class Engine:
         self.stop(container.id, stop_s=stop_s)
         if _RETIRED.search(container.name):
             return
-        with asking(changing="renaming a container"):
+        with asking(changing=f"renaming {container.name}"):
             try:
                 self._api.rename(container.id, f"{container.name}.retired-{container.id[:12]}")
             except docker.errors.NotFound:
@@ -452,7 +458,7 @@ class Engine:
 
     def remove(self, container: str) -> None:
         """Remove a container, running or not, with its anonymous volumes. One that is gone is fine."""
-        with asking(changing="removing a container"):
+        with asking(changing=f"removing container {container[:12]}"):
             try:
                 self._api.remove_container(container, v=True, force=True)
             except docker.errors.NotFound:

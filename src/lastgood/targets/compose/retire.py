@@ -7,7 +7,7 @@ from datetime import timedelta
 from lastgood.core.errors import Refused
 from lastgood.core.plan import Retire
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Container, Engine, at_once
+from lastgood.targets.compose.engine import Container, Engine, at_once, rounds_of
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import is_twin, look
 from lastgood.targets.compose.stack import Stack
@@ -25,7 +25,7 @@ def retire(
     at_once(lambda c: engine.start_again(c.id, "no"), own)
     if edge is not None and action.service in edge.config.routes:
         edge.move(stack.shelf.project(kept), {action.service: {}})
-        drain_s = min(edge.config.drain, deadline_s - stack.config.stop)
+        drain_s = min(edge.config.drain, deadline_s - stack.config.stop * rounds_of(own))
         edge.drain((c.name for c in own), ends_at=stack.clock.now() + timedelta(seconds=max(drain_s, 0.0)))
 
     def end(container: Container) -> None:

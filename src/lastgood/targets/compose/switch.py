@@ -12,7 +12,7 @@ from lastgood.core.config import Standby
 from lastgood.core.errors import Refused
 from lastgood.core.plan import ClearCandidates, PassGate, Settle, Switch
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Container, Engine, at_once
+from lastgood.targets.compose.engine import Container, Engine, at_once, rounds_of
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import Look, is_twin, look
@@ -66,7 +66,7 @@ def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline
     over = [c for c in seen.beside if c not in standby]
     if not may_run_beside(engine, edge, standby):
         over += standby
-    drain_s = min(edge.config.drain, deadline_s - stack.config.stop)
+    drain_s = min(edge.config.drain, deadline_s - stack.config.stop * rounds_of(over))
     ends_at = began + timedelta(seconds=max(drain_s, 0.0))
     _end(stack, engine, edge, over, ends_at=ends_at)
     if edge.config.standby is Standby.NONE:
