@@ -240,3 +240,20 @@ def test_of_the_time_to_settle_each_round_of_stops_has_its_own(shop: Shop, monke
     shop.settle("", deadline_s=2 * shop.edge.stack.config.stop)
     assert drained[0] <= 0.0
     assert len(shop.ended) == AT_ONCE + 1
+
+
+def test_where_this_host_reaches_no_container_that_is_found_out_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Docker Desktop: each question takes a second there, in which the bad release serves."""
+    asked: list[str] = []
+
+    def say_nothing(at: tuple[str, int], **_: object) -> socket.socket:
+        asked.append(at[0])
+        raise TimeoutError
+
+    shop.double.containers[0]["NetworkSettings"] = {"Networks": {"shop_default": {"IPAddress": "127.0.0.9"}}}
+    monkeypatch.setattr(socket, "create_connection", say_nothing)
+    with connect("shop", {"DOCKER_HOST": shop.host}) as engine:
+        assert all(shop.edge.listens(engine, "web", Container(twin(n, f"web-{n}", "v1"))) for n in range(40))
+    assert asked == ["127.0.0.9"]

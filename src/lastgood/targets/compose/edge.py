@@ -11,13 +11,14 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from shlex import quote
 from typing import Final, cast
 
 from lastgood.core.config import EdgeConfig
 from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
-from lastgood.targets.compose.engine import Container, Engine
+from lastgood.targets.compose.engine import Container, Engine, at_once
 from lastgood.targets.compose.haproxy import (
     CONFIG_FILE,
     FIRST_PORT,
@@ -138,13 +139,10 @@ class Edge:
         port = self.config.routes.get(service)
         # of two kinds of addresses the edge takes the old one
         addresses = [a for a in container.addresses if ":" not in a] or container.addresses
-        if port is None or not addresses:
-            return True
-        if not all(_refuses(address, port) for address in addresses):
-            return True
-        own = [c for c in engine.of_project() if c.service == self.config.service]
         its_port = next((place.inside for place in self.places().values()), FIRST_PORT)
-        return not any(_reached(address, its_port) for c in own for address in c.addresses)
+        if port is None or not addresses or not _is_reached(engine, self.config.service, its_port):
+            return True
+        return not all(_refuses(address, port) for address in addresses)
 
     def _free(
         self, service: str, slots: Sequence[Slot], taken: Mapping[str, Container], busy: Mapping[tuple[str, str], int]
@@ -331,6 +329,16 @@ def edge_of(project: Project) -> Json | None:
     starts_from = f"{INSIDE}/{CONFIG_FILE}"
     services = (project.service(name) for name in project.services)
     return next((s for s in services if starts_from in (s.get("entrypoint") or ())), None)
+
+
+@lru_cache(maxsize=1)
+def _is_reached(engine: Engine, service: str, port: int) -> bool:
+    """Whether this host reaches a container of this service. Asked once of a connection to the engine, which is there
+    for one piece of work: where nobody answers, each question takes a second, and users wait."""
+    reached: list[bool] = []
+    addresses = [address for c in engine.of_project() if c.service == service for address in c.addresses]
+    at_once(lambda address: reached.append(_reached(address, port)), addresses)
+    return any(reached)
 
 
 def _reached(address: str, port: int) -> bool:
