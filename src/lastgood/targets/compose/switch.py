@@ -23,7 +23,7 @@ from lastgood.targets.compose.stack import Stack
 
 def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Switch, *, deadline_s: float) -> None:
     """Send the requests of every service of `action` to the release's healthy instances. Raises Refused or Retryable
-    before anything moved; OutcomeUnknown when the edge did not say that it did."""
+    before anything moved; OutcomeUnknown when the edge did not say that it did, or the engine what it did before."""
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     seen = look(stack, engine, edge)
     ready = _ready(engine, edge, seen, kept.name, action)
