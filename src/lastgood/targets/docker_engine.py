@@ -95,6 +95,16 @@ def asking(*, changing: str = "") -> Generator[None]:
         raise Retryable("the docker engine does not answer", delay_s=RETRY_S, hint=HINT) from error
 
 
+@contextmanager
+def after_a_change(doing: str) -> Generator[None]:
+    """Say of what fails within that nobody knows what came of it: Refused and Retryable promise that nothing changed,
+    and something had by then. doing: what is under way."""
+    try:
+        yield
+    except (Refused, Retryable) as error:
+        raise OutcomeUnknown(f"{doing}: {error.message}", hint=error.hint) from error
+
+
 def _never_sent(error: BaseException) -> bool:
     """Whether nobody listened at all: somewhere below, since each layer wraps the one that it stands on."""
     if isinstance(error, ConnectionRefusedError | FileNotFoundError | socket.gaierror):

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import Final
 
-from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused
+from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import Health, InstanceFacts
 from lastgood.core.plan import Serve, runs
 from lastgood.targets.compose.edge import RESOLVED_S, Edge
@@ -23,6 +23,7 @@ from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Json, Project, as_file
 from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import POLL_S, Stack, masker_of
+from lastgood.targets.docker_engine import after_a_change
 
 _LOG_LINES: Final = 50
 
@@ -48,19 +49,37 @@ def recreate_behind(
 @contextlib.contextmanager
 def _held(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: Serve) -> Generator[None]:
     """Let the requests of a service wait, and then go to the containers that it has by then, if it has any: whatever
-    comes of it, and also where the edge did not say whether they wait."""
-    # why it failed is what counts, also where an engine that is away cannot say who is there
-    passed_over: tuple[type[LastgoodError], ...] = (LastgoodError,)
+    comes of it, and also where the edge did not say whether they wait. Raises Refused and Retryable only where they go
+    on."""
+    waits_on = f"the requests of {action.service} of {action.release} may still wait"
+
+    def go_on() -> None:
+        own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
+        if own:
+            ends_at = stack.clock.now() + timedelta(seconds=RESOLVED_S)
+            edge.move(stack.shelf.project(kept), edge.admit({action.service: own}, ends_at=ends_at))
+
     try:
         edge.hold(action.service)
+    except OutcomeUnknown:
+        with contextlib.suppress(LastgoodError):
+            go_on()
+        raise
+    try:
         yield
-        passed_over = ()
-    finally:
-        with contextlib.suppress(*passed_over):
-            own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
-            if own:
-                ends_at = stack.clock.now() + timedelta(seconds=RESOLVED_S)
-                edge.move(stack.shelf.project(kept), edge.admit({action.service: own}, ends_at=ends_at))
+    except (Refused, Retryable) as error:
+        try:
+            go_on()
+        except LastgoodError:
+            raise OutcomeUnknown(f"{waits_on}: {error.message}", hint=error.hint) from error
+        raise
+    except BaseException:
+        # why it failed is what counts, also where an engine that is away cannot say who is there
+        with contextlib.suppress(LastgoodError):
+            go_on()
+        raise
+    with after_a_change(waits_on):
+        go_on()
 
 
 def recreate(
@@ -71,8 +90,8 @@ def recreate(
 
     published: with its ports, which an edge may have.
 
-    Raises Refused before anything is stopped; OutcomeUnknown when the service does not come up; NeedsHuman when
-    a container of a service that is never touched is gone afterwards.
+    Raises Refused and Retryable before anything is stopped; OutcomeUnknown when the service does not come up, or nobody
+    can say; NeedsHuman when a container of a service that is never touched is gone afterwards.
     """
     ends_at = stack.clock.now() + timedelta(seconds=min(deadline_s, stack.config.stop + stack.config.boot))
     project, model = _ready(stack, engine, kept, action, published=published)
@@ -87,10 +106,13 @@ def recreate(
     # A number that somebody gave by hand (`up --scale`) is in no file: without a word compose would go back to one.
     by_hand = len(there) if project.instances(action.service) is None and len(there) > 1 else None
     stack.start(project, action.release, action.service, model, deadline_s=deadline_s, anew=anew, instances=by_hand)
-    if gone := others.keys() - untouchable(stack, engine).keys():
-        names = ", ".join(sorted(others[i] for i in gone))
-        raise NeedsHuman(f"while {action.service} was recreated, the container of {names} went away", hint="docker ps")
-    _wait(stack, engine, project, action, ends_at - stack.clock.now())
+    with after_a_change(f"recreating {action.service} of {action.release}"):
+        if gone := others.keys() - untouchable(stack, engine).keys():
+            names = ", ".join(sorted(others[i] for i in gone))
+            raise NeedsHuman(
+                f"while {action.service} was recreated, the container of {names} went away", hint="docker ps"
+            )
+        _wait(stack, engine, project, action, ends_at - stack.clock.now())
 
 
 def _ready(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, published: bool) -> tuple[Project, Json]:
