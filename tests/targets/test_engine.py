@@ -52,6 +52,17 @@ def test_what_an_engine_began_and_failed_at_is_not_known(
         engine.start("web", named="web")
 
 
+def test_a_log_that_no_driver_gives_back_is_empty(double: EngineDouble, engine: Engine) -> None:
+    """`logging: driver: none`, or one that sends it elsewhere and keeps none: 501 from a real engine, each time."""
+    double.containers.append({"Id": "web", "Name": "/web", "Config": {"Tty": False}})
+    said = {"message": "configured logging driver does not support reading"}
+    double.says["GET containers web logs"] = (501, said)
+    assert engine.logs("web", lines=50) == ""
+    double.says["GET containers web logs"] = (500, said)
+    with pytest.raises(Retryable, match="does not support reading"):
+        engine.logs("web", lines=50)
+
+
 def test_what_is_done_to_many_is_done_side_by_side_and_to_all_of_them_whatever_fails() -> None:
     meet, done = threading.Barrier(3, timeout=20), list[str]()
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, cast
 
@@ -478,12 +479,17 @@ class Engine:
         return int(max(0, seen.get("usage", 0) - droppable))
 
     def logs(self, container: str, *, lines: int, since: datetime | None = None) -> str:
-        """The newest lines of a container's output, both streams, oldest first. since: none that are older."""
+        """The newest lines of a container's output, both streams, oldest first; none where its logging driver gives
+        none back (`none`, and what sends them elsewhere). since: none that are older."""
         begin = int(since.timestamp()) if since else None
         with asking():
             try:
                 raw = self._api.logs(container, stdout=True, stderr=True, tail=lines, stream=False, since=begin)
             except docker.errors.NotFound:
+                return ""
+            except docker.errors.APIError as error:
+                if error.status_code != HTTPStatus.NOT_IMPLEMENTED:
+                    raise
                 return ""
         return raw.decode("utf-8", errors="replace")
 
