@@ -87,7 +87,9 @@ def run(
 ) -> Ended:
     """Run `words`. Raises Overran at the deadline, FileNotFoundError when there is no such program.
 
-    holding: a file descriptor that the command keeps open for as long as it or a child of it lives.
+    holding: a file descriptor that the command keeps open for as long as it or a child of it lives. Such a command
+    works on when this one is interrupted, as when it is killed: whoever comes next can wait for its end. Any other
+    ends with it.
     stdin: nothing when it is left out. stdout: where the output goes instead of into the answer.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -104,9 +106,13 @@ def run(
         try:
             code = process.wait(timeout=deadline_s)
         except subprocess.TimeoutExpired:
-            raise Overran(f"{words[0]} {words[1]} did not end within {deadline_s:.0f} s") from None
-        finally:
             _end_group(process)
+            raise Overran(f"{words[0]} {words[1]} did not end within {deadline_s:.0f} s") from None
+        except BaseException:
+            if holding is None:
+                _end_group(process)
+            raise
+        _end_group(process)
         return Ended(code=code, out=_text(out), err=_text(err))
 
 

@@ -54,6 +54,8 @@ def _held(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: S
     waits_on = f"the requests of {action.service} of {action.release} may still wait"
 
     def go_on() -> None:
+        with stack.alone(deadline_s=stack.config.stop + stack.config.boot):
+            pass  # where this is interrupted, compose works on, and who is up now may be about to stop
         own = [c for c in engine.of_project() if c.service == action.service and c.is_up]
         if own:
             ends_at = stack.clock.now() + timedelta(seconds=RESOLVED_S)
