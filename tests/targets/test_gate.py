@@ -1,10 +1,11 @@
-"""What the gate calls what it starts."""
+"""What the gate calls what it starts, and in which order it waits for that."""
 
 from __future__ import annotations
 
 import pytest
 
-from lastgood.targets.compose.gate import twin_name
+from lastgood.targets.compose.gate import depths, twin_name
+from lastgood.targets.compose.project import Project
 
 SHA = "5d41402abc4b2a76b9719d911017c592aa11bb22"
 
@@ -20,3 +21,20 @@ def test_a_name_that_no_name_server_takes_is_cut_and_stays_one_of_its_own(releas
     assert name.startswith("hypercode-hypercode-core-")
     assert name != twin_name("hypercode", "hypercode-core", f"{release[:-1]}0")
     assert all(part and not part.startswith("-") and not part.endswith("-") for part in name.split("."))
+
+
+def test_each_service_is_asked_once_for_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty that name all before them kept the gate busy for an hour, when each was asked again for each way to it."""
+    names = [f"s{n}" for n in range(16)]
+    services = {name: {"depends_on": dict.fromkeys([*names[:n], "db"])} for n, name in enumerate(names)}
+    asked: list[str] = []
+    dependencies = Project.dependencies
+
+    def once(project: Project, name: str) -> tuple[str, ...]:
+        asked.append(name)
+        return dependencies(project, name)
+
+    monkeypatch.setattr(Project, "dependencies", once)
+    project = Project({"name": "shop", "services": {**services, "db": {}, "alone": {}}})
+    assert depths(project, [*names, "alone"]) == {**{name: n for n, name in enumerate(names)}, "alone": 0}
+    assert len(asked) == len(names) + 1

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from graphlib import TopologicalSorter
 from itertools import chain, count
 from shlex import quote
 from typing import Final
@@ -59,7 +60,8 @@ def pass_gate(
     become healthy; then, and on every other error, what this gate started is removed.
     """
     records = [kept.planned(service, artifact) for service, artifact in action.artifacts]
-    gate = _Gate(stack, engine, edge, kept, stack.shelf.project(kept))
+    project = stack.shelf.project(kept)
+    gate = _Gate(stack, engine, edge, kept, project, depths(project, [record.name for record in kept.services]))
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
     # Of all services now: found at the last one, it would leave half a release.
@@ -72,7 +74,7 @@ def pass_gate(
     forget_stopped(engine, seen, keep={gate.release, action.standby} - {""})
     try:
         started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
-        for record, beside in sorted(started, key=lambda pair: gate.depth(pair[0].name)):
+        for record, beside in sorted(started, key=lambda pair: gate.depths[pair[0].name]):
             gate.start_ended(record, beside)
             gate.settle(record, beside, ends_at=ends_at)
         gate.name_at_the_edge([record for record, _ in started], ends_at=ends_at)
@@ -94,6 +96,15 @@ def twin_name(project: str, service: str, release: str) -> str:
     return f"{name[: LONGEST_NAME - len(short) - 1].rstrip('.-_')}-{short}"
 
 
+def depths(project: Project, services: Collection[str]) -> dict[str, int]:
+    """Of each of these services 0 when it depends on no other of them, else one more than the deepest of those."""
+    below = {s: [other for other in project.dependencies(s) if other in services] for s in services}
+    found: dict[str, int] = {}
+    for service in TopologicalSorter(below).static_order():
+        found[service] = 1 + max((found[other] for other in below[service]), default=-1)
+    return found
+
+
 def forget_stopped(engine: Engine, seen: Look, *, keep: Collection[str]) -> None:
     """Remove what earlier releases left stopped, for who looked for the cause. keep: those that may serve again."""
     for container in seen.stopped:
@@ -103,13 +114,14 @@ def forget_stopped(engine: Engine, seen: Look, *, keep: Collection[str]) -> None
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
-    """The gate of one release. made: IDs of what it started."""
+    """The gate of one release. depths: of its services. made: IDs of what it started."""
 
     stack: Stack
     engine: Engine
     edge: Edge | None
     kept: KeptRelease
     project: Project
+    depths: Mapping[str, int]
     made: list[str] = field(default_factory=list[str])
 
     @property
@@ -187,15 +199,10 @@ class _Gate:
             return True
         return self.edge.listens(self.engine, record.name, container)
 
-    def depth(self, service: str) -> int:
-        """0 for a service that depends on no other of the release, else one more than the deepest of those."""
-        below = [s for s in self.project.dependencies(service) if s in {r.name for r in self.kept.services}]
-        return 1 + max((self.depth(s) for s in below), default=-1)
-
     def start_ended(self, record: ServiceRecord, beside: Sequence[str]) -> None:
         """Start again what ended while the siblings that it depends on, settled by now, were still booting: all are
         started at once, since most services wait for each other and few end."""
-        if not self._switches(record) or not self.depth(record.name):
+        if not self._switches(record) or not self.depths[record.name]:
             return
         for candidate in beside:
             container = self.engine.container(candidate)
