@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from lastgood.targets.compose.gate import depths, twin_name
+from lastgood.core.errors import Refused
+from lastgood.core.plan import PassGate
+from lastgood.core.release import ServiceRecord
+from lastgood.targets.compose.engine import connect
+from lastgood.targets.compose.gate import depths, pass_gate, twin_name
 from lastgood.targets.compose.project import Project
+from tests.targets.engine_double import engine_double
+from tests.targets.running_haproxy import PROJECT, edge_in
 
+GATE = "lastgood.targets.compose.gate._Gate"
+IMAGE = f"sha256:{1:064x}"
 SHA = "5d41402abc4b2a76b9719d911017c592aa11bb22"
 
 
@@ -38,3 +48,24 @@ def test_each_service_is_asked_once_for_what_it_depends_on(monkeypatch: pytest.M
     project = Project({"name": "shop", "services": {**services, "db": {}, "alone": {}}})
     assert depths(project, [*names, "alone"]) == {**{name: n for n, name in enumerate(names)}, "alone": 0}
     assert len(asked) == len(names) + 1
+
+
+def test_why_the_gate_failed_is_told_by_an_engine_that_goes_away_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = edge_in(tmp_path).stack
+    kept = stack.shelf.keep("v2", PROJECT, (ServiceRecord(name="web", artifact=IMAGE, held_as="lastgood/web:v2"),))
+    with (
+        engine_double(tmp_path / "engine.sock") as double,
+        connect("shop", {"DOCKER_HOST": f"unix://{tmp_path / 'engine.sock'}"}) as engine,
+    ):
+        double.images.append({"Id": IMAGE, "RepoTags": ["lastgood/web:v2"], "RepoDigests": [], "Config": {}})
+
+        def settle(*_: object, **__: object) -> None:
+            double.says["GET containers json"] = (500, {"message": "it went away"})
+            raise Refused("web of v2 exited with 1 at the gate")
+
+        monkeypatch.setattr(f"{GATE}.candidates", lambda *_, **__: ["1"])
+        monkeypatch.setattr(f"{GATE}.settle", settle)
+        with pytest.raises(Refused, match="web of v2 exited with 1"):
+            pass_gate(stack, engine, None, kept, PassGate(release="v2", artifacts=(("web", IMAGE),)), deadline_s=5.0)

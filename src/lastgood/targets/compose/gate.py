@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from graphlib import TopologicalSorter
@@ -210,11 +211,12 @@ class _Gate:
                 self.engine.start(candidate, named=f"the candidate of {record.name} from {self.release}")
 
     def clear(self) -> None:
-        """Remove what this gate made, and all that an earlier gate left."""
-        seen = look(self.stack, self.engine, self.edge)
-        for container in seen.beside:
-            if container.id in self.made or container.is_made_only or self.edge is None:
-                self.engine.remove(container.id)
+        """Remove what this gate made, and all that an earlier gate left, as far as that can be done now: why the gate
+        failed is what counts, and the rest is for the next one."""
+        with suppress(LastgoodError):
+            for container in look(self.stack, self.engine, self.edge).beside:
+                if container.id in self.made or container.is_made_only or self.edge is None:
+                    self.engine.remove(container.id)
 
     def settle(self, record: ServiceRecord, beside: Sequence[str], *, ends_at: datetime) -> None:
         """Wait until all of them are healthy. One from before that is not is made anew, once.
