@@ -95,7 +95,7 @@ class EngineDouble:
                 return 200, {"ApiVersion": API, "MinAPIVersion": "1.24", "Version": "20.10"}
             case ["GET", "containers", "json"]:
                 wanted = _labels_wanted(query.get("filters", "{}"))
-                return 200, [{"Id": c["Id"]} for c in self.containers if wanted <= _labels_of(c)]
+                return 200, [{"Id": c["Id"], "Names": [c["Name"]]} for c in self.containers if wanted <= _labels_of(c)]
             case ["GET", "containers", one, "json"]:
                 found = next((c for c in self.containers if one in (c["Id"], str(c["Name"]).removeprefix("/"))), None)
                 return (200, found) if found else (404, {"message": f"No such container: {one}"})

@@ -319,6 +319,13 @@ class Engine:
         """Every container of the engine that is not the project's."""
         return tuple(c for c in self._containers([]) if c.labels.get(COMPOSE_PROJECT) != self._project)
 
+    def names(self) -> frozenset[str]:
+        """Names of all containers of the engine, in one question."""
+        with asking():
+            listed = self._api.containers(all=True, quiet=False, filters=None)
+        # what another one knows it by, by a link, stands there as `/other/name`
+        return frozenset(str(name)[1:] for shown in listed for name in shown["Names"] if str(name).count("/") == 1)
+
     def _containers(self, labels: Sequence[str]) -> tuple[Container, ...]:
         with asking():
             filters = {"label": list(labels)} if labels else None

@@ -29,7 +29,7 @@ from lastgood.core.release import ServiceRecord
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, Ties
 from lastgood.targets.compose.images import ensure_image
-from lastgood.targets.compose.in_the_way import in_the_way_of
+from lastgood.targets.compose.in_the_way import Present, in_the_way_of
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import Look, is_twin, look
 from lastgood.targets.compose.obstacles import missing_files
@@ -66,7 +66,8 @@ def pass_gate(
     if gone := [line for record in records for line in missing_files(gate.project, record.name)]:
         raise Refused("; ".join(gone), hint="lastgood doctor")
     # Of all services now: found at the last one, it would leave half a release.
-    if held := [line for r in records for line in in_the_way_of(engine, edge, gate.project, r.name, stack=stack)]:
+    there = Present.at(engine)
+    if held := [line for r in records for line in in_the_way_of(there, edge, gate.project, r.name, stack=stack)]:
         raise Refused("; ".join(held), hint="docker ps --all")
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
     for record in records:
@@ -185,7 +186,7 @@ class _Gate:
         """What makes it find its siblings, and them it: by the names that all of them have always used."""
         siblings = [s.name for s in self.kept.services if self._switches(s)]
         plain = twin_name(self.stack.name, record.name, self.release)
-        taken = {c.name for c in (*self.engine.others(), *self.engine.of_project(), *self.engine.candidates())}
+        taken = self.engine.names()
         return Ties(
             name=next(name for name in chain([plain], (f"{plain}-{n}" for n in count(2))) if name not in taken),
             alias=self._alias(record.name),

@@ -9,9 +9,10 @@ import errno
 import os
 import socket
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.engine import Engine
+from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.reach import may_touch
 from lastgood.targets.compose.stack import Stack
@@ -20,20 +21,34 @@ from lastgood.targets.docker_host import docker_host
 Port = tuple[str, int, str]
 
 
-def in_the_way_of(engine: Engine, edge: Edge | None, project: Project, service: str, *, stack: Stack) -> Iterator[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """Every container of the engine, looked at once for all services: each look asks for each of them. own: of the
+    project."""
+
+    own: tuple[Container, ...]
+    others: tuple[Container, ...]
+
+    @staticmethod
+    def at(engine: Engine) -> Present:
+        """Look."""
+        return Present(own=engine.of_project(), others=engine.others())
+
+
+def in_the_way_of(there: Present, edge: Edge | None, project: Project, service: str, *, stack: Stack) -> Iterator[str]:
     """Name what holds them where there may be an edge: nothing is in the way of a service that switches, and the edge
     has the ports of one that is recreated behind it. Nor is any other service in the way that may be touched: until it
     is this one's turn it stops, or is recreated with ports of its own."""
     if edge is None or service not in edge.switchable:
         published = edge is None or service not in edge.config.one_at_a_time
-        goes = may_touch(stack, {c.service for c in engine.of_project() if not c.is_retired})
+        goes = may_touch(stack, {c.service for c in there.own if not c.is_retired})
         # a port on all addresses is told once for each kind of them
-        found = in_the_way(engine, project, service, stack=stack.name, published=published, goes=goes)
+        found = in_the_way(there, project, service, stack=stack.name, published=published, goes=goes)
         yield from dict.fromkeys(found)
 
 
 def in_the_way(
-    engine: Engine,
+    there: Present,
     project: Project,
     service: str,
     *,
@@ -51,16 +66,15 @@ def in_the_way(
         for p in described.get("ports") or ()
         if published and str(p.get("published") or "").isdigit()
     ]
-    others, own = engine.others(), engine.of_project()
-    strangers = [(other, f"not a part of project {stack}") for other in others]
-    siblings = [(c, f"the service {c.service} of {stack}") for c in own if c.service not in (service, *goes)]
+    strangers = [(other, f"not a part of project {stack}") for other in there.others]
+    siblings = [(c, f"the service {c.service} of {stack}") for c in there.own if c.service not in (service, *goes)]
     for other, what in (*strangers, *siblings):
         if other.name == name:
             yield f"container {name} exists and is {what}"
         for theirs in other.ports:
             if any(_collide(ours, theirs) for ours in ports):
                 yield f"port {theirs[1]} of {service} is held by container {other.name}, {what}"
-    held = [port for container in (*others, *own) for port in container.ports]
+    held = [port for container in (*there.others, *there.own) for port in container.ports]
     for ours in ports:
         if not any(_collide(ours, theirs) for theirs in held) and _engine_is_here() and _is_taken(*ours):
             yield f"port {ours[1]} of {service} is held by a process of this host"

@@ -12,7 +12,7 @@ from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.targets.compose.edge import Edge, edge_of
 from lastgood.targets.compose.engine import Engine
 from lastgood.targets.compose.foreign import refuse_compose_1
-from lastgood.targets.compose.in_the_way import in_the_way_of
+from lastgood.targets.compose.in_the_way import Present, in_the_way_of
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import Json, Project
 from lastgood.targets.compose.reach import may_touch
@@ -39,24 +39,25 @@ def missing(stack: Stack, engine: Engine, edge: Edge | None, release: Release) -
         yield Missing(what=f"nothing is kept of {release.id}", fix=_ANOTHER, lost=True)
         return
     yield from unreachable(stack, edge, project, release.id, [record.name for record in release.services])
-    yield from _untouchable(stack, engine, release)
+    there = Present.at(engine)
+    yield from _untouchable(stack, there, release)
     for record in release.services:
         for line in missing_files(project, record.name):
             # the file that is missing is the release's own copy, and not the one that it was made of
             yield Missing(what=line, fix=_ANOTHER, lost=True)
-        if edge is not None and (port := _port_of_the_edge(engine, edge, project, record.name)):
+        if edge is not None and (port := _port_of_the_edge(there, edge, project, record.name)):
             what = f"port {port} of {record.name} is the edge's by now, and containers.edge.routes does not name it"
             yield Missing(what=what, fix=_ANOTHER, lost=True)
             continue
-        for line in in_the_way_of(engine, edge, project, record.name, stack=stack):
+        for line in in_the_way_of(there, edge, project, record.name, stack=stack):
             yield Missing(what=line, fix="docker ps --all")
 
 
-def _port_of_the_edge(engine: Engine, edge: Edge, project: Project, service: str) -> int:
+def _port_of_the_edge(there: Present, edge: Edge, project: Project, service: str) -> int:
     """The port that a service had before there was an edge, and that the edge has now for others; 0 for none."""
     if service in edge.config.routes or edge_of(project) is not None:
         return 0
-    held = {port for c in engine.of_project() if c.service == edge.config.service for _, port, _ in c.ports}
+    held = {port for c in there.own if c.service == edge.config.service for _, port, _ in c.ports}
     asked = [str(port.get("published") or "") for port in project.service(service).get("ports") or ()]
     return next((int(port) for port in asked if port.isdigit() and int(port) in held), 0)
 
@@ -82,14 +83,14 @@ def unreachable(
         yield Missing(what=what, fix=_ANOTHER, lost=True)
 
 
-def _untouchable(stack: Stack, engine: Engine, release: Release) -> Iterator[Missing]:
+def _untouchable(stack: Stack, there: Present, release: Release) -> Iterator[Missing]:
     """A service that is among those that are never touched by now stays as it is, and is not made where there is
     none."""
     names = {record.name for record in release.services}
     stays = names - may_touch(stack, names)
-    there = {c.service for c in engine.of_project() if not c.is_retired}
+    present = {c.service for c in there.own if not c.is_retired}
     for name in sorted(stays):
-        yield Missing(what=stays_as_it_is(name, release.id), fix=_ANOTHER, lost=name not in there)
+        yield Missing(what=stays_as_it_is(name, release.id), fix=_ANOTHER, lost=name not in present)
 
 
 def _image(engine: Engine, record: ServiceRecord) -> Iterator[Missing]:

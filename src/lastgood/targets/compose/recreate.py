@@ -17,7 +17,7 @@ from lastgood.targets.compose.edge import RESOLVED_S, Edge
 from lastgood.targets.compose.engine import Container, Engine
 from lastgood.targets.compose.gate import SETTLE_S
 from lastgood.targets.compose.images import ensure_image
-from lastgood.targets.compose.in_the_way import in_the_way
+from lastgood.targets.compose.in_the_way import Present, in_the_way
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.obstacles import missing_files
 from lastgood.targets.compose.project import LABEL_CONFIG, LABEL_RELEASE, Json, Project, as_file
@@ -124,7 +124,7 @@ def _ready(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, pu
     ensure_image(engine, record)
     if missing := next(missing_files(project, action.service), ""):
         raise Refused(missing, hint="lastgood doctor")
-    if held := next(in_the_way(engine, project, action.service, stack=stack.name, published=published), ""):
+    if held := next(in_the_way(Present.at(engine), project, action.service, stack=stack.name, published=published), ""):
         raise Refused(held, hint="docker ps --all")
     model = project.to_start(
         action.service,
