@@ -96,7 +96,11 @@ def _carry_out(
                 shown = _note_seen(rooms, run, step, rooms.clock.now(), applied=False)
             case Apply(step=step, attempt=attempt, delay_s=delay_s):
                 rooms.clock.sleep(delay_s)
-                if attempt == 1 and _is_looked_at(plan, step) and not _is_fresh(agreed_at, rooms.clock.now()):
+                if (
+                    attempt == 1
+                    and _is_looked_at(plan, step)
+                    and not is_fresh(agreed_at, rooms.clock.now(), for_s=FRESH_S)
+                ):
                     agreed_at = rooms.clock.now()
                     if drift := _drift(rooms, history):
                         return Stop(
@@ -150,8 +154,9 @@ def _is_looked_at(plan: Plan, step: Step) -> bool:
     return step is next(iter(plan.steps), None) or step.needs_approval
 
 
-def _is_fresh(agreed_at: datetime | None, now: datetime) -> bool:
-    return agreed_at is not None and (now - agreed_at).total_seconds() < FRESH_S
+def is_fresh(looked_at: datetime | None, now: datetime, *, for_s: float) -> bool:
+    """Whether a look is good still. One from the future, after a clock that was set back, is of nobody knows when."""
+    return looked_at is not None and 0.0 <= (now - looked_at).total_seconds() < for_s
 
 
 def _drift(rooms: Rooms, history: RunHistory) -> tuple[str, ...]:
@@ -222,7 +227,7 @@ def _done_already(rooms: Rooms, plan: Plan, step: Step, *, moved: bool, shown: F
     target = rooms.target(step.role)
     if step.role is not Role.CONTAINERS:
         facts = target.observe()
-    elif isinstance(shown, ContainerFacts) and (rooms.clock.now() - shown.observed_at).total_seconds() < NEXT_S:
+    elif isinstance(shown, ContainerFacts) and is_fresh(shown.observed_at, rooms.clock.now(), for_s=NEXT_S):
         facts = shown
     else:
         # an engine that was killed is back in seconds; how long a host may be away is the step's own affair
