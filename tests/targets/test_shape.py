@@ -116,6 +116,10 @@ def test_a_sibling_tells_the_port_by_whatever_name_it_calls() -> None:
         ({"gpus": [{"count": -1}]}, "a device of the host"),
         ({"volumes_from": ["db"]}, "the volumes of db"),
         ({"volumes_from": ["db:ro"]}, ""),
+        ({"labels": {"ofelia.enabled": "true", "ofelia.job-exec.mail.schedule": "@hourly"}}, "by its labels ofelia"),
+        ({"labels": {"chadburn.job-exec.mail.command": "send"}}, "by its labels chadburn"),
+        ({"labels": {"deck-chores.dump.interval": "daily"}}, "by its labels deck-chores"),
+        ({"labels": {"ofelia.enabled": "false", "com.example.job-exec": "x"}}, ""),
     ],
 )
 def test_what_keeps_a_second_copy_away_is_said(service: dict[str, Any], alone: str) -> None:

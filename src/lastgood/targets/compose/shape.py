@@ -184,6 +184,8 @@ _LISTENS: Final = re.compile(
     r"(?:0\.0\.0\.0|\[::\]|\*):(?P<bound>\d{2,5})\b|--(?:http-|server[.-])?port[= ](?P<port>\d{2,5})\b"
 )
 _LABEL_PORT: Final = re.compile(r"traefik\.http\.services\.[^.]+\.loadbalancer\.server\.port")
+# Labels by which a scheduler has a command run in every container that bears them (README of each, read 2026-11).
+_JOBS: Final = ("ofelia.job-", "chadburn.job-", "deck-chores.")
 _SQLITE: Final = re.compile(r"sqlite[^:]*:/{3}(?P<path>/?[^?\s]+)|file:(?P<file>[^?\s]+\.(?:db|sqlite3?))")
 
 
@@ -431,6 +433,8 @@ def _alone(project: Project, name: str) -> Iterator[str]:
         yield "it reserves a device of the host"
     if service.get("privileged"):
         yield "it is privileged"
+    for job in (label for label in service.get("labels") or () if label.startswith(_JOBS)):
+        yield f"by its labels {job.partition('.')[0]} runs a job in every copy of it ({job})"
 
 
 def _shares(mount: Json) -> bool:
