@@ -33,6 +33,8 @@ def obstacles(project: Project, name: str, *, root: Path, boot_s: float) -> Iter
                 f"keep a copy of it: {code.why_not}; copy it into the image, or mount it read-only (:ro)"
             )
     service = project.service(name)
+    if project.instances(name) == 0:
+        yield f"{name} is asked for in no container (scale or replicas: 0): take it out of containers.services"
     yield from _shared_namespaces(project, name)
     if path := sqlite_inside(project, name):
         yield f"{name} keeps its SQLite file {path} in its container and would lose it when recreated: give it a volume"

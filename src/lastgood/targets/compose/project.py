@@ -182,8 +182,8 @@ class Project:
     def instances(self, name: str) -> int | None:
         """How many containers the file asks for, None when it does not say: then somebody may have said by hand."""
         service = self.service(name)
-        asked = service.get("scale") or cast("Json", service.get("deploy") or {}).get("replicas")
-        return int(asked) if asked is not None else None
+        told = (service.get("scale"), cast("Json", service.get("deploy") or {}).get("replicas"))
+        return next((int(asked) for asked in told if asked is not None), None)
 
     def files(self, name: str) -> Iterator[tuple[str, str, str]]:
         """Kind, name and path of the service's secrets and configs that are files of this host."""
