@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.recreate import recreate, recreate_behind
 from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.stack import Stack
+from lastgood.testing.world import SteppedClock
 from tests.targets.engine_double import EngineDouble, engine_double
 from tests.targets.running_haproxy import PROJECT, edge_in
 
@@ -79,6 +82,28 @@ def test_a_service_that_was_recreated_is_not_called_untouched(
     monkeypatch.setattr(Stack, "start", start)
     with pytest.raises(OutcomeUnknown, match=r"recreating web of v1: .* it went away"):
         recreate(stack, engine, kept, ACTION, deadline_s=5.0)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_service_is_waited_for_also_where_compose_took_longer_than_it_may_take_to_stop_and_to_boot(
+    stack: Stack,
+    double: EngineDouble,
+    engine: Engine,
+    kept: KeptRelease,
+    monkeypatch: pytest.MonkeyPatch,
+    in_time: bool,
+) -> None:
+    clock, state = SteppedClock(), double.containers[0]["State"]
+
+    def start(*_: object, **__: object) -> None:
+        clock.sleep(stack.config.stop + stack.config.boot + 5.0)
+        state["Health"] = {"Status": "starting"}
+        if in_time:
+            clock.after(4.0, lambda: state.update(Health={"Status": "healthy"}))
+
+    monkeypatch.setattr(Stack, "start", start)
+    with nullcontext() if in_time else pytest.raises(OutcomeUnknown, match="is not healthy 5 s after its start"):
+        recreate(replace(stack, clock=clock), engine, kept, ACTION, deadline_s=600.0)
 
 
 @pytest.mark.parametrize("error", [AWAY, GONE])

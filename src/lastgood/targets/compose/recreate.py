@@ -114,7 +114,9 @@ def recreate(
             raise NeedsHuman(
                 f"while {action.service} was recreated, the container of {names} went away", hint="docker ps"
             )
-        _wait(stack, engine, project, action, ends_at - stack.clock.now())
+        # where compose took all the time, it runs for a moment only
+        left = max(ends_at - stack.clock.now(), timedelta(seconds=SETTLE_S))
+        _wait(stack, engine, project, action, left)
 
 
 def _ready(stack: Stack, engine: Engine, kept: KeptRelease, action: Serve, *, published: bool) -> tuple[Project, Json]:
