@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from lastgood.core.errors import Refused
 from lastgood.core.plan import PassGate
 from lastgood.core.release import ServiceRecord
-from lastgood.targets.compose.engine import connect
+from lastgood.targets.compose.engine import Container, Engine, Ties, connect
 from lastgood.targets.compose.gate import depths, pass_gate, twin_name
+from lastgood.targets.compose.look import Look
 from lastgood.targets.compose.project import Project
 from tests.targets.engine_double import engine_double
 from tests.targets.running_haproxy import PROJECT, edge_in
@@ -69,3 +71,34 @@ def test_why_the_gate_failed_is_told_by_an_engine_that_goes_away_as_well(
         monkeypatch.setattr(f"{GATE}.settle", settle)
         with pytest.raises(Refused, match="web of v2 exited with 1"):
             pass_gate(stack, engine, None, kept, PassGate(release="v2", artifacts=(("web", IMAGE),)), deadline_s=5.0)
+
+
+def test_a_name_that_the_engine_gave_away_to_a_killed_command_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists what it makes only once that is made, and refuses the name from the first moment."""
+    edge, asked = edge_in(tmp_path), list[str]()
+    kept = edge.stack.shelf.keep("v2", PROJECT, (ServiceRecord(name="web", artifact=IMAGE, held_as="lastgood/web:v2"),))
+
+    def twin(_engine: Engine, _mold: Container, _labels: Mapping[str, str], *, ties: Ties) -> str:
+        asked.append(ties.name)
+        if len(asked) < 2:
+            raise Refused("the docker engine refused creating a candidate: the name is already in use")
+        return "made"
+
+    monkeypatch.setattr(Engine, "twin", twin)
+    for method in ("remove", "start"):
+        monkeypatch.setattr(Engine, method, lambda *_, **__: None)
+    monkeypatch.setattr(f"{GATE}._mold", lambda *_, **__: Container({"Id": "mold", "Config": {}}))
+    for method in ("settle", "name_at_the_edge"):
+        monkeypatch.setattr(f"{GATE}.{method}", lambda *_, **__: None)
+    seen = Look(serving=(), beside=(), stateful=())
+    monkeypatch.setattr("lastgood.targets.compose.gate.look", lambda *_, **__: seen)
+    with (
+        engine_double(tmp_path / "engine.sock") as double,
+        connect("shop", {"DOCKER_HOST": f"unix://{tmp_path / 'engine.sock'}"}) as engine,
+    ):
+        double.images.append({"Id": IMAGE, "RepoTags": ["lastgood/web:v2"], "RepoDigests": [], "Config": {}})
+        action = PassGate(release="v2", artifacts=(("web", IMAGE),))
+        pass_gate(edge.stack, engine, edge, kept, action, deadline_s=5.0)
+    assert asked == ["shop-web-v2", "shop-web-v2-2"]

@@ -176,17 +176,24 @@ class _Gate:
         ties = self._ties(record) if self._switches(record) else None
         if ties:
             labels = {**mold.labels_of_its_own, **labels, LABEL_RESTART: self.project.restart_policy(record.name)}
-        made = self.engine.twin(mold, labels, ties=ties)
+        try:
+            made = self.engine.twin(mold, labels, ties=ties)
+        except Refused:
+            if ties is None:
+                raise
+            # What a killed command asked for has its name from the first moment, and is listed once it is made.
+            made = self.engine.twin(mold, labels, ties=self._ties(record, but_for=ties.name))
         self.made.append(made)
         self.engine.remove(mold.id)
         self.engine.start(made, named=f"the candidate of {record.name} from {self.release}")
         return made
 
-    def _ties(self, record: ServiceRecord) -> Ties:
-        """What makes it find its siblings, and them it: by the names that all of them have always used."""
+    def _ties(self, record: ServiceRecord, *, but_for: str = "") -> Ties:
+        """What makes it find its siblings, and them it: by the names that all of them have always used. but_for: a name
+        that it cannot have."""
         siblings = [s.name for s in self.kept.services if self._switches(s)]
         plain = twin_name(self.stack.name, record.name, self.release)
-        taken = self.engine.names()
+        taken = self.engine.names() | {but_for}
         return Ties(
             name=next(name for name in chain([plain], (f"{plain}-{n}" for n in count(2))) if name not in taken),
             alias=self._alias(record.name),
