@@ -281,8 +281,8 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
     with ExitStack() as held:
         try:
             held.enter_context(rooms.memory.journal.claim(rooms.who))
-        except Refused as held:
-            _not_now(rooms, under, cause, held)
+        except Refused as error:
+            _not_now(rooms, under, cause, error)
             return None
         # somebody may have rolled back, or begun to, while this process read its signals
         if (report := take_up(rooms)) is not None:

@@ -37,7 +37,7 @@ COMPOSE_FOLDER: Final = "com.docker.compose.project.working_dir"
 COMPOSE_FILES: Final = "com.docker.compose.project.config_files"
 COMPOSE_ENV_FILES: Final = "com.docker.compose.project.environment_file"
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 AT_ONCE: Final = 8
 """How many the engine is asked to do side by side. Stops of fifty together do not end in the time that one call has."""
@@ -268,7 +268,7 @@ class _Api(Protocol):
     def close(self) -> None: ...
 
 
-def at_once(act: Callable[[T], None], on: Collection[T]) -> None:
+def at_once(act: Callable[[_T], None], on: Collection[_T]) -> None:
     """Do something to each, AT_ONCE side by side: the engine takes seconds for some, and many may stand there. All are
     tried; raises what the first one that failed raised, but OutcomeUnknown before all others."""
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine") as pool:
