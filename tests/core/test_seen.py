@@ -1,11 +1,14 @@
-"""How the facts show that a frontend is back, by what its domains say; and that a gate is passed, by who is there."""
+"""How the facts show that a frontend is back, by what its domains say; and what became of a service, by who is
+there."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from lastgood.core.facts import ContainerFacts, FrontendFacts, Health, InstanceFacts
-from lastgood.core.plan import PassGate, ReturnFrontend, Seen, Step, seen
+from lastgood.core.plan import PassGate, ReturnFrontend, Seen, Serve, Step, Switch, seen
 from lastgood.testing.world import START
 
 STEP = Step(name="return-frontend", action=ReturnFrontend(deployment="dpl_old"), deadline_s=10, explain="")
@@ -64,3 +67,45 @@ def test_a_gate_is_passed_by_an_instance_of_the_release_itself(
     serving, beside = ((there,), ()) if where == "serving" else ((), (there,))
     facts = ContainerFacts(observed_at=START, serving=serving, candidates=beside)
     assert seen(GATE, facts) is expected
+
+
+SWITCH = Step(name="switch", action=Switch(release="v2", artifacts=(("web", "image"),)), deadline_s=10, explain="")
+SERVE = Step(name="serve", action=Serve(release="v2", service="web", artifact="image"), deadline_s=10, explain="")
+ASKED = frozenset({("v2", "web", 3), ("v1", "web", 4)})
+
+
+def webs(count: int) -> tuple[InstanceFacts, ...]:
+    """So many healthy instances of one release."""
+    one = InstanceFacts(service="web", instance="", artifact="image", running=True, health=Health.HEALTHY, release="v2")
+    return tuple(replace(one, instance=str(number)) for number in range(count))
+
+
+@pytest.mark.parametrize("step", [SWITCH, SERVE], ids=lambda step: step.name)
+@pytest.mark.parametrize("count,expected", [(0, Seen.NOT_DONE), (2, Seen.NOT_DONE), (3, Seen.DONE), (4, Seen.DONE)])
+def test_a_service_serves_with_as_many_instances_as_its_release_asks_for(
+    step: Step, count: int, expected: Seen
+) -> None:
+    facts = ContainerFacts(observed_at=START, serving=webs(count), switchable=frozenset({"web"}), asked=ASKED)
+    assert seen(step, facts) is expected
+
+
+@pytest.mark.parametrize("count,expected", [(1, Seen.NOT_DONE), (2, Seen.NOT_DONE), (3, Seen.DONE)])
+@pytest.mark.parametrize("serve", [0, 1])
+def test_a_gate_is_passed_by_all_that_an_edge_will_send_requests_to(serve: int, count: int, expected: Seen) -> None:
+    there = webs(count)
+    facts = ContainerFacts(
+        observed_at=START,
+        serving=there[:serve],
+        candidates=there[serve:],
+        switchable=frozenset({"web"}),
+        asked=ASKED,
+    )
+    assert seen(GATE, facts) is expected
+
+
+def test_a_gate_of_what_is_recreated_is_passed_by_one() -> None:
+    assert seen(GATE, ContainerFacts(observed_at=START, serving=(), candidates=webs(1), asked=ASKED)) is Seen.DONE
+
+
+def test_a_number_that_is_in_no_file_is_what_is_found() -> None:
+    assert seen(SERVE, ContainerFacts(observed_at=START, serving=webs(2))) is Seen.DONE

@@ -374,6 +374,30 @@ def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(
 
 
 @pytest.mark.full
+def test_a_standby_of_which_a_part_ended_gets_the_requests_when_it_is_whole_again(
+    world: EdgeWorld, target: ComposeTarget
+) -> None:
+    world.services["api"]["deploy"] = {"replicas": 2}
+    world.write()
+    r0 = target.prepare("r0", datetime.now(UTC))
+    carry(target, r0)
+    r1 = prepared(world, target, "1")
+    carry(target, r1, standby="r0")
+    ended, *_ = (c for c in world.candidates() if f"{world.project}-api-r0" in str(c.name))
+    ended.stop(timeout=1)
+    carry(target, r0)
+    serving = [i for i in target.observe().serving if i.service == "api"]
+    assert [(i.release, i.serves) for i in serving] == [("r0", True)] * 2
+    ended.stop(timeout=1)
+    ended.remove()
+    (check,) = (c for c in target.checks(r0) if c.name == "container api")
+    assert not check.passed
+    assert check.detail.startswith("1 of 2: ")
+    carry(target, r0)
+    assert all(c.passed for c in target.checks(r0))
+
+
+@pytest.mark.full
 def test_a_service_without_a_health_check_gets_requests_when_it_takes_them(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:

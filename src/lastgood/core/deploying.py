@@ -261,8 +261,8 @@ def never_touched(plan: Plan, containers: ContainerFacts) -> Check:
 def changed_services(
     release: Release, containers: ContainerFacts, *, untouched: bool = False
 ) -> tuple[ServiceRecord, ...]:
-    """Return the services of `release` that do not serve from it now, in the release's order, without those that are
-    never touched.
+    """Return the services of `release` that do not serve from it now, or with fewer instances than it asks for, in the
+    release's order, without those that are never touched.
 
     Behind an edge the services of a release talk to each other and to no other release's, so they change together.
     untouched: it served all the while. Then what runs as wanted goes on, however slow its health check answers just
@@ -272,7 +272,10 @@ def changed_services(
     changed = {
         service.name
         for service in release.services
-        if (not containers.of(service.name) and service.name not in stateful)
+        if (
+            service.name not in stateful
+            and len(containers.of(service.name)) < (1 if untouched else containers.at_least(release.id, service.name))
+        )
         or not all(
             runs(service, i)
             and (

@@ -52,7 +52,7 @@ class ContainerFacts:
     services can let requests wait; holding: whether it does. left_waiting: whether some may wait still from before that
     ran out, though new ones do not. unwritten: services whose requests an edge that is started again would send
     elsewhere than now. standby_runs: whether a release that may stay ready beside goes on running there; else it is
-    stopped, or removed.
+    stopped, or removed. asked: (release, service, instances) of what the files of a release ask several instances for.
     """
 
     observed_at: datetime
@@ -67,6 +67,12 @@ class ContainerFacts:
     left_waiting: bool = False
     unwritten: frozenset[str] = frozenset()
     standby_runs: bool = True
+    asked: frozenset[tuple[str, str, int]] = frozenset()
+
+    def at_least(self, release: str, service: str) -> int:
+        """Return how many instances of a service make the release whole. Where no file says it, a person may have said
+        by hand: then it is what is found, and one at least."""
+        return next((count for of, name, count in self.asked if (of, name) == (release, service)), 1)
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:
         """Return the serving instances of a service, empty when there is none."""

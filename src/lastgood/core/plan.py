@@ -477,8 +477,8 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
     match action:
         case PassGate(release=release, artifacts=artifacts):
             return all(_gate_passed(release, *wanted, facts) for wanted in artifacts)
-        case Serve(service=service):
-            return bool(facts.of(service)) and all(i.serves and runs(action, i) for i in facts.of(service))
+        case Serve(release=release, service=service):
+            return _is_whole(release, service, facts) and all(i.serves and runs(action, i) for i in facts.of(service))
         case Switch(release=release, artifacts=artifacts):
             return all(_has_switched(release, *wanted, facts) for wanted in artifacts)
         case Retire(service=service):
@@ -510,14 +510,20 @@ def runs(wanted: Serve | ServiceRecord, instance: InstanceFacts) -> bool:
 
 def _gate_passed(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:
     """What was started for another release from the same artifact, or by somebody else, has another configuration, or
-    other code beside it, and proves nothing of this one's."""
+    other code beside it, and proves nothing of this one's. Behind an edge all of them will get requests; without one
+    the gate starts one to see whether it boots."""
     there = [i for i in (*facts.candidates, *facts.of(service)) if i.service == service and i.artifact == artifact]
-    return any(i.serves and i.release == release for i in there)
+    own = [i for i in there if i.serves and i.release == release]
+    return len(own) >= (facts.at_least(release, service) if service in facts.switchable else 1)
 
 
 def _has_switched(release: str, service: str, artifact: str, facts: ContainerFacts) -> bool:
-    instances = facts.of(service)
-    return bool(instances) and all(i.serves and i.artifact == artifact and i.release == release for i in instances)
+    well = all(i.serves and i.artifact == artifact and i.release == release for i in facts.of(service))
+    return well and _is_whole(release, service, facts)
+
+
+def _is_whole(release: str, service: str, facts: ContainerFacts) -> bool:
+    return len(facts.of(service)) >= facts.at_least(release, service)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

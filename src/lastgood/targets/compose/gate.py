@@ -135,11 +135,11 @@ class _Gate:
         return f"{self.stack.name}:{self.release}"
 
     def serves(self, record: ServiceRecord, seen: Look) -> bool:
-        """Whether the service serves from this very image for this very release already: then that is proof enough.
-        What somebody else started from it may have another configuration, or other code beside it."""
+        """Whether the service serves from this very image for this very release already, whole: then that is proof
+        enough. What somebody else started from it may have another configuration, or other code beside it."""
         serving = [c for c in seen.serving if c.service == record.name and (is_twin(c) or not self._switches(record))]
         own = [c.facts() for c in serving if c.labels.get(LABEL_RELEASE) == self.release]
-        return any(i.artifact == record.artifact and i.serves for i in own)
+        return sum(i.artifact == record.artifact and i.serves for i in own) >= self._copies(record)
 
     def _is(self, container: Container) -> bool:
         return container.labels.get(LABEL_CANDIDATE) == self._mark
@@ -147,10 +147,13 @@ class _Gate:
     def _switches(self, record: ServiceRecord) -> bool:
         return self.edge is not None and record.name in self.edge.switchable
 
+    def _copies(self, record: ServiceRecord) -> int:
+        """One for each instance that is to serve; one where the gate only shows whether it boots."""
+        return (self.project.instances(record.name) or 1) if self._switches(record) else 1
+
     def candidates(self, record: ServiceRecord, *, ends_at: datetime) -> list[str]:
-        """Return the IDs of the running candidates that are there already, started again or made. One for each instance
-        that is to serve."""
-        copies = (self.project.instances(record.name) or 1) if self._switches(record) else 1
+        """Return the IDs of the running candidates that are there already, started again or made."""
+        copies = self._copies(record)
         there: list[Container] = []
         for old in self.engine.candidates():
             if old.service != record.name or (self._switches(record) and not self._is(old)):

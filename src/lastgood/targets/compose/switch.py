@@ -16,7 +16,7 @@ from lastgood.targets.compose.engine import Container, Engine, at_once, rounds_o
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.kept import KeptRelease
 from lastgood.targets.compose.look import Look, is_twin, look
-from lastgood.targets.compose.project import LABEL_RELEASE, LABEL_RESTART
+from lastgood.targets.compose.project import LABEL_RELEASE, LABEL_RESTART, Project
 from lastgood.targets.compose.rung import stands
 from lastgood.targets.compose.stack import Stack
 
@@ -25,8 +25,8 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
     """Send the requests of every service of `action` to the release's healthy instances. Raises Refused or Retryable
     before anything moved; OutcomeUnknown when the edge did not say that it did, or the engine what it did before."""
     ends_at = stack.clock.now() + timedelta(seconds=deadline_s)
-    seen = look(stack, engine, edge)
-    ready = _ready(engine, edge, seen, kept.name, action)
+    seen, project = look(stack, engine, edge), stack.shelf.project(kept)
+    ready = _ready(engine, edge, seen, project, kept.name, action)
     if down := [service for service, found in ready.items() if not found]:
         there = {c.service for c in (*seen.beside, *seen.stopped, *seen.serving) if stands(c, c.service, kept.name)}
         if gone := [service for service in down if service not in there]:
@@ -35,26 +35,28 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
         # died since, and Docker has not noticed.
         gate = PassGate(release=action.release, artifacts=action.artifacts)
         pass_gate(stack, engine, edge, kept, gate, deadline_s=deadline_s)
-        ready = _ready(engine, edge, look(stack, engine, edge), kept.name, action)
+        ready = _ready(engine, edge, look(stack, engine, edge), project, kept.name, action)
     if down := [service for service, found in ready.items() if not found]:
-        raise Refused(f"no healthy {down[0]} of {kept.name} stands beside", hint="lastgood rollback")
+        raise Refused(f"not all of {down[0]} of {kept.name} stands beside and is healthy", hint="lastgood rollback")
     to = edge.admit(ready, ends_at=ends_at)
     next_ones = [container for found in ready.values() for container in found]
     at_once(lambda c: engine.start_again(c.id, c.labels.get(LABEL_RESTART, "no")), next_ones)
-    edge.move(stack.shelf.project(kept), to)
+    edge.move(project, to)
 
 
-def _ready(engine: Engine, edge: Edge, seen: Look, release: str, action: Switch) -> dict[str, list[Container]]:
-    """The instances of the release that can take each service's requests now; none of a service where one does not
-    listen."""
+def _ready(
+    engine: Engine, edge: Edge, seen: Look, project: Project, release: str, action: Switch
+) -> dict[str, list[Container]]:
+    """The instances of the release that can take each service's requests now; none of a service where they are fewer
+    than it asks for, or one does not listen."""
     there = (*seen.beside, *seen.serving)
     found = {
         service: [c for c in there if stands(c, service, release) and c.image == artifact and c.facts().serves]
         for service, artifact in action.artifacts
     }
-    return {
-        service: own if all(edge.listens(engine, service, c) for c in own) else [] for service, own in found.items()
-    }
+    whole = {service: own for service, own in found.items() if len(own) >= (project.instances(service) or 1)}
+    able = {service for service, own in whole.items() if all(edge.listens(engine, service, c) for c in own)}
+    return {service: own if service in able else [] for service, own in found.items()}
 
 
 def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline_s: float) -> None:

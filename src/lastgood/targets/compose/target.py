@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import assert_never
 
@@ -74,6 +75,7 @@ class ComposeTarget:
             private=tuple(path.resolve() for path in private),
         )
         self._edge = Edge(config.edge, self._stack) if config.edge else None
+        self._asked_by: dict[tuple[str, str], frozenset[tuple[str, str, int]]] = {}
 
     def _engine(self) -> AbstractContextManager[Engine]:
         return connect(self._stack.name, os.environ)
@@ -105,7 +107,22 @@ class ComposeTarget:
             left_waiting=edge is not None and holds is False and edge.runtime.anybody_waits(),
             unwritten=edge.unwritten() if edge else frozenset(),
             standby_runs=edge is None or may_run_beside(engine, edge, [c for c in there.beside if is_twin(c)]),
+            asked=frozenset(chain.from_iterable(self._asked(kept) for kept in self._stack.shelf.known())),
         )
+
+    def _asked(self, kept: KeptRelease) -> frozenset[tuple[str, str, int]]:
+        """What the files of a release ask several instances for, read once: they are large, and users may be waiting
+        for this look."""
+        if (known := self._asked_by.get((kept.name, kept.config_hash))) is not None:
+            return known
+        try:
+            project = self._stack.shelf.unchecked(kept)
+        except (OSError, Refused):  # it cannot be started either, and who tries is told so
+            return frozenset()
+        asks = ((s, project.instances(s) or 1) for s in project.services)
+        found = frozenset((kept.name, service, count) for service, count in asks if count > 1)
+        self._asked_by[kept.name, kept.config_hash] = found
+        return found
 
     def _portless_of_before(self) -> frozenset[str]:
         """Services that only earlier releases have and that nobody asks from outside: nothing of today says whether
@@ -261,9 +278,12 @@ class ComposeTarget:
             edge = self._front(engine)
             there = look(self._stack, engine, edge)
             never_touched = {c.service for c in there.stateful}
-            own = [record for record in release.services if record.name not in never_touched]
-            checks = [_runs_as_planned(record, there.serving) for record in own]
-            checks.append(nobody_else(release, self._facts(engine)))
+            own, facts = [r for r in release.services if r.name not in never_touched], self._facts(engine)
+            checks = [
+                _runs_as_planned(record, there.serving, at_least=facts.at_least(release.id, record.name))
+                for record in own
+            ]
+            checks.append(nobody_else(release, facts))
             cut_off = [lost.what for lost in self._unreachable(release.id, edge, [r.name for r in own])]
             checks.append(Check(name="ways in", passed=not cut_off, detail="; ".join(cut_off) or "as it had them"))
             if edge:
@@ -294,9 +314,11 @@ def _written_down(unwritten: Collection[str]) -> Check:
     return Check(name="file of the edge", passed=not unwritten, detail=detail)
 
 
-def _runs_as_planned(record: ServiceRecord, serving: tuple[Container, ...]) -> Check:
-    """Every container of the service, not just one: half a rollback is none."""
+def _runs_as_planned(record: ServiceRecord, serving: tuple[Container, ...], *, at_least: int) -> Check:
+    """Every container of the service, not just one, and no fewer than it asks for: half a rollback is none."""
     own = [c.facts() for c in serving if c.service == record.name]
     wrong = [i for i in own if not i.serves or not runs(record, i)]
     shown = ", ".join(f"{i.instance[:12]} runs {i.artifact[:19]} ({i.health.value})" for i in wrong or own)
-    return Check(name=f"container {record.name}", passed=bool(own) and not wrong, detail=shown or "does not run")
+    few = f"{len(own)} of {at_least}: " if 0 < len(own) < at_least else ""
+    passed = len(own) >= at_least and not wrong
+    return Check(name=f"container {record.name}", passed=passed, detail=few + (shown or "does not run"))
