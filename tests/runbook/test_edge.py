@@ -9,11 +9,18 @@ import pytest
 
 from lastgood.core.errors import OutcomeUnknown, Refused
 from lastgood.core.plan import Role
+from lastgood.core.record import DeploymentEnded, WatchStarted
 from lastgood.core.report import TerminalState
 from lastgood.testing.stack import WELL, Behaviour
+from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, OLD, Team
 
 ERRORS = Behaviour(errors=0.3)
+
+
+def die(_step: object) -> None:
+    """The process dies before anything is sent."""
+    raise Crash
 
 
 @pytest.fixture
@@ -71,6 +78,43 @@ def test_a_switch_whose_answer_was_lost_is_looked_at_and_not_repeated(team: Team
 def test_a_gate_that_fails_moves_nothing_and_leaves_nothing_of_it_beside(team: Team) -> None:
     team.deploy(behaviour=Behaviour(boots=False))
     assert (serving(team), beside(team)) == ({OLD}, set())
+
+
+def test_a_hotfix_that_fails_at_its_gate_takes_neither_the_standby_nor_the_watch_of_what_serves(team: Team) -> None:
+    team.deploy(behaviour=ERRORS)
+    team.deploy("v3", Behaviour(boots=False))
+    assert (serving(team), beside(team)) == ({BAD}, {OLD})
+    assert [begun.bake for begun in team.events(WatchStarted)] == [False]
+    assert f"lastgood watch   (the watch of {BAD} goes on)" in team.report.next_steps
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (serving(team), beside(team)) == ({OLD}, set())
+    assert team.stack.effects["pass-gate"] == 1  # of v2: the way back found it ready
+
+
+def test_a_hotfix_that_dies_at_its_gate_takes_neither_the_standby_nor_the_watch(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.deploy(behaviour=ERRORS)
+    monkeypatch.setattr(team.containers, "apply", die)
+    with pytest.raises(Crash):
+        team.deploy("v3", WELL)
+    monkeypatch.undo()
+    team.roll_back()
+    assert (serving(team), beside(team)) == ({BAD}, {OLD})
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+def test_a_hotfix_that_moves_the_traffic_ends_the_watch_of_what_served(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.deploy("v3", WELL)
+    assert team.events(DeploymentEnded)[-1].terminal is TerminalState.SUPERSEDED
+
+
+def test_a_hotfix_whose_undoing_fails_leaves_the_standby_for_the_next_try(team: Team) -> None:
+    team.deploy(behaviour=ERRORS)
+    team.fails("clear-candidates", *[Refused("the engine refused to remove it")] * 3)
+    team.deploy("v3", Behaviour(boots=False))
+    assert (serving(team), beside(team)) == ({BAD}, {OLD})
 
 
 def test_a_rollback_that_is_refused_before_the_switch_keeps_the_standby_for_the_next_try(team: Team) -> None:

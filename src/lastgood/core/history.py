@@ -152,15 +152,16 @@ class History:
 
     @property
     def open_deployment(self) -> DeploymentHistory | None:
-        """The newest deployment, if it did not come to its end yet. One that was refused before anything changed does
-        not count: it leaves the watch of the one before it alone."""
-        touched = (
-            d
-            for d in reversed(self.deployments.values())
-            if d.ended is None or d.ended.terminal is not TerminalState.REFUSED
-        )
-        newest = next(touched, None)
+        """The newest deployment, if it did not come to its end yet. One that ended before users could notice any of it
+        does not count: it leaves the watch of the one before it alone."""
+        noticed = (d for d in reversed(self.deployments.values()) if d.ended is None or self._was_noticed(d, d.ended))
+        newest = next(noticed, None)
         return newest if newest and newest.ended is None else None
+
+    def _was_noticed(self, deployment: DeploymentHistory, ended: DeploymentEnded) -> bool:
+        run = self.deploy_run(deployment.deployment.id)
+        noticed = run is None or began_serving_change(run.plan, run.records)
+        return noticed and ended.terminal is not TerminalState.REFUSED
 
     def deploy_run(self, deployment: str) -> RunHistory | None:
         """The run that carries the deployment out; None when somebody else's tool deployed."""

@@ -33,6 +33,7 @@ from lastgood.core.migration import Blame, DatabaseEvidence, Fit, MigrationVerdi
 from lastgood.core.plan import (
     HELD_AT_MOST_S,
     CatchUp,
+    ClearCandidates,
     DatabaseDecision,
     EndCapture,
     ExportWrites,
@@ -40,6 +41,7 @@ from lastgood.core.plan import (
     HoldRequests,
     LiftFence,
     MigrateDown,
+    PassGate,
     PassRequests,
     Plan,
     Purpose,
@@ -82,7 +84,8 @@ class World:
     was compared with that restore point, empty where it was.
     frontend_unseen, database_unseen: why a configured one could not be looked at. migrated: whether the release that is
     left brought migrations. untouched: whether the target serves all the while, because the release that is left never
-    came to serve. rung: what the container target says of itself.
+    came to serve. standby: where it does, the release that stands ready beside it. rung: what the container target says
+    of itself.
     """
 
     containers: ContainerFacts
@@ -100,6 +103,7 @@ class World:
     database_unseen: str = ""
     migrated: bool = False
     untouched: bool = False
+    standby: str = ""
 
 
 @dataclass(slots=True)
@@ -179,8 +183,9 @@ def _containers(
     changed = changed_services(target, world.containers, untouched=world.untouched)
     if not changed and not leaving(target, world.containers):
         draft.skipped.append(f"containers: every service already runs {target.id}")
+        clear = clear_step(boot_s=deadlines.boot_s, standby=world.standby)
         left = world.containers.candidates or world.containers.unwritten
-        return [], [clear_step(boot_s=deadlines.boot_s)] if left else []
+        return [], [clear] if left else []
     return (
         gate_step(target, changed, world.containers, boot_s=deadlines.boot_s, attempts=2),
         serve_steps(
@@ -716,9 +721,11 @@ def make_pass_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadli
 
 def make_clear_plan(plan: Plan, *, plan_id: str, now: datetime, deadlines: Deadlines) -> Plan:
     """The compensation for a plan that stopped after its gate: remove what that started. A release to go back to that
-    stands ready beside stays there, for the next try. Needs no approval."""
+    stands ready beside stays there, for the next try, and so does the one that the plan itself left there. Needs no
+    approval."""
     returns = plan.purpose is Purpose.ROLLBACK and any(isinstance(s.action, Switch) for s in plan.steps)
-    step = clear_step(boot_s=deadlines.boot_s, standby=plan.to_release if returns else "")
+    left = (s.action.standby for s in plan.steps if isinstance(s.action, PassGate | ClearCandidates))
+    step = clear_step(boot_s=deadlines.boot_s, standby=plan.to_release if returns else next(filter(None, left), ""))
     return _compensation(plan, step, plan_id=plan_id, now=now, why=f"plan {plan.id} stopped behind its gate")
 
 

@@ -325,7 +325,7 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
 
 
 def _supersede(rooms: Rooms, deployment: str) -> None:
-    """End the watch of the deployment before, once this one begins to change something."""
+    """End the watch of the deployment before, once users notice something of this one. Until then that may go back."""
     history = rooms.memory.history()
     release = history.deployments[deployment].deployment.release
     for under in history.deployments.values():
@@ -348,7 +348,7 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
         keep_restore_points(rooms, plan)
         taken = step.action if isinstance(step.action, TakeRestorePoint) else None
         pauses = taken is not None and taken.pause_s > 0
-        if taken is None or pauses:
+        if step.changes_what_serves or pauses:
             _supersede(rooms, deployment)
         if not step.changes_what_serves and not pauses and not (migrates and taken is not None):
             return

@@ -106,7 +106,9 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
             return untouched
         newest = next(reversed(history.deployments.values()), None)
         went_back = newest is not None and newest.ended is not None and newest.ended.terminal in WENT_BACK
-        if newest is not None and went_back and newest.deployment.release != history.serving:
+        # what is watched is what a rollback leaves, also where a later one failed at its gate and was undone
+        watched = history.open_deployment is not None
+        if newest is not None and went_back and not watched and newest.deployment.release != history.serving:
             raise Refused(
                 f"{newest.deployment.release} was rolled back already, and {history.serving} serves",
                 hint="lastgood rollback RELEASE   (to go back further)",
@@ -159,6 +161,8 @@ def plan_rollback(
     seen = _look_at_database(rooms, point, known, target, downs, before=began_at)
     frontend, frontend_unseen = _look_at_frontend(rooms)
     still = _still_serves(history)
+    untouched = still is not None and still.release.id == target.release.id
+    ready = history.last_good(before=bad_release(history)) if untouched else None
     world = World(
         containers=facts,
         rung=rooms.containers.rung(target.release.id),
@@ -174,7 +178,8 @@ def plan_rollback(
         frontend_unseen=frontend_unseen,
         database_unseen=seen.not_seen,
         migrated=left is None or left.release.migrations != target.release.migrations,
-        untouched=still is not None and still.release.id == target.release.id,
+        untouched=untouched,
+        standby=ready.release.id if ready and ready.release.id != target.release.id else "",
     )
     return make_plan(
         target.release,
@@ -700,7 +705,9 @@ def _report(
             still = f"the checkout still holds commit {commit[:12]}; deploying {plan.from_release} again is refused"
             notes = (*notes, still)
         if rooms.sources and terminal is TerminalState.ROLLED_BACK_VERIFIED and left_something:
-            advice.append(f"lastgood watch   (the next {rooms.config.watch.bake / 60:.0f} min)")
+            still = _still_watched(history, deployment)
+            minutes = f"the next {rooms.config.watch.bake / 60:.0f} min"
+            advice.append(f"lastgood watch   ({f'the watch of {still} goes on' if still else minutes})")
         if plan.invalid_rows:
             advice.append("lastgood repair   (shows what the invalid rows were before, and asks)")
         advice += [
@@ -757,11 +764,19 @@ def _begin_bake(rooms: Rooms, report: Report) -> None:
         return
     deployments = rooms.memory.history().deployments.values()
     left = next((d for d in reversed(deployments) if d.deployment.release == report.from_release), None)
+    if _still_watched(rooms.memory.history(), left):
+        return
     if left is None or (left.watch and left.watch.bake and left.watch.at >= report.began_at):
         return
     window_s = rooms.config.watch.bake
     rooms.memory.note(WatchStarted(deployment=left.deployment.id, at=rooms.clock.now(), window_s=window_s, bake=True))
     rooms.story(f"the system is watched again for {window_s / 60:.0f} min; to be told how it goes: lastgood watch")
+
+
+def _still_watched(history: History, left: DeploymentHistory | None) -> str:
+    """The release whose own watch goes on when one is left that never came to serve; empty where there is none."""
+    others = (d for d in history.deployments.values() if d.ended is None and d is not left)
+    return next((d.deployment.release for d in others), "")
 
 
 def ask_approval(rooms: Rooms, run: RunHistory, step: Step) -> None:
