@@ -925,6 +925,27 @@ def test_images_that_a_registry_still_has_are_fetched_before_anything_is_stopped
     assert (team.stack.serving, team.stack.serves_wholly) == (OLD, True)
 
 
+def test_images_of_what_passes_no_gate_are_fetched_too(team: Team) -> None:
+    team.stack.containers = replace(team.stack.containers, ungated=frozenset(SERVICES))
+    deployed(team)
+    team.stack.forget(OLD)
+    team.stack.registry = frozenset(artifact_of(service, OLD) for service in SERVICES)
+    assert team.roll_back().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (team.stack.serving, team.stack.serves_wholly) == (OLD, True)
+
+
+def test_what_the_rollback_leaves_alone_need_not_be_fetched(team: Team) -> None:
+    deployed(team)
+    team.stack.forget(OLD)
+    facts = team.stack.containers
+    data = tuple(i for i in facts.serving if i.service == "core")
+    serving = tuple(i for i in facts.serving if i not in data)
+    team.stack.containers = replace(facts, stateful=data, serving=serving)
+    team.stack.registry = frozenset(artifact_of(service, OLD) for service in SERVICES if service != "core")
+    report = team.roll_back()
+    assert {i.artifact for i in team.stack.containers.serving} == team.stack.registry, report.notes
+
+
 def hotfix(team: Team) -> None:
     """Somebody puts something else in the place of a service."""
     team.stack.put("agent", "agent-hotfix")

@@ -29,7 +29,6 @@ from lastgood.core.plan import (
     Fence,
     HoldRequests,
     MigrateDown,
-    PassGate,
     Plan,
     Purpose,
     RehearseDown,
@@ -453,11 +452,13 @@ def finish(rooms: Rooms, run: str) -> Report:
 
 
 def _fetch(rooms: Rooms, started: RunHistory) -> Stop | None:
-    """Before the first step: have here what the plan starts. One that finds nothing to start would stop half-way.
-    Returns why it cannot be had, None when it is here."""
-    if started.records or not any(isinstance(step.action, PassGate) for step in started.plan.steps):
+    """Before the first step: have here what the plan starts, and no more: what it leaves alone may be gone. One that
+    finds nothing to start would stop half-way. Returns why it cannot be had, None when it is here."""
+    starts = {service for step in started.plan.steps for service, _ in step.serves}
+    if started.records or not starts:
         return None
     target = rooms.memory.history().releases[started.plan.to_release].release
+    target = replace(target, services=tuple(service for service in target.services if service.name in starts))
     try:
         with rooms.if_slow(1.0, lambda: rooms.story(f"  fetching what {target.id} needs ...")):
             patiently(rooms.clock, lambda: rooms.containers.fetch(target))
