@@ -3,11 +3,14 @@ secret."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lastgood.core.errors import Refused
 from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.resolving import resolve
 
 SECRET = "correct-horse"
 
@@ -69,3 +72,10 @@ def test_published_ports_are_shown_as_people_write_them(port: dict[str, Any], sh
 )
 def test_a_service_is_started_again_as_compose_would_have_it(said: dict[str, Any], policy: str) -> None:
     assert project(**said).restart_policy("web") == policy
+
+
+def test_what_compose_printed_instead_of_a_model_is_seen_again_with_the_very_words(tmp_path: Path) -> None:
+    words = ["echo", "--file", "a b.yml", "config"]
+    with pytest.raises(Refused, match="printed no configuration") as refused:
+        resolve(words, env={}, env_file=tmp_path / ".env")
+    assert refused.value.hint == "echo --file 'a b.yml' config"

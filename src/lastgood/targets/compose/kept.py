@@ -141,7 +141,7 @@ class Shelf:
 
     def unchecked(self, kept: KeptRelease) -> Project:
         """The configuration of a kept release as it lies there: to look at, not to start from."""
-        return Project.parse(self._content(kept).decode())
+        return Project.parse(self._content(kept).decode(), hint="lastgood releases")
 
     def started_with(self, service: str, artifact: str, config_hash: str) -> KeptRelease | None:
         """Return a kept release whose service starts just so, None when there is none."""
@@ -203,7 +203,7 @@ class Shelf:
                         f"the code of {record.name} ({code.source}) is not what {kept.name} was recorded with",
                         hint="lastgood doctor",
                     )
-        return Project.parse(content.decode())
+        return Project.parse(content.decode(), hint="lastgood releases")
 
     def _content(self, kept: KeptRelease) -> bytes:
         path = self.folder(kept.name) / CONFIG_FILE

@@ -53,14 +53,15 @@ class Project:
     model: Json
 
     @staticmethod
-    def parse(text: str) -> Project:
-        """Read the output of `docker compose config --format json`. Raises Refused when it is not that."""
+    def parse(text: str, *, hint: str) -> Project:
+        """Read the output of `docker compose config --format json`. hint: what a person types to see where it comes
+        from. Raises Refused when it is not that."""
         try:
             model = json.loads(text)
         except json.JSONDecodeError as error:
-            raise Refused(f"docker compose printed no configuration: {error}", hint="docker compose config") from None
+            raise Refused(f"docker compose printed no configuration: {error}", hint=hint) from None
         if not isinstance(model, dict) or not isinstance(cast("Json", model).get("services"), dict):
-            raise Refused("docker compose printed a configuration without services", hint="docker compose config")
+            raise Refused("docker compose printed a configuration without services", hint=hint)
         return Project(cast("Json", model))
 
     @property

@@ -45,7 +45,7 @@ def resolve(words: Words, *, env: Mapping[str, str], env_file: Path) -> Project:
     ended = _run(words, env)
     unset = set(_UNSET.findall(ended.err))
     if ended.code == 0 and not unset:
-        return Project.parse(ended.out)
+        return Project.parse(ended.out, hint=shlex.join(words))
     raw = _run(without_values(words), env)
     missing = dict(_missing(raw.out, {**given, **env}, unset)) if raw.code == 0 else dict.fromkeys(unset, ())
     unknown = f"unknown, needs {env_file.name}: {_listed(missing)}" if missing else ""
