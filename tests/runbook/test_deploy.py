@@ -253,6 +253,25 @@ def test_a_barred_release_is_barred_by_another_name_as_well(team: Team) -> None:
         team.deploy("v2-again")
 
 
+def test_what_was_prepared_and_then_refused_is_not_kept(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    rolled_back(team)
+    team.deploy("v3", WELL)
+    before = set(team.containers.kept_names)
+    team.stack.on_disk = BAD
+    with pytest.raises(Refused, match=f"{BAD} by another name"):
+        team.deploy("v2-again")
+    team.stack.on_disk = ""
+
+    def unreadable(_self: object, _release: str) -> object:
+        raise Refused("the migrations cannot be read", hint="ls")
+
+    monkeypatch.setattr("lastgood.testing.stack.MemoryDatabase.ships", unreadable)
+    for name in ("v4", "v3"):  # of what is recorded already everything stays
+        with pytest.raises(Refused, match="cannot be read"):
+            team.deploy(name)
+    assert team.containers.kept_names == before
+
+
 def test_a_barred_release_is_barred_when_its_commit_is_built_once_more(team: Team) -> None:
     rolled_back(team)
     team.containers.commits["v2-rebuilt"] = commit_of(BAD)

@@ -3,14 +3,23 @@ secret."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused
+from lastgood.core.release import ServiceRecord
+from lastgood.targets.compose.describe import _keep
+from lastgood.targets.compose.engine import connect
+from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.resolving import resolve
+from lastgood.targets.compose.stack import Stack
+from tests.contract.rigs.clock import CLOCK
+from tests.targets.engine_double import engine_double
 
 SECRET = "correct-horse"
 
@@ -79,3 +88,16 @@ def test_what_compose_printed_instead_of_a_model_is_seen_again_with_the_very_wor
     with pytest.raises(Refused, match="printed no configuration") as refused:
         resolve(words, env={}, env_file=tmp_path / ".env")
     assert refused.value.hint == "echo --file 'a b.yml' config"
+
+
+def test_a_release_whose_images_cannot_be_held_is_not_there(tmp_path: Path) -> None:
+    config = ContainersConfig.model_validate({"compose": {"project": "shop"}, "services": ["web"]})
+    stack = Stack(config=config, root=tmp_path, state=tmp_path, shelf=Shelf(tmp_path), clock=CLOCK)
+    record = ServiceRecord(name="web", artifact=f"sha256:{1:064x}", held_as="lastgood/shop/web:v1")
+    with (
+        engine_double(tmp_path / "engine.sock"),
+        connect("shop", {"DOCKER_HOST": f"unix://{tmp_path / 'engine.sock'}"}) as engine,
+        pytest.raises(Refused, match="is not on this host"),
+    ):
+        _keep(stack, engine, "v1", recorded_at=datetime.now(UTC), project=project(image="web"), records=[record])
+    assert stack.shelf.names() == frozenset()

@@ -43,7 +43,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.captures import bound_by_hand
 from lastgood.runbook.carry_out import carry_out
-from lastgood.runbook.holding import let_go_of_old, look_through, warn
+from lastgood.runbook.holding import let_go_of_old, let_go_of_unrecorded, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import (
@@ -184,9 +184,20 @@ def _barred_by_another_name(history: History, release: Release) -> str:
 
 
 def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
-    """Build or pull, hold, describe; with what the release says of the database. The same name with other content is
-    refused."""
-    release = rooms.containers.prepare(name, rooms.clock.now())
+    """Build or pull, hold, describe, record. What is not recorded after all is not kept either: nobody could go back to
+    it, and its name would stand for it."""
+    release, known = rooms.containers.prepare(name, rooms.clock.now()), rooms.memory.history().releases.get(name)
+    try:
+        return _recorded(rooms, release, override=override)
+    except LastgoodError:
+        if known is None or known.let_go:
+            let_go_of_unrecorded(rooms, release)
+        raise
+
+
+def _recorded(rooms: Rooms, release: Release, *, override: bool) -> Release:
+    """With what the release says of the database. The same name with other content is refused."""
+    name = release.id
     if rooms.database:
         shipped = rooms.database.ships(name)
         release = replace(release, migrations=shipped.migrations, statements=shipped.statements, downs=shipped.downs)

@@ -71,6 +71,15 @@ def let_go_of_old(rooms: Rooms) -> None:
         rooms.story(f"  old releases could not be let go of now: {error.message}")
 
 
+def let_go_of_unrecorded(rooms: Rooms, release: Release) -> None:
+    """Let go of what was prepared and then refused. Needs the RUN lease. Never raises: why it was refused is what
+    counts."""
+    try:
+        rooms.containers.let_go(release)
+    except LastgoodError as error:
+        rooms.story(f"  something of {release.id} is left, which was not recorded: {error.message}")
+
+
 def _judge(rooms: Rooms) -> None:
     history, retain = rooms.memory.history(), rooms.config.retain
     for name in to_let_go(history, retain=retain):

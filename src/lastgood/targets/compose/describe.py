@@ -3,6 +3,7 @@ kept."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -281,9 +282,15 @@ def _keep(
         check = cast("Json", of_image.get("Healthcheck") or {})
         if slow := slow_to_start(project, record.name, boot_s=stack.config.boot, of_image=check):
             raise Refused(slow, hint="lastgood doctor")
-    kept = stack.shelf.keep(name, project, tuple(records))
-    for record in kept.services:
-        ensure_image(engine, record)
+    known = stack.shelf.find(name)
+    try:
+        kept = stack.shelf.keep(name, project, tuple(records))
+        for record in kept.services:
+            ensure_image(engine, record)
+    except LastgoodError:
+        if known is None:  # whatever is there of it is of this attempt, and nobody will know of it
+            _drop(stack, engine, name, records)
+        raise
     found, compose = checkout(stack.root, state=stack.state), stack.config.compose
     return Release(
         id=kept.name,
@@ -304,6 +311,15 @@ def _keep(
         ),
         untouched=tuple(_untouched(project, s) for s in project.services if s not in stack.config.services),
     )
+
+
+def _drop(stack: Stack, engine: Engine, name: str, records: Sequence[ServiceRecord]) -> None:
+    """Remove what is there of a release that could not be kept, as far as that can be done now: why it could not be is
+    what counts."""
+    with contextlib.suppress(LastgoodError):
+        stack.shelf.remove(name)
+        for record in records:
+            engine.let_go(record.artifact, record.held_as)
 
 
 def _untouched(project: Project, service: str) -> Untouched:
