@@ -486,10 +486,10 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
             return not facts.of(service) and not any(i.running for i in beside)
         case ClearCandidates(standby=standby):
             ready = (i for i in facts.candidates if i.running and i.service in facts.switchable)
-            stays = {*facts.strays, *(i for i in ready if _stands_ready(i, standby, facts))}
+            stays = {*facts.strays, *(i for i in ready if _may_stay(i, standby, facts))}
             return set(facts.candidates) <= stays and not facts.unwritten
         case Settle(standby=standby):
-            return all(_stands_ready(i, standby, facts) for i in facts.candidates) and not facts.unwritten
+            return all(_may_stay(i, standby, facts) for i in facts.candidates) and not facts.unwritten
         case HoldRequests():
             return facts.holding
         case PassRequests():
@@ -498,7 +498,7 @@ def _shows(action: ContainerAction, facts: ContainerFacts) -> bool:
             assert_never(action)
 
 
-def _stands_ready(instance: InstanceFacts, standby: str, facts: ContainerFacts) -> bool:
+def _may_stay(instance: InstanceFacts, standby: str, facts: ContainerFacts) -> bool:
     return facts.standby_runs and instance.release == standby != ""
 
 
