@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from lastgood.core.errors import Refused
@@ -37,8 +38,9 @@ def keep_code(stack: Stack, project: Project, service: str) -> tuple[Project, tu
             size = tree.size_bytes(code.source, leave_out=left_out | hollow)
             if size > LIMIT_BYTES:
                 raise Refused(
-                    f"{code.source}, code of {service}, holds {size / 1e9:.1f} GB, and every release would keep a copy",
-                    hint="mount the folder of the code alone, or copy it into the image",
+                    f"{code.source}, code of {service}, holds {size / 1e9:.1f} GB, and every release would keep a "
+                    "copy: mount the folder of the code alone, or copy it into the image",
+                    hint=f"du -h --max-depth 1 {quote(str(code.source))}",
                 )
             copy = tree.keep_by_content(code.source, stack.shelf.code, leave_out=left_out, hollow=hollow)
         except FileExistsError as error:

@@ -385,6 +385,7 @@ def _check_it_is_what_runs(stack: Stack, as_it_runs: Project, container: Contain
     made_with = container.labels.get(COMPOSE_CONFIG)
     if all(stack.hashes(as_it_runs.with_dependencies(service, part))[service] != made_with for part in parts):
         raise Refused(
-            f"the compose file on disk is not what {service} was started from, so it cannot be recorded",
-            hint=f"check out what was deployed, or: {stack.by_hand('up', '--detach', '--no-deps', service)}",
+            f"the compose file on disk is not what {service} was started from, so it cannot be recorded: check out "
+            "what was deployed, or start it from what is here",
+            hint=stack.by_hand("up", "--detach", "--no-deps", service),
         )

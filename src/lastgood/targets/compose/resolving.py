@@ -67,7 +67,9 @@ def _run(words: Words, env: Mapping[str, str]) -> child.Ended:
     except child.Overran as error:
         raise Retryable(str(error), delay_s=2.0, hint="docker version") from error
     except FileNotFoundError as error:
-        raise Refused("there is no docker client on this machine", hint="install docker and docker compose") from error
+        raise Refused(
+            "there is no docker client with compose on this machine", hint="docker compose version"
+        ) from error
 
 
 def _missing(text: str, given: Mapping[str, str], unset: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

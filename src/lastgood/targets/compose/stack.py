@@ -208,4 +208,4 @@ def masker_of(project: Project) -> Masker:
 
 
 def _no_client() -> Refused:
-    return Refused("there is no docker client on this machine", hint="install docker and docker compose")
+    return Refused("there is no docker client with compose on this machine", hint="docker compose version")

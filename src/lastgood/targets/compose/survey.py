@@ -153,8 +153,9 @@ def _started_here(engine: Engine, root: Path) -> _Origin | None:
         return None
     if len(projects := sorted({c.project for c in mine})) > 1:
         raise Refused(
-            f"{' and '.join(projects)} run out of {root}: say which one it is",
-            hint="write lastgood.yaml by hand: lastgood.example.yaml has every key",
+            f"{' and '.join(projects)} run out of {root}: say which one it is in a lastgood.yaml of your own, as "
+            "lastgood.example.yaml shows",
+            hint="docker compose ls --all",
         )
     newest = max(mine, key=lambda c: c.created_at)
     if gone := [file for file in (*newest.compose_files, *newest.env_files) if not Path(file).is_file()]:
