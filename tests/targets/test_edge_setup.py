@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from lastgood.assembly import EdgePlan
 from lastgood.cli.first_config import with_edge
 from lastgood.core.config import ContainersConfig, EdgeConfig, parse_config
+from lastgood.core.errors import Refused
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, rewrite_edge, write_edge
 from lastgood.targets.compose.engine import connect
@@ -194,6 +195,23 @@ def published(port: int) -> dict[str, object]:
 def test_lastgood_yaml_stays_as_it_is_where_it_has_an_edge() -> None:
     mine = with_edge(MINE, PLAN, COMPOSE_FILE)
     assert with_edge(mine, replace(PLAN, anew=("lastgood-edge",)), COMPOSE_FILE) == mine
+
+
+def test_setting_an_edge_up_that_died_before_lastgood_yaml_named_it_is_done_again(tmp_path: Path) -> None:
+    project, into = a_project(web={"expose": ["8000"]}), tmp_path / COMPOSE_FILE
+    stack = a_stack(tmp_path, project.services)
+    for port in (8000, 8001):
+        plan = EdgePlan(routes={"web": port}, one_at_a_time={}, left_out={})
+        edge = write_edge(stack, project, plan, into=into, there={"web"})
+        assert edge.places()["web"].port == port
+    before = into.read_text()
+    with pytest.raises(Refused, match=r"an edge was started from .*: put containers.edge back"):
+        write_edge(stack, project, plan, into=into, there={"web", "lastgood-edge"})
+    assert into.read_text() == before
+    into.write_text("services: {}")
+    with pytest.raises(Refused, match="is there already, and not ours"):
+        write_edge(stack, project, plan, into=into)
+    assert into.read_text() == "services: {}"
 
 
 def test_services_that_share_a_port_at_the_edge_are_named() -> None:

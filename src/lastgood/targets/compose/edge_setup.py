@@ -152,7 +152,7 @@ def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clo
         plan = plan_edge(project, config.services, engine=engine)
         there = {c.service for c in engine.of_project()}
     if config.edge is None:
-        write_edge(stack, project, plan, into=stack.root / file)
+        write_edge(stack, project, plan, into=stack.root / file, there=there)
         return plan
     edge = Edge(config.edge, stack)
     plan = _as_said(edge, project, plan, there=there)
@@ -188,22 +188,42 @@ def edge_file(config: ContainersConfig) -> str:
     return str(Path(config.compose.files[0]).with_name(COMPOSE_FILE))
 
 
-def write_edge(stack: Stack, project: Project, plan: EdgePlan, *, into: Path) -> Edge:
-    """Write the compose file `into` and what the edge starts from, with today's containers behind it.
+def write_edge(
+    stack: Stack, project: Project, plan: EdgePlan, *, into: Path, there: Collection[str] = frozenset()
+) -> Edge:
+    """Write the compose file `into` and what the edge starts from, with today's containers behind it. there: services
+    with a container.
 
-    Raises Refused, nothing written, when the file is there already or no service can be taken.
+    Raises Refused, nothing written, when no service can be taken, and when the file is there already: but for one of
+    ours from which no edge was ever started, since whoever wrote it died before lastgood.yaml named it.
     """
     if not plan.routes:
         why = "; ".join(f"{name} ({reason})" for name, reason in plan.left_out.items())
         raise Refused(f"no service of this project can stand behind an edge: {why}", hint="lastgood doctor")
-    if into.exists():
-        raise Refused(f"{into} is there already", hint=f"less {quote(str(into))}")
     config = EdgeConfig(routes=plan.routes, one_at_a_time=tuple(plan.one_at_a_time))
+    if into.exists() and not _is_ours(into):
+        raise Refused(f"{into} is there already, and not ours", hint=f"less {quote(str(into))}")
+    if into.exists() and config.service in there:
+        raise Refused(
+            f"an edge was started from {into}: put containers.edge back into lastgood.yaml as it was",
+            hint=f"less {quote(str(into))}",
+        )
     edge = Edge(config, stack)
     edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     edge.lay_out(project, {name: _names_behind(project, name, edge) for name in plan.routes})
-    into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
+    _write(into, _compose_file(project, edge, into.name))
     return edge
+
+
+def _is_ours(file: Path) -> bool:
+    return file.read_text(encoding="utf-8", errors="replace").startswith(f"# {_HEADER.splitlines()[0]}")
+
+
+def _write(into: Path, text: str) -> None:
+    """Whole or not at all: compose may read it at any moment."""
+    fresh = into.with_name(f".{into.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(into)
 
 
 def rewrite_edge(edge: Edge, project: Project, *, into: Path, there: Collection[str]) -> None:
@@ -222,7 +242,7 @@ def rewrite_edge(edge: Edge, project: Project, *, into: Path, there: Collection[
     behind = {name: serving.get(name) or _names_behind(project, name, edge) for name in edge.config.routes}
     edge.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     edge.lay_out(project, behind)
-    into.write_text(_compose_file(project, edge, into.name), encoding="utf-8")
+    _write(into, _compose_file(project, edge, into.name))
 
 
 def _names_behind(project: Project, service: str, edge: Edge) -> list[str]:
