@@ -11,6 +11,7 @@ from lastgood.cli.rendering import release_rows
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import Role
 from lastgood.core.record import ReleaseLetGo, ReleaseRecorded
+from lastgood.core.release import Missing
 from lastgood.runbook.holding import let_go_of_old
 from lastgood.runbook.record import vouch
 from lastgood.runbook.rollback import look_ahead
@@ -110,6 +111,19 @@ def test_a_good_release_that_nothing_can_bring_back_is_let_go_of_with_the_reason
     team.stack.forget(OLD)
     kept_well(team, "v4")
     assert "core is gone" in team.history.releases[OLD].let_go
+
+
+def test_what_lastgood_yaml_alone_keeps_from_going_back_is_kept_until_it_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=CONTAINERS)
+    kept_well(team, "v2", "v3")
+    no_edge = Missing(what="there is no edge now", fix="lastgood deploy", lost=True, by_config=True)
+    with monkeypatch.context() as without:
+        without.setattr(team.containers, "missing", lambda release: (no_edge,) if release.id in (OLD, "v2") else ())
+        kept_well(team, "v4")
+    assert team.events(ReleaseLetGo) == []
+    assert team.roll_back(OLD).to_release == OLD
 
 
 def test_the_last_good_one_is_never_let_go_of_though_nothing_can_bring_it_back(tmp_path: Path) -> None:

@@ -141,12 +141,14 @@ class Missing:
     """Something that a release needs to serve again and that is not there any more.
 
     what: one line, with the service. fix: one thing to type. lost: nothing can bring it back, so the release is no way
-    back any more; else it is at hand but not safe, or can be fetched.
+    back any more; else it is at hand but not safe, or can be fetched. by_config: lost only as long as lastgood.yaml is
+    as it is now.
     """
 
     what: str
     fix: str
     lost: bool = False
+    by_config: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

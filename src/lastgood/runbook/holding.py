@@ -87,7 +87,7 @@ def _judge(rooms: Rooms) -> None:
     history = rooms.memory.history()
     kept = tuple(known.release for known in ways_back(history))
     for release, missing in look_through(rooms, kept):
-        lost = [m.what for m in missing if m.lost]
+        lost = [m.what for m in missing if m.lost and not m.by_config]
         if lost and release.id not in needed(history):
             rooms.memory.note(ReleaseLetGo(release=release.id, why="; ".join(lost)))
 

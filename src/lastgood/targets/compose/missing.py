@@ -47,7 +47,7 @@ def missing(stack: Stack, engine: Engine, edge: Edge | None, release: Release) -
             yield Missing(what=line, fix=_ANOTHER, lost=True)
         if edge is not None and (port := _port_of_the_edge(there, edge, project, record.name)):
             what = f"port {port} of {record.name} is the edge's by now, and containers.edge.routes does not name it"
-            yield Missing(what=what, fix=_ANOTHER, lost=True)
+            yield Missing(what=what, fix=_ANOTHER, lost=True, by_config=True)
             continue
         for line in in_the_way_of(there, edge, project, record.name, stack=stack):
             yield Missing(what=line, fix="docker ps --all")
@@ -74,13 +74,13 @@ def unreachable(
         if ports := [str(port["published"]) for port in front.get("ports") or () if port.get("published")]:
             had = f"{release} was recorded behind an edge, which had the port {' and '.join(ports)}"
             what, lost = f"{had}: there is none now, and nobody would be reached", stack.config.edge is None
-            yield Missing(what=what, fix=_ANOTHER if lost else stack.by_hand(), lost=lost)
+            yield Missing(what=what, fix=_ANOTHER if lost else stack.by_hand(), lost=lost, by_config=lost)
         return
     networks = cast("Mapping[str, Json | None]", front.get("networks") or {})
     known = {alias for at in networks.values() for alias in (at or {}).get("aliases") or ()}
     for name in (s for s in services if s in known and s not in (*edge.config.routes, *stack.config.services)):
         what = f"{name} of {release} was reached through the edge, and containers.edge.routes does not name it any more"
-        yield Missing(what=what, fix=_ANOTHER, lost=True)
+        yield Missing(what=what, fix=_ANOTHER, lost=True, by_config=True)
 
 
 def _untouchable(stack: Stack, there: Present, release: Release) -> Iterator[Missing]:
@@ -90,7 +90,8 @@ def _untouchable(stack: Stack, there: Present, release: Release) -> Iterator[Mis
     stays = names - may_touch(stack, names)
     present = {c.service for c in there.own if not c.is_retired}
     for name in sorted(stays):
-        yield Missing(what=stays_as_it_is(name, release.id), fix=_ANOTHER, lost=name not in present)
+        lost = name not in present
+        yield Missing(what=stays_as_it_is(name, release.id), fix=_ANOTHER, lost=lost, by_config=lost)
 
 
 def _image(engine: Engine, record: ServiceRecord) -> Iterator[Missing]:
