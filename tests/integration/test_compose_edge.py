@@ -249,6 +249,35 @@ def test_services_with_fixed_names_are_found_by_the_edge_and_by_each_other(
 
 
 @pytest.mark.full
+def test_who_asks_by_a_hostname_reaches_the_release_that_serves_and_siblings_their_own(world: EdgeWorld) -> None:
+    """The engine takes a hostname for a name in every network, of all the releases that stand there."""
+    world.services["api"]["hostname"] = "backend"
+    world.write()
+    front = FRONT.replace("http://api:", "http://backend:")
+    world.image("web", "0", script=front.replace("VERSION", "0"))
+    world.up("docker-compose.yml")
+    set_up_edge(world.settings(), root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    world.up("docker-compose.yml", edge_file(world.settings()))
+    target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s"))
+    carry(target, recorded(target, "r0"))
+    for number in ("1", "2"):
+        world.version(number)
+        world.image("web", number, script=front.replace("VERSION", number))
+        release = target.prepare(f"r{number}", datetime.now(UTC))
+        with traffic(world) as answers:
+            carry(target, release, standby=f"r{int(number) - 1}")
+        assert set(answers) == {f"{n}-{n}" for n in (str(int(number) - 1), number)}, answers
+    for asking, answered in (("worker", b"2"), ("web-r1", b"1"), ("web-r2", b"2")):
+        container = (
+            world.container("worker")
+            if asking == "worker"
+            else world.client.containers.get(f"{world.project}-{asking}")
+        )
+        asked = {container.exec_run(["wget", "-q", "-O", "-", "http://backend:8080/"]).output for _ in range(20)}
+        assert asked == {answered}, asking
+
+
+@pytest.mark.full
 def test_the_last_good_release_stays_ready_through_a_deploy_over_one_that_is_not(
     world: EdgeWorld, target: ComposeTarget
 ) -> None:

@@ -212,6 +212,19 @@ def test_a_candidate_is_not_found_by_a_proxy_that_asks_the_engine() -> None:
     assert started["environment"]["VIRTUAL_HOST"] == "shop.example"
 
 
+def test_a_hostname_is_a_name_that_nothing_beside_a_service_has() -> None:
+    """The engine takes it for a name in every network."""
+    web = project(image="a", hostname="shop", domainname="example.com", networks={"default": {"aliases": ["front"]}})
+    assert web.names("web") == ("web", "shop", "front")
+    for made in (
+        web.to_create_beside("web", image="i", labels={}, networks=()),
+        web.to_stand_beside("web", image="i", labels={}, networks=()),
+    ):
+        assert "hostname" not in made["services"]["web"]
+    started = web.to_start("web", image="i", labels={}, networks=(), volumes=())["services"]["web"]
+    assert started["hostname"] == "shop"
+
+
 def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -> None:
     masker = Masker([{"DB_PASSWORD": "correct-horse", "URL": "redis://:p%40ss@cache/0", "MODE": "production"}])
     assert masker.clean("correct-horse p@ss p%40ss production") == "******** ******** ******** production"

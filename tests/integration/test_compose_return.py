@@ -311,6 +311,21 @@ def test_a_candidate_has_nothing_by_which_traffic_or_compose_could_find_it(stack
 
 
 @pytest.mark.full
+def test_who_asks_a_service_by_its_hostname_gets_no_answer_of_a_candidate(stack: ComposeWorld) -> None:
+    """The engine takes a hostname for a name in every network."""
+    stack.services["web"]["hostname"] = "shop.internal"
+    stack.write()
+    target = stack.target(services=["web"])
+    deployed(stack, target, "v1")
+    stack.image("web", "v2")
+    target.apply(steps_of(stack, target, target.prepare("v2", CLOCK.now()))["pass-gate"])
+    assert len(stack.candidates()) == 1
+    ask = ["wget", "-q", "-O", "-", "http://shop.internal:8080/"]
+    stack.compose("up", "--detach", "--no-deps", "worker")
+    assert {stack.container("worker").exec_run(ask).output for _ in range(20)} == {b"v1"}
+
+
+@pytest.mark.full
 def test_services_with_a_fixed_container_name_go_back(stack: ComposeWorld) -> None:
     stack.services["web"]["container_name"] = f"{stack.project}-the-web"
     stack.write()

@@ -294,9 +294,9 @@ def _names_in(project: Project, services: Sequence[str], network: str) -> list[s
     for service in services:
         networks = cast("Mapping[str, Json | None]", project.service(service).get("networks") or {})
         if network in networks:
-            fixed = _fixed_name(project, service)
+            own = [_fixed_name(project, service), str(project.service(service).get("hostname") or "")]
             aliases = cast("Sequence[str]", (networks[network] or {}).get("aliases") or ())
-            found |= dict.fromkeys([service, *([fixed] if fixed else []), *aliases])
+            found |= dict.fromkeys(name for name in (service, *own, *aliases) if name)
     return list(found)
 
 

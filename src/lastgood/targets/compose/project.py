@@ -28,10 +28,11 @@ LABEL_SERVICE: Final = "lastgood.service"
 # What does not change how a container runs: where its image comes from, and what compose does around it.
 _NOT_RUN: Final = ("build", "image", "pull_policy", "depends_on", "profiles", "environment", "develop")
 
-# What would give a candidate traffic, a name or a life of its own.
+# What would give a candidate traffic, a name or a life of its own. A hostname is a name in every network, by which the
+# engine leads to all that have it (moby, daemon/container_operations.go, updateNetworkConfig; seen with 20.10).
 _NOT_BESIDE: Final = (
-    *("ports", "expose", "container_name", "restart", "labels", "links", "external_links", "scale", "build"),
-    *("depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
+    *("ports", "expose", "container_name", "hostname", "restart", "labels", "links", "external_links", "scale"),
+    *("build", "depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
 CALLED_BY: Final = ("VIRTUAL_HOST", "VIRTUAL_HOST_MULTIPORTS")
 """Variables by which nginx-proxy, or its docker-gen, finds a container and sends it requests."""
@@ -331,7 +332,7 @@ class Project:
         service = self.service(name)
         networks = cast("Mapping[str, Json | None]", service.get("networks") or {})
         aliases = [str(a) for at in networks.values() for a in (at or {}).get("aliases") or ()]
-        own = [str(service["container_name"])] if service.get("container_name") else []
+        own = [str(service[key]) for key in ("container_name", "hostname") if service.get(key)]
         return tuple(dict.fromkeys([name, *own, *aliases]))
 
     def links(self, name: str) -> tuple[tuple[str, str], ...]:

@@ -489,7 +489,7 @@ class _Call:
 
 def _calls(project: Project, name: str) -> Iterator[_Call]:
     """Every address of a service, with the port in it, that the environment or the command of another one holds."""
-    called = "|".join(re.escape(n) for n in _called(project, name))
+    called = "|".join(re.escape(n) for n in project.names(name))
     before = r"(?:\b([a-z][a-z0-9+]*):/+(?:[^\s/@]*@)?|(?<![\w.-]))"
     address = re.compile(rf"{before}(?:{called}):(\d{{2,5}})(?!\d)")
     for other in (s for s in project.services if s != name):
@@ -503,15 +503,6 @@ def _asked_by(project: Project, name: str) -> Iterator[tuple[str, int]]:
     """The services whose environment or command holds this one's address, with the port in the first of them."""
     first = {call.by: call.port for call in reversed(tuple(_calls(project, name)))}
     yield from ((other, first[other]) for other in project.services if other in first)
-
-
-def _called(project: Project, name: str) -> Iterator[str]:
-    service = project.service(name)
-    yield name
-    if fixed := service.get("container_name"):
-        yield str(fixed)
-    for network in cast("Mapping[str, Json | None]", service.get("networks") or {}).values():
-        yield from (str(alias) for alias in (network or {}).get("aliases") or ())
 
 
 def _words(project: Project, name: str) -> tuple[str, ...]:
