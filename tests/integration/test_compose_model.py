@@ -225,6 +225,20 @@ def test_a_hostname_is_a_name_that_nothing_beside_a_service_has() -> None:
     assert started["hostname"] == "shop"
 
 
+def test_what_stands_beside_a_service_has_its_limits_and_its_devices() -> None:
+    """Without its limit a release passes the gate that is out of memory in its place."""
+    resources = {
+        "limits": {"memory": "62914560"},
+        "reservations": {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]},
+    }
+    web = project(image="a", deploy={"resources": resources, "replicas": 2, "restart_policy": {"condition": "any"}})
+    for made in (
+        web.to_create_beside("web", image="i", labels={}, networks=()),
+        web.to_stand_beside("web", image="i", labels={}, networks=()),
+    ):
+        assert made["services"]["web"]["deploy"] == {"resources": resources}
+
+
 def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -> None:
     masker = Masker([{"DB_PASSWORD": "correct-horse", "URL": "redis://:p%40ss@cache/0", "MODE": "production"}])
     assert masker.clean("correct-horse p@ss p%40ss production") == "******** ******** ******** production"

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +18,21 @@ from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import connect
 from lastgood.targets.compose.haproxy import Runtime
 from lastgood.targets.compose.kept import KeptRelease
-from lastgood.targets.compose.recreate import recreate_behind
+from lastgood.targets.compose.recreate import _wait, recreate_behind
 from tests.targets.engine_double import EngineDouble, engine_double
 from tests.targets.running_haproxy import PROJECT, Running, answering, edge_in, naming
 
 pytestmark = [pytest.mark.needs_server, pytest.mark.timeout(60)]
 IMAGE = f"sha256:{1:064x}"
+LABELS = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
+ONE = {
+    "Id": f"{1:064x}",
+    "Name": "/one",
+    "Image": IMAGE,
+    "Config": {"Labels": {**LABELS, "com.docker.compose.config-hash": "1"}, "Tty": True},
+    "State": {"Status": "running", "Running": True, "ExitCode": 0},
+    "NetworkSettings": {"Networks": {"shop_default": {"IPAddress": "127.0.0.1"}}},
+}
 
 
 @dataclass
@@ -48,22 +59,13 @@ def held(tmp_path: Path) -> Iterator[Held]:
     edge = edge_in(tmp_path, one_at_a_time=["web"], drain="1s")
     record = ServiceRecord(name="web", artifact=IMAGE, held_as="lastgood/web:v1")
     kept = edge.stack.shelf.keep("v1", PROJECT, (record,))
-    labels = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
-    one = {
-        "Id": f"{1:064x}",
-        "Name": "/one",
-        "Image": IMAGE,
-        "Config": {"Labels": {**labels, "com.docker.compose.config-hash": "1"}},
-        "State": {"Status": "running", "Running": True, "ExitCode": 0},
-        "NetworkSettings": {"Networks": {"shop_default": {"IPAddress": "127.0.0.1"}}},
-    }
     asked: list[bytes] = []
     with (
         answering("one", asked) as port,
         naming() as names,
         engine_double(tmp_path / "engine.sock") as engine,
     ):
-        engine.containers.append(one)
+        engine.containers.append(ONE)
         running = Running(edge.folder, port, port, asked, names=names.getsockname()[1])
         running.runtime.move(to=[("web", "s0")], away=[("web", "s1")])
         try:
@@ -71,6 +73,33 @@ def held(tmp_path: Path) -> Iterator[Held]:
         finally:
             running.process.terminate()
             running.process.wait()
+
+
+@pytest.mark.parametrize(
+    "state,restarts,said",
+    [
+        ({"Running": False, "ExitCode": 3}, 0, "exited with 3"),
+        ({"Running": False, "ExitCode": 137, "OOMKilled": True}, 0, "exited with 137, out of memory"),
+        ({"Running": True, "Health": {"Status": "unhealthy"}}, 0, "is unhealthy"),
+        (
+            {"Running": True, "Health": {"Status": "unhealthy"}, "OOMKilled": True},
+            3,
+            "is unhealthy, out of memory, restarted 3 times",
+        ),
+        ({"Running": True, "Restarting": True}, 2, "is not healthy 0 s after its start, restarted 2 times"),
+    ],
+)
+def test_what_a_restart_policy_hides_is_said(state: dict[str, Any], restarts: int, said: str, tmp_path: Path) -> None:
+    stack = edge_in(tmp_path).stack
+    action = Serve(release="v1", service="web", artifact=IMAGE, config_hash="")
+    with (
+        engine_double(tmp_path / "engine.sock") as double,
+        connect("shop", {"DOCKER_HOST": f"unix://{tmp_path / 'engine.sock'}"}) as engine,
+    ):
+        double.containers.append({**ONE, "State": {"ExitCode": 0, **state}, "RestartCount": restarts})
+        double.says[f"GET containers {ONE['Id']} logs"] = (404, {"message": "gone"})
+        with pytest.raises(OutcomeUnknown, match=f"^web of v1 {said}; it said: nothing$"):
+            _wait(stack, engine, PROJECT, action, timedelta())
 
 
 def never(*_: object) -> None:

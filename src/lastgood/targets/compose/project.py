@@ -290,6 +290,7 @@ class Project:
         """
         service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
         service |= {"image": image, "pull_policy": "never", "restart": "no", "labels": dict(labels)}
+        service |= self._limited(name)
         service["volumes"] = [_harmless(mount) for mount in self.mounts(name)]
         if environment := service.get("environment"):
             service["environment"] = {key: value for key, value in environment.items() if key not in CALLED_BY}
@@ -309,9 +310,7 @@ class Project:
         can have (ports, names, addresses) and what is for compose alone."""
         service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
         service |= {"image": image, "pull_policy": "never", "labels": {**self._labels(name), **labels}}
-        service |= self._linked(name)
-        if resources := cast("Json", self.service(name).get("deploy") or {}).get("resources"):
-            service["deploy"] = {"resources": resources}
+        service |= self._linked(name) | self._limited(name)
         service["networks"] = dict.fromkeys(self.real_names("networks", name))
         return self._alone(name, service, networks=networks, volumes=())
 
@@ -349,6 +348,11 @@ class Project:
         own = [str(link) for link in self.service(name).get("external_links") or ()]
         links = [*own, *(f"{self._container(other)}:{known_as}" for other, known_as in self.links(name))]
         return {"external_links": links} if links else {}
+
+    def _limited(self, name: str) -> Json:
+        """What `deploy` says of the memory, the processors and the devices of one container, and none of the rest."""
+        resources = cast("Json", self.service(name).get("deploy") or {}).get("resources")
+        return {"deploy": {"resources": resources}} if resources else {}
 
     def _container(self, name: str) -> str:
         return str(self.service(name).get("container_name") or f"{self.name}-{name}-1")

@@ -156,7 +156,8 @@ def _wait(stack: Stack, engine: Engine, project: Project, action: Serve, left: t
             return
         ended = next((said for i in instances if (said := _why_down(i))), "")
         if not ended and stack.clock.now() - began >= left:
-            ended = f"is not healthy {left.total_seconds():.0f} s after its start"
+            restarted = next((said for i in instances if (said := _what_is_hidden(i))), "")
+            ended = f"is not healthy {left.total_seconds():.0f} s after its start{restarted}"
         if ended:
             said = masker_of(project).tail(_last_words(engine, containers))
             raise OutcomeUnknown(
@@ -172,8 +173,14 @@ def _has_settled(container: Container, now: datetime) -> bool:
 
 def _why_down(instance: InstanceFacts) -> str:
     if instance.exit_code is not None:
-        return f"exited with {instance.exit_code}"
-    return "is unhealthy" if instance.health is Health.UNHEALTHY else ""
+        return f"exited with {instance.exit_code}{_what_is_hidden(instance)}"
+    return f"is unhealthy{_what_is_hidden(instance)}" if instance.health is Health.UNHEALTHY else ""
+
+
+def _what_is_hidden(instance: InstanceFacts) -> str:
+    """How it ended where a restart policy has started it again by now, so that no exit code says it."""
+    killed = ", out of memory" if instance.oom_killed else ""
+    return f"{killed}, restarted {instance.restarts} times" if instance.restarts else killed
 
 
 def _last_words(engine: Engine, containers: list[Container]) -> str:
