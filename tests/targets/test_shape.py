@@ -120,6 +120,8 @@ def test_a_sibling_tells_the_port_by_whatever_name_it_calls() -> None:
         ({"labels": {"chadburn.job-exec.mail.command": "send"}}, "by its labels chadburn"),
         ({"labels": {"deck-chores.dump.interval": "daily"}}, "by its labels deck-chores"),
         ({"labels": {"ofelia.enabled": "false", "com.example.job-exec": "x"}}, ""),
+        ({"post_start": [{"command": ["./warm.sh"]}]}, "it has post_start, which only compose runs"),
+        ({"pre_stop": [{"command": ["./leave.sh"]}]}, "it has pre_stop, which only compose runs"),
     ],
 )
 def test_what_keeps_a_second_copy_away_is_said(service: dict[str, Any], alone: str) -> None:

@@ -435,6 +435,10 @@ def _alone(project: Project, name: str) -> Iterator[str]:
         yield "it is privileged"
     for job in (label for label in service.get("labels") or () if label.startswith(_JOBS)):
         yield f"by its labels {job.partition('.')[0]} runs a job in every copy of it ({job})"
+    # The engine knows nothing of them (docs.docker.com/compose/how-tos/lifecycle, compose >= 2.30).
+    for hook in ("post_start", "pre_stop"):
+        if service.get(hook):
+            yield f"it has {hook}, which only compose runs"
 
 
 def _shares(mount: Json) -> bool:
