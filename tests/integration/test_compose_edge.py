@@ -377,6 +377,29 @@ def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeT
 
 
 @pytest.mark.full
+def test_a_standby_that_cannot_be_started_any_more_is_made_anew(world: EdgeWorld) -> None:
+    """One that ran once asks for its networks by their IDs (engine 20.10), and one of them is another by now."""
+    world.services["api"]["networks"] = {"default": {}, "side": {}}
+    world.networks["side"] = {}
+    world.write()
+    world.up("docker-compose.yml")
+    set_up_edge(world.settings(), root=world.root, state=world.root / ".lastgood", clock=CLOCK)
+    world.up("docker-compose.yml", edge_file(world.settings()))
+    target = world.behind(world.settings(routes={"api": 8080, "web": 8080}, drain="5s"))
+    r0 = recorded(target, "r0")
+    carry(target, r0)
+    carry(target, prepared(world, target, "1"))
+    side = world.client.networks.get(f"{world.project}_side")
+    for container in side.containers:
+        side.disconnect(container, force=True)
+    side.remove()
+    made = {"com.docker.compose.project": world.project, "com.docker.compose.network": "side"}
+    world.client.networks.create(f"{world.project}_side", labels=made)
+    carry(target, r0)
+    assert world.answer() == "0-0"
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("instances", [1, 2])
 def test_a_standby_that_died_unseen_is_made_anew_before_anything_moves(
     world: EdgeWorld, target: ComposeTarget, instances: int

@@ -163,8 +163,13 @@ class _Gate:
                 there.append(old)
             else:
                 self.engine.remove(old.id)
-        for stopped in (c for c in there if not c.is_up):
-            self.engine.start(stopped.id, named=stopped.name)
+        for stopped in [c for c in there if not c.is_up]:
+            try:
+                self.engine.start(stopped.id, named=stopped.name)
+            except Refused:
+                # it asks for what is another by now: a network that was made anew, by the ID that it had
+                self.engine.remove(stopped.id)
+                there.remove(stopped)
         fresh = [self._make(record, ends_at=ends_at) for _ in range(copies - len(there))]
         return [*(c.id for c in there), *fresh]
 
