@@ -239,6 +239,18 @@ def test_what_stands_beside_a_service_has_its_limits_and_its_devices() -> None:
         assert made["services"]["web"]["deploy"] == {"resources": resources}
 
 
+def test_what_stands_beside_a_service_is_in_its_networks_as_it_is_but_for_names_and_addresses() -> None:
+    kept = {"priority": 5, "driver_opts": {"a": "b"}}
+    one = {"aliases": ["x"], "ipv4_address": "10.0.0.2", "ipv6_address": "fd00::2", "mac_address": "02:42:ac:11:00:02"}
+    back = {**kept, **one, "link_local_ips": ["169.254.1.1"]}
+    web = project(image="a", networks={"back": back, "front": {}, "other": None})
+    for made in (
+        web.to_create_beside("web", image="i", labels={}, networks=("back", "front", "other")),
+        web.to_stand_beside("web", image="i", labels={}, networks=()),
+    ):
+        assert made["services"]["web"]["networks"] == {"back": kept, "front": None, "other": None}
+
+
 def test_secrets_are_masked_by_name_and_by_place_and_ordinary_values_are_not() -> None:
     masker = Masker([{"DB_PASSWORD": "correct-horse", "URL": "redis://:p%40ss@cache/0", "MODE": "production"}])
     assert masker.clean("correct-horse p@ss p%40ss production") == "******** ******** ******** production"

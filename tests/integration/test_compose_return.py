@@ -15,6 +15,8 @@ from lastgood.core.plan import ClearCandidates, PassGate, Serve, Step
 from lastgood.core.release import Release
 from lastgood.targets.compose import ComposeTarget
 from lastgood.targets.compose.edge_setup import edge_file, set_up_edge
+from lastgood.targets.compose.engine import Container, connect
+from lastgood.targets.compose.project import LABEL_CANDIDATE
 from lastgood.targets.postgres.connect import container_address
 from tests.contract.rigs.clock import CLOCK
 from tests.contract.rigs.compose import ComposeWorld, edge_image
@@ -323,6 +325,38 @@ def test_who_asks_a_service_by_its_hostname_gets_no_answer_of_a_candidate(stack:
     ask = ["wget", "-q", "-O", "-", "http://shop.internal:8080/"]
     stack.compose("up", "--detach", "--no-deps", "worker")
     assert {stack.container("worker").exec_run(ask).output for _ in range(20)} == {b"v1"}
+
+
+@pytest.mark.full
+def test_a_candidate_has_the_first_network_and_the_limits_of_its_service(stack: ComposeWorld) -> None:
+    stack.services["web"] |= {
+        "networks": {"default": {"priority": 1}, "side": {"priority": 5}},
+        "deploy": {"resources": {"limits": {"memory": "64m"}}},
+    }
+    stack.networks["side"] = {}
+    stack.write()
+    target = stack.target(services=["web"])
+    deployed(stack, target, "v1")
+    stack.image("web", "v2")
+    target.apply(steps_of(stack, target, target.prepare("v2", CLOCK.now()))["pass-gate"])
+    (candidate,) = stack.candidates()
+    host = candidate.attrs["HostConfig"]
+    assert (host["NetworkMode"], host["Memory"]) == (f"{stack.project}_side", 64 << 20)
+    assert set(candidate.attrs["NetworkSettings"]["Networks"]) == {f"{stack.project}_{n}" for n in ("default", "side")}
+
+
+def test_a_twin_has_the_options_of_each_of_its_networks(stack: ComposeWorld) -> None:
+    api, names = stack.client.api, [f"{stack.project}_default", f"{stack.project}_side"]
+    api.create_network(names[1], labels={"com.docker.compose.project": stack.project})
+    options = {name: {"com.example.which": name} for name in names}
+    config = {"EndpointsConfig": {names[0]: api.create_endpoint_config(driver_opt=options[names[0]])}}
+    image = stack.service("web")["image"]
+    mold = str(api.create_container(image, name=f"{stack.project}-mold", networking_config=config)["Id"])
+    api.connect_container_to_network(mold, names[1], driver_opt=options[names[1]])
+    with connect(stack.project, os.environ) as engine:
+        made = engine.twin(Container(api.inspect_container(mold)), {LABEL_CANDIDATE: f"{stack.project}:v1"})
+    shown = api.inspect_container(made)["NetworkSettings"]["Networks"]
+    assert {name: at["DriverOpts"] for name, at in shown.items()} == options
 
 
 @pytest.mark.full

@@ -164,6 +164,12 @@ class Container:
         return {name: tuple((other, as_ or other) for other, _, as_ in parts[name]) for name in sorted(parts)}
 
     @property
+    def network_options(self) -> dict[str, Json | None]:
+        """What each of its networks is asked for on its behalf (`driver_opts`), None for nothing."""
+        networks = cast("Mapping[str, Json]", self.shown["NetworkSettings"].get("Networks") or {})
+        return {name: at.get("DriverOpts") for name, at in networks.items()}
+
+    @property
     def ports(self) -> frozenset[tuple[str, int, str]]:
         """Published (address, port, protocol) of a running container."""
         published = cast("Mapping[str, Sequence[Json] | None]", self.shown["NetworkSettings"].get("Ports") or {})
@@ -255,6 +261,7 @@ class _Api(Protocol):
         *,
         aliases: Sequence[str] | None = None,
         links: Sequence[tuple[str, str]] | None = None,
+        driver_opt: Json | None = None,
     ) -> None: ...
     def start(self, container: str) -> None: ...
     def stop(self, container: str, *, timeout: int) -> None: ...
@@ -401,8 +408,9 @@ class Engine:
             return frozenset(str(v["Name"]) for v in cast("Sequence[Json]", listed))
 
     def twin(self, mold: Container, labels: Mapping[str, str], *, ties: Ties | None = None) -> str:
-        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks and with its links,
-        without an alias but those of `ties`. It is never started again by the engine itself. Returns its ID."""
+        """Create a container exactly like `mold`, with `labels` and no other ones, in its networks with its links and
+        their options, without an alias but those of `ties`. It is never started again by the engine itself. Returns its
+        ID."""
         config = {**cast("Json", mold.shown["Config"]), "HostConfig": mold.shown["HostConfig"]}
         if config.get("Hostname") == mold.id[:12]:
             del config["Hostname"]
@@ -411,19 +419,26 @@ class Engine:
         config["Labels"] = {**inherited, **labels}
         networks = mold.links
         mode = str(mold.shown["HostConfig"]["NetworkMode"])
+        with asking():
+            # compose says the ID of a network that it did not make itself, and all else here is by name
+            mode = next((str(n["Name"]) for n in self._api.networks() if n["Id"] == mode), mode)
+        config["HostConfig"] = {**cast("Json", mold.shown["HostConfig"]), "NetworkMode": mode}
         first = mode if mode in networks else next(iter(networks), "")
         name, aliases, siblings = (ties.name, [ties.alias], ties.links) if ties else (None, None, ())
         if ties:
             config["HostConfig"] = {**config["HostConfig"], "RestartPolicy": {"Name": "no"}}
         if first:
             linked = [f"{other}:{known_as}" for other, known_as in (*siblings, *networks[first])]
-            config["NetworkingConfig"] = {"EndpointsConfig": {first: {"Aliases": aliases, "Links": linked}}}
+            endpoint = {"Aliases": aliases, "Links": linked, "DriverOpts": mold.network_options[first]}
+            config["NetworkingConfig"] = {"EndpointsConfig": {first: endpoint}}
         with asking(changing="creating a candidate"):
             made = str(self._api.create_container_from_config(config, name)["Id"])
             for network, links in networks.items():
                 if network != first:
                     linked_here = [*siblings, *links]
-                    self._api.connect_container_to_network(made, network, aliases=aliases, links=linked_here)
+                    self._api.connect_container_to_network(
+                        made, network, aliases=aliases, links=linked_here, driver_opt=mold.network_options[network]
+                    )
         return made
 
     def start(self, container: str, *, named: str) -> None:

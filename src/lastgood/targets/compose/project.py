@@ -34,6 +34,8 @@ _NOT_BESIDE: Final = (
     *("ports", "expose", "container_name", "hostname", "restart", "labels", "links", "external_links", "scale"),
     *("build", "depends_on", "profiles", "pull_policy", "deploy", "develop", "mac_address"),
 )
+# What only one container has of a network.
+_OF_ONE: Final = ("aliases", "ipv4_address", "ipv6_address", "link_local_ips", "mac_address")
 CALLED_BY: Final = ("VIRTUAL_HOST", "VIRTUAL_HOST_MULTIPORTS")
 """Variables by which nginx-proxy, or its docker-gen, finds a container and sends it requests."""
 
@@ -297,7 +299,7 @@ class Project:
         service |= self._linked(name)
         if "network_mode" not in service:
             real = self.real_names("networks", name)
-            there = {key: None for key in real if real[key] in networks}
+            there = {key: at for key, at in self._attached(name).items() if real[key] in networks}
             service["networks"] = there
             if not there:
                 del service["networks"]
@@ -311,7 +313,7 @@ class Project:
         service = {part: value for part, value in self.service(name).items() if part not in _NOT_BESIDE}
         service |= {"image": image, "pull_policy": "never", "labels": {**self._labels(name), **labels}}
         service |= self._linked(name) | self._limited(name)
-        service["networks"] = dict.fromkeys(self.real_names("networks", name))
+        service["networks"] = self._attached(name)
         return self._alone(name, service, networks=networks, volumes=())
 
     def restart_policy(self, name: str) -> str:
@@ -348,6 +350,12 @@ class Project:
         own = [str(link) for link in self.service(name).get("external_links") or ()]
         links = [*own, *(f"{self._container(other)}:{known_as}" for other, known_as in self.links(name))]
         return {"external_links": links} if links else {}
+
+    def _attached(self, name: str) -> Json:
+        """The networks of a service, with what the file says of each but for names and addresses."""
+        networks = cast("Mapping[str, Json | None]", self.service(name).get("networks") or {})
+        kept = {key: {part: v for part, v in (at or {}).items() if part not in _OF_ONE} for key, at in networks.items()}
+        return {key: at or None for key, at in kept.items()}
 
     def _limited(self, name: str) -> Json:
         """What `deploy` says of the memory, the processors and the devices of one container, and none of the rest."""
