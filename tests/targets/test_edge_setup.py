@@ -200,10 +200,9 @@ def test_lastgood_yaml_stays_as_it_is_where_it_has_an_edge() -> None:
 def test_setting_an_edge_up_that_died_before_lastgood_yaml_named_it_is_done_again(tmp_path: Path) -> None:
     project, into = a_project(web={"expose": ["8000"]}), tmp_path / COMPOSE_FILE
     stack = a_stack(tmp_path, project.services)
-    for port in (8000, 8001):
-        plan = EdgePlan(routes={"web": port}, one_at_a_time={}, left_out={})
-        edge = write_edge(stack, project, plan, into=into, there={"web"})
-        assert edge.places()["web"].port == port
+    first, plan = (EdgePlan(routes={"web": port}, one_at_a_time={}, left_out={}) for port in (8000, 8001))
+    write_edge(stack, project, first, into=into, there={"web"})
+    assert write_edge(stack, project, plan, into=into, there={"web"}).places()["web"].port == 8001
     before = into.read_text()
     with pytest.raises(Refused, match=r"an edge was started from .*: put containers.edge back"):
         write_edge(stack, project, plan, into=into, there={"web", "lastgood-edge"})

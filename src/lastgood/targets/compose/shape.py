@@ -433,6 +433,11 @@ def _alone(project: Project, name: str) -> Iterator[str]:
         yield "it reserves a device of the host"
     if service.get("privileged"):
         yield "it is privileged"
+    yield from _done_by_others(service)
+
+
+def _done_by_others(service: Json) -> Iterator[str]:
+    """Say what somebody else does to every container of a service, or to those alone that compose made."""
     for job in (label for label in service.get("labels") or () if label.startswith(_JOBS)):
         yield f"by its labels {job.partition('.')[0]} runs a job in every copy of it ({job})"
     # The engine knows nothing of them (docs.docker.com/compose/how-tos/lifecycle, compose >= 2.30).
