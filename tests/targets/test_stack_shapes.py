@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from lastgood.cli import app as commands
 from lastgood.cli import first_config
+from lastgood.core.errors import Refused
 from lastgood.targets.compose import survey
 from lastgood.targets.compose.survey import Survey
 from tests.targets.engine_double import EngineDouble, engine_double
@@ -124,6 +125,12 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def said(result: Result) -> str:
     """Everything that a command printed and complained of."""
     return f"{result.output}{result.exception or ''}"
+
+
+def hint(result: Result) -> str:
+    """What a command that was refused says to type."""
+    assert isinstance(result.exception, Refused), said(result)
+    return result.exception.hint
 
 
 def seen_as(found: Survey, expected: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +255,29 @@ def test_what_is_to_be_typed_keeps_to_the_project_and_what_it_was_started_with(c
     compose = "docker compose --project-name lgstacks-named --file docker-compose.yml"
     named = f"next: {compose} --file docker-compose.edge.yml --env-file prod.env up --detach "
     assert named in said(case.lastgood("init", "--edge"))
+
+
+@pytest.mark.parametrize("case", ["workers-of-one-image"], indirect=True)
+def test_what_is_to_be_recorded_behind_the_edge_gets_a_name_that_is_free(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init", "--release", "v1", "--yes")
+    assert "then: lastgood record --good --release v1-2, and " in said(case.lastgood("init", "--edge"))
+
+
+@pytest.mark.parametrize("case", ["external"], indirect=True)
+def test_what_is_said_to_be_typed_after_a_deploy_by_hand_can_be_typed(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    assert case.lastgood("record", "--release", "v1", "--good").exit_code == 0
+    case.up(build=2)
+    assert hint(case.lastgood("record")) == "lastgood record --release ANOTHER-NAME"
+    assert hint(case.lastgood("record", "--good")) == "lastgood record --good --release v1-2"
+    (found,) = [f for f in json.loads(case.lastgood("doctor", "--json").stdout) if f["check"] == "what serves"]
+    assert found["hint"].startswith("lastgood record --good --release v1-2 ")
+    typed = case.lastgood("record", "--good", "--release", "v1-2")
+    assert typed.exit_code == 0, said(typed)
+    checks = [f["check"] for f in json.loads(case.lastgood("doctor", "--json").stdout)]
+    assert "what serves" not in checks
 
 
 @pytest.mark.parametrize("case", ["one-shots"], indirect=True)

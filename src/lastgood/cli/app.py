@@ -224,7 +224,8 @@ def init(
 
 def _init_edge(config: Path) -> None:
     text = config.read_text(encoding="utf-8")
-    with leased(opened(config)):  # what moves traffic writes the same file
+    rooms = opened(config)
+    with leased(rooms):  # what moves traffic writes the same file
         plan, file = put_edge(config)
     for line in edge_lines(plan):
         out(line)
@@ -235,7 +236,10 @@ def _init_edge(config: Path) -> None:
         only = ("--no-deps", *plan.anew) if plan.anew else ()
         up = shlex.join(compose_by_hand(containers.compose, "up", "--detach", *only))
         out(f"next: {up}      (the ports move to the edge: seconds without service, once)")
-    out("then: lastgood doctor" if plan.anew else "then: lastgood record --good, and lastgood doctor")
+    # without its ports a service is another one than the release that serves was recorded with
+    serving = rooms.memory.history().serving
+    name = recording.free_name(rooms, serving or _described_or_first(rooms.root))
+    out("then: lastgood doctor" if plan.anew else f"then: lastgood record --good --release {name}, and lastgood doctor")
 
 
 @app.command()
@@ -313,8 +317,8 @@ def _described_or_first(root: Path) -> str:
         return "first"
 
 
-def described(root: Path) -> str:
-    """Name the checkout by `git describe`. Raises Refused when there is no git or no commit."""
+def described(root: Path, *, hint: str = "lastgood deploy --release NAME") -> str:
+    """Name the checkout by `git describe`. Raises Refused, with the hint, when there is no git or no commit."""
     try:
         found = subprocess.run(
             ["git", "describe", "--tags", "--always", "--dirty=-dirty"],
@@ -325,10 +329,10 @@ def described(root: Path) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Refused(f"git does not answer: {error}", hint="lastgood deploy --release NAME") from error
+        raise Refused(f"git does not answer: {error}", hint=hint) from error
     name = found.stdout.strip()
     if found.returncode or not name:
-        raise Refused(f"{root} has no git commit to name the release by", hint="lastgood deploy --release NAME")
+        raise Refused(f"{root} has no git commit to name the release by", hint=hint)
     return name
 
 
@@ -367,16 +371,16 @@ def record(
     Example: lastgood record --good -m 'seen by the team'
     """
     rooms = opened(config)
-    serving = rooms.memory.history().serving
-    name = release or serving or described(rooms.root)
-    if not (good and name == serving):
+    name = release or rooms.memory.history().serving or described(rooms.root, hint="lastgood record --release NAME")
+    if not good:
         with leased(rooms):
             recording.record(rooms, name)
         out(f"recorded {name}")
-    if good:
-        recording.vouch(rooms, name, why=why)
-        out(f"{name} is good (vouched for by {rooms.who})")
-        captures.mind(rooms)
+        return
+    if recording.record_good(rooms, name, why=why):
+        out(f"recorded {name}")
+    out(f"{name} is good (vouched for by {rooms.who})")
+    captures.mind(rooms)
 
 
 @app.command()

@@ -238,6 +238,13 @@ def left_alone(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
     return tuple(stays_as_it_is(s.name, release.id) for s in release.services if s.name in stateful)
 
 
+def not_as_recorded(release: Release, containers: ContainerFacts) -> tuple[str, ...]:
+    """Return the services of `release` in whose place something else serves now."""
+    records = {record.name: record for record in release.services}
+    others = (i.service for i in containers.serving if i.service in records and not runs(records[i.service], i))
+    return tuple(sorted({*others}))
+
+
 def stays_as_it_is(service: str, release: str) -> str:
     """Say that a service of a release is among those that are never touched by now."""
     return f"{service} of {release} is not touched: containers.services does not name it any more"

@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lastgood.core.deploying import not_as_recorded
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
-from lastgood.core.plan import runs, why_no_way_back, why_restored_first
+from lastgood.core.plan import why_no_way_back, why_restored_first
 from lastgood.core.ports import Right
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
 from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
+from lastgood.runbook.record import free_name
 from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
@@ -115,25 +117,23 @@ def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
             "elsewhere than now",
             hint="lastgood init --edge",
         )
-    yield from _past_us(history, facts)
+    yield from _past_us(rooms, history, facts)
     good = history.last_good(before=bad_release(history))
     yield Finding(check="rung", answer=Answer.OK, evidence=rooms.containers.rung(good.release.id if good else ""))
     yield from _ways_back(rooms, history)
 
 
-def _past_us(history: History, facts: ContainerFacts) -> Iterator[Finding]:
+def _past_us(rooms: Rooms, history: History, facts: ContainerFacts) -> Iterator[Finding]:
     """What somebody deployed without lastgood: in the place of the release that serves, or beside it."""
     serving = history.releases.get(history.serving)
-    if serving is not None and history.open_run is None:
-        records = {record.name: record for record in serving.release.services}
-        others = sorted({i.service for i in facts.serving if i.service in records and not runs(records[i.service], i)})
-        if others:
-            yield Finding(
-                check="what serves",
-                answer=Answer.FAILED,
-                evidence=f"{', '.join(others)}: not what was recorded as {history.serving}; deployed past lastgood?",
-                hint="lastgood record   (or go back: lastgood rollback)",
-            )
+    if serving is not None and history.open_run is None and (others := not_as_recorded(serving.release, facts)):
+        name = free_name(rooms, history.serving)
+        yield Finding(
+            check="what serves",
+            answer=Answer.FAILED,
+            evidence=f"{', '.join(others)}: not what was recorded as {history.serving}; deployed past lastgood?",
+            hint=f"lastgood record --good --release {name}   (or go back: lastgood rollback)",
+        )
     if beside := [i for i in facts.strays if i.running]:
         yield Finding(
             check="beside the edge",

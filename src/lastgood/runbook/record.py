@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
+from typing import Final
 
+from lastgood.core.deploying import not_as_recorded
 from lastgood.core.errors import Refused
+from lastgood.core.history import History
 from lastgood.core.record import DeploymentEnded, DeploymentStarted, ReleaseCompleted, ReleaseJudged, ReleaseRecorded
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import TerminalState
 from lastgood.runbook.holding import warn
 from lastgood.runbook.rooms import Rooms
+
+_STEM: Final = 56
+"""Letters of a name to which a number is added: it stays a name (NAME_GRAMMAR)."""
 
 
 def record(rooms: Rooms, name: str) -> Release:
@@ -30,7 +37,10 @@ def record(rooms: Rooms, name: str) -> Release:
     frontend = rooms.frontend.observe().production if rooms.frontend else ""
     known = history.releases.get(name)
     if known and known.release.content != release.content:
-        raise Refused(f"{name} was recorded with other content before", hint="lastgood record --release ANOTHER-NAME")
+        raise Refused(
+            f"{name} was recorded with other content before",
+            hint=f"lastgood record --release {free_name(rooms, name)}",
+        )
     warn(rooms, release)
     if known is None or known.let_go:
         rooms.memory.note(ReleaseRecorded(release=release))
@@ -60,9 +70,29 @@ def record(rooms: Rooms, name: str) -> Release:
     return release
 
 
+def record_good(rooms: Rooms, name: str, *, why: str) -> bool:
+    """Make what serves a good release, on a person's word; return whether it was recorded for that. What serves as it
+    was recorded by that name is not recorded again. Raises Refused as `record` and `vouch` do."""
+    again = name != rooms.memory.history().serving
+    if again:
+        with rooms.memory.journal.claim(rooms.who):
+            record(rooms, name)
+    vouch(rooms, name, why=why)
+    return again
+
+
+def free_name(rooms: Rooms, like: str) -> str:
+    """A name for a release, like another one's, that stands for nothing yet."""
+    taken = rooms.memory.history().releases.keys() | rooms.containers.kept()
+    if like not in taken:
+        return like
+    return next(name for number in count(2) if (name := f"{like[:_STEM]}-{number}") not in taken)
+
+
 def vouch(rooms: Rooms, name: str, *, why: str) -> None:
     """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown, was rolled back, or
-    serves and is sick."""
+    serves and is sick, or where something else than what was recorded serves in its place: that would be what went by
+    a good release's name."""
     history = rooms.memory.history()
     if name not in history.releases:
         known = ", ".join(history.releases) or "none"
@@ -71,8 +101,8 @@ def vouch(rooms: Rooms, name: str, *, why: str) -> None:
         raise Refused(f"{name} is barred ({history.releases[name].judged_by})", hint="lastgood releases")
     if history.releases[name].let_go:
         raise Refused(f"{name} is not kept any more: {history.releases[name].let_go}", hint="lastgood releases")
-    if name == history.serving and (sick := [i.service for i in rooms.containers.observe().serving if not i.serves]):
-        raise Refused(f"{', '.join(sick)} of {name} does not serve, so nobody can vouch for it", hint="lastgood doctor")
+    if name == history.serving:
+        _check_it_serves(rooms, history, name)
     rooms.memory.note(ReleaseJudged(release=name, good=True, by=rooms.who, why=why))
     under = history.open_deployment
     if under and under.deployment.release == name and history.open_run is None:
@@ -82,4 +112,17 @@ def vouch(rooms: Rooms, name: str, *, why: str) -> None:
                 terminal=TerminalState.HEALTHY_KEPT,
                 sentence=f"vouched for by {rooms.who}",
             )
+        )
+
+
+def _check_it_serves(rooms: Rooms, history: History, name: str) -> None:
+    facts = rooms.containers.observe()
+    if sick := [i.service for i in facts.serving if not i.serves]:
+        raise Refused(f"{', '.join(sick)} of {name} does not serve, so nobody can vouch for it", hint="lastgood doctor")
+    # while a run is open two releases may serve, and nobody deployed past lastgood
+    others = () if history.open_run else not_as_recorded(history.releases[name].release, facts)
+    if others:
+        raise Refused(
+            f"{', '.join(others)}: not what was recorded as {name}",
+            hint=f"lastgood record --good --release {free_name(rooms, name)}",
         )

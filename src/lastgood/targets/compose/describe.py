@@ -164,7 +164,9 @@ def describe_running(
             )
         )
     project = stack.shelf.with_contents(project, stack.config.services)
-    return _keep(stack, engine, name, recorded_at=recorded_at, project=project, records=records)
+    return _keep(
+        stack, engine, name, recorded_at=recorded_at, project=project, records=records, command="lastgood record"
+    )
 
 
 def _usable(stack: Stack, engine: Engine) -> Project:
@@ -276,6 +278,7 @@ def _keep(
     recorded_at: datetime,
     project: Project,
     records: Sequence[ServiceRecord],
+    command: str = "lastgood deploy",
 ) -> Release:
     for record in records:
         of_image = cast("Json", (engine.image(record.artifact) or {}).get("Config") or {})
@@ -284,7 +287,7 @@ def _keep(
             raise Refused(slow, hint="lastgood doctor")
     known = stack.shelf.find(name)
     try:
-        kept = stack.shelf.keep(name, project, tuple(records))
+        kept = stack.shelf.keep(name, project, tuple(records), command=command)
         for record in kept.services:
             ensure_image(engine, record)
     except LastgoodError:

@@ -216,16 +216,17 @@ class Shelf:
         """Keyed hash of a configuration."""
         return hmac.new(self.key(), content, hashlib.sha256).hexdigest()
 
-    def keep(self, name: str, project: Project, services: tuple[ServiceRecord, ...]) -> KeptRelease:
-        """Keep a release, or return the one that is kept under that name if it is the same.
+    def keep(
+        self, name: str, project: Project, services: tuple[ServiceRecord, ...], *, command: str = "lastgood deploy"
+    ) -> KeptRelease:
+        """Keep a release, or return the one that is kept under that name if it is the same. command: what a person
+        typed to get here.
 
         Raises Refused, nothing changed, when the name stands for something else.
         """
         if (kept := self.find(name)) is not None:
             if changed := _difference(kept, services):
-                raise Refused(
-                    f"release {name} exists with other {changed}", hint="lastgood deploy --release ANOTHER-NAME"
-                )
+                raise Refused(f"release {name} exists with other {changed}", hint=f"{command} --release ANOTHER-NAME")
             return kept
         with _room_in(self._state):
             own = self._with_copies(project, [s.name for s in services])
