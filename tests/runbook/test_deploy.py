@@ -69,6 +69,21 @@ def test_a_person_who_says_no_leaves_everything_as_it_was(team: Team) -> None:
     assert begun(team) == []
 
 
+def test_what_the_services_wait_for_and_no_deploy_runs_is_said_before_anybody_agrees(team: Team) -> None:
+    """Of two services that end, the command of lastgood.yaml that applies migrations runs one."""
+    team.stack.awaited = (("migrate", "compose run migrate"), ("buckets", "compose run buckets"))
+    shown: list[Plan] = []
+
+    def see(plan: Plan) -> bool:
+        shown.append(plan)
+        return True
+
+    team.deploy(BAD, WELL, confirm=see)
+    (line,) = (line for line in plan_lines(shown[0]) if "is not run by lastgood" in line)
+    assert line.startswith("note      buckets is not run by lastgood, ")
+    assert line.endswith("before a deploy that needs it: compose run buckets")
+
+
 def test_the_plan_that_was_shown_is_the_plan_that_is_carried_out(team: Team) -> None:
     shown: list[Plan] = []
 

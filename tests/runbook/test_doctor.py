@@ -205,6 +205,13 @@ def test_what_a_rollback_would_cost_is_told_and_is_no_fault(team: Team) -> None:
     assert (finding.answer, finding.evidence) == (Answer.OK, "audit has no primary key")
 
 
+def test_what_no_deploy_runs_is_told_and_is_no_fault(team: Team) -> None:
+    team.stack.awaited = (("buckets", "compose run buckets"),)
+    finding = found(team)["left to you"]
+    assert finding.answer is Answer.OK
+    assert finding.evidence.endswith("before a deploy that needs it: compose run buckets")
+
+
 def test_a_release_that_serves_and_has_none_before_it_has_nowhere_to_go(tmp_path: Path) -> None:
     finding = found(Team.with_a_good_release(tmp_path))["last good release"]
     assert (finding.answer, finding.evidence) == (Answer.FAILED, f"none before {OLD}")

@@ -10,6 +10,7 @@ from lastgood.targets.compose.project import Project
 from lastgood.targets.compose.shape import (
     Kind,
     Shape,
+    awaited,
     database_server,
     exposed_by,
     found_past_names,
@@ -65,6 +66,23 @@ def test_the_surest_sign_decides(service: dict[str, Any], kind: Kind) -> None:
 def test_a_service_that_somebody_waits_for_ends() -> None:
     waits = {"image": "a", "depends_on": {"it": {"condition": "service_completed_successfully"}}}
     assert shape(command=["python", "-m", "it"], others={"api": waits}).kind is Kind.ONE_SHOT
+
+
+def test_what_ends_before_a_service_starts_is_known_in_the_order_in_which_it_runs() -> None:
+    def after(*names: str, condition: str = "service_completed_successfully") -> dict[str, Any]:
+        return {"image": "acme/app", "depends_on": {name: {"condition": condition} for name in names}}
+
+    services = {
+        "api": after("seed", "web"),
+        "web": after("db", condition="service_healthy"),
+        "worker": after("migrate"),
+        "seed": after("migrate"),
+        "migrate": after("db", condition="service_healthy"),
+        "db": {"image": "postgres"},
+        "cleaning": after("tables"),
+        "tables": {"image": "acme/app"},
+    }
+    assert awaited(Project({"name": "shop", "services": services}), ["api", "web", "worker"]) == ("migrate", "seed")
 
 
 @pytest.mark.parametrize(

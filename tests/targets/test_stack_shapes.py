@@ -289,6 +289,21 @@ def test_migrations_are_applied_by_the_project_that_runs(case: Case) -> None:
     assert case.config()["database"]["migrations"]["command"] == [*compose, *run]
 
 
+@pytest.mark.parametrize("case", ["one-shots"], indirect=True)
+def test_who_has_to_run_what_the_services_wait_for_is_said_before_the_first_deploy(case: Case) -> None:
+    case.up(build=1)
+    buckets = "buckets is not run by lastgood, and others wait for its end; before a deploy that needs it: "
+    buckets += "docker compose --project-name lg-one-shots --file compose.yaml run --rm --no-deps buckets"
+    init = said(case.lastgood("init"))
+    assert buckets in init
+    assert "migrate is not run" not in init
+    case.without_database()
+    (found,) = [f for f in json.loads(case.lastgood("doctor", "--json").stdout) if f["check"] == "left to you"]
+    assert found["answer"] == "ok"
+    assert buckets in found["evidence"]
+    assert buckets.replace("buckets", "migrate") in found["evidence"]
+
+
 @pytest.mark.parametrize("case", ["workers-of-one-image"], indirect=True)
 def test_an_edge_is_set_up_anew_as_lastgood_yaml_says_by_now(case: Case) -> None:
     case.up(build=1)

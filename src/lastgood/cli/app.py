@@ -202,8 +202,8 @@ def init(
         raise Refused(f"{config} is there already", hint="lastgood doctor")
     root = config.resolve().parent
     found = survey(root)
-    text, not_found = first_config(found, root)
-    for line in survey_lines(found, not_found):
+    text, not_found, left = first_config(found, root)
+    for line in survey_lines(found, not_found, left):
         out(line)
     if all(service.why_not for service in found.services):
         raise Refused("no service of this project may be rolled back", hint="see the reasons above")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -25,6 +26,7 @@ from lastgood.assembly import (
     private_folder,
 )
 from lastgood.core.config import ComposeConfig
+from lastgood.core.deploying import not_run
 from lastgood.core.release import NAME_GRAMMAR
 
 STATE: Final = ".lastgood"
@@ -39,8 +41,9 @@ ALEMBIC: Final = {
 _HEADER: Final = "lastgood.yaml, written by `lastgood init`. Every key: lastgood.example.yaml in lastgood's repository."
 
 
-def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the file's text, and one line for each thing that was not found."""
+def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the file's text, one line for each thing that was not found, and one for each that stays a person's to
+    do."""
     able = [service for service in survey.services if not service.why_not]
     ports = [port for service in able for port in service.ports]
     metrics = [address for port in ports if (address := metrics_address(port))]
@@ -79,7 +82,7 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...]]:
     modes = "only say; propose: ask first; automatic: containers and frontend at once"
     _comments(tree).yaml_add_eol_comment(modes, "mode")
     _comments(containers).yaml_add_eol_comment("what a rollback may touch, and nothing else", "services")
-    return _text(tree), tuple(not_found)
+    return _text(tree), tuple(not_found), _left(survey, tree)
 
 
 def with_edge(text: str, plan: EdgePlan, file: str) -> str:
@@ -128,14 +131,25 @@ def _database(survey: Survey, found: SurveyedPostgres, root: Path) -> dict[str, 
     if found.password:
         postgres["password"] = f"file:{STATE}/{PASSWORD_FILE}"
     database: dict[str, Any] = {"postgres": postgres}
-    said = ComposeConfig(files=survey.files, project=survey.project, profiles=survey.profiles, env_file=survey.env_file)
-    migrate, once = survey.migrate, compose_by_hand(said, "run", "--rm", "--no-deps", "-T", survey.migrate)
+    migrate, once = survey.migrate, _by_hand(survey, "run", "--rm", "--no-deps", "-T", survey.migrate)
     if (root / "prisma" / "migrations").is_dir():
         command = once if migrate else ["npx", "prisma", "migrate", "deploy"]
         database["migrations"] = {"prisma": "prisma/migrations", "command": command}
     elif scripts := next((place for place in ALEMBIC if (root / place).is_dir()), ""):
         database["migrations"] = {"alembic": scripts, "command": once if migrate else list(ALEMBIC[scripts])}
     return database
+
+
+def _by_hand(survey: Survey, *words: str) -> list[str]:
+    said = ComposeConfig(files=survey.files, project=survey.project, profiles=survey.profiles, env_file=survey.env_file)
+    return compose_by_hand(said, *words)
+
+
+def _left(survey: Survey, tree: Mapping[str, Any]) -> tuple[str, ...]:
+    migrations = tree.get("database", {}).get("migrations", {})
+    return not_run(
+        [(name, shlex.join(_by_hand(survey, *words))) for name, words in survey.awaited], migrations.get("command", ())
+    )
 
 
 class _Comments(Protocol):

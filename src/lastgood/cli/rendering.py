@@ -269,8 +269,9 @@ def edge_lines(plan: EdgePlan) -> Iterator[str]:
     )
 
 
-def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
-    """What `init` saw: which services may go back, which are never touched, and what nobody can watch."""
+def survey_lines(found: Survey, not_found: Iterable[str], left: Iterable[str]) -> Iterator[str]:
+    """What `init` saw: which services may go back, which are never touched, what stays a person's to do, and what
+    nobody can watch."""
     running = [service for service in found.services if service.running]
     sick = [service.name for service in running if service.healthy is False]
     state = "nothing runs" if not running else f"{len(running)} running"
@@ -282,6 +283,7 @@ def survey_lines(found: Survey, not_found: Iterable[str]) -> Iterator[str]:
         for service in found.services:
             if service.why_not and service.stateful is stateful:
                 yield clean(f" {title:18}  {service.name} ({service.why_not})")
+    yield from (clean(f" left to you         {line}") for line in left)
     yield from (clean(f" good to know        {line}") for line in found.warnings)
     yield from (clean(f" not found           {line}") for line in not_found)
 

@@ -6,7 +6,7 @@ removing what the gate started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts
@@ -58,6 +58,7 @@ def make_deploy_plan(
     lossy_because: tuple[str, ...] = (),
     unbounded: str = "",
     unrecoverable: tuple[str, ...] = (),
+    left_to_people: tuple[str, ...] = (),
     rung: str,
     boot_s: float,
     drain_s: float = 0.0,
@@ -72,8 +73,8 @@ def make_deploy_plan(
     restore_point: id for the one that is taken first, when there is a database. lossy_because: what keeps the
     transactions written after it from being replayed one by one. unbounded: why the server itself sets no limit to what
     it keeps for that, empty where it does. unrecoverable: what keeps pgBackRest from bringing it back, where that is
-    configured. boot_s, drain_s, restore_s, migrate_s: deadlines. outlook: of the migrations, None where none is
-    pending. cost: of the restore point.
+    configured. left_to_people: what nobody does but a person, and when. boot_s, drain_s, restore_s, migrate_s:
+    deadlines. outlook: of the migrations, None where none is pending. cost: of the restore point.
     A service that already runs the wanted artifact is left alone.
     """
     steps: list[Step] = []
@@ -125,6 +126,7 @@ def make_deploy_plan(
         rung=rung,
         skipped=tuple(skipped),
         warnings=(
+            *left_to_people,
             *(
                 f"a rollback of the database would lose writes since {now:%Y-%m-%d %H:%M} UTC, all but the last state "
                 f"of each row: {why}"
@@ -141,6 +143,17 @@ def make_deploy_plan(
         beside=beside(containers),
         outlook=outlook,
         cost=cost,
+    )
+
+
+def not_run(awaited: Sequence[tuple[str, str]], migrate: Sequence[str]) -> tuple[str, ...]:
+    """Say which services that others wait for nobody runs at a deploy, one line each. awaited: each with what a person
+    types to run it. migrate: the words of the command that applies migrations."""
+    run = " ".join(migrate).split()
+    return tuple(
+        f"{service} is not run by lastgood, and others wait for its end; before a deploy that needs it: {by_hand}"
+        for service, by_hand in awaited
+        if service not in run
     )
 
 

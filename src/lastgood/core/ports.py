@@ -97,6 +97,12 @@ class Containers(Target, Protocol):
         empty when all is well. Changes nothing. Raises Refused when they cannot be read."""
         ...
 
+    def awaited(self) -> tuple[tuple[str, str], ...]:
+        """Return the services for whose end those that may go back wait before they start, in the order in which they
+        run, each with what a person types to run it as the files on disk have it: no release does. Changes nothing.
+        Raises Refused when they cannot be read."""
+        ...
+
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...

@@ -9,7 +9,7 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Self
 
-from lastgood.core.deploying import expected, make_deploy_plan, pending_migrations
+from lastgood.core.deploying import expected, make_deploy_plan, not_run, pending_migrations
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.history import History, RunHistory
@@ -260,6 +260,7 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
         lossy_because=lossy,
         unbounded=unbounded if watched else "",
         unrecoverable=_unrecoverable(rooms),
+        left_to_people=left_to_people(rooms),
         rung=rooms.containers.rung("" if last_good in ("", history.serving) else last_good),
         boot_s=deadlines.boot_s,
         drain_s=deadlines.drain_s,
@@ -298,6 +299,12 @@ def _outlook(rooms: Rooms, release: Release, database: DatabaseFacts, history: H
     way_back = history.last_good(before=release.id)
     with rooms.if_slow(1.0, lambda: rooms.story("  trying the migrations on an empty copy ...")):
         return rooms.database.foresee(release, pending, last_good=way_back.release if way_back else None)
+
+
+def left_to_people(rooms: Rooms) -> tuple[str, ...]:
+    """What `docker compose up` would run before a release serves, and a deploy does not, one line each."""
+    migrations = rooms.config.database.migrations if rooms.config.database else None
+    return not_run(rooms.containers.awaited(), migrations.command if migrations else ())
 
 
 def _unrecoverable(rooms: Rooms) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from lastgood.core.ports import Right
 from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
+from lastgood.runbook.deploy import left_to_people
 from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.record import free_name
@@ -177,6 +178,8 @@ def _files(rooms: Rooms) -> Iterator[Finding]:
         evidence="; ".join(wrong) or "the next release can be made from them",
         hint="mend them before the next lastgood deploy" if wrong else "",
     )
+    if left := left_to_people(rooms):
+        yield Finding(check="left to you", answer=Answer.OK, evidence="; ".join(left))
 
 
 def _database(rooms: Rooms, history: History) -> Iterator[Finding]:

@@ -137,7 +137,8 @@ class Stack(World):
     on_disk: what the checkout holds where it is not what the deploy is called. registry: artifacts that can be fetched.
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
-    to a restore point; cautions: what a rollback would cost. unusable: why the files on disk make no release. written:
+    to a restore point; cautions: what a rollback would cost. unusable: why the files on disk make no release.
+    awaited: services that end before others start, and how a person runs them. written:
     rows since the newest restore point, by table. unfit: those of them that the old schema has no place for. broken:
     invalid rows, and whether the migration wrote them. points, broken_at, replayed: what each restore point holds, and
     what became of the rows in each replay.
@@ -165,6 +166,7 @@ class Stack(World):
         self.obstacles: tuple[str, ...] = ()
         self.cautions: tuple[str, ...] = ()
         self.unusable: tuple[str, ...] = ()
+        self.awaited: tuple[tuple[str, str], ...] = ()
         self.written: Counter[str] = Counter()
         self.broken: dict[str, bool] = {}
         self.points: dict[str, RestorePoint] = {}
@@ -383,6 +385,9 @@ class MemoryContainers(Hand):
 
     def preflight(self) -> tuple[str, ...]:
         return self._stack.unusable
+
+    def awaited(self) -> tuple[tuple[str, str], ...]:
+        return self._stack.awaited
 
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         if not self.observe().serving:

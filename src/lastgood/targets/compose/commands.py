@@ -96,6 +96,12 @@ def hashes(project: str, folder: Path, file: Path) -> Words:
     return [*_recorded(project, folder, file), "--profile", "*", "config", "--hash", "*"]
 
 
+def once(service: str, *, built: bool) -> Words:
+    """What a person has compose do to run a service that ends, as it is on disk: of one that is built here, compose
+    would take the image that was built last. What it needs runs already."""
+    return ["run", "--rm", "--no-deps", *(["--build"] if built else []), service]
+
+
 def build(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:
     """Build the images of `services` and of no other."""
     return [*_on_disk(project, root), "build", "--", *services]

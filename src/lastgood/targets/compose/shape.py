@@ -237,6 +237,17 @@ def database_server(project: Project, name: str) -> str:
     return ""
 
 
+def awaited(project: Project, services: Collection[str]) -> tuple[str, ...]:
+    """The services that end before one of `services` starts, or before another of these, in the order in which they
+    run. Compose refuses a circle."""
+    found: dict[str, None] = {}
+    for name in services:
+        for other in _ends_before(project, name):
+            if other in project.services and other not in services:
+                found |= dict.fromkeys((*awaited(project, [other]), other))
+    return tuple(found)
+
+
 def what_is_lost(project: Project, name: str) -> str:
     """What a service loses when somebody recreates it, empty when nothing that anybody would miss."""
     mounts = project.mounts(name)
@@ -458,10 +469,14 @@ def _shares(mount: Json) -> bool:
 
 
 def _waiting_for_its_end(project: Project, name: str) -> Iterator[str]:
-    for other in project.services:
-        needs = cast("Mapping[str, Json]", project.service(other).get("depends_on") or {})
-        if needs.get(name, {}).get("condition") == "service_completed_successfully":
-            yield other
+    return (other for other in project.services if name in _ends_before(project, other))
+
+
+def _ends_before(project: Project, name: str) -> tuple[str, ...]:
+    """The services that have ended well before one starts."""
+    needs = cast("Mapping[str, Json]", project.service(name).get("depends_on") or {})
+    ends = "service_completed_successfully"
+    return tuple(other for other, need in needs.items() if need.get("condition") == ends)
 
 
 def _work(project: Project, name: str) -> str:

@@ -28,6 +28,7 @@ from lastgood.targets.compose.resolving import resolve
 from lastgood.targets.compose.shape import (
     Kind,
     Shape,
+    awaited,
     database_server,
     exposed_by,
     found_past_names,
@@ -86,7 +87,8 @@ class SurveyedPostgres:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The project. migrate: the service that applies migrations, empty when there is none. warnings: what is good to
+    """The project. migrate: the service that applies migrations, empty when there is none. awaited: the services for
+    whose end others wait that may go back, each with the words that have compose run it. warnings: what is good to
     know before anything goes wrong, one line each.
 
     files, profiles, env_file: as compose was or would be called with them, relative to the folder. start_period_s: the
@@ -103,6 +105,7 @@ class Survey:
     migrate: str
     start_period_s: float
     stop_grace_s: float
+    awaited: tuple[tuple[str, tuple[str, ...]], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -141,6 +144,10 @@ def survey(root: Path) -> Survey:
         migrate=_migrates(project, services),
         start_period_s=max((project.start_period_s(s.name) for s in services if not s.why_not), default=0.0),
         stop_grace_s=max((project.stop_grace_s(s.name) for s in services if not s.why_not), default=0.0),
+        awaited=tuple(
+            (name, tuple(commands.once(name, built=project.is_built(name))))
+            for name in awaited(project, [s.name for s in services if not s.why_not])
+        ),
         warnings=(*origin.warnings, *_warnings(project, meant, servers)),
     )
 

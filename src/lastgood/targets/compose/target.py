@@ -39,7 +39,7 @@ from lastgood.core.plan import (
 from lastgood.core.ports import Clock
 from lastgood.core.release import Missing, Release, ServiceRecord
 from lastgood.core.report import Check
-from lastgood.targets.compose import describe
+from lastgood.targets.compose import commands, describe
 from lastgood.targets.compose.edge import Edge
 from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import logs_of, save_evidence
@@ -52,6 +52,7 @@ from lastgood.targets.compose.missing import missing, unreachable
 from lastgood.targets.compose.recreate import recreate, recreate_behind
 from lastgood.targets.compose.retire import retire
 from lastgood.targets.compose.rung import choose_rung, said
+from lastgood.targets.compose.shape import awaited
 from lastgood.targets.compose.stack import Stack
 from lastgood.targets.compose.switch import clear_candidates, may_run_beside, settle, switch
 
@@ -215,6 +216,12 @@ class ComposeTarget:
         with self._engine() as engine:
             waits = self._edge_waits(engine)
         return (*unusable, f"{waits}; next: {self._stack.by_hand()}") if waits else unusable
+
+    def awaited(self) -> tuple[tuple[str, str], ...]:
+        project = self._stack.resolve()
+        names = awaited(project, self._stack.config.services)
+        once = {name: commands.once(name, built=project.is_built(name)) for name in names}
+        return tuple((name, self._stack.by_hand(*words)) for name, words in once.items())
 
     def _edge_waits(self, engine: Engine) -> str:
         """What keeps a release from being recorded between `init --edge` and its first start: by the files the edge has

@@ -158,6 +158,9 @@ class ProcessTarget:
     def preflight(self) -> tuple[str, ...]:
         return () if self._source.is_dir() else (f"process.source: {self._source} is not a folder",)
 
+    def awaited(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     @property
     def _source(self) -> Path:
         return (self._root / self._config.source).resolve()
