@@ -180,9 +180,10 @@ class Team:
         *,
         only: frozenset[Role] = frozenset(Role),
         confirm: Callable[[Plan], bool] = lambda _plan: True,
+        yes: bool = False,
     ) -> Report:
-        """`lastgood rollback -m ...`."""
-        return by_hand.go_back(self.rooms(), target=target, only=only, why="chat is down", confirm=confirm)
+        """`lastgood rollback -m ...`; yes: with `--yes`."""
+        return by_hand.go_back(self.rooms(), target=target, only=only, why="chat is down", confirm=confirm, yes=yes)
 
     def unfreeze(self, why: str = "fixed in 4e1f") -> tuple[str, ...]:
         """`lastgood unfreeze -m ...`."""

@@ -569,6 +569,64 @@ def test_an_approval_of_another_run_opens_nothing(team: Team) -> None:
     assert waits_again(team, approve_the_deploy)
 
 
+def asked_by_the_mode(tmp_path: Path, behaviour: Behaviour = ERRORS, fits: FitsSchema | None = None) -> Team:
+    """In mode propose a watch began a rollback, and its process died while it asked."""
+
+    def die() -> None:
+        raise Crash
+
+    team = deployed(Team.with_a_good_release(tmp_path, mode="propose"), behaviour, fits)
+    team.when_asked(die)
+    with pytest.raises(Crash):
+        team.watch()
+    team.told.clear()
+    return team
+
+
+def test_a_rollback_that_the_mode_asks_about_is_what_a_person_asks_for_with_yes(tmp_path: Path) -> None:
+    team = asked_by_the_mode(tmp_path)
+    report = team.roll_back(yes=True)
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    (approval,) = team.events(ApprovalGiven)
+    assert (approval.run, approval.by) == (report.run, team.who)
+
+
+@pytest.mark.parametrize(
+    "behaviour,fits",
+    [(MIGRATING, CANNOT_RUN), (BREAKING, None), (MIGRATING, NOBODY_KNOWS)],
+    ids=["the database goes first", "the database goes after", "nobody knows whether it fits"],
+)
+def test_what_asks_whoever_begins_it_asks_with_yes_as_well(
+    tmp_path: Path, behaviour: Behaviour, fits: FitsSchema | None
+) -> None:
+    team = asked_by_the_mode(tmp_path, behaviour, fits)
+    team.when_asked(team.deny)
+    assert team.roll_back(yes=True).terminal is TerminalState.DENIED
+    assert team.events(ApprovalGiven) == []
+
+
+@pytest.mark.parametrize("only", [frozenset({Role.CONTAINERS}), frozenset({Role.FRONTEND})])
+def test_yes_to_a_part_is_no_yes_to_the_whole(tmp_path: Path, only: frozenset[Role]) -> None:
+    team = asked_by_the_mode(tmp_path)
+    team.when_asked(team.deny)
+    assert team.roll_back(only=only, yes=True).terminal is TerminalState.DENIED
+
+
+def test_a_person_who_says_yes_elsewhere_need_not_approve_what_the_mode_asks_about(tmp_path: Path) -> None:
+    team = deployed(Team.with_a_good_release(tmp_path, mode="propose"))
+
+    def interrupt(line: str) -> None:
+        if "following it" in line:
+            raise Crash
+
+    def say_yes() -> None:
+        with pytest.raises(Crash):
+            by_hand.go_back(replace(team.rooms(), story=interrupt), yes=True)
+
+    team.when_asked(say_yes)
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
 def test_an_abort_takes_effect_before_the_next_effect(team: Team) -> None:
     deployed(team)
     team.stack.takes_s["serve-core"] = 5.0

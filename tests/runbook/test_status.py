@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -221,3 +222,22 @@ def test_a_person_who_aborted_half_way_is_told_no_release_that_serves_only_in_pa
     team.clock.after(1.0, team.abort)
     team.roll_back()
     assert "What serves: lastgood status" in team.channel.texts[-1]
+
+
+# --- what waits for a person --------------------------------------------------------------------------------------
+
+
+def test_what_a_run_waits_for_is_said_also_where_its_process_died(tmp_path: Path) -> None:
+    def die() -> None:
+        raise Crash
+
+    team = Team.with_a_good_release(tmp_path, mode="propose")
+    team.deploy(BAD, Behaviour(errors=0.3))
+    team.when_asked(die)
+    with pytest.raises(Crash):
+        team.watch()
+    said = status(team)
+    assert said.state == "INTERRUPTED"
+    assert f"for: lastgood approve {team.waiting} " in " ".join(said.lines)
+    team.approve()
+    assert "lastgood approve" not in " ".join(status(team).lines)

@@ -471,7 +471,8 @@ def rollback(
 ) -> None:
     """Go back to the last good release, or finish a rollback.
 
-    Changes containers and frontend; the database only after lastgood approve. With --dry-run nothing.
+    Changes containers and frontend; the database only after lastgood approve. With --dry-run nothing. One that waits
+    because the mode asks goes on with --yes.
 
     Example: lastgood rollback -m 'chat is down'
     """
@@ -488,7 +489,7 @@ def rollback(
             say(line)
         return confirmed("Roll back?", yes=yes)
 
-    ended(by_hand.go_back(rooms, target=release, only=roles, why=why, confirm=confirm), good=good)
+    ended(by_hand.go_back(rooms, target=release, only=roles, why=why, confirm=confirm, yes=yes), good=good)
 
 
 def _roles(only: str | None) -> frozenset[Role]:

@@ -3,14 +3,17 @@ that it can be asked at any moment. Where the journal cannot tell which release 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from lastgood.cli.rendering import GOOD_ENDS, outlook_before, run_lines
 from lastgood.core.answering import NOTHING
-from lastgood.core.history import History
+from lastgood.core.history import History, RunHistory
 from lastgood.core.ports import Right
 from lastgood.core.report import TerminalState
+from lastgood.core.run import AwaitApproval, advance
 from lastgood.core.verdict import Watching
 from lastgood.runbook import watch as watching
 from lastgood.runbook.rooms import Rooms
@@ -83,7 +86,8 @@ def _state(rooms: Rooms, history: History) -> tuple[str, list[str]]:
         holder = rooms.memory.journal.holder()
         way = f"{run.plan.from_release or 'nothing'} -> {run.plan.to_release}"
         first = f"{run.plan.purpose.value} {run.started.run}: {way}"
-        return "RUNNING" if holder else "INTERRUPTED", [first, *list(run_lines(run))[1:]]
+        state = "RUNNING" if holder else "INTERRUPTED"
+        return state, [first, *_waits_for(run, rooms.clock.now()), *list(run_lines(run))[1:]]
     if (under := history.open_deployment) is not None:
         lines: list[str] = []
         judged = watching.state_of(rooms.config.watch, under)
@@ -105,3 +109,10 @@ def _state(rooms: Rooms, history: History) -> tuple[str, list[str]]:
     next_steps = report.next_steps if report and state != "IDLE" else ()
     first = f"last deployment: {last.deployment.release}  {ended.terminal.value}  {ended.sentence}"
     return state, [first, *(f"next: {line}" for line in next_steps)]
+
+
+def _waits_for(run: RunHistory, now: datetime) -> Iterator[str]:
+    """What a person is to type before a run goes on, whoever carries it on."""
+    if isinstance(decided := advance(run.plan, run.records, now), AwaitApproval):
+        name = run.started.run
+        yield f"waits at {decided.step.name} for: lastgood approve {name}   (or: lastgood deny {name})"

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from lastgood.core.plan import Plan, Seen
 from lastgood.core.quarantine import QuarantineDecision
 from lastgood.core.reading import Bucket
-from lastgood.core.release import Deployment, Release, RestorePoint
+from lastgood.core.release import LATER, Deployment, Release, RestorePoint
 from lastgood.core.repair import RepairPlan, RepairState
 from lastgood.core.report import Report, TerminalState
 
@@ -124,7 +124,8 @@ class RestorePointKept:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
     """A plan began to be carried out. trigger: what asked for it: a trigger's name, or `person`. sentence: why, one
-    sentence; proof: how sure that is."""
+    sentence; proof: how sure that is. asks_itself: whether the plan waits for a person only because nobody had asked
+    for it: who asks for the same need not be asked."""
 
     run: str
     plan: Plan
@@ -134,6 +135,7 @@ class RunStarted:
     deployment: str = ""
     decided_at: datetime | None = None
     proof: str = ""
+    asks_itself: Annotated[bool, LATER] = False
     kind: Literal["run_started"] = "run_started"
 
 

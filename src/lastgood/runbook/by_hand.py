@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from lastgood.core.errors import LastgoodError, Refused
+from lastgood.core.history import RunHistory
 from lastgood.core.plan import Plan, Purpose, Role
-from lastgood.core.record import Frozen, Unfrozen
+from lastgood.core.record import ApprovalGiven, Frozen, Unfrozen
 from lastgood.core.report import Report
+from lastgood.core.run import began_what_was_asked
 from lastgood.runbook.deploy import give_up, keep_restore_points
 from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, COMPENSATION, Cause, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -23,14 +25,18 @@ def go_back(
     only: frozenset[Role] = frozenset(Role),
     why: str = "",
     confirm: Callable[[Plan], bool] = lambda _plan: True,
+    yes: bool = False,
 ) -> Report:
     """Roll back; or follow the rollback that another process carries out, or finish the one that a process left.
 
-    confirm: is shown the plan and says whether to go on. Raises Refused, nothing changed, when it says no, when there
-    is nothing to go back to, or when another process does something else.
+    confirm: is shown the plan and says whether to go on. yes: approves the one that is under way where it waits for a
+    person only because none had asked for it; a database step is never approved so. Raises Refused, nothing changed,
+    when confirm says no, when there is nothing to go back to, or when another process does something else.
     """
     run = rooms.memory.history().open_run
     holder = rooms.memory.journal.holder()
+    if run is not None and yes and _is_asked_for(run, target, only):
+        approve(rooms, run)
     if run is not None and run.plan.purpose is Purpose.ROLLBACK and holder:
         rooms.story(f"rollback {run.started.run} is under way by {holder}; following it")
         return follow(rooms, run.started.run)
@@ -60,6 +66,20 @@ def go_back(
             deployment=under.deployment.id if under else "",
         )
         return roll_back(rooms, cause, target=target, only=only, agreed=agreed)
+
+
+def _is_asked_for(run: RunHistory, target: str | None, only: frozenset[Role]) -> bool:
+    """Whether an open run does what a person asks for, waits for their yes and for nobody else's."""
+    plan = run.plan
+    same = target in (None, plan.to_release) and only.issuperset(plan.scope)
+    database = any(step.role is Role.DATABASE for step in plan.steps)
+    return same and run.started.asks_itself and not database and not began_what_was_asked(plan, run.records)
+
+
+def approve(rooms: Rooms, run: RunHistory) -> None:
+    """Say yes to the plan of an open run, for ten minutes."""
+    rooms.memory.note(ApprovalGiven(run=run.started.run, plan_hash=run.plan.hash, by=rooms.who))
+    rooms.story(f"approved {run.started.run} (plan {run.plan.hash[:12]}), valid for ten minutes")
 
 
 def follow(rooms: Rooms, run: str) -> Report:

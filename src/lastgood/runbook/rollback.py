@@ -364,6 +364,7 @@ def roll_back(
     plan = plan_rollback(rooms, chosen, plan_id=run, only=only)
     if not plan.steps and cause.trigger == BY_PERSON and not cause.deployment:
         raise Refused(f"nothing to roll back: everything is as {chosen.release.id} left it", hint="lastgood status")
+    asks_itself = confirm and not plan.needs_approval
     if confirm:
         plan = asking(plan)
     if not agreed(plan):
@@ -380,6 +381,7 @@ def roll_back(
             deployment=cause.deployment,
             decided_at=decided_at,
             proof=cause.proof,
+            asks_itself=asks_itself,
         )
     )
     save_evidence(rooms, run, cause)
