@@ -66,6 +66,16 @@ def test_what_serves_as_it_was_recorded_is_vouched_for_without_another_record(te
     assert len(team.history.deployments) == deployments
 
 
+def test_a_release_that_serves_no_longer_can_be_vouched_for_and_is_not_taken_for_what_serves(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.deploy("v3", WELL)
+    with pytest.raises(Refused) as refused:
+        team.roll_back(BAD)
+    types(team, refused.value.hint.partition("   ")[0])
+    assert team.history.releases[BAD].standing is Standing.GOOD
+    assert team.history.serving == "v3"
+
+
 def test_a_release_that_somebody_put_back_by_hand_is_recorded_as_what_serves(team: Team) -> None:
     team.deploy(BAD, WELL)
     team.watch()

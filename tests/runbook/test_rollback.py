@@ -588,7 +588,7 @@ def test_a_rollback_that_the_mode_asks_about_is_what_a_person_asks_for_with_yes(
     report = team.roll_back(yes=True)
     assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
     (approval,) = team.events(ApprovalGiven)
-    assert (approval.run, approval.by) == (report.run, team.who)
+    assert (approval.run, approval.by, approval.why) == (report.run, team.who, "chat is down")
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,20 @@ def test_what_is_said_to_be_typed_after_a_deploy_by_hand_can_be_typed(case: Case
     assert "what serves" not in checks
 
 
+@pytest.mark.parametrize("case", ["external"], indirect=True)
+def test_an_earlier_release_that_nobody_vouched_for_becomes_a_target_by_what_is_said_to_be_typed(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    case.lastgood("record", "--release", "v1")
+    case.up(build=2)
+    case.lastgood("record", "--release", "v2", "--good")
+    assert hint(case.lastgood("plan", "v1")) == "lastgood record --good --release v1   (if you vouch for it)"
+    typed = case.lastgood("record", "--good", "--release", "v1")
+    assert said(typed).endswith("; what serves is something else, and was not recorded\n")
+    planned = json.loads(case.lastgood("plan", "v1", "--json").stdout)
+    assert (planned["from_release"], planned["to_release"]) == ("v2", "v1")
+
+
 @pytest.mark.parametrize("case", ["one-shots"], indirect=True)
 def test_migrations_are_applied_by_the_project_that_runs(case: Case) -> None:
     case.up(build=1)

@@ -50,7 +50,7 @@ from lastgood.core.facts import KeptDatabase
 from lastgood.core.history import ReleaseHistory, RunHistory
 from lastgood.core.plan import Plan, Role
 from lastgood.core.quarantine import EntryState
-from lastgood.core.record import AbortAsked, ApprovalDenied, ApprovalGiven, RepairBegun
+from lastgood.core.record import AbortAsked, ApprovalDenied, RepairBegun
 from lastgood.core.repair import RepairPlan
 from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import began_what_was_asked
@@ -366,7 +366,8 @@ def record(
 ) -> None:
     """Record what serves now; with --good, vouch for it.
 
-    Writes the journal and holds the images. What runs is not touched.
+    Writes the journal and holds the images. What runs is not touched. With --good and the name of an earlier release it
+    vouches for that, and records nothing.
 
     Example: lastgood record --good -m 'seen by the team'
     """
@@ -379,7 +380,9 @@ def record(
         return
     if recording.record_good(rooms, name, why=why):
         out(f"recorded {name}")
-    out(f"{name} is good (vouched for by {rooms.who})")
+    serves = name == rooms.memory.history().serving
+    but = "" if serves else "; what serves is something else, and was not recorded"
+    out(f"{name} is good (vouched for by {rooms.who}){but}")
     captures.mind(rooms)
 
 
@@ -520,6 +523,7 @@ def approve(
     database: Annotated[
         str | None, typer.Option("--database", help="Name of the database that may be replaced.")
     ] = None,
+    why: Why = "",
 ) -> None:
     """Approve the plan that a run waits with.
 
@@ -539,7 +543,7 @@ def approve(
         name = rooms.config.database.postgres.name
         if (typed := _typed(name, database)) != name:
             raise Refused(f"the database is {name!r}, not {typed!r}", hint=f"lastgood approve --database {name}")
-    rooms.memory.note(ApprovalGiven(run=waiting.started.run, plan_hash=waiting.plan.hash, by=rooms.who))
+    by_hand.approve(rooms, waiting, why)
     out(f"approved {waiting.started.run} (plan {waiting.plan.hash[:12]}), valid for ten minutes")
 
 

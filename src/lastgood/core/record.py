@@ -189,6 +189,7 @@ class ApprovalGiven:
     run: str
     plan_hash: str
     by: str
+    why: Annotated[str, LATER] = ""
     kind: Literal["approval_given"] = "approval_given"
 
 

@@ -36,7 +36,8 @@ def go_back(
     run = rooms.memory.history().open_run
     holder = rooms.memory.journal.holder()
     if run is not None and yes and _is_asked_for(run, target, only):
-        approve(rooms, run)
+        approve(rooms, run, why)
+        rooms.story(f"approved {run.started.run} (plan {run.plan.hash[:12]}), valid for ten minutes")
     if run is not None and run.plan.purpose is Purpose.ROLLBACK and holder:
         rooms.story(f"rollback {run.started.run} is under way by {holder}; following it")
         return follow(rooms, run.started.run)
@@ -76,10 +77,9 @@ def _is_asked_for(run: RunHistory, target: str | None, only: frozenset[Role]) ->
     return same and run.started.asks_itself and not database and not began_what_was_asked(plan, run.records)
 
 
-def approve(rooms: Rooms, run: RunHistory) -> None:
+def approve(rooms: Rooms, run: RunHistory, why: str) -> None:
     """Say yes to the plan of an open run, for ten minutes."""
-    rooms.memory.note(ApprovalGiven(run=run.started.run, plan_hash=run.plan.hash, by=rooms.who))
-    rooms.story(f"approved {run.started.run} (plan {run.plan.hash[:12]}), valid for ten minutes")
+    rooms.memory.note(ApprovalGiven(run=run.started.run, plan_hash=run.plan.hash, by=rooms.who, why=why))
 
 
 def follow(rooms: Rooms, run: str) -> Report:

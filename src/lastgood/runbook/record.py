@@ -71,14 +71,18 @@ def record(rooms: Rooms, name: str) -> Release:
 
 
 def record_good(rooms: Rooms, name: str, *, why: str) -> bool:
-    """Make what serves a good release, on a person's word; return whether it was recorded for that. What serves as it
-    was recorded by that name is not recorded again. Raises Refused as `record` and `vouch` do."""
-    again = name != rooms.memory.history().serving
-    if again:
+    """Make a release good, on a person's word; return whether what serves was recorded for that. It is not where it was
+    recorded by that name already, nor where the name is that of an earlier release, which does not serve now. Raises
+    Refused as `record` and `vouch` do."""
+    history = rooms.memory.history()
+    known = history.releases.get(name)
+    serves = known is None or not not_as_recorded(known.release, rooms.containers.observe())
+    new = name != history.serving and serves
+    if new:
         with rooms.memory.journal.claim(rooms.who):
             record(rooms, name)
     vouch(rooms, name, why=why)
-    return again
+    return new
 
 
 def free_name(rooms: Rooms, like: str) -> str:

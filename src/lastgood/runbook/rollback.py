@@ -120,12 +120,15 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
         known = ", ".join(history.releases) or "none"
         raise Refused(f"release {name!r} not found; known: {known}", hint="lastgood releases")
     found = history.releases[name]
-    if found.standing is not Standing.GOOD:
-        raise Refused(
-            f"{name} is {found.standing.value}, and only a good release can be a target", hint="lastgood releases"
-        )
     if found.let_go:
         raise Refused(f"{name} is not kept any more: {found.let_go}", hint="lastgood releases")
+    if found.standing is not Standing.GOOD:
+        raise Refused(
+            f"{name} is {found.standing.value}, and only a good release can be a target",
+            hint="lastgood releases"
+            if found.standing is Standing.BARRED
+            else f"lastgood record --good --release {name}   (if you vouch for it)",
+        )
     return found
 
 
