@@ -19,7 +19,7 @@ from lastgood.cli.first_config import with_edge
 from lastgood.core.config import ContainersConfig, EdgeConfig, parse_config
 from lastgood.core.errors import Refused
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, rewrite_edge, write_edge
+from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, rewrite_edge, unknown_at_the_edge, write_edge
 from lastgood.targets.compose.engine import connect
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Project
@@ -277,3 +277,21 @@ def answer_once(server: socket.socket, said: bytes | None) -> None:
 def test_what_the_model_says_of_a_port_is_said(tmp_path: Path, service: dict[str, Any], why: str) -> None:
     plan = planned(tmp_path, a_project(web=service))
     assert plan.left_out == ({"web": why} if why else {})
+
+
+def test_a_name_that_a_service_got_after_its_edge_is_said_before_nobody_answers_to_it(tmp_path: Path) -> None:
+    web: dict[str, Any] = {"ports": [{"target": 80}], "networks": {"front": {"aliases": ["shop"]}, "back": None}}
+    front = written(tmp_path, a_project(web=web))
+    section = {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 80}}}
+    once = {**section, "edge": {"routes": {"web": 80}, "one_at_a_time": ["web"]}}
+
+    def said(config: Mapping[str, Any], **more: object) -> list[str]:
+        stack = replace(a_stack(tmp_path, ["web"]), config=ContainersConfig.model_validate(config))
+        return list(unknown_at_the_edge(stack, a_project(web={**web, **more}, **{"lastgood-edge": dict(front)})))
+
+    assert said(section) == []
+    assert said(section, hostname="shop") == [
+        "the edge does not answer to shop in shop_back, as web does: lastgood init --edge"
+    ]
+    assert said(section, networks={"front": None, "proxy": None}) == []
+    assert said(once, hostname="shop") == []

@@ -111,6 +111,7 @@ def test_the_port_is_known_or_it_is_not(service: dict[str, Any], port: int | Non
 def test_a_sibling_tells_the_port_by_whatever_name_it_calls() -> None:
     asker = {"image": "a", "environment": {"UPSTREAM": "http://shop-it:8127/"}}
     assert shape(container_name="shop-it", others={"asker": asker}).port == 8127
+    assert shape(hostname="shop-it", others={"asker": asker}).port == 8127
     near = {"image": "a", "environment": {"UPSTREAM": "http://not-shop-it:8127/"}}
     assert shape(container_name="shop-it", others={"asker": near}).kind is Kind.WORKER
 

@@ -17,6 +17,7 @@ from lastgood.core.release import Composed, KeptCode, Release, ServiceRecord, Un
 from lastgood.targets.checkout import checkout
 from lastgood.targets.compose import commands
 from lastgood.targets.compose.code import keep_code
+from lastgood.targets.compose.edge_setup import unknown_at_the_edge
 from lastgood.targets.compose.engine import COMPOSE_CONFIG, COMPOSE_PROJECT, COMPOSE_VERSION, Container, Engine
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.haproxy import MOST_INSTANCES
@@ -193,6 +194,7 @@ def unusable(stack: Stack, project: Project) -> tuple[str, ...]:
         *_killed_too_soon(stack, project),
         *_too_many(stack, project),
         *_linked_past_the_edge(stack, project),
+        *unknown_at_the_edge(stack, project),
     )
 
 

@@ -19,7 +19,7 @@ from typing import Final, cast
 from lastgood.core.config import ContainersConfig, EdgeConfig
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
-from lastgood.targets.compose.edge import Edge
+from lastgood.targets.compose.edge import Edge, edge_of
 from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES
 from lastgood.targets.compose.kept import Shelf
@@ -298,6 +298,23 @@ def _names_in(project: Project, services: Sequence[str], network: str) -> list[s
             aliases = cast("Sequence[str]", (networks[network] or {}).get("aliases") or ())
             found |= dict.fromkeys(name for name in (service, *own, *aliases) if name)
     return list(found)
+
+
+def unknown_at_the_edge(stack: Stack, project: Project) -> Iterator[str]:
+    """Say which names of a service its edge does not have, one line each. A release behind it has none of them: who
+    asks by one would find nobody."""
+    config, front = stack.config.edge, edge_of(project)
+    if config is None or front is None:
+        return
+    for network, defined in cast("Mapping[str, Json | None]", front.get("networks") or {}).items():
+        for service in (s for s in config.routes if s not in config.one_at_a_time and s in project.services):
+            known = cast("Sequence[str]", (defined or {}).get("aliases") or ())
+            if missing := [name for name in _names_in(project, [service], network) if name not in known]:
+                real = project.real_names("networks", service)[network]
+                yield (
+                    f"the edge does not answer to {', '.join(missing)} in {real}, as {service} does: "
+                    "lastgood init --edge"
+                )
 
 
 def _given_up(project: Project, service: str, edge: Edge) -> Iterator[str]:
