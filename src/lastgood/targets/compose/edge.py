@@ -263,7 +263,7 @@ class Edge:
         return frozenset(
             name
             for name, serving in self.serving().items()
-            if serving and (name not in file or serving != {*file[name].serving})
+            if serving and (name not in file or serving != frozenset(file[name].serving))
         )
 
     def write_down(self) -> None:
