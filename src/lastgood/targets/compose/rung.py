@@ -36,9 +36,9 @@ class Chosen:
     why: str
 
 
-def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) -> Chosen:
+def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str, at_least: int = 1) -> Chosen:
     """Choose the highest rung on which `service` goes back to `release` now; with no release named, the one on which it
-    will go back after the next deploy."""
+    will go back after the next deploy. at_least: how many instances make it whole there."""
     if edge is None:
         return Chosen(rung=ContainerRung.RECREATE, why="no edge in front of it")
     if service not in edge.config.routes:
@@ -54,9 +54,13 @@ def choose_rung(service: str, seen: Look, edge: Edge | None, *, release: str) ->
             Standby.STOPPED: Chosen(rung=ContainerRung.STANDBY, why="what serves now stays beside, stopped"),
             Standby.NONE: Chosen(rung=ContainerRung.START_FIRST, why="containers.edge.standby is none"),
         }[edge.config.standby]
-    if any(stands(c, service, release) and c.facts().serves for c in (*seen.beside, *seen.serving)):
+    run = sum(stands(c, service, release) and c.facts().serves for c in (*seen.beside, *seen.serving))
+    if run >= at_least:
         return Chosen(rung=ContainerRung.WARM, why=f"{release} runs beside")
-    if any(stands(c, service, release) for c in (*seen.stopped, *seen.beside)):
+    stand = sum(stands(c, service, release) for c in (*seen.stopped, *seen.beside))
+    if run or 0 < stand < at_least:
+        return Chosen(rung=ContainerRung.START_FIRST, why=f"{run} of {at_least} of {release} run beside")
+    if stand:
         return Chosen(rung=ContainerRung.STANDBY, why=f"{release} stands beside and does not run")
     return Chosen(rung=ContainerRung.START_FIRST, why=f"nothing of {release} stands beside")
 

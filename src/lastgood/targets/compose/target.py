@@ -264,7 +264,8 @@ class ComposeTarget:
             there = look(self._stack, engine, edge)
         kept = self._stack.shelf.find(release) if release else None
         services = [s.name for s in kept.services] if kept else self._stack.config.services
-        chosen = [(service, choose_rung(service, there, edge, release=release)) for service in services]
+        asked = {service: count for _, service, count in self._asked(kept)} if kept else {}
+        chosen = [(s, choose_rung(s, there, edge, release=release, at_least=asked.get(s, 1))) for s in services]
         blind = sorted({c.service for c in there.serving if c.facts().running and c.facts().health is Health.NONE})
         seen_only = f"; no health check in {', '.join(blind)}: running is all that can be seen of it" if blind else ""
         return said(chosen) + seen_only
