@@ -115,6 +115,7 @@ def test_a_good_release_passes_its_smoke_tests_and_serves(
     assert broken_rows(database_url) == {}
 
 
+@pytest.mark.full
 def test_the_base_release_runs_on_the_good_releases_schema(tree_of: TreeOf, database_url: str, tmp_path: Path) -> None:
     base = tree_of("v2.0.3")
     migrate(tree_of("v2.0.5"), database_url)

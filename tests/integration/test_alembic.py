@@ -166,6 +166,7 @@ def test_its_own_downgrade_takes_two_releases_down_again_and_every_row_stays(ale
     assert migrated(alembic, "v2", "b2") == ("b2",)  # its history lets the next release be applied
 
 
+@pytest.mark.full
 def test_a_downgrade_that_does_not_give_the_schema_back_is_not_chosen(alembic: PostgresWorld) -> None:
     alembic.migrations = {**alembic.migrations, "down": DOWNGRADE}
     ship(alembic, "v2", ("a1", None, "SELECT 1"), ("b2", "a1", NICK), down=NO_NICK[1:])
@@ -224,6 +225,7 @@ def test_a_release_that_refuses_the_history_when_it_starts_cannot_go_back_alone(
     assert alembic.target.observe().fingerprint == before.fingerprint
 
 
+@pytest.mark.full
 def test_it_refuses_the_history_of_a_migration_that_left_the_schema_as_it_was(alembic: PostgresWorld) -> None:
     ship(alembic, "v2", ("b2", "a1", "UPDATE customers SET name = upper(name)"))
     migrated(alembic, "v1", "a1")

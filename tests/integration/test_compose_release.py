@@ -181,6 +181,7 @@ def test_what_runs_is_recorded_with_the_environment_that_it_runs_with(stack: Com
     assert stack.plan(target, release).steps == ()
 
 
+@pytest.mark.full
 def test_what_runs_is_not_recorded_when_the_files_would_start_something_else(stack: ComposeWorld) -> None:
     stack.compose("up", "--detach", "--wait")
     stack.services["web"]["command"] = ["httpd", "-f", "-p", "8080", "-h", "/"]

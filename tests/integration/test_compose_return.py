@@ -274,6 +274,7 @@ def test_a_worker_that_ends_a_moment_after_its_start_has_not_gone_back(stack: Co
         target.apply(serve)
 
 
+@pytest.mark.full
 def test_the_gate_refuses_an_image_that_is_never_healthy(stack: ComposeWorld) -> None:
     stack.services["web"]["healthcheck"]["retries"] = 2
     stack.write()
@@ -451,6 +452,7 @@ def test_a_foreign_container_that_holds_the_port_is_named_and_left_alone(stack: 
     assert foreign.status == "running"
 
 
+@pytest.mark.full
 def test_a_foreign_container_on_the_same_port_of_another_address_is_no_obstacle(stack: ComposeWorld) -> None:
     target = stack.target(services=["web"])
     stack.client.containers.run(
@@ -595,6 +597,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.full
 def test_a_service_that_is_sick_is_started_anew_even_from_the_same_release(stack: ComposeWorld) -> None:
     stack.services["web"]["healthcheck"]["retries"] = 1
     stack.write()

@@ -202,6 +202,7 @@ def test_a_swap_to_it_is_tried_by_looking_through_it_and_counting(embedded: Post
         embedded.target.try_replay(swap)
 
 
+@pytest.mark.full
 def test_without_a_snapshot_nobody_is_blamed_for_a_row(embedded: PostgresWorld) -> None:
     own = added(embedded, dumped(embedded, "dump"), schema=left(embedded))
     embedded.migrate()
@@ -303,6 +304,7 @@ def test_the_name_of_one_that_lastgood_took_is_refused(embedded: PostgresWorld) 
     embedded.target.prove(embedded.target.restore_point(embedded.restore_point), deadline_s=60)
 
 
+@pytest.mark.full
 def test_an_own_dump_outlives_every_restore_point_that_lastgood_takes(embedded: PostgresWorld) -> None:
     own = added(embedded, dumped(embedded, "p"), taken_at=datetime(2000, 1, 1, tzinfo=UTC))
     for name in ("rp-d1", "rp-d2", "rp-d3"):
@@ -311,6 +313,7 @@ def test_an_own_dump_outlives_every_restore_point_that_lastgood_takes(embedded: 
     embedded.target.prove(own, deadline_s=60)
 
 
+@pytest.mark.full
 def test_a_migration_after_it_notes_what_it_rewrote_for_the_restore_point_of_the_deploy(
     embedded: PostgresWorld,
 ) -> None:
@@ -320,6 +323,7 @@ def test_a_migration_after_it_notes_what_it_rewrote_for_the_restore_point_of_the
     assert [p.stem for p in (embedded.folder / "state" / "migrated").glob("*.json")] == [embedded.restore_point]
 
 
+@pytest.mark.full
 def test_a_dump_that_was_made_while_a_capture_ran_shows_nothing_of_it(embedded: PostgresWorld) -> None:
     schema = left(embedded)
     embedded.take()

@@ -110,6 +110,7 @@ def test_a_statement_that_does_something_else_is_no_repair(shop: PostgresWorld, 
     assert shop.sql("SELECT total::int FROM orders WHERE id >= 900 ORDER BY id") == [(0,), (3,)]
 
 
+@pytest.mark.full
 def test_a_statement_that_needs_another_row_changed_is_no_repair(shop: PostgresWorld) -> None:
     shop.invariants = {"named": "SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer WHERE c.name = 'x'"}
     shop.sql("UPDATE customers SET name = 'x' WHERE id = 6")
@@ -142,6 +143,7 @@ def test_a_change_that_would_break_another_invariant_is_not_chosen(shop: Postgre
     assert [one.column for one in row.columns] == ["total", "state"]
 
 
+@pytest.mark.full
 def test_another_row_that_took_the_key_over_gives_it_nothing(embedded: PostgresWorld) -> None:
     embedded.sql("CREATE TABLE notes (tenant int, id int, what text, PRIMARY KEY (tenant, id))")
     embedded.sql("INSERT INTO notes VALUES (1, 7, 'good')")
@@ -219,6 +221,7 @@ def test_what_breaks_an_invariant_elsewhere_is_refused_whole(shop: PostgresWorld
     assert shop.one("SELECT total::int FROM orders WHERE id = 5") == 0
 
 
+@pytest.mark.full
 def test_names_that_the_migration_changed_and_columns_that_it_made_are_understood(shop: PostgresWorld) -> None:
     rename = "ALTER TABLE orders RENAME TO purchases; ALTER TABLE purchases RENAME COLUMN total TO amount; "
     rename += "ALTER TABLE purchases ADD COLUMN note text DEFAULT 'new'"

@@ -599,6 +599,7 @@ def identities(world: PostgresWorld) -> dict[object, object]:
     }
 
 
+@pytest.mark.full
 def test_a_capture_that_ended_left_the_schema_as_it_was(embedded: PostgresWorld) -> None:
     embedded.sql("ALTER TABLE audit REPLICA IDENTITY NOTHING")
     before = identities(embedded)
@@ -617,6 +618,7 @@ def slots(world: PostgresWorld) -> list[object]:
     ]
 
 
+@pytest.mark.full
 def test_a_restore_point_of_another_stack_on_the_server_leaves_our_capture_alone(
     postgres: PostgresConfig, tmp_path: Path
 ) -> None:
@@ -675,6 +677,7 @@ def test_a_database_without_a_table_is_captured_from_its_first_migration_on(embe
     }  # fmt: skip
 
 
+@pytest.mark.full
 def test_where_a_transaction_stays_open_the_restore_point_says_that_it_has_no_capture(embedded: PostgresWorld) -> None:
     with embedded.connect() as open_since_before:
         open_since_before.execute("BEGIN; SELECT pg_current_xact_id()")

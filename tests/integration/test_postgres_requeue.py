@@ -77,6 +77,7 @@ def test_an_entry_is_not_put_in_twice_where_the_swap_was_taken_back(embedded: Po
     assert total(embedded, 5) == written
 
 
+@pytest.mark.full
 def test_columns_that_the_migration_renamed_go_back_to_their_old_names(embedded: PostgresWorld) -> None:
     both = "BEGIN; INSERT INTO customers (id, full_name) VALUES (900, 'Ada'); "
     both += "INSERT INTO orders (customer, total) VALUES (900, 0); COMMIT"
@@ -171,6 +172,7 @@ def test_a_table_that_was_emptied_is_left_to_a_person(embedded: PostgresWorld) -
         put(embedded, entry)
 
 
+@pytest.mark.full
 def test_rows_of_a_table_that_the_migration_made_are_left_out_and_named(embedded: PostgresWorld) -> None:
     made = f"{RELAXED}; CREATE TABLE coupons (code text PRIMARY KEY)"
     (entry,) = went_back(embedded, made, f"BEGIN; {FREE}; INSERT INTO coupons VALUES ('half'); COMMIT")
@@ -200,6 +202,7 @@ def test_a_name_that_means_something_else_since_is_not_guessed(embedded: Postgre
         put(embedded, entry)
 
 
+@pytest.mark.full
 def test_without_the_replaced_database_nothing_is_taken_for_a_column_that_has_no_place(embedded: PostgresWorld) -> None:
     noted, bare = went_back(embedded, RELAXED, FREE, "INSERT INTO orders (id, customer, total) VALUES (901, 1, 0)")
     embedded.sql(LET_IN)
@@ -217,6 +220,7 @@ def drop(world: PostgresWorld, database: str) -> None:
         by_hand.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
 
 
+@pytest.mark.full
 def test_what_waits_while_its_row_moved_to_another_partition_and_back_counts_once(embedded: PostgresWorld) -> None:
     embedded.sql(
         "CREATE TABLE parts (id int, region text, n int, PRIMARY KEY (id, region)) PARTITION BY LIST (region); "
@@ -235,6 +239,7 @@ def test_what_waits_while_its_row_moved_to_another_partition_and_back_counts_onc
     assert embedded.sql("SELECT * FROM parts") == [(1, "a", 93)]
 
 
+@pytest.mark.full
 def test_a_number_that_is_a_code_goes_in_over_what_was_found_only(embedded: PostgresWorld) -> None:
     embedded.merge = {"jobs.kind": "set"}
     embedded.sql("CREATE TABLE jobs (id int PRIMARY KEY, state int CHECK (state IN (1, 2, 5)), kind int NOT NULL)")
@@ -260,6 +265,7 @@ def test_a_row_whose_key_was_gone_is_not_taken_for_another(embedded: PostgresWor
     assert embedded.sql("SELECT id FROM seats") == [(1,)]
 
 
+@pytest.mark.full
 def test_what_rules_wrote_is_not_written_twice_and_they_are_as_they_were(embedded: PostgresWorld) -> None:
     embedded.sql("CREATE RULE noted AS ON INSERT TO orders DO ALSO INSERT INTO audit (what) VALUES ('rule')")
     embedded.sql("ALTER TABLE orders ENABLE ALWAYS RULE noted")
@@ -273,6 +279,7 @@ def test_what_rules_wrote_is_not_written_twice_and_they_are_as_they_were(embedde
 # --- rows, of which only the last state could be told ----------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_value_of_which_nobody_could_tell_whose_it_is_goes_in_by_a_persons_word(embedded: PostgresWorld) -> None:
     embedded.by_rows = True
     (entry,) = went_back(
@@ -295,6 +302,7 @@ def test_a_row_that_was_changed_since_is_not_written_over(embedded: PostgresWorl
     assert total(embedded, 5) == 8
 
 
+@pytest.mark.full
 def test_a_row_of_every_kind_of_value_goes_in_as_it_was(embedded: PostgresWorld) -> None:
     embedded.by_rows = True
     embedded.sql(

@@ -56,6 +56,7 @@ def as_role(world: PostgresWorld, role: str) -> Connection:
     return connect(world.config.model_copy(update={"user": role}), autocommit=True)
 
 
+@pytest.mark.full
 def test_sessions_of_another_role_end_at_the_fence(keeper: PostgresWorld) -> None:
     """Of what they are, a role that is no superuser sees nothing."""
     with as_role(keeper, "shop") as superuser:
@@ -93,6 +94,7 @@ def test_a_role_whose_sessions_are_not_ours_to_end_is_told_before_a_deploy(keepe
     assert keeper.target.preflight() == ()
 
 
+@pytest.mark.full
 def test_a_member_of_a_group_that_was_granted_something_is_told_as_well(keeper: PostgresWorld) -> None:
     with as_role(keeper, "shop") as superuser:
         superuser.execute(
@@ -204,6 +206,7 @@ def test_a_database_that_a_stranger_has_the_name_of_is_not_released(embedded: Po
         embedded.target.release(embedded.kept_as, deadline_s=60.0)
 
 
+@pytest.mark.full
 def test_a_database_that_was_kept_before_that_was_noted_is_released_as_well(embedded: PostgresWorld) -> None:
     embedded.take()
     embedded.migrate()
@@ -221,6 +224,7 @@ def test_a_swap_that_happened_is_not_lifted(embedded: PostgresWorld) -> None:
         embedded.target.apply(embedded.lift)
 
 
+@pytest.mark.full
 def test_a_fence_that_left_the_name_free_is_lifted_and_swapped_as_well(embedded: PostgresWorld) -> None:
     """As one that stood while lastgood was brought up to date."""
     behind_the_fence(embedded)
@@ -257,6 +261,7 @@ def test_what_a_person_is_told_to_type_lifts_the_fence_and_can_do_no_harm_where_
     assert embedded.one("SELECT count(*) FROM orders") == 100
 
 
+@pytest.mark.full
 def test_an_empty_database_that_a_killed_command_left_unmarked_is_made_anew(embedded: PostgresWorld) -> None:
     name = embedded.config.name
     embedded.sql(f"CREATE DATABASE {name}_lg__fence TEMPLATE template0 ALLOW_CONNECTIONS false", database="postgres")
@@ -405,6 +410,7 @@ def test_a_sequence_that_the_migration_made_anew_gives_no_number_out_twice(
     assert embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id") == 104
 
 
+@pytest.mark.full
 def test_a_sequence_that_is_gone_goes_on_past_what_is_in_its_column(embedded: PostgresWorld) -> None:
     embedded.take()
     embedded.ship(
@@ -416,6 +422,7 @@ def test_a_sequence_that_is_gone_goes_on_past_what_is_in_its_column(embedded: Po
     assert embedded.one("INSERT INTO orders (customer, total) VALUES (1, 900) RETURNING id") == 151
 
 
+@pytest.mark.full
 def test_a_sequence_that_counts_down_goes_on_downwards(embedded: PostgresWorld) -> None:
     embedded.sql("CREATE SEQUENCE down INCREMENT -1 MAXVALUE 100 START 100")
     embedded.sql("SELECT nextval('down')")
@@ -448,6 +455,7 @@ def test_looking_into_the_clone_does_not_make_it_unfit(embedded: PostgresWorld) 
     assert embedded.one("SELECT count(*) FROM orders") == 100
 
 
+@pytest.mark.full
 def test_a_damaged_restore_point_hides_no_other_one(embedded: PostgresWorld) -> None:
     embedded.take()
     (embedded.folder / "restore-points" / "rp-d1.json").write_text('{"point": ')
@@ -480,6 +488,7 @@ def test_every_statement_of_ours_has_its_limits(embedded: PostgresWorld) -> None
     assert embedded.one("SHOW statement_timeout") == "30s"
 
 
+@pytest.mark.full
 def test_the_ledger_is_made_although_somebody_uses_the_template(tmp_path: Path) -> None:
     with postgres_embedded.rig(tmp_path) as alone, alone.connect(database="template1"):
         alone.take()

@@ -106,6 +106,7 @@ def test_other_databases_are_told_where_a_recovery_would_copy_them(embedded: Pos
         embedded.sql(f"DROP DATABASE other_{embedded.config.name}", database="postgres")
 
 
+@pytest.mark.full
 def test_what_other_roles_do_is_hidden_and_that_is_told(tmp_path: Path) -> None:
     with postgres_embedded.rig(tmp_path) as alone:
         alone.sql("CREATE ROLE app LOGIN PASSWORD 'pass word'; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
@@ -168,6 +169,7 @@ def test_a_materialized_view_shows_what_was_written_since_or_is_named(
         assert embedded.one("SELECT n FROM states") == 2
 
 
+@pytest.mark.full
 def test_a_materialized_view_that_cannot_be_refreshed_is_named_and_stops_nothing(embedded: PostgresWorld) -> None:
     embedded.sql("CREATE MATERIALIZED VIEW odd AS SELECT 1 / (total - 900) AS n FROM orders")
     embedded.take()
@@ -200,6 +202,7 @@ def test_a_transaction_that_is_idle_ends_at_the_fence(embedded: PostgresWorld) -
     assert embedded.one("SELECT name FROM customers WHERE id = 1") == "customer 1"
 
 
+@pytest.mark.full
 def test_who_keeps_everybody_from_looking_is_named_and_nothing_is_touched(embedded: PostgresWorld) -> None:
     """As a migration does that hangs in the middle."""
     embedded.take()
@@ -332,6 +335,7 @@ def test_how_much_the_server_lets_a_slot_keep_is_seen(embedded: PostgresWorld) -
     assert embedded.target.observe().slot_limit_bytes == 4 << 30
 
 
+@pytest.mark.full
 def test_a_server_that_sets_a_slot_no_limit_is_seen(tmp_path: Path) -> None:
     with postgres_embedded.rig(tmp_path) as alone:
         alone.sql("ALTER SYSTEM SET max_slot_wal_keep_size = -1")
@@ -341,6 +345,7 @@ def test_a_server_that_sets_a_slot_no_limit_is_seen(tmp_path: Path) -> None:
         assert alone.target.observe().slot_limit_bytes is None
 
 
+@pytest.mark.full
 def test_what_the_restore_of_a_point_wrote_is_kept_and_does_not_count_against_its_limit(
     embedded: PostgresWorld,
 ) -> None:

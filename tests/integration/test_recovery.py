@@ -387,6 +387,7 @@ def test_what_cannot_be_recovered_is_refused_before_anything_begins(
     assert everything(shop) == before
 
 
+@pytest.mark.full
 def test_a_folder_with_what_is_not_ours_is_left_alone(shop: PostgresWorld, kept: Kept) -> None:
     theirs = kept.side / "theirs"
     theirs.write_text("mine")
@@ -415,6 +416,7 @@ def test_a_disk_that_is_too_small_is_said_before_it_is_full(
     assert is_clear(kept)
 
 
+@pytest.mark.full
 def test_a_broken_archive_is_said_by_doctor_at_the_deploy_and_here(
     shop: PostgresWorld, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

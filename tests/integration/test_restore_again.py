@@ -78,6 +78,7 @@ def test_what_was_caught_up_before_the_capture_ended_goes_back_by_rows(world: Po
     assert world.replayed().carried == (("customers", 1), ("orders", 2))
 
 
+@pytest.mark.full
 def test_the_dump_that_was_read_from_a_copy_is_as_good(embedded: PostgresWorld) -> None:
     embedded.pause_s = 30.0
     caught_up_and_over(embedded)
@@ -139,6 +140,7 @@ def test_a_restored_clone_has_nothing_of_a_capture_that_is_over_and_what_identit
     assert embedded.one("SELECT to_regnamespace('lastgood_marks')::text", database=embedded.clone) is None
 
 
+@pytest.mark.full
 def test_a_restored_clone_that_somebody_writes_to_is_not_swapped_in(embedded: PostgresWorld) -> None:
     caught_up_and_over(embedded)
     embedded.target.apply(embedded.restore_clone)
@@ -198,6 +200,7 @@ def test_killed_while_it_is_restored_the_same_step_ends_the_same(
     assert {each for each in embedded.target.observe().databases if each.startswith(name)} == {name, embedded.kept_as}
 
 
+@pytest.mark.full
 def test_what_was_killed_while_it_was_restored_is_gone_with_the_next_restore_point(embedded: PostgresWorld) -> None:
     def dying() -> None:
         deadly("tools.Tools.restore", "after")
@@ -211,6 +214,7 @@ def test_what_was_killed_while_it_was_restored_is_gone_with_the_next_restore_poi
     assert again not in embedded.target.observe().databases
 
 
+@pytest.mark.full
 def test_a_new_restore_point_of_the_name_is_empty(embedded: PostgresWorld) -> None:
     caught_up_and_over(embedded)
     (embedded.folder / "restore-points" / f"{embedded.restore_point}.json").unlink()

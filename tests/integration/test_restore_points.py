@@ -420,6 +420,7 @@ def test_what_is_not_in_order_is_not_among_the_restore_points(kept: Kept) -> Non
     assert facts.manifests == (("rp-d1", kept.older.manifest),)
 
 
+@pytest.mark.full
 def test_old_ones_that_say_they_are_young_do_not_make_the_new_one_go(embedded: PostgresWorld) -> None:
     for name in ("rp-d1", "rp-d2"):
         point = taken(embedded, name)

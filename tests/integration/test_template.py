@@ -140,6 +140,7 @@ def test_without_a_pause_nobody_is_kept_out(embedded: PostgresWorld) -> None:
     assert (taken.copied, taken.paused_s, taken.not_copied) == (False, 0.0, "")
 
 
+@pytest.mark.full
 def test_a_copy_is_lossless_where_a_transaction_that_stays_open_keeps_a_dump_from_it(copying: PostgresWorld) -> None:
     with open_transaction(copying, "UPDATE orders SET total = 5000 WHERE id = 3"):
         copying.take()
@@ -167,6 +168,7 @@ def test_a_dump_is_not_lossless_behind_a_transaction_that_stays_open(embedded: P
     assert "orders is locked" in taken.lossy_because[0]
 
 
+@pytest.mark.full
 def test_a_copy_that_takes_too_long_is_given_up_and_the_database_dumped(copying: PostgresWorld) -> None:
     copying.pause_s = 0.02
     copying.take()
@@ -193,6 +195,7 @@ def test_a_session_that_is_not_ours_to_end_keeps_everybody_in(keeper: PostgresWo
     assert taken.not_copied.startswith("app may not end sessions of shop")
 
 
+@pytest.mark.full
 def test_a_role_that_is_no_superuser_can_copy(keeper: PostgresWorld) -> None:
     keeper.pause_s = ALLOWED_S
     keeper.take()
@@ -304,6 +307,7 @@ def let_in(world: PostgresWorld) -> bool:
         return False
 
 
+@pytest.mark.full
 def test_a_copy_that_a_killed_command_left_under_way_does_not_keep_the_next_from_it(copying: PostgresWorld) -> None:
     def dying() -> None:
         deadly("template._locked", "after")
@@ -327,6 +331,7 @@ def taken(world: PostgresWorld) -> bool:
     return True
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pause_s", [0.0, ALLOWED_S], ids=["dump", "copy"])
 def test_where_nothing_can_be_captured_the_rows_of_a_copy_go_back_as_those_of_a_dump(
     embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch, pause_s: float
