@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from docker.models.containers import Container
 
 from lastgood.core.config import ContainersConfig
 from lastgood.core.deploying import changed_services, clear_step, gate_step, serve_steps
@@ -362,6 +363,15 @@ def test_a_release_that_nobody_would_reach_stops_nothing(world: EdgeWorld, targe
     assert world.answer() == "1-0"
 
 
+def sicken(container: Container) -> None:
+    """Wait until Docker says so of it."""
+    container.exec_run(["mv", "/www/index.html", "/www/gone"])
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and container.attrs["State"]["Health"]["Status"] != "unhealthy":
+        container.reload()
+        time.sleep(0.1)
+
+
 @pytest.mark.full
 def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeTarget) -> None:
     r0 = recorded(target, "r0")
@@ -369,13 +379,38 @@ def test_a_standby_that_went_bad_is_made_anew(world: EdgeWorld, target: ComposeT
     r1 = prepared(world, target, "1")
     carry(target, r1, standby="r0")
     (sick,) = (c for c in world.candidates() if c.name == f"{world.project}-api-r0")
-    sick.exec_run(["sh", "-c", "mv /www/index.html /www/gone"])
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and sick.attrs["State"]["Health"]["Status"] != "unhealthy":
-        sick.reload()
-        time.sleep(0.1)
+    sicken(sick)
     carry(target, r0)
     assert world.answer() == "0-0"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("instances", [1, 2])
+def test_what_serves_and_is_sick_serves_on_until_a_successor_of_its_release_is_well(
+    world: EdgeWorld, target: ComposeTarget, instances: int
+) -> None:
+    """A slow database makes both sick, and nobody would be left to serve."""
+    asks = " && ".join(f"wget -q -O /dev/null http://{name}:8080/" for name in ("db", "127.0.0.1"))
+    world.services["web"] |= {"deploy": {"replicas": instances}}
+    world.services["web"]["healthcheck"] |= {"test": ["CMD-SHELL", asks]}
+    world.write()
+    r0 = target.prepare("r0", datetime.now(UTC))
+    carry(target, r0)
+    serving = {c.id: c for c in world.candidates() if str(c.name).startswith(f"{world.project}-web-r0")}
+    sick = next(iter(serving.values()))
+    sicken(sick)
+    world.container("db").exec_run(["mv", "/www/index.html", "/www/gone"])
+    with traffic(world) as answers, pytest.raises(Refused, match="web of r0 is unhealthy at the gate"):
+        target.apply(steps_to(target, r0)[0])
+    assert set(answers) == {"0-0"}, answers
+    assert {c.id for c in world.candidates() if str(c.name).startswith(f"{world.project}-web-r0")} == set(serving)
+    world.container("db").exec_run(["mv", "/www/gone", "/www/index.html"])
+    with traffic(world) as answers:
+        carry(target, r0)
+    assert set(answers) == {"0-0"}, answers
+    there = [c for c in world.candidates() if str(c.name).startswith(f"{world.project}-web-r0")]
+    assert sick.id not in {c.id for c in there if c.status == "running"}
+    assert sum(c.status == "running" for c in there) == instances
 
 
 @pytest.mark.full

@@ -13,6 +13,7 @@ means; the candidate is a copy of the mold, and the mold is removed.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,10 +76,10 @@ def pass_gate(
     seen = look(stack, engine, edge)
     forget_stopped(engine, seen, keep={gate.release, action.standby} - {""})
     try:
-        started = [(r, gate.candidates(r, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
+        started = [(r, gate.candidates(r, seen, ends_at=ends_at)) for r in records if not gate.serves(r, seen)]
         for record, beside in sorted(started, key=lambda pair: gate.depths[pair[0].name]):
             gate.start_ended(record, beside)
-            gate.settle(record, beside, ends_at=ends_at)
+            gate.settle(record, beside, seen, ends_at=ends_at)
         gate.name_at_the_edge([record for record, _ in started], ends_at=ends_at)
     except OutcomeUnknown as error:
         gate.clear()
@@ -107,6 +108,13 @@ def depths(project: Project, services: Collection[str]) -> dict[str, int]:
     return found
 
 
+def _last(container: Container, serving: Collection[str]) -> tuple[bool, bool, bool]:
+    """Sorts what is to be used last to the end. A successor that a killed gate made comes before the sick one that
+    serves, and after what serves and is well."""
+    well, serves = container.facts().serves, container.id in serving
+    return not well, not container.is_up, serves != well
+
+
 def forget_stopped(engine: Engine, seen: Look, *, keep: Collection[str]) -> None:
     """Remove what earlier releases left stopped, for who looked for the cause. keep: those that may serve again."""
     for container in seen.stopped:
@@ -116,7 +124,8 @@ def forget_stopped(engine: Engine, seen: Look, *, keep: Collection[str]) -> None
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
-    """The gate of one release. depths: of its services. made: IDs of what it started."""
+    """The gate of one release. depths: of its services. made: IDs of what it started. left: IDs of what serves until
+    the switch and then no more."""
 
     stack: Stack
     engine: Engine
@@ -125,6 +134,7 @@ class _Gate:
     project: Project
     depths: Mapping[str, int]
     made: list[str] = field(default_factory=list[str])
+    left: list[str] = field(default_factory=list[str])
 
     @property
     def release(self) -> str:
@@ -149,29 +159,40 @@ class _Gate:
 
     def _copies(self, record: ServiceRecord) -> int:
         """One for each instance that is to serve; one where the gate only shows whether it boots."""
-        return (self.project.instances(record.name) or 1) if self._switches(record) else 1
+        return self._asked(record.name) if self._switches(record) else 1
 
-    def candidates(self, record: ServiceRecord, *, ends_at: datetime) -> list[str]:
-        """Return the IDs of the running candidates that are there already, started again or made."""
-        copies = self._copies(record)
+    def _asked(self, service: str) -> int:
+        return self.project.instances(service) or 1
+
+    def candidates(self, record: ServiceRecord, seen: Look, *, ends_at: datetime) -> list[str]:
+        """Return the IDs of the running candidates that are there already, started again or made. What serves is among
+        them, and is never removed."""
+        copies, serving = self._copies(record), {c.id for c in seen.serving}
         there: list[Container] = []
-        for old in self.engine.candidates():
+        for old in sorted(self.engine.candidates(), key=lambda c: _last(c, serving)):
             if old.service != record.name or (self._switches(record) and not self._is(old)):
                 continue
             usable = self._is(old) and old.image == record.artifact and not old.is_made_only
             if usable and len(there) < copies and (old.is_up or self._switches(record)):
                 there.append(old)
             else:
-                self.engine.remove(old.id)
+                self._leave(old.id, serving)
         for stopped in [c for c in there if not c.is_up]:
             try:
                 self.engine.start(stopped.id, named=stopped.name)
             except Refused:
                 # it asks for what is another by now: a network that was made anew, by the ID that it had
-                self.engine.remove(stopped.id)
+                self._leave(stopped.id, serving)
                 there.remove(stopped)
         fresh = [self._make(record, ends_at=ends_at) for _ in range(copies - len(there))]
         return [*(c.id for c in there), *fresh]
+
+    def _leave(self, candidate: str, serving: Collection[str]) -> None:
+        """Make room for a successor. What serves does so until the requests go to that: it may be as sick."""
+        if candidate in serving:
+            self.left.append(candidate)
+        else:
+            self.engine.remove(candidate)
 
     def _make(self, record: ServiceRecord, *, ends_at: datetime) -> str:
         labels = {
@@ -228,14 +249,18 @@ class _Gate:
 
     def clear(self) -> None:
         """Remove what this gate made, and all that an earlier gate left, as far as that can be done now: why the gate
-        failed is what counts, and the rest is for the next one."""
+        failed is what counts, and the rest is for the next one. A standby stays, and what serves whole needs none."""
         with suppress(LastgoodError):
-            for container in look(self.stack, self.engine, self.edge).beside:
-                if container.id in self.made or container.is_made_only or self.edge is None:
+            seen = look(self.stack, self.engine, self.edge)
+            serving = Counter(c.service for c in seen.serving if self._is(c))
+            for container in seen.beside:
+                whole = self._is(container) and serving[container.service] >= self._asked(container.service)
+                if container.id in self.made or container.is_made_only or self.edge is None or whole:
                     self.engine.remove(container.id)
 
-    def settle(self, record: ServiceRecord, beside: Sequence[str], *, ends_at: datetime) -> None:
-        """Wait until all of them are healthy. One from before that is not is made anew, once.
+    def settle(self, record: ServiceRecord, beside: Sequence[str], seen: Look, *, ends_at: datetime) -> None:
+        """Wait until all of them are healthy. One from before that is not is made anew, once; if it serves, it does so
+        until the switch.
 
         Raises Refused when one ends, is unhealthy, or is neither at `ends_at`.
         """
@@ -245,14 +270,14 @@ class _Gate:
             except Refused:
                 if candidate in self.made:
                     raise
-                self.engine.remove(candidate)
+                self._leave(candidate, {c.id for c in seen.serving})
                 self._wait(record, self._make(record, ends_at=ends_at), ends_at=ends_at)
 
     def name_at_the_edge(self, records: Sequence[ServiceRecord], *, ends_at: datetime) -> None:
         """Have what will serve known at the edge, so that no switch has to wait for an address."""
         if self.edge is None:
             return
-        there = [c for c in self.engine.candidates() if self._is(c) and c.is_up]
+        there = [c for c in self.engine.candidates() if self._is(c) and c.is_up and c.id not in self.left]
         switched = [record.name for record in records if self._switches(record)]
         self.edge.admit({name: [c for c in there if c.service == name] for name in switched}, ends_at=ends_at)
 

@@ -47,16 +47,16 @@ def switch(stack: Stack, engine: Engine, edge: Edge, kept: KeptRelease, action: 
 def _ready(
     engine: Engine, edge: Edge, seen: Look, project: Project, release: str, action: Switch
 ) -> dict[str, list[Container]]:
-    """The instances of the release that can take each service's requests now; none of a service where they are fewer
-    than it asks for, or one does not listen."""
-    there = (*seen.beside, *seen.serving)
+    """The instances of the release that can take each service's requests now, as many as it asks for: one that was sick
+    may be well again since its successor was made. None of a service where they are fewer, or one does not listen."""
+    there, asked = (*seen.beside, *seen.serving), {s: project.instances(s) or 1 for s, _ in action.artifacts}
     found = {
         service: [c for c in there if stands(c, service, release) and c.image == artifact and c.facts().serves]
         for service, artifact in action.artifacts
     }
-    whole = {service: own for service, own in found.items() if len(own) >= (project.instances(service) or 1)}
+    whole = {service: own[: asked[service]] for service, own in found.items() if len(own) >= asked[service]}
     able = {service for service, own in whole.items() if all(edge.listens(engine, service, c) for c in own)}
-    return {service: own if service in able else [] for service, own in found.items()}
+    return {service: whole[service] if service in able else [] for service in found}
 
 
 def settle(stack: Stack, engine: Engine, edge: Edge, action: Settle, *, deadline_s: float) -> None:
