@@ -76,6 +76,26 @@ def test_a_release_that_serves_no_longer_can_be_vouched_for_and_is_not_taken_for
     assert team.history.serving == "v3"
 
 
+def test_a_release_with_the_containers_of_what_serves_is_vouched_for_as_it_was_recorded(team: Team) -> None:
+    """Its frontend and its schema are what there is to go back to."""
+    team.deploy(BAD, WELL)
+    team.stack.blindfold("traffic")
+    team.watch()
+    before = team.history.releases[BAD]
+    assert (before.standing, before.frontend) == (Standing.RECORDED, "dpl_v2")
+    team.stack.on_disk = BAD
+    team.deploy("v3", WELL)
+    with pytest.raises(Refused) as refused:
+        team.roll_back(BAD)
+    types(team, refused.value.hint.partition("   ")[0])
+    known = team.history.releases[BAD]
+    assert known.standing is Standing.GOOD
+    assert (known.frontend, known.fingerprint) == (before.frontend, before.fingerprint)
+    assert team.history.serving == "v3"
+    team.roll_back(BAD)
+    assert team.stack.frontend.production == before.frontend
+
+
 def test_a_release_that_somebody_put_back_by_hand_is_recorded_as_what_serves(team: Team) -> None:
     team.deploy(BAD, WELL)
     team.watch()

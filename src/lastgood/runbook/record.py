@@ -72,12 +72,16 @@ def record(rooms: Rooms, name: str) -> Release:
 
 def record_good(rooms: Rooms, name: str, *, why: str) -> bool:
     """Make a release good, on a person's word; return whether what serves was recorded for that. It is not where it was
-    recorded by that name already, nor where the name is that of an earlier release, which does not serve now. Raises
-    Refused as `record` and `vouch` do."""
+    recorded by that name already, nor where the name is that of an earlier release, which does not serve now: two may
+    have the same containers, and to record the earlier one would forget its frontend and its schema. Raises Refused as
+    `record` and `vouch` do."""
     history = rooms.memory.history()
-    known = history.releases.get(name)
-    serves = known is None or not not_as_recorded(known.release, rooms.containers.observe())
-    new = name != history.serving and serves
+    known, serving = history.releases.get(name), history.releases.get(history.serving)
+    new = name != history.serving
+    if new and known is not None:
+        facts = rooms.containers.observe()
+        past_us = serving is None or bool(not_as_recorded(serving.release, facts))
+        new = past_us and not not_as_recorded(known.release, facts)
     if new:
         with rooms.memory.journal.claim(rooms.who):
             record(rooms, name)
