@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.plan import Role
 from lastgood.runbook.doctor import Answer, Finding, examine
+from lastgood.targets.compose import ComposeTarget
+from lastgood.targets.compose.project import Project
+from lastgood.targets.compose.stack import Stack
 from lastgood.testing.stack import PROBE, WELL
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, OLD, Team
+from tests.targets.engine_double import engine_double
 
 NO_ANSWER = Retryable("no answer", delay_s=1.0)
 SAYS_NO = Refused("the token is not accepted", hint="renew it")
@@ -210,6 +215,22 @@ def test_what_no_deploy_runs_is_told_and_is_no_fault(team: Team) -> None:
     finding = found(team)["left to you"]
     assert finding.answer is Answer.OK
     assert finding.evidence.endswith("before a deploy that needs it: compose run buckets")
+
+
+def test_a_service_that_the_compose_file_no_longer_has_is_named_and_the_doctor_goes_on(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after it was renamed, or its profile left out."""
+    project = Project({"name": "shop", "services": {"api": {"image": "a"}}})
+    monkeypatch.setattr(Stack, "resolve", lambda _: project)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine.sock'}")
+    config = ContainersConfig.model_validate({"compose": {"project": "shop"}, "services": ["web", "api"]})
+    compose = ComposeTarget(config, root=tmp_path, state=tmp_path / "state", clock=team.clock)
+    with engine_double(tmp_path / "engine.sock"):
+        said = {finding.check: finding for finding in examine(replace(team.rooms(), containers=compose))}
+    assert said["files"].answer is Answer.FAILED
+    assert said["files"].evidence.startswith("containers.services names web, which the compose file does not have")
+    assert said["journal"].answer is Answer.OK
 
 
 def test_a_release_that_serves_and_has_none_before_it_has_nowhere_to_go(tmp_path: Path) -> None:

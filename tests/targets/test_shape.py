@@ -85,6 +85,29 @@ def test_what_ends_before_a_service_starts_is_known_in_the_order_in_which_it_run
     assert awaited(Project({"name": "shop", "services": services}), ["api", "web", "worker"]) == ("migrate", "seed")
 
 
+def test_a_service_that_the_file_no_longer_has_waits_for_nobody() -> None:
+    """`containers.services` may name it yet."""
+    waits = {"image": "a", "depends_on": {"migrate": {"condition": "service_completed_successfully"}}}
+    project = Project({"name": "shop", "services": {"api": waits, "migrate": {"image": "a"}}})
+    assert awaited(project, ["web", "api"]) == ("migrate",)
+
+
+def test_each_service_is_asked_once_for_what_ends_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty that each wait for all before them kept a deploy's plan waiting for seconds."""
+    condition = {"condition": "service_completed_successfully"}
+    names = [f"job-{n}" for n in range(16)]
+    services = {name: {"depends_on": dict.fromkeys(names[:n], condition)} for n, name in enumerate(names)}
+    asked: list[str] = []
+
+    def once(project: Project, name: str) -> dict[str, Any]:
+        asked.append(name)
+        return dict(project.model["services"][name])
+
+    monkeypatch.setattr(Project, "service", once)
+    assert awaited(Project({"name": "shop", "services": services}), [names[-1]]) == tuple(names[:-1])
+    assert sorted(asked) == sorted(names)
+
+
 @pytest.mark.parametrize(
     "service, port",
     [

@@ -241,10 +241,16 @@ def awaited(project: Project, services: Collection[str]) -> tuple[str, ...]:
     """The services that end before one of `services` starts, or before another of these, in the order in which they
     run. Compose refuses a circle."""
     found: dict[str, None] = {}
-    for name in services:
+
+    def find(name: str) -> None:
         for other in _ends_before(project, name):
-            if other in project.services and other not in services:
-                found |= dict.fromkeys((*awaited(project, [other]), other))
+            if other in project.services and other not in services and other not in found:
+                find(other)
+                found[other] = None
+
+    for name in services:
+        if name in project.services:
+            find(name)
     return tuple(found)
 
 
