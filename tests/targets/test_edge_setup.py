@@ -293,5 +293,22 @@ def test_a_name_that_a_service_got_after_its_edge_is_said_before_nobody_answers_
     assert said(section, hostname="shop") == [
         "the edge does not answer to shop in shop_back, as web does: lastgood init --edge"
     ]
-    assert said(section, networks={"front": None, "proxy": None}) == []
     assert said(once, hostname="shop") == []
+
+
+def test_a_network_that_a_service_got_after_its_edge_is_said_before_nobody_answers_there(tmp_path: Path) -> None:
+    """A worker may ask it there, which has no other network."""
+    web: dict[str, Any] = {"ports": [{"target": 80}], "networks": {"front": None, "back": {"aliases": ["shop"]}}}
+    front = written(tmp_path, a_project(web={**web, "networks": {"front": None}}))
+    section = {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 80}}}
+
+    def said(config: Mapping[str, Any], **front: object) -> list[str]:
+        stack = replace(a_stack(tmp_path, ["web"]), config=ContainersConfig.model_validate(config))
+        return list(unknown_at_the_edge(stack, a_project(web=web, **{"lastgood-edge": front})))
+
+    assert said(section, **front) == [
+        "the edge does not answer to web, shop in shop_back, as web does: lastgood init --edge"
+    ]
+    assert said({**section, "edge": {"routes": {"web": 80}, "one_at_a_time": ["web"]}}, **front) == []
+    (tmp_path / "anew").mkdir()
+    assert said(section, **written(tmp_path / "anew", a_project(web=web))) == []

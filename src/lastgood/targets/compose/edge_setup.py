@@ -301,16 +301,16 @@ def _names_in(project: Project, services: Sequence[str], network: str) -> list[s
 
 
 def unknown_at_the_edge(stack: Stack, project: Project) -> Iterator[str]:
-    """Say which names of a service its edge does not have, one line each. A release behind it has none of them: who
-    asks by one would find nobody."""
+    """Say which names of a service its edge does not have, in one of its networks or because it is not in that, one
+    line each. A release behind it has none of them: who asks by one would find nobody."""
     config, front = stack.config.edge, edge_of(project)
     if config is None or front is None:
         return
-    for network, defined in cast("Mapping[str, Json | None]", front.get("networks") or {}).items():
-        for service in (s for s in config.routes if s not in config.one_at_a_time and s in project.services):
-            known = cast("Sequence[str]", (defined or {}).get("aliases") or ())
+    at = cast("Mapping[str, Json | None]", front.get("networks") or {})
+    for service in (s for s in config.routes if s not in config.one_at_a_time and s in project.services):
+        for network, real in project.real_names("networks", service).items():
+            known = cast("Sequence[str]", (at.get(network) or {}).get("aliases") or ())
             if missing := [name for name in _names_in(project, [service], network) if name not in known]:
-                real = project.real_names("networks", service)[network]
                 yield (
                     f"the edge does not answer to {', '.join(missing)} in {real}, as {service} does: "
                     "lastgood init --edge"
