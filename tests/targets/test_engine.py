@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from docker import APIClient
 
 from lastgood.core.errors import LastgoodError, OutcomeUnknown, Refused, Retryable
 from lastgood.core.release import ServiceRecord
-from lastgood.targets.compose.engine import AT_ONCE, Engine, at_once, connect
+from lastgood.targets.compose.engine import AT_ONCE, Container, Engine, Ties, at_once, connect
 from lastgood.targets.compose.images import ensure_image
 from tests.targets.engine_double import EngineDouble, engine_double
 
@@ -50,6 +52,37 @@ def test_what_an_engine_began_and_failed_at_is_not_known(
         engine.networks()
     with pytest.raises(changed, match="starting web: no space left"):
         engine.start("web", named="web")
+
+
+@pytest.mark.parametrize("priority", [None, 0, 10])
+def test_a_twin_goes_by_the_gateway_by_which_its_service_does(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, priority: int | None
+) -> None:
+    """An engine that can be told (28) takes all networks with the container, and the SDK has no word for it later."""
+    networks: dict[str, Any] = {name: {"Links": None, "DriverOpts": {"of": name}} for name in ("back", "front")}
+    if priority is not None:
+        networks["back"]["GwPriority"], networks["front"]["GwPriority"] = 0, priority
+    mold = {
+        "Id": "mold",
+        "Config": {},
+        "HostConfig": {"NetworkMode": "back"},
+        "NetworkSettings": {"Networks": networks},
+    }
+    made: dict[str, Any] = {}
+    later: list[str] = []
+
+    def create(_api: object, config: dict[str, Any], _name: str | None) -> dict[str, Any]:
+        made.update(config["NetworkingConfig"]["EndpointsConfig"])
+        return {"Id": "twin"}
+
+    monkeypatch.setattr(APIClient, "create_container_from_config", create)
+    monkeypatch.setattr(APIClient, "connect_container_to_network", lambda _, _at, network, **__: later.append(network))
+    engine.twin(Container(mold), {}, ties=Ties(name="web-v1", alias="shop.web.v1", links=(("shop.api.v1", "api"),)))
+    assert (set(made), later) == (({"back", "front"}, []) if priority else ({"back"}, ["front"]))
+    assert made.get("front", {}).get("GwPriority", 0) == (priority or 0)
+    for name, endpoint in made.items():
+        kept = (endpoint["Aliases"], endpoint["Links"], endpoint["DriverOpts"])
+        assert kept == (["shop.web.v1"], ["shop.api.v1:api"], {"of": name})
 
 
 def test_a_log_that_no_driver_gives_back_is_empty(double: EngineDouble, engine: Engine) -> None:
