@@ -302,13 +302,16 @@ def test_a_network_that_a_service_got_after_its_edge_is_said_before_nobody_answe
     front = written(tmp_path, a_project(web={**web, "networks": {"front": None}}))
     section = {"compose": {"project": "shop"}, "services": ["web"], "edge": {"routes": {"web": 80}}}
 
-    def said(config: Mapping[str, Any], **front: object) -> list[str]:
+    def said(config: Mapping[str, Any], front: Mapping[str, Any], asker: str = "worker") -> list[str]:
         stack = replace(a_stack(tmp_path, ["web"]), config=ContainersConfig.model_validate(config))
-        return list(unknown_at_the_edge(stack, a_project(web=web, **{"lastgood-edge": front})))
+        beside = {"image": asker, "networks": {"back": None}}
+        there = {"web": web, "beside": beside, "lastgood-edge": dict(front)}
+        return list(unknown_at_the_edge(stack, a_project(**there)))
 
-    assert said(section, **front) == [
+    assert said(section, front, "postgres:15") == []
+    assert said(section, front) == [
         "the edge does not answer to web, shop in shop_back, as web does: lastgood init --edge"
     ]
-    assert said({**section, "edge": {"routes": {"web": 80}, "one_at_a_time": ["web"]}}, **front) == []
+    assert said({**section, "edge": {"routes": {"web": 80}, "one_at_a_time": ["web"]}}, front) == []
     (tmp_path / "anew").mkdir()
-    assert said(section, **written(tmp_path / "anew", a_project(web=web))) == []
+    assert said(section, written(tmp_path / "anew", a_project(web=web))) == []

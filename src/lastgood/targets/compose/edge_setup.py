@@ -24,7 +24,15 @@ from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Json, Project
-from lastgood.targets.compose.shape import Kind, exposed_by, found_past_names, not_http, others_asked, shape_of
+from lastgood.targets.compose.shape import (
+    Kind,
+    exposed_by,
+    found_past_names,
+    not_http,
+    others_asked,
+    shape_of,
+    why_stateful,
+)
 from lastgood.targets.compose.stack import Stack
 
 COMPOSE_FILE: Final = "docker-compose.edge.yml"
@@ -300,6 +308,12 @@ def _names_in(project: Project, services: Sequence[str], network: str) -> list[s
     return list(found)
 
 
+def _nobody_asks(project: Project, service: str, network: str) -> bool:
+    """Whether only servers of data are in a network with a service: they answer, and ask nobody."""
+    beside = (other for other in project.services if other != service and project.is_in(other, network))
+    return not project.is_external(network) and all(why_stateful(project, other) for other in beside)
+
+
 def unknown_at_the_edge(stack: Stack, project: Project) -> Iterator[str]:
     """Say which names of a service its edge does not have, in one of its networks or because it is not in that, one
     line each. A release behind it has none of them: who asks by one would find nobody."""
@@ -309,6 +323,8 @@ def unknown_at_the_edge(stack: Stack, project: Project) -> Iterator[str]:
     at = cast("Mapping[str, Json | None]", front.get("networks") or {})
     for service in (s for s in config.routes if s not in config.one_at_a_time and s in project.services):
         for network, real in project.real_names("networks", service).items():
+            if network not in at and _nobody_asks(project, service, network):
+                continue
             known = cast("Sequence[str]", (at.get(network) or {}).get("aliases") or ())
             if missing := [name for name in _names_in(project, [service], network) if name not in known]:
                 yield (

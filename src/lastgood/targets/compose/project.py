@@ -261,6 +261,14 @@ class Project:
         named = dict(self._named(self.service(name)))[kind]
         return {key: str(self._defined(kind, key).get("name") or key) for key in sorted(named)}
 
+    def is_in(self, name: str, network: str) -> bool:
+        """Whether a service is in one of the model's networks."""
+        return network in dict(self._named(self.service(name)))["networks"]
+
+    def is_external(self, network: str) -> bool:
+        """Whether a network is not this project's own: containers of others may be in it."""
+        return bool(self._defined("networks", network).get("external"))
+
     def to_start(
         self,
         name: str,
