@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lastgood.core.errors import OutcomeUnknown, Refused
-from lastgood.core.plan import Role
-from lastgood.core.record import DeploymentEnded, WatchStarted
+from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
+from lastgood.core.plan import Role, Step
+from lastgood.core.record import DeploymentEnded, ReleaseJudged, WatchStarted
+from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
+from lastgood.runbook import deploy as deploying
+from lastgood.runbook import watch as watching
+from lastgood.runbook.endings import WatchOutcome
 from lastgood.testing.stack import WELL, Behaviour
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, OLD, Team
@@ -18,9 +22,29 @@ from tests.runbook.team import BAD, OLD, Team
 ERRORS = Behaviour(errors=0.3)
 
 
-def die(_step: object) -> None:
+def die(*_: object, **__: object) -> None:
     """The process dies before anything is sent."""
     raise Crash
+
+
+def dies_in_its_gate(team: Team, name: str, *, started: bool = True) -> None:
+    """A deploy of it that is killed once its gate has begun. started: with what it starts beside running."""
+    keep = team.containers.apply
+
+    def act(step: Step) -> None:
+        if started:
+            keep(step)
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team.containers, "apply", act)
+        with pytest.raises(Crash):
+            team.deploy(name, WELL)
+
+
+def watched_on(team: Team, deployment: str = "d2") -> WatchOutcome:
+    """The process that watched goes on, whatever was deployed beside it."""
+    return watching.watch_on(team.rooms(), deployment)
 
 
 @pytest.fixture
@@ -102,6 +126,77 @@ def test_a_hotfix_that_dies_at_its_gate_takes_neither_the_standby_nor_the_watch(
     team.roll_back()
     assert (serving(team), beside(team)) == ({BAD}, {OLD})
     assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_bad_release_goes_back_also_where_a_hotfix_died_at_its_gate(
+    tmp_path: Path, *, edge: bool, started: bool
+) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
+    if edge:
+        team.put_behind_an_edge()
+    team.deploy(behaviour=ERRORS)
+    dies_in_its_gate(team, "v3", started=started)
+    assert watched_on(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (team.report.from_release, team.report.to_release) == (BAD, OLD)
+    assert (team.stack.serving, beside(team)) == (OLD, set())
+    history = team.history
+    assert (history.open_run, history.open_deployment) == (None, None)
+    assert [history.releases[name].standing for name in (BAD, "v3")] == [Standing.BARRED, Standing.RECORDED]
+    ended = [(known.deployment.id, known.ended.terminal) for known in history.deployments.values() if known.ended]
+    assert ended[1:] == [("d2", TerminalState.ROLLED_BACK_VERIFIED), ("d3", TerminalState.REFUSED)]
+    assert team.events(WatchStarted)[-1] == replace(team.events(WatchStarted)[-1], deployment="d2", bake=True)
+
+
+def test_a_bad_release_goes_back_also_where_the_undoing_of_a_hotfix_could_not_be_planned(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.deploy(behaviour=ERRORS)
+
+    def away(*_: object, **__: object) -> None:
+        raise Retryable("the engine does not answer", delay_s=2.0, hint="docker version")
+
+    monkeypatch.setattr(deploying, "roll_back", away)
+    with pytest.raises(NeedsHuman):
+        team.deploy("v3", Behaviour(boots=False))
+    monkeypatch.undo()
+    assert watched_on(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (serving(team), beside(team)) == ({OLD}, set())
+
+
+def test_a_bad_release_goes_back_also_where_a_hotfix_died_before_its_run_was_journaled(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.deploy(behaviour=ERRORS)
+    monkeypatch.setattr(deploying, "RunStarted", die)
+    with pytest.raises(Crash):
+        team.deploy("v3", WELL)
+    monkeypatch.undo()
+    assert watched_on(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (team.report.from_release, team.report.to_release) == (BAD, OLD)
+    assert (team.history.open_run, team.history.open_deployment) == (None, None)
+
+
+def test_what_the_gate_of_a_hotfix_left_is_removed_also_where_nothing_can_go_back(team: Team) -> None:
+    team.deploy(behaviour=ERRORS)
+    dies_in_its_gate(team, "v3")
+    assert beside(team) == {OLD, "v3"}
+    team.journal.append(ReleaseJudged(release=OLD, good=False, by="bob", why="it has a hole"))
+    assert watched_on(team).terminal is TerminalState.REFUSED
+    assert (serving(team), beside(team)) == ({BAD}, {OLD})
+    assert (team.history.open_run, team.history.open_deployment) == (None, None)
+
+
+def test_a_hotfix_whose_gate_is_under_way_is_left_alone_by_the_watch(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.deploy(behaviour=ERRORS)
+    dies_in_its_gate(team, "v3")
+    monkeypatch.setattr(watching, "_not_now", die)
+    with team.journal.claim("bob@laptop"), pytest.raises(Crash):
+        watched_on(team)
+    assert team.history.deployments["d3"].ended is None
 
 
 def test_a_hotfix_that_moves_the_traffic_ends_the_watch_of_what_served(team: Team) -> None:

@@ -91,9 +91,10 @@ class RunHistory:
 class DeploymentHistory:
     """A deployment and its watch. runs: its own, and what a person began later to go back from it. baseline and
     buckets: oldest first; after a rollback, buckets are those of the bake, and watched those of the watch before it.
-    ended: the newest of its endings."""
+    ended: the newest of its endings. by_others: somebody else's tool had put it there before it was journaled."""
 
     deployment: Deployment
+    by_others: bool = False
     runs: list[str] = field(default_factory=list[str])
     watch: WatchStarted | None = None
     baseline: tuple[Bucket, ...] = ()
@@ -154,9 +155,25 @@ class History:
     def open_deployment(self) -> DeploymentHistory | None:
         """The newest deployment, if it did not come to its end yet. One that ended before users could notice any of it
         does not count: it leaves the watch of the one before it alone."""
-        noticed = (d for d in reversed(self.deployments.values()) if d.ended is None or self._was_noticed(d, d.ended))
-        newest = next(noticed, None)
+        return self.open_beneath(None)
+
+    def open_beneath(self, given_up: DeploymentHistory | None) -> DeploymentHistory | None:
+        """The open deployment as it will be once `given_up` ended unnoticed."""
+        known = (d for d in reversed(self.deployments.values()) if d is not given_up)
+        newest = next((d for d in known if d.ended is None or self._was_noticed(d, d.ended)), None)
         return newest if newest and newest.ended is None else None
+
+    @property
+    def unserved(self) -> DeploymentHistory | None:
+        """The open deployment where nothing that serves was changed for it: its deploy is that far, stopped or died."""
+        under = self.open_deployment
+        if under is None or under.by_others:
+            return None
+        run = self.deploy_run(under.deployment.id)
+        if run is None:  # its process died before it journaled one
+            return under
+        finished = run.ended is not None and not run.ended.stopped
+        return None if finished or began_serving_change(run.plan, run.records) else under
 
     def _was_noticed(self, deployment: DeploymentHistory, ended: DeploymentEnded) -> bool:
         run = self.deploy_run(deployment.deployment.id)
@@ -276,7 +293,7 @@ def _take_deployment(
 ) -> None:
     match event:
         case DeploymentStarted(deployment=deployment):
-            history.deployments[deployment.id] = DeploymentHistory(deployment=deployment)
+            history.deployments[deployment.id] = DeploymentHistory(deployment=deployment, by_others=event.serving)
             if event.serving:
                 history.serving = deployment.release
                 history.answering = Answering()

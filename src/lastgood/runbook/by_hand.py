@@ -11,7 +11,7 @@ from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.record import ApprovalGiven, Frozen, Unfrozen
 from lastgood.core.report import Report
 from lastgood.core.run import began_what_was_asked
-from lastgood.runbook.deploy import give_up, keep_restore_points
+from lastgood.runbook.given_up import give_up, keep_restore_points
 from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, COMPENSATION, Cause, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 

@@ -43,6 +43,7 @@ from lastgood.core.report import Report, TerminalState
 from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.captures import bound_by_hand
 from lastgood.runbook.carry_out import carry_out
+from lastgood.runbook.given_up import keep_restore_points
 from lastgood.runbook.holding import let_go_of_old, let_go_of_unrecorded, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.restore_points import next_pause
@@ -53,7 +54,6 @@ from lastgood.runbook.rollback import (
     Cause,
     automatic_allowed,
     clear_candidates,
-    keep_restore_point,
     new_run_id,
     roll_back,
 )
@@ -162,14 +162,6 @@ def take_up(rooms: Rooms) -> Deployed | None:
         raise Refused(f"deploy of {run.plan.to_release} died before it changed what serves", hint="lastgood rollback")
     rooms.story(f"taking up the deploy of {run.plan.to_release} ({run.started.run})")
     return _go_on(rooms, run, run.started.deployment, lambda: ())
-
-
-def give_up(rooms: Rooms, why: str) -> None:
-    """End a deploy that died before it changed what serves, so that a rollback can undo it. Needs the RUN lease."""
-    run = rooms.memory.history().open_run
-    if run is not None and run.plan.purpose is Purpose.DEPLOY:
-        keep_restore_points(rooms, run.plan)
-        rooms.memory.note(RunEnded(run=run.started.run, terminal=None, serving=run.plan.from_release, stopped=why))
 
 
 def _barred_by_another_name(history: History, release: Release) -> str:
@@ -385,22 +377,6 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     let_go_of_old(rooms)
     return Deployed(deployment=deployment)
-
-
-def keep_restore_points(rooms: Rooms, plan: Plan) -> None:
-    """Journal what a plan took and proved, whether or not the plan came to its end: going back may need it."""
-    known = rooms.memory.history().restore_points
-    taken = [s.action.restore_point for s in plan.steps if isinstance(s.action, TakeRestorePoint)]
-    taken = [restore_point for restore_point in taken if restore_point not in known]
-    if rooms.database is None or not taken:
-        return
-    try:
-        proved = patiently(rooms.clock, rooms.database.observe).restore_points
-        for restore_point in taken:
-            if restore_point in proved:
-                keep_restore_point(rooms, restore_point)
-    except LastgoodError as error:
-        rooms.story(f"  the restore point could not be looked at: {error.message}")
 
 
 def _fingerprint(rooms: Rooms) -> str:

@@ -24,9 +24,10 @@ from lastgood.runbook import endings
 from lastgood.runbook.captures import let_grow
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
+from lastgood.runbook.given_up import pass_over
 from lastgood.runbook.holding import CHECKED_S, look_through, tell_what_is_missing, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
-from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, roll_back, take_up
+from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, clear_candidates, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell, tell_again
 
@@ -294,16 +295,20 @@ def _act(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy, watch: Watc
 
 def _roll_back(rooms: Rooms, under: DeploymentHistory, cause: Cause) -> WatchOutcome | None:
     """Needs the RUN lease."""
-    history = rooms.memory.history()
-    why_ask = automatic_allowed(rooms, history)
-    if why_ask:
-        rooms.story(f"asking first: {why_ask}")
+    bad, given_up = under.deployment.release, None
     try:
         shown = patiently(rooms.clock, rooms.containers.observe)
-        if found := strangers(history.releases[under.deployment.release].release, shown):
+        if found := strangers(rooms.memory.history().releases[bad].release, shown):
             return endings.taken_over(rooms, under, found)
+        unserved = rooms.memory.history().unserved
+        if unserved and unserved.deployment.id != under.deployment.id:
+            given_up = pass_over(rooms, unserved.deployment.id, f"its process died, and {bad} goes back")
+        if why_ask := automatic_allowed(rooms, rooms.memory.history()):
+            rooms.story(f"asking first: {why_ask}")
         report = roll_back(rooms, cause, confirm=bool(why_ask))
     except Refused as error:
+        if given_up and (left := clear_candidates(rooms, given_up)):
+            rooms.story(f"  {left}")
         return endings.refused(rooms, under, cause, error)
     except (Retryable, OutcomeUnknown) as error:
         if left_s(rooms, under) < -PATIENCE_S:
