@@ -236,3 +236,14 @@ def test_a_process_that_dies_while_it_stops_the_standby_is_followed_by_one_that_
     team.fails("settle", OutcomeUnknown("the engine went away"))
     team.watch()
     assert (beside(team), team.history.open_run) == (set(), None)
+
+
+@pytest.mark.parametrize("hotfix", [False, True])
+def test_the_bake_after_a_rollback_lasts_whatever_had_failed_at_its_gate_before(team: Team, *, hotfix: bool) -> None:
+    team.deploy(behaviour=ERRORS)
+    if hotfix:
+        team.deploy("v3", Behaviour(boots=False))
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+    team.stack.behaves[OLD] = ERRORS
+    assert team.watch().terminal is TerminalState.ROLLED_BACK_DEGRADED
+    assert team.history.deployments["d2"].buckets

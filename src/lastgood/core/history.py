@@ -91,10 +91,13 @@ class RunHistory:
 class DeploymentHistory:
     """A deployment and its watch. runs: its own, and what a person began later to go back from it. baseline and
     buckets: oldest first; after a rollback, buckets are those of the bake, and watched those of the watch before it.
-    ended: the newest of its endings. by_others: somebody else's tool had put it there before it was journaled."""
+    ended: the newest of its endings. by_others: somebody else's tool had put it there before it was journaled.
+    deployed: how many deployments there were when its watch began, or its bake; in the journal's order, since a clock
+    may be set back."""
 
     deployment: Deployment
     by_others: bool = False
+    deployed: int = 0
     runs: list[str] = field(default_factory=list[str])
     watch: WatchStarted | None = None
     baseline: tuple[Bucket, ...] = ()
@@ -303,7 +306,7 @@ def _take_deployment(
             under = history.deployments[event.deployment]
             if not (under.watch and under.watch.bake):
                 under.watched = under.buckets if event.bake else []
-            under.watch, under.buckets = event, []
+            under.watch, under.buckets, under.deployed = event, [], len(history.deployments)
         case BucketSeen():
             history.deployments[event.deployment].buckets.append(event.bucket)
         case DeploymentEnded():

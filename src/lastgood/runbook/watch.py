@@ -118,11 +118,10 @@ def _claim(rooms: Rooms, right: ExitStack) -> None:
 
 def _is_over(rooms: Rooms, under: DeploymentHistory) -> bool:
     """Somebody rolled back, vouched, or deployed something else. A bake goes on after the end that it belongs to, until
-    something newer is deployed that was not refused."""
+    something is deployed, after it began, that was not refused."""
     if under.watch is None or not under.watch.bake:
         return under.ended is not None
-    deployments = list(rooms.memory.history().deployments.values())
-    newer = deployments[deployments.index(under) + 1 :]
+    newer = list(rooms.memory.history().deployments.values())[under.deployed :]
     return any(d.ended is None or d.ended.terminal is not TerminalState.REFUSED for d in newer)
 
 
