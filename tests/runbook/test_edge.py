@@ -15,6 +15,8 @@ from lastgood.core.report import TerminalState
 from lastgood.runbook import deploy as deploying
 from lastgood.runbook import watch as watching
 from lastgood.runbook.endings import WatchOutcome
+from lastgood.runbook.frontend import await_frontend
+from lastgood.runbook.rollback import look_ahead
 from lastgood.testing.stack import WELL, Behaviour
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, OLD, Team
@@ -247,3 +249,81 @@ def test_the_bake_after_a_rollback_lasts_whatever_had_failed_at_its_gate_before(
     team.stack.behaves[OLD] = ERRORS
     assert team.watch().terminal is TerminalState.ROLLED_BACK_DEGRADED
     assert team.history.deployments["d2"].buckets
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_person_goes_back_past_what_is_watched_also_while_a_hotfix_lies_at_its_gate(
+    tmp_path: Path, *, edge: bool
+) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
+    if edge:
+        team.put_behind_an_edge()
+    team.deploy(behaviour=WELL)
+    dies_in_its_gate(team, "v3")
+    report = team.roll_back(OLD)
+    assert (report.terminal, report.from_release) == (TerminalState.ROLLED_BACK_VERIFIED, BAD)
+    assert not [line for line in report.next_steps if "goes on" in line]
+    assert (team.stack.serving, beside(team)) == (OLD, set())
+    history = team.history
+    assert (history.open_run, history.open_deployment) == (None, None)
+    assert history.releases[BAD].standing is Standing.BARRED
+    assert [known.ended and known.ended.terminal for known in history.deployments.values()][1:] == [
+        TerminalState.ROLLED_BACK_VERIFIED,
+        TerminalState.REFUSED,
+    ]
+    assert watched_on(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert team.history.deployments["d2"].buckets  # of its bake
+
+
+def test_the_plan_past_what_is_watched_leaves_what_serves(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    dies_in_its_gate(team, "v3")
+    assert [look_ahead(team.rooms(), name).from_release for name in (None, OLD)] == ["v3", BAD]
+
+
+def test_a_person_who_does_not_say_yes_leaves_the_hotfix_where_it_was(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    dies_in_its_gate(team, "v3")
+    with pytest.raises(Refused, match="not confirmed"):
+        team.roll_back(OLD, confirm=lambda _plan: False)
+    assert (team.history.deployments["d3"].ended, team.history.open_run is None) == (None, False)
+
+
+def test_going_back_past_a_good_release_bars_it_also_while_a_hotfix_lies_at_its_gate(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.watch()
+    dies_in_its_gate(team, "v3")
+    assert team.roll_back(OLD).from_release == BAD
+    history = team.history
+    assert history.releases[BAD].standing is Standing.BARRED
+    assert (history.open_deployment, history.deployments["d2"].watch and history.deployments["d2"].watch.bake) == (
+        None,
+        True,
+    )
+
+
+def test_only_the_frontend_goes_back_and_the_hotfix_is_left_to_be_undone(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path)
+    team.deploy(behaviour=WELL)
+    dies_in_its_gate(team, "v3")
+    team.roll_back(OLD, only=frozenset({Role.FRONTEND}))
+    assert (team.history.deployments["d2"].ended, team.history.deployments["d3"].ended) == (None, None)
+    assert team.roll_back().to_release == BAD
+    assert team.history.open_deployment == team.history.deployments["d2"]
+
+
+def test_undoing_a_hotfix_whose_push_went_live_leaves_the_watch_of_what_serves(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path)
+    team.deploy(behaviour=WELL)
+    await_frontend(team.rooms(), "d2")
+    team.deploy("v3", Behaviour(boots=False))
+    assert "return-frontend" in [step.name for step in team.report.steps]
+    assert team.history.open_deployment == team.history.deployments["d2"]
+
+
+def test_a_release_that_fails_at_the_gate_of_its_own_second_deploy_is_not_watched_on(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.stack.containers = replace(team.stack.containers, serving=team.stack.containers.serving[1:])  # one is lost
+    assert team.deploy(BAD, Behaviour(boots=False)).report == team.report
+    assert (team.report.to_release, team.history.open_deployment) == (OLD, None)
+    assert team.events(WatchStarted)[-1].bake

@@ -11,8 +11,18 @@ from lastgood.core.plan import Plan, Purpose, Role
 from lastgood.core.record import ApprovalGiven, Frozen, Unfrozen
 from lastgood.core.report import Report
 from lastgood.core.run import began_what_was_asked
-from lastgood.runbook.given_up import give_up, keep_restore_points
-from lastgood.runbook.rollback import BY_LASTGOOD, BY_PERSON, COMPENSATION, Cause, roll_back, take_up
+from lastgood.runbook.given_up import give_up, keep_restore_points, pass_over
+from lastgood.runbook.rollback import (
+    BY_LASTGOOD,
+    BY_PERSON,
+    COMPENSATION,
+    Cause,
+    choose_target,
+    left_by,
+    passed_over,
+    roll_back,
+    take_up,
+)
 from lastgood.runbook.rooms import Rooms
 
 POLL_S: Final = 0.5
@@ -53,13 +63,19 @@ def go_back(
         if (left := rooms.memory.history().open_run) is not None:
             keep_restore_points(rooms, left.plan)
 
+        chosen = choose_target(rooms.memory.history(), target).release.id
+
         def agreed(plan: Plan) -> bool:
             if not confirm(plan):
                 return False
-            give_up(rooms, f"given up by {rooms.who}")
+            why, over = f"given up by {rooms.who}", passed_over(rooms.memory.history(), chosen)
+            if over is not None and Role.CONTAINERS in only:
+                pass_over(rooms, over.deployment.id, why)
+            else:
+                give_up(rooms, why)
             return True
 
-        under = rooms.memory.history().open_deployment
+        under = left_by(rooms.memory.history(), chosen)
         cause = Cause(
             trigger=BY_PERSON,
             sentence=why or f"{rooms.who} asked for it",

@@ -56,6 +56,7 @@ from lastgood.runbook.rollback import (
     clear_candidates,
     new_run_id,
     roll_back,
+    supersede,
 )
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell
@@ -336,14 +337,8 @@ def _begin(rooms: Rooms, release: Release, plan: Plan) -> str:
 
 def _supersede(rooms: Rooms, deployment: str) -> None:
     """End the watch of the deployment before, once users notice something of this one. Until then that may go back."""
-    history = rooms.memory.history()
-    release = history.deployments[deployment].deployment.release
-    for under in history.deployments.values():
-        if under.ended is None and under.deployment.id != deployment:
-            sentence = f"{release} was deployed before the watch of {under.deployment.release} ended"
-            rooms.memory.note(
-                DeploymentEnded(deployment=under.deployment.id, terminal=TerminalState.SUPERSEDED, sentence=sentence)
-            )
+    release = rooms.memory.history().deployments[deployment].deployment.release
+    supersede(rooms, deployment, f"{release} was deployed")
 
 
 def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[], tuple[Bucket, ...]]) -> Deployed:

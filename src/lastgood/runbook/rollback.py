@@ -44,7 +44,7 @@ from lastgood.core.plan import (
 )
 from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
-from lastgood.core.record import Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
+from lastgood.core.record import DeploymentEnded, Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
 from lastgood.core.release import Down, RestorePoint, Standing
 from lastgood.core.report import Check, DryRun, Loss, Replayed, Report, TerminalState, announcement
 from lastgood.core.retention import capture_over
@@ -134,16 +134,29 @@ def choose_target(history: History, name: str | None) -> ReleaseHistory:
 
 def _still_serves(history: History) -> ReleaseHistory | None:
     """What serves while a deployment is unfinished that changed nothing that serves; None when there is none."""
-    under = history.open_deployment
-    run = history.deploy_run(under.deployment.id) if under else None
-    if run is None or began_serving_change(run.plan, run.records) or history.serving == run.plan.to_release:
+    under = history.unserved
+    if under is None or history.serving == under.deployment.release:
         return None
     return history.releases.get(history.serving)
 
 
-def bad_release(history: History) -> str:
-    """What is left by a rollback now: the release of an unfinished deployment, else the one that serves."""
-    deployment = history.open_deployment
+def passed_over(history: History, target: str) -> DeploymentHistory | None:
+    """The deployment that changed nothing that serves and that a rollback to `target` gives up, since it leaves what
+    serves; None where there is none, or where to undo it is all that the rollback does."""
+    still = _still_serves(history)
+    return history.unserved if target and still and still.release.id != target else None
+
+
+def left_by(history: History, target: str) -> DeploymentHistory | None:
+    """The unfinished deployment that a rollback to `target` leaves; None when there is none. target: empty while it is
+    not known."""
+    return history.open_beneath(passed_over(history, target))
+
+
+def bad_release(history: History, target: str = "") -> str:
+    """What is left by a rollback now: the release of an unfinished deployment, else the one that serves. target: as in
+    `left_by`."""
+    deployment = left_by(history, target)
     return deployment.deployment.release if deployment else history.serving
 
 
@@ -155,7 +168,8 @@ def plan_rollback(
     facts = rooms.containers.observe()
     undone = _undone(history.deployments.values(), target.release.id)
     point = restore_point_before(history, target.release.id)
-    left = history.releases.get(bad_release(history))
+    bad = bad_release(history, target.release.id)
+    left = history.releases.get(bad)
     began_at = undone.deployment.started_at if undone else None
     if began_at and point and point.log:  # what pgBackRest recovers of a deployment is of when its plan had begun
         began_at = max(began_at, point.log.at)
@@ -164,7 +178,7 @@ def plan_rollback(
     frontend, frontend_unseen = _look_at_frontend(rooms)
     still = _still_serves(history)
     untouched = still is not None and still.release.id == target.release.id
-    ready = history.last_good(before=bad_release(history)) if untouched else None
+    ready = history.last_good(before=bad) if untouched else None
     world = World(
         containers=facts,
         rung=rooms.containers.rung(target.release.id),
@@ -188,7 +202,7 @@ def plan_rollback(
         world,
         plan_id=plan_id,
         now=rooms.clock.now(),
-        serving=bad_release(history),
+        serving=bad,
         deadlines=rooms.deadlines,
         only=only,
     )
@@ -212,7 +226,7 @@ def look_ahead(rooms: Rooms, name: str | None, *, only: frozenset[Role] = frozen
 def restore_point_before(history: History, target: str, *, at: datetime | None = None) -> RestorePoint | None:
     """The restore point with which a rollback to `target` compares, or compared when it began, at `at`."""
     deployments = [d for d in history.deployments.values() if at is None or d.deployment.started_at <= at]
-    under = history.open_deployment if at is None else None
+    under = left_by(history, target) if at is None else None
     latest = under or next(reversed(deployments), None)
     points = (history.restore_point_of(d.deployment.id) for d in (_undone(deployments, target), latest) if d)
     return next((point for point in points if point is not None), None)
@@ -429,8 +443,13 @@ def finish(rooms: Rooms, run: str) -> Report:
         begun = started.started
         cause = Cause(trigger=begun.trigger, sentence=begun.sentence, by=begun.by, deployment=begun.deployment)
         save_evidence(rooms, run, cause)
+
+    def before(step: Step) -> None:
+        if step.role is Role.CONTAINERS and step.changes_what_serves:
+            supersede(rooms, started.started.deployment, f"{plan.to_release} came back", but=plan.to_release)
+
     ending = _fetch(rooms, started) or carry_out(
-        rooms, run, ask=lambda history, step: ask_approval(rooms, history, step)
+        rooms, run, before=before, ask=lambda history, step: ask_approval(rooms, history, step)
     )
     if isinstance(ending, Stop):
         return _stopped(rooms, started, ending)
@@ -454,6 +473,21 @@ def finish(rooms: Rooms, run: str) -> Report:
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
+
+
+def supersede(rooms: Rooms, deployment: str, why: str, *, but: str = "") -> None:
+    """End the watches of all other deployments than this one, once users notice something of it. but: the release that
+    goes on being watched."""
+    for under in rooms.memory.history().deployments.values():
+        release = under.deployment.release
+        if under.ended is None and under.deployment.id != deployment and release != but:
+            rooms.memory.note(
+                DeploymentEnded(
+                    deployment=under.deployment.id,
+                    terminal=TerminalState.SUPERSEDED,
+                    sentence=f"{why} before the watch of {release} ended",
+                )
+            )
 
 
 def _fetch(rooms: Rooms, started: RunHistory) -> Stop | None:
