@@ -12,7 +12,9 @@ from lastgood.core.plan import Role, Step
 from lastgood.core.record import DeploymentEnded, ReleaseJudged, WatchStarted
 from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
+from lastgood.core.run import Finish
 from lastgood.runbook import deploy as deploying
+from lastgood.runbook import rollback
 from lastgood.runbook import watch as watching
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import await_frontend
@@ -42,6 +44,11 @@ def dies_in_its_gate(team: Team, name: str, *, started: bool = True) -> None:
         patch.setattr(team.containers, "apply", act)
         with pytest.raises(Crash):
             team.deploy(name, WELL)
+
+
+def asks_for_two(team: Team, release: str) -> None:
+    """The files of a release ask for two instances of `core`."""
+    team.stack.containers = replace(team.stack.containers, asked=frozenset({(release, "core", 2)}))
 
 
 def watched_on(team: Team, deployment: str = "d2") -> WatchOutcome:
@@ -327,3 +334,30 @@ def test_a_release_that_fails_at_the_gate_of_its_own_second_deploy_is_not_watche
     assert team.deploy(BAD, Behaviour(boots=False)).report == team.report
     assert (team.report.to_release, team.history.open_deployment) == (OLD, None)
     assert team.events(WatchStarted)[-1].bake
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_gate_that_fails_beside_what_was_scaled_down_by_hand_is_no_degraded_rollback(
+    tmp_path: Path, *, edge: bool
+) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
+    if edge:
+        team.put_behind_an_edge()
+    asks_for_two(team, OLD)
+    team.deploy(behaviour=Behaviour(boots=False))
+    assert team.report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert (team.stack.serving, len(team.stack.containers.of("core"))) == (OLD, 1)
+
+
+def test_what_is_lost_of_it_meanwhile_is_told(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_one() -> Finish:
+        team.stack.containers = facts
+        return Finish()
+
+    asks_for_two(team, OLD)
+    (one,) = team.stack.containers.of("core")
+    facts = team.stack.containers
+    team.stack.containers = replace(facts, serving=(*facts.serving, replace(one, instance="core-again")))
+    monkeypatch.setattr(rollback, "carry_out", lambda *_, **__: lose_one())
+    team.deploy(behaviour=Behaviour(boots=False))
+    assert team.report.terminal is TerminalState.ROLLED_BACK_DEGRADED

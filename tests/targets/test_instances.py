@@ -52,8 +52,8 @@ class Shop:
         self.shelf.keep(release, project, (RECORD,))
         return Release(id=release, recorded_at=datetime.now(UTC), engine="compose", services=(RECORD,))
 
-    def is_whole(self, release: Release) -> tuple[bool, str]:
-        check = next(c for c in self.target.checks(release) if c.name == "container web")
+    def is_whole(self, release: Release, found: tuple[tuple[str, int], ...] = ()) -> tuple[bool, str]:
+        check = next(c for c in self.target.checks(release, found=found) if c.name == "container web")
         return check.passed, check.detail
 
 
@@ -82,6 +82,14 @@ def test_a_release_of_which_fewer_serve_is_not_verified(shop: Shop) -> None:
     assert detail.startswith("1 of 2: ")
     shop.engine.containers.append(web(2))
     assert shop.is_whole(release)[0]
+
+
+def test_no_more_are_asked_for_than_there_were_of_what_was_left_alone(shop: Shop) -> None:
+    release = shop.keep("v1", deploy={"replicas": 3})
+    assert shop.is_whole(release, found=(("web", 1),))[0]
+    assert not shop.is_whole(release, found=(("web", 2),))[0]
+    shop.engine.containers.clear()
+    assert not shop.is_whole(release, found=(("web", 0),))[0]
 
 
 def test_what_a_person_scaled_by_hand_is_as_many_as_there_are(shop: Shop) -> None:

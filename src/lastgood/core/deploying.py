@@ -6,6 +6,7 @@ removing what the gate started.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
@@ -229,6 +230,13 @@ def found(release: Release, containers: ContainerFacts) -> tuple[tuple[str, str]
     stop for it, to be compared before the first effect."""
     counts = {*(s.name for s in release.services), *leaving(release, containers)}
     return tuple((i.service, i.artifact) for i in containers.serving if i.running and i.service in counts)
+
+
+def left_as_found(plan: Plan) -> tuple[tuple[str, int], ...]:
+    """Return (service, number) of what ran of each service of which the plan starts nothing, when it was made: a person
+    may have scaled it down, and what was left alone is not to be found worse for that."""
+    starts = {service for step in plan.steps for service, _ in step.serves}
+    return tuple(Counter(service for service, _ in plan.found if service not in starts).items())
 
 
 def beside(containers: ContainerFacts) -> tuple[tuple[str, str], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -69,10 +70,12 @@ class ContainerFacts:
     standby_runs: bool = True
     asked: frozenset[tuple[str, str, int]] = frozenset()
 
-    def at_least(self, release: str, service: str) -> int:
+    def at_least(self, release: str, service: str, *, found: Collection[tuple[str, int]] = ()) -> int:
         """Return how many instances of a service make the release whole. Where no file says it, a person may have said
-        by hand: then it is what is found, and one at least."""
-        return next((count for of, name, count in self.asked if (of, name) == (release, service)), 1)
+        by hand: then it is what is found, and one at least. found: (service, number) of what is to stay as it was: no
+        more are needed of it."""
+        asked = next((count for of, name, count in self.asked if (of, name) == (release, service)), 1)
+        return min([asked, *(max(number, 1) for name, number in found if name == service)])
 
     def of(self, service: str) -> tuple[InstanceFacts, ...]:
         """Return the serving instances of a service, empty when there is none."""

@@ -144,10 +144,10 @@ class Containers(Target, Protocol):
         of a line, since the instance was started. Changes nothing."""
         ...
 
-    def checks(self, release: Release) -> tuple[Check, ...]:
+    def checks(self, release: Release, *, found: Collection[tuple[str, int]] = ()) -> tuple[Check, ...]:
         """Compare every serving instance with `release`: its artifact, and that no service serves, or may come back by
         itself, which the release does not have. Left out is what stood beside it when it was recorded, and what is
-        never touched."""
+        never touched. found: (service, number) of what was left as it was: of these no more are asked for."""
         ...
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from lastgood.core.deploying import never_touched
+from lastgood.core.deploying import left_as_found, never_touched
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import ReleaseHistory
 from lastgood.core.plan import MigrateDown, Plan, ReturnFrontend, Role, SwapDatabase
@@ -26,7 +26,8 @@ def verify(rooms: Rooms, plan: Plan, target: ReleaseHistory, restore_point: Rest
     all."""
     groups: list[tuple[str, Callable[[], tuple[Check, ...]]]] = []
     if Role.CONTAINERS in plan.scope:
-        groups.append(("containers", lambda: rooms.containers.checks(target.release)))
+        found = left_as_found(plan)
+        groups.append(("containers", lambda: rooms.containers.checks(target.release, found=found)))
         if plan.stateful:
             groups.append(("containers", lambda: (never_touched(plan, rooms.containers.observe()),)))
     database, replaced = rooms.database, _replaced(plan)

@@ -461,12 +461,12 @@ class MemoryContainers(Hand):
             for service, lines in self._stack.logged.items()
         )
 
-    def checks(self, release: Release) -> tuple[Check, ...]:
+    def checks(self, release: Release, *, found: Collection[tuple[str, int]] = ()) -> tuple[Check, ...]:
         facts = self.observe()
         services = (
             Check(
                 name=f"container {service.name}",
-                passed=bool(own := facts.of(service.name))
+                passed=len(own := facts.of(service.name)) >= facts.at_least(release.id, service.name, found=found)
                 and all(i.serves and i.artifact == service.artifact for i in own),
                 detail=", ".join(i.artifact for i in facts.of(service.name)) or "does not run",
             )

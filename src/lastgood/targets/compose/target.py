@@ -281,14 +281,14 @@ class ComposeTarget:
     def _serving(self, engine: Engine) -> tuple[Container, ...]:
         return look(self._stack, engine, self._front(engine)).serving
 
-    def checks(self, release: Release) -> tuple[Check, ...]:
+    def checks(self, release: Release, *, found: Collection[tuple[str, int]] = ()) -> tuple[Check, ...]:
         with self._engine() as engine:
             edge = self._front(engine)
             there = look(self._stack, engine, edge)
             never_touched = {c.service for c in there.stateful}
             own, facts = [r for r in release.services if r.name not in never_touched], self._facts(engine)
             checks = [
-                _runs_as_planned(record, there.serving, at_least=facts.at_least(release.id, record.name))
+                _runs_as_planned(record, there.serving, at_least=facts.at_least(release.id, record.name, found=found))
                 for record in own
             ]
             checks.append(nobody_else(release, facts))

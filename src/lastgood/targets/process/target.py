@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -141,7 +142,12 @@ class ProcessTarget:
             if instance.part is Part.SERVING
         )
 
-    def checks(self, release: Release) -> tuple[Check, ...]:
+    def checks(
+        self,
+        release: Release,
+        *,
+        found: Collection[tuple[str, int]] = (),  # noqa: ARG002 # a service is one process, and none is no release
+    ) -> tuple[Check, ...]:
         facts = self.observe()
         serving, checks = facts.serving, [nobody_else(release, facts)]
         for record in release.services:
