@@ -182,6 +182,8 @@ def test_a_bad_release_goes_back_also_where_a_hotfix_died_before_its_run_was_jou
     with pytest.raises(Crash):
         team.deploy("v3", WELL)
     monkeypatch.undo()
+    with pytest.raises(Refused, match="v3 never served"):
+        watching.start_watch(team.rooms(), "d3")
     assert watched_on(team).terminal is TerminalState.ROLLED_BACK_VERIFIED
     assert (team.report.from_release, team.report.to_release) == (BAD, OLD)
     assert (team.history.open_run, team.history.open_deployment) == (None, None)
@@ -361,3 +363,15 @@ def test_what_is_lost_of_it_meanwhile_is_told(team: Team, monkeypatch: pytest.Mo
     monkeypatch.setattr(rollback, "carry_out", lambda *_, **__: lose_one())
     team.deploy(behaviour=Behaviour(boots=False))
     assert team.report.terminal is TerminalState.ROLLED_BACK_DEGRADED
+
+
+def test_a_deploy_that_had_nothing_to_change_is_what_serves(team: Team) -> None:
+    team.deploy(behaviour=WELL)
+    team.stack.on_disk = BAD
+    team.deploy("v3", WELL)
+    assert (team.history.serving, team.history.unserved) == ("v3", None)
+    report = team.roll_back(OLD)
+    assert (report.from_release, team.deployment.ended and team.deployment.ended.terminal) == (
+        "v3",
+        TerminalState.ROLLED_BACK_VERIFIED,
+    )

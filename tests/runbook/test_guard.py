@@ -22,6 +22,11 @@ class Interrupted(BaseException):
     """As Ctrl-C does."""
 
 
+def dies(_step: object) -> None:
+    """The process dies before anything is sent."""
+    raise Crash
+
+
 def guarded(team: Team, seconds: float) -> None:
     """`lastgood guard`, interrupted after a time."""
 
@@ -51,6 +56,18 @@ def test_a_good_one_is_watched_to_its_end_and_the_next_one_as_well(team: Team) -
     guarded(team, 1200.0)
     ends = [d.ended.terminal for d in team.history.deployments.values() if d.ended]
     assert (len(ends), set(ends)) == (3, {TerminalState.HEALTHY_KEPT})
+
+
+def test_what_serves_is_watched_also_while_a_deploy_that_nobody_carries_on_lies_at_its_gate(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team.containers, "apply", dies)
+        with pytest.raises(Crash):
+            team.deploy("v3", WELL)
+    left = team.waiting
+    guarded(team, 600.0)
+    assert (team.report.from_release, team.report.to_release, team.history.serving) == (BAD, OLD, OLD)
+    assert any(f"run {left} is half-way" in text for text in team.channel.texts)
 
 
 def test_what_somebody_watches_is_theirs(team: Team) -> None:

@@ -170,7 +170,7 @@ class History:
     def unserved(self) -> DeploymentHistory | None:
         """The open deployment where nothing that serves was changed for it: its deploy is that far, stopped or died."""
         under = self.open_deployment
-        if under is None or under.by_others:
+        if under is None or under.by_others or under.watch is not None:
             return None
         run = self.deploy_run(under.deployment.id)
         if run is None:  # its process died before it journaled one

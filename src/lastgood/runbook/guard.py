@@ -41,9 +41,14 @@ def guard(rooms: Rooms) -> Never:
 
 
 def _watch_what_nobody_watches(rooms: Rooms) -> None:
-    under = rooms.memory.history().open_deployment or baking(rooms)
+    history = rooms.memory.history()
+    unserved = history.unserved
+    # a deploy at its gate, or left there, is not what serves
+    under = history.open_beneath(unserved) if unserved else history.open_deployment or baking(rooms)
     if under is None or under.watch is None or rooms.memory.journal.holder(Right.WATCH):
         return
+    if unserved:
+        _tell_what_was_left(rooms)
     rooms.story(f"guarding  nobody watches {rooms.memory.history().serving}: taking its watch up")
     outcome = watch_on(rooms, under.deployment.id)
     rooms.story(f"guarding  {outcome.terminal.value}: {outcome.sentence}")

@@ -54,9 +54,11 @@ def start_watch(rooms: Rooms, deployment: str) -> None:
 
     Raises Refused when the deploy stopped: then its release does not serve, and there is nothing to watch.
     """
-    run = rooms.memory.history().deploy_run(deployment)
-    if run is not None and run.ended is not None and run.ended.stopped:
-        raise Refused(f"{run.plan.to_release} never served: its deploy stopped", hint="lastgood rollback")
+    history = rooms.memory.history()
+    under, run = history.deployments[deployment], history.deploy_run(deployment)
+    stopped = bool(run.ended and run.ended.stopped) if run else not under.by_others
+    if stopped:
+        raise Refused(f"{under.deployment.release} never served: its deploy stopped", hint="lastgood rollback")
     window_s = rooms.config.watch.window
     rooms.memory.note(WatchStarted(deployment=deployment, at=rooms.clock.now(), window_s=window_s))
 
