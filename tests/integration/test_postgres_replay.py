@@ -24,8 +24,9 @@ from lastgood.core.errors import Refused
 from lastgood.core.plan import CatchUp, Fence, ReplayWrites, SwapDatabase
 from lastgood.targets.postgres import catalog, replay, shelf, target
 from lastgood.targets.postgres.broken import keys_that_break
-from lastgood.targets.postgres.connect import Connection
+from lastgood.targets.postgres.connect import Connection, connect
 from tests.contract.rigs import postgres_embedded
+from tests.contract.rigs.postgres_cluster import cluster
 from tests.contract.rigs.postgres_shapes import BEFORE, SHAPES, Shape
 from tests.contract.rigs.postgres_world import REPLAY, SECOND, PostgresWorld, step
 
@@ -1459,9 +1460,9 @@ def test_a_row_whose_move_to_a_later_partition_waits_is_there_once(
         embedded,
         "ALTER TABLE customers ADD COLUMN note text; ALTER TABLE ev RENAME COLUMN id TO number",
         LATER,
+        "INSERT INTO ev VALUES (11, 1, 11)",
         f"BEGIN; {within}; UPDATE ev SET at = 14 WHERE number = 1; TRUNCATE audit; COMMIT",
         and_then.replace("id", "number"),
-        "INSERT INTO ev VALUES (11, 1, 11)",
     )
     assert embedded.sql("SELECT id, n, at FROM ev ORDER BY id") == [(1, 1, 1), (2, 1, 2), (3, 1, 3), (11, 1, 11)]
     emptied, moved = embedded.quarantine()
@@ -1470,6 +1471,49 @@ def test_a_row_whose_move_to_a_later_partition_waits_is_there_once(
     assert "waits" in moved["reason"]
     replayed = embedded.replayed()
     assert (replayed.total, replayed.quarantined) == (3, 2)
+
+
+IN_PARTS: Final = (
+    "INSERT INTO ev VALUES (10, 1, 10)",
+    "BEGIN; TRUNCATE audit; SAVEPOINT s; INSERT INTO ev VALUES (11, 1, 11); RELEASE s; COMMIT",
+    "BEGIN; INSERT INTO reader VALUES (1); INSERT INTO ev VALUES (12, 1, 12); COMMIT",
+    "INSERT INTO ev VALUES (13, 1, 13)",
+)
+
+
+def test_a_row_that_may_be_of_a_subtransaction_of_what_waits_is_not_carried_alone(embedded: PostgresWorld) -> None:
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
+    went_back(embedded, "ALTER TABLE customers ADD COLUMN note text", LATER, *IN_PARTS)
+    assert embedded.sql("SELECT id FROM ev WHERE at > 9 ORDER BY id") == [(10,), (12,)]
+    emptied, *rest = reasons(embedded)
+    assert "it empties audit" in emptied
+    assert rest == [replay.MAY_BE_REST] * 2
+
+
+@pytest.fixture
+def stamped(tmp_path: Path) -> Iterator[PostgresWorld]:
+    """The shop on a server that keeps when each number was committed."""
+    with postgres_embedded.open_folder() as folder, cluster(folder, None) as server:
+        with connect(server.config, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+        server.start(after=server.kill())
+        with postgres_embedded.database(tmp_path, server.config) as made:
+            yield made
+
+
+@pytest.mark.full
+def test_a_row_of_a_subtransaction_is_known_where_the_server_keeps_when_it_was_committed(
+    stamped: PostgresWorld,
+) -> None:
+    stamped.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
+    refers = "BEGIN; INSERT INTO line VALUES (1, 14, 14); SAVEPOINT s; INSERT INTO ev VALUES (14, 1, 14); COMMIT"
+    deferred = "ALTER TABLE line ALTER CONSTRAINT line_ev_at_fkey DEFERRABLE INITIALLY DEFERRED"
+    went_back(stamped, "ALTER TABLE customers ADD COLUMN note text", LATER, deferred, *IN_PARTS, refers)
+    assert stamped.sql("SELECT id FROM ev WHERE at > 9 ORDER BY id") == [(10,), (12,), (13,), (14,)]
+    assert stamped.sql("SELECT id FROM line") == [(1,)]
+    emptied, rest = reasons(stamped)
+    assert "it empties audit" in emptied
+    assert rest == replay.REST_WAITS
 
 
 @pytest.mark.full
@@ -1545,10 +1589,10 @@ def test_a_number_in_another_unit_waits_in_every_partition(embedded: PostgresWor
         embedded,
         f"ALTER TABLE amounts ADD COLUMN note text{rename}{change}",
         "CREATE TABLE later PARTITION OF amounts FOR VALUES FROM (10) TO (20)",
+        "INSERT INTO amounts VALUES (12, NULL, 12)",
         "INSERT INTO amounts VALUES (4, 500, 4)",
         "INSERT INTO amounts VALUES (11, 500, 11)",
         "INSERT INTO amounts VALUES (21, 500, 21)",
-        "INSERT INTO amounts VALUES (12, NULL, 12)",
     )
     rows = embedded.sql("SELECT id, n::int FROM amounts ORDER BY id")
     assert rows == [(1, 10), (2, 3), (3, 7), (12, None)]

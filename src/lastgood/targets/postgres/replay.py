@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -59,6 +59,10 @@ MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 OF_THE_MIGRATION: Final = "it is the migration's"
 REST_WAITS: Final = "the rest of its transaction waits"
+MAY_BE_REST: Final = (
+    "it may be of a transaction of which another part waits: a subtransaction has a number of its own, and the server "
+    "tells whose it is only where track_commit_timestamp is on"
+)
 WRITTEN_OVER: Final = (
     "the migration wrote these rows last: whose they were, what they were and whether they were elsewhere is not known"
 )
@@ -102,6 +106,7 @@ CREATE TABLE IF NOT EXISTS lastgood.skipped_changes (xid bigint, number bigint, 
 CREATE TABLE IF NOT EXISTS lastgood.without_place (commit bigint PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS lastgood.refers (commit bigint PRIMARY KEY, said jsonb NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.moved_out (commit bigint NOT NULL, row text NOT NULL);
+CREATE TABLE IF NOT EXISTS lastgood.carried_xids (xid bigint PRIMARY KEY);
 CREATE OR REPLACE FUNCTION lastgood.carry(number bigint, statements text[], touched text[], makes text[])
 RETURNS text LANGUAGE plpgsql AS $carry$
 DECLARE found text; reason text;
@@ -234,6 +239,7 @@ class Replay:
         source.execute("SET idle_in_transaction_session_timeout = 0")
         self._later, self._held = _uncaptured(source, clone, kept), held(ledger, clone.info.dbname).commit
         then = (*kept.tables, *(later.home for later in self._later))
+        self._parted = bool(catalog.tables(clone, kind="p"))
         self._merge = Merge(source, clone, then=then, now=catalog.tables(source), merging=merging)
         self._merge.migrated, self._migrated = self._progress.migrated, migrated
         self._merge.rewritten = set(clone.execute("SELECT DISTINCT relation::int8, number FROM lastgood.rewritten"))
@@ -288,8 +294,8 @@ class Replay:
         """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
         one transaction wrote last. Asked when all else is replayed. What waits because it refers to a row is tried
         again then. Rows that the migration wrote last wait: who wrote them first cannot be told. So do rows where the
-        rest of their transaction waits, or a deletion that may be of the same row: half of a move would be that row
-        twice. Safe to repeat. go_on: as of `go_on`.
+        rest of their transaction waits, or may do so, or a deletion that may be of the same row: half of a move would
+        be that row twice. Safe to repeat. go_on: as of `go_on`.
 
         Raises Refused when another replay did: what was written since that one cannot be told from the clone any more.
         """
@@ -307,52 +313,90 @@ class Replay:
                     hint="lastgood restore-points list",
                 )
             self._clone.execute("CREATE TABLE lastgood.partitions AS SELECT %s::text AS replay", [replay])
-            commit, batch = self._progress.commit, list[Transaction]()
-            waiting, moved_out = self._waiting(), self._moved_out()
-            rest, moved = defaultdict[int, list[Transaction]](list), list[Transaction]()
-            for transaction in self._last_states():
-                if transaction.xid in self._migration:
-                    self._let_wait(transaction, WRITTEN_OVER)
-                elif transaction.xid in waiting:
-                    if waiting[transaction.xid]:
-                        rest[transaction.xid].append(transaction)
-                    else:
-                        self._let_wait(transaction, REST_WAITS)
-                elif moved_out.isdisjoint(self._merge.moves(transaction).into):
-                    batch.append(transaction)
-                else:
-                    moved.append(transaction)
+            commit, batch, later = self._progress.commit, list[Transaction](), _HeldBack()
+            for transaction in self._to_carry(later):
+                batch.append(transaction)
                 if len(batch) >= self._at_once:
                     self._carry(batch)
                     batch = []
                     go_on(self._progress)
             if batch:
                 self._carry(batch)
-            self._try_again(rest, go_on)
-            moved_out = self._moved_out()
-            for transaction in moved:
+            self._try_again(later.rest, go_on)
+            waiting, moved_out = self._waiting(), self._moved_out()
+            for transaction, stamp in later.may_be_rest:
+                if waiting.maybe(transaction.xid, stamp):
+                    self._let_wait(transaction, MAY_BE_REST)
+                else:
+                    later.moved.append(transaction)
+            for transaction in later.moved:
                 if moved_out.isdisjoint(self._merge.moves(transaction).into):
                     self._carry([transaction])
                 else:
                     self._let_wait(transaction, MAY_HAVE_MOVED)
-            self._try_again(rest, go_on)
-            for transaction in chain.from_iterable(rest.values()):
+            self._try_again(later.rest, go_on)
+            for transaction in chain.from_iterable(later.rest.values()):
                 self._let_wait(transaction, REST_WAITS)
             self._progress = replace(self._progress, commit=commit)  # these have no place in the log
             self._clone.execute("UPDATE lastgood.progress SET commit = %s", [commit])
 
-    def _waiting(self) -> dict[int, bool]:
-        """What waits, by xid, and whether it is because it refers to a row."""
-        return dict(
-            self._clone.execute(
-                "SELECT xid, r.commit IS NOT NULL FROM lastgood.quarantine LEFT JOIN lastgood.refers r USING (commit)"
-            )
+    def _to_carry(self, later: _HeldBack) -> Iterator[Transaction]:
+        """Yield those that wait for nothing; put into `later` those that something else must come before."""
+        waiting, moved_out = self._waiting(), self._moved_out()
+        for transaction, stamp in self._last_states():
+            if transaction.xid in self._migration:
+                self._let_wait(transaction, WRITTEN_OVER)
+            elif (top := waiting.whose(transaction.xid, stamp)) is not None:
+                if waiting.refers[top]:
+                    later.rest[top].append(transaction)
+                else:
+                    self._let_wait(transaction, REST_WAITS)
+            elif waiting.maybe(transaction.xid, stamp) and not self._is_carried(transaction.xid):
+                if waiting.maybe(transaction.xid, stamp, referring=False):
+                    self._let_wait(transaction, MAY_BE_REST)
+                else:
+                    later.may_be_rest.append((transaction, stamp))
+            elif moved_out.isdisjoint(self._merge.moves(transaction).into):
+                yield transaction
+            else:
+                later.moved.append(transaction)
+
+    def _waiting(self) -> _Waiting:
+        rows = self._clone.execute(
+            "SELECT xid, r.commit IS NOT NULL FROM lastgood.quarantine LEFT JOIN lastgood.refers r USING (commit) "
+            "WHERE commit > 0"
         )
+        waiting = _Waiting(refers=dict(rows.fetchall()))
+        asked = sql.SQL("SELECT xid, {} FROM unnest(%s::int8[]) xid").format(self._stamp("xid::text::xid"))
+        for xid, stamp in self._source.execute(asked, [list(waiting.refers)]).fetchall():
+            waiting.note(xid, stamp)
+        return waiting
+
+    def _stamp(self, xid: LiteralString) -> sql.SQL:
+        """When a number was committed, a subtransaction's with its transaction; NULL where the server does not keep
+        that."""
+        row = self._source.execute("SELECT current_setting('track_commit_timestamp')").fetchone()
+        return sql.SQL(f"pg_xact_commit_timestamp({xid})" if row == ("on",) else "NULL::timestamptz")
+
+    def _is_carried(self, xid: int) -> bool:
+        """Whether it is the number of a transaction of which the slot told another part, and that was replayed."""
+        return self._clone.execute("SELECT FROM lastgood.carried_xids WHERE xid = %s", [xid]).fetchone() is not None
+
+    def _note_carried(self, xids: Sequence[int]) -> None:
+        """For `carry_partitions`, which there is nothing for without a partitioned table."""
+        if self._parted:
+            self._clone.execute(
+                "INSERT INTO lastgood.carried_xids SELECT unnest(%s::int8[]) ON CONFLICT DO NOTHING", [list(xids)]
+            )
 
     def _moved_out(self) -> frozenset[str]:
         return frozenset(row for (row,) in self._clone.execute("SELECT DISTINCT row FROM lastgood.moved_out"))
 
     def _let_wait(self, transaction: Transaction, reason: str) -> None:
+        try:
+            self._merge.said(transaction)
+        except Misfit as misfit:  # whoever requeues it must know that as well
+            reason = f"{reason}; {misfit}"
         with self._clone.transaction():
             self._note_remade(transaction.commit, self._merge.keys(transaction.changes).remade)
             self._write_down([_Carried(transaction=transaction, said=None, reason=reason)])
@@ -425,13 +469,15 @@ class Replay:
                 sql.SQL("DELETE FROM {} WHERE commit = %s").format(sql.Identifier(SCHEMA, table)),
                 [one.transaction.commit],
             )
+        self._note_carried([one.transaction.xid])
         self._leave_out(one.transaction, one.said)
         self._count(dict(one.said.rows))
         if with_it:
             self._write_down(with_it)
 
-    def _last_states(self) -> Iterator[Transaction]:
-        number = 0
+    def _last_states(self) -> Iterator[tuple[Transaction, datetime | None]]:
+        """Each with when its number was committed, as far as the server keeps that."""
+        number, stamp = 0, self._stamp("xmin")
         for later in self._later:
             leaf = later.leaf
             columns = sorted(leaf.columns)
@@ -449,7 +495,9 @@ class Replay:
                 types=tuple((int(oid), modifier) for oid, modifier in types),
             )
             values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
-            asked = sql.SQL("SELECT xmin::text, now(), {} FROM ONLY {} ORDER BY 1").format(values, leaf.identifier)
+            asked = sql.SQL("SELECT xmin::text, {}, now(), {} FROM ONLY {} ORDER BY 1").format(
+                stamp, values, leaf.identifier
+            )
             with self._source.transaction(), self._source.cursor("lastgood_rows") as rows:
                 rows.itersize = FETCHED
                 rows.execute(asked)
@@ -458,13 +506,14 @@ class Replay:
                     at_once = FETCHED if int(xid) in self._migration else None
                     while told := list(islice(of_xid, at_once)):
                         number += 1
-                        yield Transaction(
+                        transaction = Transaction(
                             xid=int(xid),
                             commit=-number,
                             end=0,
-                            committed_at=told[0][1],
-                            changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[2:])) for row in told),
+                            committed_at=told[0][2],
+                            changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[3:])) for row in told),
                         )
+                        yield transaction, told[0][1]
 
     def refresh_views(self) -> tuple[str, ...]:
         """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
@@ -636,6 +685,7 @@ class Replay:
 
     def _write_down(self, carried: Sequence[_Carried]) -> None:
         rows: Counter[str] = Counter()
+        whole: list[int] = []
         last = carried[-1].transaction.commit
         changed = [one for one in carried if one.transaction.changes or one.transaction.aside]
         for one in changed:
@@ -659,8 +709,10 @@ class Replay:
                 )
             elif said is not None:
                 rows.update(dict(said.rows))
+                whole.append(transaction.xid)
                 self._leave_out(transaction, said)
         self._count(rows)
+        self._note_carried(whole)
         skipped = sum(one.skipped for one in changed)
         self._progress = Progress(
             commit=last,
@@ -757,6 +809,57 @@ class _Referring:
     transaction: Transaction
     said: Said
     values: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HeldBack:
+    """Rows of later partitions for which something must come first. rest: by the xid of what waits because it refers to
+    a row; may_be_rest: of which that may be so, each with when it was committed; moved: which may be moved ones."""
+
+    rest: defaultdict[int, list[Transaction]] = field(default_factory=lambda: defaultdict(list))
+    may_be_rest: list[tuple[Transaction, datetime | None]] = field(
+        default_factory=list[tuple[Transaction, datetime | None]]
+    )
+    moved: list[Transaction] = field(default_factory=list[Transaction])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Waiting:
+    """What of the slot waits, by xid. refers: whether it does because it refers to a row. by_stamp: by when it was
+    committed, where the server keeps that. oldest: of all that it keeps that of (True) or not, and of all that refer
+    or do not."""
+
+    refers: Mapping[int, bool]
+    by_stamp: dict[datetime, int] = field(default_factory=dict[datetime, int])
+    oldest: dict[tuple[bool, bool], int] = field(default_factory=dict[tuple[bool, bool], int])
+
+    def note(self, xid: int, stamp: datetime | None) -> None:
+        """Take note of when one was committed."""
+        if stamp is not None:
+            self.by_stamp[stamp] = xid
+        kind = stamp is not None, self.refers[xid]
+        if kind not in self.oldest or _is_younger(self.oldest[kind], xid):
+            self.oldest[kind] = xid
+
+    def whose(self, xid: int, stamp: datetime | None) -> int | None:
+        """Return the one that is known to have written a row with that number."""
+        if xid in self.refers or stamp is None:
+            return xid if xid in self.refers else None
+        return self.by_stamp.get(stamp)
+
+    def maybe(self, xid: int, stamp: datetime | None, *, referring: bool = True) -> bool:
+        """Whether it may be a subtransaction of one: those get their numbers after their transaction. referring: else
+        of one that waits for another reason."""
+        return any(
+            _is_younger(xid, top)
+            for (stamped, refers), top in self.oldest.items()
+            if not (stamped and stamp) and (referring or not refers)
+        )
+
+
+def _is_younger(xid: int, than: int) -> bool:
+    """As the server compares them: they begin again after 32 bits."""
+    return 0 < (xid - than) % (1 << 32) < 1 << 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
