@@ -1517,6 +1517,23 @@ def test_a_row_of_a_subtransaction_is_known_where_the_server_keeps_when_it_was_c
 
 
 @pytest.mark.full
+def test_rows_of_one_transaction_in_several_later_partitions_wait_together(stamped: PostgresWorld) -> None:
+    stamped.sql(EVENTS + "; ALTER TABLE ev ADD CHECK (n > 0); CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    went_back(
+        stamped,
+        "ALTER TABLE ev DROP CONSTRAINT ev_n_check",
+        f"{LATER}; CREATE TABLE ev_3 PARTITION OF ev FOR VALUES FROM (20) TO (30)",
+        "BEGIN; INSERT INTO ev VALUES (11, 1, 11); INSERT INTO ev VALUES (21, -1, 21); COMMIT",
+        "BEGIN; INSERT INTO ev VALUES (12, 1, 12); SAVEPOINT s; INSERT INTO ev VALUES (13, -1, 13); COMMIT",
+        "BEGIN; INSERT INTO ev VALUES (14, 1, 14); SAVEPOINT s; INSERT INTO ev VALUES (24, 1, 24); COMMIT",
+    )
+    assert stamped.sql("SELECT id FROM ev WHERE at > 9 ORDER BY id") == [(14,), (24,)]
+    waiting = [{change["new"]["id"] for change in entry["changes"]} for entry in stamped.quarantine()]
+    assert waiting == [{"11", "21"}, {"12", "13"}]
+    assert {"(23514)" in reason for reason in reasons(stamped)} == {True}
+
+
+@pytest.mark.full
 def test_what_refers_to_a_row_of_a_later_partition_goes_back_with_it(embedded: PostgresWorld) -> None:
     embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
     went_back(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from heapq import merge
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -291,8 +293,8 @@ class Replay:
         return bool(self._later)
 
     def carry_partitions(self, replay: str, *, go_on: Callable[[Progress], None]) -> None:
-        """Carry the rows of partitions that no capture knew, in their last state: together those of one partition that
-        one transaction wrote last. Asked when all else is replayed. What waits because it refers to a row is tried
+        """Carry the rows of partitions that no capture knew, in their last state: together those that one
+        transaction wrote last. Asked when all else is replayed. What waits because it refers to a row is tried
         again then. Rows that the migration wrote last wait: who wrote them first cannot be told. So do rows where the
         rest of their transaction waits, or may do so, or a deletion that may be of the same row: half of a move would
         be that row twice. Safe to repeat. go_on: as of `go_on`.
@@ -476,44 +478,57 @@ class Replay:
             self._write_down(with_it)
 
     def _last_states(self) -> Iterator[tuple[Transaction, datetime | None]]:
-        """Each with when its number was committed, as far as the server keeps that."""
-        number, stamp = 0, self._stamp("xmin")
-        for later in self._later:
-            leaf = later.leaf
-            columns = sorted(leaf.columns)
-            types = self._source.execute(
-                "SELECT atttypid::int8, atttypmod FROM pg_attribute WHERE attrelid = %s AND attnum = ANY(%s) "
-                "ORDER BY attnum",
-                [leaf.oid, columns],
-            ).fetchall()
-            relation = Relation(
-                oid=leaf.oid,
-                schema=leaf.schema,
-                name=leaf.name,
-                whole=True,
-                columns=leaf.named(tuple(columns)),
-                types=tuple((int(oid), modifier) for oid, modifier in types),
-            )
-            values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
-            asked = sql.SQL("SELECT xmin::text, {}, now(), {} FROM ONLY {} ORDER BY 1").format(
+        """Yield what each transaction wrote last, in whichever of the partitions, with when it was committed. Where the
+        server does not keep that, what a subtransaction wrote is told apart."""
+        stamp = self._stamp("xmin")
+        with self._source.transaction(), ExitStack() as opened:
+            told = [self._written_last(later.leaf, stamp, opened) for later in self._later]
+            number, rows = 0, merge(*told, key=_Last.order)
+            for _, group in groupby(rows, key=_Last.order):
+                of_one = iter(group)
+                last = next(of_one)
+                # a migration may have written to all of them, and what waits is one value of the clone
+                at_once = FETCHED if last.xid in self._migration else None
+                some = [last, *islice(of_one, at_once)]
+                while some:
+                    number += 1
+                    transaction = Transaction(
+                        xid=next((row.xid for row in some if row.xid in self._migration), last.xid),
+                        commit=-number,
+                        end=0,
+                        committed_at=last.at,
+                        changes=tuple(row.change for row in some),
+                    )
+                    yield transaction, last.stamp
+                    some = list(islice(of_one, at_once))
+
+    def _written_last(self, leaf: catalog.Table, stamp: sql.SQL, opened: ExitStack) -> Iterator[_Last]:
+        """Yield the rows of a partition by who wrote them last."""
+        columns = sorted(leaf.columns)
+        types = self._source.execute(
+            "SELECT atttypid::int8, atttypmod FROM pg_attribute WHERE attrelid = %s AND attnum = ANY(%s) "
+            "ORDER BY attnum",
+            [leaf.oid, columns],
+        ).fetchall()
+        relation = Relation(
+            oid=leaf.oid,
+            schema=leaf.schema,
+            name=leaf.name,
+            whole=True,
+            columns=leaf.named(tuple(columns)),
+            types=tuple((int(oid), modifier) for oid, modifier in types),
+        )
+        values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in relation.columns)
+        rows = opened.enter_context(self._source.cursor(f"lastgood_rows_{leaf.oid}"))
+        rows.itersize = FETCHED
+        rows.execute(
+            sql.SQL("SELECT xmin::text::int8, {}, now(), {} FROM ONLY {} ORDER BY 2 NULLS LAST, 1").format(
                 stamp, values, leaf.identifier
             )
-            with self._source.transaction(), self._source.cursor("lastgood_rows") as rows:
-                rows.itersize = FETCHED
-                rows.execute(asked)
-                for xid, of_xid in groupby(rows, key=itemgetter(0)):
-                    # a migration may have written to all of them, and what waits is one value of the clone
-                    at_once = FETCHED if int(xid) in self._migration else None
-                    while told := list(islice(of_xid, at_once)):
-                        number += 1
-                        transaction = Transaction(
-                            xid=int(xid),
-                            commit=-number,
-                            end=0,
-                            committed_at=told[0][2],
-                            changes=tuple(RowChange(relation=relation, old=None, new=tuple(row[3:])) for row in told),
-                        )
-                        yield transaction, told[0][1]
+        )
+        for xid, committed, at, *told in rows:
+            change = RowChange(relation=relation, old=None, new=tuple(told))
+            yield _Last(xid=xid, stamp=committed, at=at, change=change)
 
     def refresh_views(self) -> tuple[str, ...]:
         """Bring the clone's materialized views to where its tables are; return those for which that failed, as they are
@@ -809,6 +824,21 @@ class _Referring:
     transaction: Transaction
     said: Said
     values: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Last:
+    """A row of a later partition as it was last. stamp: when it was committed, None where the server does not keep
+    that. at: when it was read."""
+
+    xid: int
+    stamp: datetime | None
+    at: datetime
+    change: RowChange
+
+    def order(self) -> tuple[bool, datetime | int]:
+        """The same for all of a transaction, as far as it is known."""
+        return (True, self.xid) if self.stamp is None else (False, self.stamp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
