@@ -1533,6 +1533,29 @@ def test_rows_of_one_transaction_in_several_later_partitions_wait_together(stamp
     assert {"(23514)" in reason for reason in reasons(stamped)} == {True}
 
 
+def test_rows_of_a_captured_table_that_became_a_partition_go_back_as_those_of_any_later_one(
+    embedded: PostgresWorld,
+) -> None:
+    embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; CREATE TABLE ev_2 (LIKE ev INCLUDING ALL)",
+        "ALTER TABLE ev ATTACH PARTITION ev_2 FOR VALUES FROM (10) TO (20)",
+        "INSERT INTO ev VALUES (10, 1, 10)",
+        "UPDATE ev SET n = 5 WHERE id = 10",
+        "UPDATE ev SET at = 19 WHERE id = 1",
+        "BEGIN; TRUNCATE audit; INSERT INTO ev VALUES (11, 1, 11); COMMIT",
+        "BEGIN; INSERT INTO reader VALUES (1); INSERT INTO ev VALUES (12, 1, 12); COMMIT",
+    )
+    rows = [(1, 1, 19), (2, 1, 2), (3, 1, 3), (10, 5, 10), (12, 1, 12)]
+    assert embedded.sql("SELECT id, n, at FROM ev ORDER BY id") == rows
+    emptied, rest = reasons(embedded)
+    assert "it empties audit" in emptied
+    assert rest == replay.REST_WAITS
+    replayed = embedded.replayed()
+    assert (replayed.left_out, replayed.without_place) == ((), 0)
+
+
 @pytest.mark.full
 def test_what_refers_to_a_row_of_a_later_partition_goes_back_with_it(embedded: PostgresWorld) -> None:
     embedded.sql(EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT;" + LINES)

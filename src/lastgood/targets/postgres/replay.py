@@ -239,7 +239,9 @@ class Replay:
         self._to_remake = set[tuple[int, str]]()
         self._shown, self._to_show, self._taken = 0, list[tuple[int, int, Jsonb]](), (0, 0)
         source.execute("SET idle_in_transaction_session_timeout = 0")
-        self._later, self._held = _uncaptured(source, clone, kept), held(ledger, clone.info.dbname).commit
+        self._later = catalog.later_partitions(source, clone, kept.tables)
+        self._by_last_state = frozenset(later.leaf.oid for later in self._later)
+        self._held = held(ledger, clone.info.dbname).commit
         then = (*kept.tables, *(later.home for later in self._later))
         self._parted = bool(catalog.tables(clone, kind="p"))
         self._merge = Merge(source, clone, then=then, now=catalog.tables(source), merging=merging)
@@ -293,7 +295,7 @@ class Replay:
         return bool(self._later)
 
     def carry_partitions(self, replay: str, *, go_on: Callable[[Progress], None]) -> None:
-        """Carry the rows of partitions that no capture knew, in their last state: together those that one
+        """Carry the rows of partitions made since, in their last state: together those that one
         transaction wrote last. Asked when all else is replayed. What waits because it refers to a row is tried
         again then. Rows that the migration wrote last wait: who wrote them first cannot be told. So do rows where the
         rest of their transaction waits, or may do so, or a deletion that may be of the same row: half of a move would
@@ -485,12 +487,12 @@ class Replay:
             told = [self._written_last(later.leaf, stamp, opened) for later in self._later]
             number, rows = 0, merge(*told, key=_Last.order)
             for _, group in groupby(rows, key=_Last.order):
-                of_one = iter(group)
-                last = next(of_one)
+                first = iter(group)
+                last = next(first)
+                of_one = chain([last], first)
                 # a migration may have written to all of them, and what waits is one value of the clone
                 at_once = FETCHED if last.xid in self._migration else None
-                some = [last, *islice(of_one, at_once)]
-                while some:
+                while some := list(islice(of_one, at_once)):
                     number += 1
                     transaction = Transaction(
                         xid=next((row.xid for row in some if row.xid in self._migration), last.xid),
@@ -500,7 +502,6 @@ class Replay:
                         changes=tuple(row.change for row in some),
                     )
                     yield transaction, last.stamp
-                    some = list(islice(of_one, at_once))
 
     def _written_last(self, leaf: catalog.Table, stamp: sql.SQL, opened: ExitStack) -> Iterator[_Last]:
         """Yield the rows of a partition by who wrote them last."""
@@ -578,7 +579,7 @@ class Replay:
                 end = transaction.end
                 if transaction.commit <= self._progress.commit:
                     continue
-                batch.append(transaction)
+                batch.append(self._without_last_states(transaction))
                 if len(batch) >= self._at_once:
                     self._remember()
                     self._carry(batch)
@@ -588,6 +589,14 @@ class Replay:
                 self._remember()
                 self._carry(batch)
         return end
+
+    def _without_last_states(self, transaction: Transaction) -> Transaction:
+        """Leave out what `carry_partitions` carries: a table that the migration made is captured, and may have become a
+        partition later."""
+        if not self._by_last_state:
+            return transaction
+        changes = (change for change in transaction.changes if not _of_these(change, self._by_last_state))
+        return replace(transaction, changes=tuple(changes))
 
     def _take(self, xid: int, change: Change) -> bool:
         """The migration's own writing is the damage, and is not replayed; but what it made of a value is remembered,
@@ -599,6 +608,8 @@ class Replay:
         if number <= MOST_SHOWN and self._shown < MOST_REMEMBERED:
             self._shown += 1
             self._to_show.append((xid, number, Jsonb(list(_told(change)))))
+        if _of_these(change, self._by_last_state):
+            return True
         whole = self._remembered < MOST_REMEMBERED
         self._to_remake |= {(xid, place) for place in self._merge.keys((change,), whole=whole).remade}
         if isinstance(change, RowChange) and change.old is not None and change.new is not None:
@@ -700,9 +711,9 @@ class Replay:
 
     def _write_down(self, carried: Sequence[_Carried]) -> None:
         rows: Counter[str] = Counter()
-        whole: list[int] = []
         last = carried[-1].transaction.commit
         changed = [one for one in carried if one.transaction.changes or one.transaction.aside]
+        whole = [one.transaction.xid for one in carried if not (one.transaction.changes or one.transaction.aside)]
         for one in changed:
             transaction, said, reason = one.transaction, one.said, one.why_not()
             if reason:
@@ -908,6 +919,11 @@ class _Carried:
         return str(row[0]) if row and row[0] else ""
 
 
+def _of_these(change: Change, tables: Collection[int]) -> bool:
+    relations = change.relations if isinstance(change, Truncation) else (change.relation,)
+    return all(relation.oid in tables for relation in relations)
+
+
 def is_begun(clone: Connection) -> bool:
     """Whether a replay into this database began and is not finished."""
     return clone.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone() != (None,)
@@ -1103,16 +1119,6 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
         left_out=tuple(Loss(table=t, rows=n, file=str(into / LEFT_OUT)) for t, n in left.most_common()),
         notes=tuple(catalog.came_and_went(source, clone, kept.tables)),
     )
-
-
-def _uncaptured(source: Connection, clone: Connection, kept: shelf.KeptPoint) -> tuple[catalog.Later, ...]:
-    """The partitions made since whose changes are not in the slot."""
-    published = {oid for (oid,) in source.execute(
-        "SELECT r.prrelid::int8 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
-        "WHERE p.pubname = %s", [kept.slot]
-    )}  # fmt: skip
-    later = catalog.later_partitions(source, clone, kept.tables)
-    return tuple(partition for partition in later if partition.leaf.oid not in published)
 
 
 def _named(commit: int, xid: int, at: datetime) -> dict[str, object]:
