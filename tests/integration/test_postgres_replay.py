@@ -361,6 +361,41 @@ def test_a_deletion_that_takes_others_along_is_replayed_with_them(embedded: Post
     assert embedded.one("SELECT count(*) FROM orders WHERE customer = 5") == 0
 
 
+TREE: Final = """
+CREATE TABLE place (id int PRIMARY KEY, name text UNIQUE, within int REFERENCES place ON DELETE CASCADE);
+CREATE TABLE thing (id int PRIMARY KEY, at int REFERENCES place ON DELETE SET NULL);
+INSERT INTO place VALUES (1, 'one', NULL), (2, 'two', 1), (3, 'three', 2); INSERT INTO thing VALUES (1, 2), (2, 3)
+"""
+
+
+def test_a_value_of_a_row_that_is_deleted_with_others_is_free_for_another_one(embedded: PostgresWorld) -> None:
+    embedded.sql(TREE)
+    went_back(
+        embedded,
+        "ALTER TABLE orders ADD COLUMN note text",
+        "BEGIN; DELETE FROM customers WHERE id IN (5, 6); INSERT INTO customers VALUES (50, 'customer 5'); "
+        "INSERT INTO orders (id, customer, total) VALUES (500, 50, 1); COMMIT",
+        "BEGIN; DELETE FROM place WHERE id = 1; INSERT INTO place VALUES (4, 'one', NULL), (5, 'three', 4); "
+        "UPDATE thing SET at = 5 WHERE id = 2; COMMIT",
+    )
+    assert reasons(embedded) == []
+    assert embedded.sql("SELECT id FROM customers WHERE id IN (5, 6) OR name = 'customer 5'") == [(50,)]
+    assert embedded.sql("SELECT id FROM orders WHERE customer IN (5, 6, 50)") == [(500,)]
+    assert embedded.sql("SELECT id, name, within FROM place ORDER BY id") == [(4, "one", None), (5, "three", 4)]
+    assert embedded.sql("SELECT id, at FROM thing ORDER BY id") == [(1, None), (2, 5)]
+
+
+def test_a_deletion_in_a_partition_takes_along_what_its_transaction_tells_of(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        PARTS + "; CREATE TABLE of_parts (id int PRIMARY KEY, part int, region text, "
+        "FOREIGN KEY (part, region) REFERENCES parts ON DELETE CASCADE); INSERT INTO of_parts VALUES (1, 1, 'a')"
+    )
+    went_back(embedded, "ALTER TABLE orders ADD COLUMN note text", "DELETE FROM parts WHERE id = 1")
+    assert reasons(embedded) == []
+    assert embedded.sql("SELECT id FROM parts") == [(2,)]
+    assert embedded.sql("SELECT id FROM of_parts") == []
+
+
 @pytest.mark.full
 def test_a_row_whose_move_waits_is_not_taken_along_by_the_deletion_of_its_first_parent(embedded: PostgresWorld) -> None:
     went_back(

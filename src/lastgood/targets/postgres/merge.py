@@ -113,7 +113,8 @@ _DIGITS: Final = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
 # A deletion here takes rows of other tables along, which the transaction speaks of itself.
 CASCADING: Final[LiteralString] = """
 SELECT n.nspname, r.relname, quote_ident(m.nspname) || '.' || quote_ident(s.relname),
-    ARRAY(SELECT ARRAY[p.attname::text, quote_ident(k.attname)] FROM unnest(c.conkey, c.confkey) key (ours, theirs)
+    CASE WHEN m.nspname = 'public' THEN '' ELSE m.nspname || '.' END || s.relname,
+    ARRAY(SELECT ARRAY[p.attname::text, k.attname::text] FROM unnest(c.conkey, c.confkey) key (ours, theirs)
           JOIN pg_attribute k ON (k.attrelid, k.attnum) = (c.conrelid, key.ours)
           JOIN pg_attribute p ON (p.attrelid, p.attnum) = (c.confrelid, key.theirs))
 FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace
@@ -306,6 +307,17 @@ class _Following:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Cascading:
+    """A foreign key by which a deletion takes rows along. parent: whose; table: out of which, as it is written in a
+    statement. theirs, own: names of the columns."""
+
+    parent: str
+    table: str
+    theirs: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     """A change, by the numbers of the columns. moved: to another part of the partitioned table. following: columns that
     another change of the transaction's changes by then, so that `old` has the new value there; it is looked at again.
@@ -357,9 +369,13 @@ class Merge:
         self._unique = defaultdict[int, list[frozenset[int]]](list)
         for oid, key in source.execute(_UNIQUE):
             self._unique[oid].append(frozenset(key))
-        self._cascading = dict[tuple[str, str], list[tuple[str, list[list[str]]]]]()
-        for schema, table, child, columns in clone.execute(CASCADING):
-            self._cascading.setdefault((schema, table), []).append((child, columns))
+        self._cascading = defaultdict[str, list[_Cascading]](list)
+        self._taken_along = defaultdict[str, list[_Cascading]](list)
+        for schema, table, child, label, columns in clone.execute(CASCADING):
+            parent, (theirs, own) = table if schema == "public" else f"{schema}.{table}", zip(*columns, strict=True)
+            key = _Cascading(parent=parent, table=child, theirs=theirs, own=own)
+            self._cascading[parent].append(key)
+            self._taken_along[label].append(key)
         self._following = defaultdict[str, list[_Following]](list)
         for label, child, table, cascades, theirs, own in clone.execute(_FOLLOWING):
             self._following[label].append(
@@ -384,10 +400,9 @@ class Merge:
     def said(self, transaction: Transaction) -> Said:
         """Return the transaction in the old schema's words. Raises Misfit when it has none."""
         statements: list[str] = []
-        last: list[str] = []
         rows: dict[str, int] = {}
         left_out: list[tuple[str, Mapping[str, Value], Mapping[str, Value]]] = []
-        changes = self._rows(transaction.changes)
+        changes = self._children_first(self._rows(transaction.changes))
         for row, guards in zip(changes, self._followed(changes), strict=True):
             if isinstance(row, RowChange):
                 left_out.append(_of_new_table(row))
@@ -397,9 +412,8 @@ class Merge:
             if statement is None:
                 continue
             rows[row.then.label] = rows.get(row.then.label, 0) + 1
-            takes_along = not row.new and (row.then.schema, row.then.name) in self._cascading
-            (last if takes_along else statements).append(statement + guards)
-        return Said(statements=(*statements, *reversed(last)), rows=tuple(rows.items()), left_out=tuple(left_out))
+            statements.append(statement + guards)
+        return Said(statements=tuple(statements), rows=tuple(rows.items()), left_out=tuple(left_out))
 
     def rewritings(self, change: RowChange, *, whole: bool = True) -> Iterator[tuple[int, str, int, Value, Value]]:
         """Yield what a change of the migration's made of values that the old schema knows: table, key, column, what it
@@ -467,6 +481,25 @@ class Merge:
                         break
             rows.append(row)
         return [row for row in rows if row is not None]
+
+    def _children_first(self, rows: list[_Row | RowChange]) -> list[_Row | RowChange]:
+        """Put each deletion behind the last change that it takes along, which the log tells after it; no later, for
+        another row may get a value of its then."""
+        if all(isinstance(row, RowChange) or row.new or not self._takes_along(row) for row in rows):
+            return rows
+        last, turns = dict[tuple[_Cascading, tuple[Value, ...]], tuple[int, int]](), list[tuple[int, int]]()
+        for place, row in reversed([*enumerate(rows)]):
+            turn = place, 0
+            if isinstance(row, _Row) and row.old:
+                for key in () if row.new else self._takes_along(row):
+                    at, after = last.get((key, _named(row.then, row.old, key.theirs)), turn)
+                    turn = max(turn, (at, after + 1))
+                for key in self._taken_along[self._any_row(row.then.oid)]:
+                    of = key, _named(row.then, row.old, key.own)
+                    last[of] = max(turn, last.get(of, turn))
+            turns.append(turn)
+        turns.reverse()
+        return [rows[place] for place in sorted(range(len(rows)), key=turns.__getitem__)]
 
     def _followed(self, rows: list[_Row | RowChange]) -> list[str]:
         """Put in place of each row that follows another's key what it is when its turn comes; return for each row what
@@ -712,13 +745,18 @@ class Merge:
     def _takes_none_along(self, row: _Row) -> str:
         """The transaction spoke of every row that its deletion took along; one that is still there is another's, whose
         move to another parent waits in quarantine."""
-        old = {row.then.columns[number]: value for number, value in row.old.items() if number in row.then.columns}
         return "".join(
-            f" AND NOT EXISTS (SELECT FROM {child} c WHERE "
-            + " AND ".join(f"c.{own} = {_literal(old.get(theirs))}" for theirs, own in columns)
+            f" AND NOT EXISTS (SELECT FROM {key.table} c WHERE "
+            + " AND ".join(
+                f"c.{_name(own)} = {_literal(value)}"
+                for own, value in zip(key.own, _named(row.then, row.old, key.theirs), strict=True)
+            )
             + ")"
-            for child, columns in self._cascading.get((row.then.schema, row.then.name), ())
+            for key in self._takes_along(row)
         )
+
+    def _takes_along(self, row: _Row) -> Sequence[_Cascading]:
+        return self._cascading.get(self._any_row(row.then.oid), ())
 
     def _insert(self, row: _Row) -> str:
         numbers = [number for number in row.new if number in row.then.columns]

@@ -413,7 +413,7 @@ def _check_large_objects(row: _Written, source: Connection, clone: Connection) -
 
 def _taken_along(clone: Connection) -> _TakenAlong:
     found: defaultdict[Name, list[tuple[str, list[list[str]]]]] = defaultdict(list)
-    for schema, table, child, columns in clone.execute(CASCADING):
+    for schema, table, child, _, columns in clone.execute(CASCADING):
         found[schema, table].append((child, columns))
     return found | {leaf: found[root] for leaf, root in catalog.roots(clone).items() if root in found}
 
@@ -466,7 +466,7 @@ def _statement(row: _Written, taken_along: _TakenAlong) -> sql.Composed:
                 "AND (c.tableoid, c.ctid) <> (p.tableoid, p.ctid))"
             ).format(
                 written(child),
-                sql.SQL(", ").join(sql.SQL("c.") + written(own) for _, own in columns),
+                sql.SQL(", ").join(sql.SQL("c.") + sql.Identifier(own) for _, own in columns),
                 sql.SQL(", p.").join(sql.Identifier(theirs) for theirs, _ in columns),
             )
             for child, columns in taken_along.get(row.then.called, ())
