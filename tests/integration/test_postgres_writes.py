@@ -391,6 +391,49 @@ def test_a_write_between_two_deploys_is_not_lost_when_the_second_rewrites_the_ro
 # --- what a value is -------------------------------------------------------------------------------------------------
 
 
+def test_rows_that_exchanged_a_unique_value_go_back(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE items (id int PRIMARY KEY, list int, at int NOT NULL CHECK (at >= 0), UNIQUE (list, at), "
+        "of int UNIQUE REFERENCES customers); "
+        "INSERT INTO items VALUES (1, 1, 1, 1), (2, 1, 2, 2), (3, 1, 3, NULL), (4, 2, 1, 4), (5, 2, 2, 5)"
+    )
+    migrated(embedded, "DELETE FROM customers WHERE id = 20")
+    for statement in (
+        "UPDATE customers SET name = 'x' WHERE id = 1",
+        "UPDATE customers SET name = 'customer 1' WHERE id = 2",
+        "UPDATE customers SET name = 'customer 2' WHERE id = 1",
+        "UPDATE items SET at = at + 10 WHERE list = 1",
+        "UPDATE items SET at = (at + 1) % 3 + 1 WHERE list = 1",
+        "UPDATE items SET of = 9 WHERE id = 4",
+        "UPDATE items SET of = 4 WHERE id = 5",
+        "UPDATE items SET of = 5 WHERE id = 4",
+        "UPDATE customers SET name = 'customer 20' WHERE id = 3",  # whose row is there again
+    ):
+        embedded.sql(statement)
+    now = "SELECT id, list, at, of FROM items ORDER BY id"
+    before = embedded.sql(now)
+    embedded.go_back()
+    waiting = [entry["id"] for entry in embedded.quarantine() if "it was gone when" not in entry["reason"]]
+    assert waiting == ["customers:3"]
+    assert embedded.sql(now) == before
+    names = embedded.sql("SELECT id, name FROM customers WHERE id IN (1, 2, 3, 20) ORDER BY id")
+    assert names == [(1, "customer 2"), (2, "customer 1"), (3, "customer 3"), (20, "customer 20")]
+
+
+def test_what_follows_a_unique_value_does_not_go_to_the_row_that_has_it_for_a_moment(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE hall (id int PRIMARY KEY, name text NOT NULL UNIQUE); "
+        "CREATE TABLE seat (id int PRIMARY KEY, hall text REFERENCES hall (name) ON UPDATE CASCADE); "
+        "INSERT INTO hall VALUES (1, 'a'), (2, 'b'); INSERT INTO seat VALUES (1, 'a'), (2, 'b')"
+    )
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    for statement in ("'x' WHERE id = 1", "'a' WHERE id = 2", "'b' WHERE id = 1"):
+        embedded.sql(f"UPDATE hall SET name = {statement}")
+    embedded.go_back()
+    assert {entry["id"] for entry in embedded.quarantine()} == {"hall:1", "hall:2"}
+    assert embedded.sql("SELECT id, name FROM hall ORDER BY id") == [(1, "a"), (2, "b")]
+
+
 def test_what_only_looks_like_the_same_number_is_another_value(embedded: PostgresWorld) -> None:
     embedded.sql(
         "UPDATE customers SET name = '007' WHERE id = 3; CREATE TABLE doc (id int PRIMARY KEY, of jsonb, n int); "

@@ -36,7 +36,16 @@ from lastgood.targets.postgres.replay import (
     disable_triggers,
     make_room,
 )
-from lastgood.targets.postgres.writes import DELETED, INSERTED, REWRITTEN, WRITTEN, Change, Comparison, key_text
+from lastgood.targets.postgres.writes import (
+    DELETED,
+    INSERTED,
+    REWRITTEN,
+    UPDATED,
+    WRITTEN,
+    Change,
+    Comparison,
+    key_text,
+)
 
 AT_ONCE: Final = 500
 SAMPLE: Final = 200
@@ -45,8 +54,21 @@ MOST_NOTED: Final = 10_000
 """Keys of a table that are noted when a migration is over; of one that lost more, no deletion is carried."""
 ROUNDS: Final = 10
 """How often rows that break an invariant are taken out, and the rest is carried anew."""
-_WAITS_FOR_ANOTHER: Final = ("(23503)", "(23505)")
+_TAKEN: Final = "(23505)"
+_WAITS_FOR_ANOTHER: Final = ("(23503)", _TAKEN)
 """A row that it refers to, or that has its key, may still come or go."""
+_GREATEST_SMALL: Final = 2**15 - 1
+_GREATEST: Final = 2**31 - 1
+_TEXTS: Final = ("text", "character varying", "citext")
+# Not where a key follows it: that would follow it to whoever has it in between.
+_UNIQUE: Final = """
+SELECT n.nspname, r.relname, ARRAY(SELECT a.attname::text FROM pg_attribute a
+    WHERE a.attrelid = r.oid AND a.attnum = ANY(x.indkey[0:indnkeyatts - 1]) ORDER BY a.attnum)
+FROM pg_index x JOIN pg_class r ON r.oid = x.indrelid JOIN pg_namespace n ON n.oid = r.relnamespace
+WHERE x.indisunique AND NOT x.indisprimary AND x.indexprs IS NULL AND n.nspname NOT LIKE 'pg\\_%'
+AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = r.oid AND c.contype = 'f'
+    AND c.confupdtype IN ('c', 'n', 'd') AND c.confkey && x.indkey::int2[])
+"""
 _WHILE_IT_RAN: Final = (
     "{} rows that the migration wrote last are as they were before: what was written to one of them while its command "
     "ran, before it came to that row, cannot be told, and is in the folder rewritten of the export"
@@ -440,11 +462,64 @@ def _put(
                 elif answer:
                     refused.append(row)
         if len(waiting) == len(left):
-            return [*refused, *waiting]
+            exchanged = _exchange(clone, waiting)
+            if not exchanged:
+                return [*refused, *waiting]
+            waiting = [row for row in waiting if id(row) not in exchanged]
         for row in waiting:
             row.reason = ""
         left = waiting
     return refused
+
+
+def _exchange(clone: Connection, waiting: Sequence[_Written]) -> set[int]:
+    """Put rows into the clone of which each gets a unique value that another one has until then: all those at once,
+    each with a value that nobody has in between. Return the ids of those that came through."""
+    through = set[int]()
+    unique = defaultdict[Name, list[tuple[str, ...]]](list)
+    for schema, table, columns in clone.execute(_UNIQUE):
+        unique[schema, table].append(tuple(columns))
+    for rows in _circles([row for row in waiting if row.kind == UPDATED and row.reason.endswith(_TAKEN)], unique):
+        told = {name for columns in unique[rows[0].then.called] for name in columns}
+        for between in (
+            [replace(row, values=dict.fromkeys(told & row.values.keys())) for row in rows],  # which no key refers by
+            [replace(r, values={n: _nobodys(r, n, at) for n in told & r.values.keys()}) for at, r in enumerate(rows)],
+        ):
+            statements = [_statement(row, {}).as_string(clone) for row in (*between, *rows)]
+            if clone.execute("SELECT lastgood.apply(%s)", [statements]).fetchone() == (None,):
+                through.update(map(id, rows))
+                for row in rows:
+                    row.reason = ""
+                break
+    return through
+
+
+def _circles(rows: Sequence[_Written], unique: Mapping[Name, Sequence[tuple[str, ...]]]) -> Iterator[list[_Written]]:
+    """Yield those that hang together: one gets what another has."""
+
+    def having(row: _Written, values: Row) -> Iterator[tuple[object, ...]]:
+        for columns in unique[row.then.called]:
+            told = [values.get(name) for name in columns]
+            if None not in told and not row.values.keys().isdisjoint(columns):
+                yield (row.then.called, columns, key_text(told))
+
+    has = {of: row for row in rows for of in having(row, row.old or {})}
+    circle = {id(row): [row] for row in rows}
+    for row in rows:
+        for of in having(row, {**(row.old or {}), **row.values}):
+            other = circle[id(has.get(of, row))]
+            if other is not (mine := circle[id(row)]):
+                mine += other
+                circle.update((id(each), mine) for each in other)
+    yield from {id(each): each for each in circle.values() if len(each) > 1}.values()
+
+
+def _nobodys(row: _Written, name: str, place: int) -> object:
+    """A value that it has for a moment. One that is taken, or that a constraint refuses, lets the row wait."""
+    kind = next(row.then.types[n] for n, column in row.then.columns.items() if column == name)
+    if kind.startswith(NUMBERS):
+        return (_GREATEST_SMALL if kind == "smallint" else _GREATEST) - place
+    return f"{row.old[name]}~{place}" if row.old and kind.startswith(_TEXTS) and row.old[name] is not None else None
 
 
 def _answers(clone: Connection, rows: Sequence[_Written], taken_along: _TakenAlong) -> Iterator[tuple[_Written, str]]:
