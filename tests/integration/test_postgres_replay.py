@@ -829,6 +829,23 @@ def test_a_row_that_is_not_as_it_was_found_is_not_deleted(embedded: PostgresWorl
     assert ["depends on one in quarantine" in reason for reason in reasons(embedded)] == [False, True]
 
 
+def test_a_number_is_not_counted_below_nothing_from_one_that_waits(embedded: PostgresWorld) -> None:
+    embedded.sql(
+        "CREATE TABLE door (id int PRIMARY KEY, state int, n int); INSERT INTO door VALUES (1, 1, 9), (2, 1, 9)"
+    )
+    went_back(
+        embedded,
+        LET_BAD_IN,
+        KEPT_OUT + "UPDATE door SET state = 5, n = n + 100 WHERE id = 1",
+        "UPDATE door SET state = 2 WHERE id = 1",  # from 5, where 1 stands
+        "UPDATE door SET n = n - 50 WHERE id = 1",  # of 109, where 9 are
+        "UPDATE door SET n = n - 5 WHERE id = 1",
+        "UPDATE door SET n = n - 50 WHERE id = 2",  # whoever wrote it saw that
+    )
+    assert embedded.sql("SELECT id, state, n FROM door ORDER BY id") == [(1, 1, 4), (2, 1, -41)]
+    assert ["depends on one in quarantine" in reason for reason in reasons(embedded)] == [False, True, True]
+
+
 def test_what_the_migration_rewrote_may_be_deleted(embedded: PostgresWorld) -> None:
     embedded.invariants = {}
     went_back(

@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import Enum
 from typing import Final, LiteralString, TypeAlias
 
@@ -732,7 +733,7 @@ class Merge:
             name, old, new = row.columns.names[number], row.old[number], row.new[number]
             if number not in row.following and self._is_quantity(row, number):
                 sets.append(f"{name} = {name} + ({_literal(new)}::numeric - {_literal(old)}::numeric)")
-                conditions += [f"{name} IS NOT NULL", *self._counts_from_it(row, number)]
+                conditions += [f"{name} IS NOT NULL", *self._counts_from_it(row, number), *self._not_below(row, number)]
             else:
                 sets.append(f"{name} = {self._value(row, number, new)}")
                 conditions += [self._as_found(row, number), *self._keeps_all(row, number)]
@@ -823,6 +824,14 @@ class Merge:
         if (row.then.oid, number) in self._forgotten:
             yield self._is(row, number, row.old[number])
         yield f"NOT EXISTS (SELECT {self._remembered(row, number)})"
+
+    @staticmethod
+    def _not_below(row: _Row, number: int) -> Iterator[str]:
+        """That no number becomes less than nothing of which the transaction saw something left: that was counted from
+        another write, which waits. Whatever else is counted beside one that waits is right for quantities."""
+        old, new = str(row.old[number]), str(row.new[number])
+        if not old.startswith("-") and not new.startswith("-") and Decimal(new) < Decimal(old):
+            yield f"{row.columns.names[number]} + ({_literal(new)}::numeric - {_literal(old)}::numeric) >= 0"
 
     @staticmethod
     def _remembered(row: _Row, number: int) -> str:
