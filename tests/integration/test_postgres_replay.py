@@ -501,6 +501,33 @@ def test_what_a_migration_rewrote_is_not_held_in_memory(
     assert embedded.replayed().skipped == 1
 
 
+def test_a_transaction_that_is_too_long_for_one_value_is_replayed_whole_or_waits_whole(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "PART", 300)  # two or three statements
+    embedded.sql(
+        "CREATE TABLE node (id int PRIMARY KEY, n int CHECK (n > 0), "
+        "next int REFERENCES node DEFERRABLE INITIALLY DEFERRED)"
+    )
+    went_back(
+        embedded,
+        "ALTER TABLE node DROP CONSTRAINT node_n_check",
+        "INSERT INTO node SELECT g, g, 1 + g % 20 FROM generate_series(1, 20) g",
+        "UPDATE node SET n = CASE WHEN id = 18 THEN -1 ELSE n + 1 END; INSERT INTO node VALUES (21, 1, 1)",
+        "BEGIN; INSERT INTO node SELECT g, g, 21 FROM generate_series(31, 50) g; UPDATE node SET n = 7 WHERE id = 21; "
+        "COMMIT",
+        "INSERT INTO audit (what) VALUES ('good')",
+    )
+    assert embedded.sql("SELECT count(*), sum(n), max(id) FROM node") == [(20, 210, 20)]
+    assert embedded.one("SELECT what FROM audit") == "good"
+    broken, following = embedded.quarantine()
+    assert broken["reason"].startswith("change 18: new row for relation")
+    assert [change["new"]["id"] for change in broken["changes"]] == [str(number) for number in range(1, 22)]
+    assert following["reason"].startswith('node {"id": "21"}: that a row was made')
+    assert len(following["changes"]) == 21
+    assert dict(embedded.replayed().carried)["node"] == 20
+
+
 def test_a_table_that_is_emptied_waits_for_a_person(embedded: PostgresWorld) -> None:
     went_back(embedded, "ALTER TABLE orders ADD COLUMN note text", "TRUNCATE audit, orders")
     assert [entry["changes"][0]["kind"] for entry in embedded.quarantine()] == ["emptied"]

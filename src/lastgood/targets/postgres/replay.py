@@ -7,6 +7,7 @@ was. That schema is gone before the clone is swapped in.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from lastgood.core.report import Loss, Replayed
 from lastgood.targets.postgres import capture, catalog, shelf
 from lastgood.targets.postgres.broken import keys_that_break
 from lastgood.targets.postgres.connect import Connection
-from lastgood.targets.postgres.merge import PUT_IN, Merge, Misfit, Said, defined_by, written
+from lastgood.targets.postgres.merge import PUT_IN, Keys, Merge, Misfit, Said, defined_by, written
 from lastgood.targets.postgres.noted import Known
 from lastgood.targets.postgres.pgoutput import (
     Change,
@@ -61,6 +62,9 @@ MOST_REMEMBERED: Final = 1_000_000
 """Values that a migration rewrote. Who wrote to one of more than that is not told apart, and waits in quarantine."""
 OF_THE_MIGRATION: Final = "it is the migration's"
 REST_WAITS: Final = "the rest of its transaction waits"
+PART: Final = 1 << 24
+"""Characters that are sent in one value. A transaction with more is sent in parts: the server takes no value of a
+gigabyte, nor a list of changes of a quarter of one."""
 MAY_BE_REST: Final = (
     "it may be of a transaction of which another part waits: a subtransaction has a number of its own, and the server "
     "tells whose it is only where track_commit_timestamp is on"
@@ -109,20 +113,25 @@ CREATE TABLE IF NOT EXISTS lastgood.without_place (commit bigint PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS lastgood.refers (commit bigint PRIMARY KEY, said jsonb NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.moved_out (commit bigint NOT NULL, row text NOT NULL);
 CREATE TABLE IF NOT EXISTS lastgood.carried_xids (xid bigint PRIMARY KEY);
-CREATE OR REPLACE FUNCTION lastgood.carry(number bigint, statements text[], touched text[], makes text[])
-RETURNS text LANGUAGE plpgsql AS $carry$
-DECLARE found text; reason text;
+CREATE TABLE IF NOT EXISTS lastgood.quarantined (commit bigint, number int, changes jsonb NOT NULL,
+    PRIMARY KEY (commit, number));
+CREATE OR REPLACE FUNCTION lastgood.follows(touched text[]) RETURNS text LANGUAGE plpgsql AS $follows$
+DECLARE found text;
 BEGIN
     SELECT place INTO found FROM lastgood.remade WHERE place = ANY(touched) LIMIT 1;
     IF found IS NULL THEN
         SELECT place INTO found FROM lastgood.remade_by JOIN lastgood.migrated USING (xid) WHERE place = ANY(touched)
             LIMIT 1;
     END IF;
-    IF found IS NULL THEN
+    RETURN found || ': that a row was made or deleted there or got this key is the migration''s or waits in '
+        'quarantine, so what stands there may be another row: this depends on one in quarantine';
+END $follows$;
+CREATE OR REPLACE FUNCTION lastgood.carry(number bigint, statements text[], touched text[], makes text[])
+RETURNS text LANGUAGE plpgsql AS $carry$
+DECLARE reason text := lastgood.follows(touched);
+BEGIN
+    IF reason IS NULL THEN
         reason := lastgood.apply(statements);
-    ELSE
-        reason := found || ': that a row was made or deleted there or got this key is the migration''s or waits in '
-            'quarantine, so what stands there may be another row: this depends on one in quarantine';
     END IF;
     IF reason IS NOT NULL THEN
         INSERT INTO lastgood.remade SELECT DISTINCT unnest(makes), number ON CONFLICT DO NOTHING;
@@ -150,9 +159,11 @@ _REWRITE: Final[LiteralString] = (
 )
 # The last row of a transaction counts like the first: it is put back whole when one statement does not hit one row.
 # What the server lacks (room, memory, a lock) says nothing of the transaction, and is no reason for a quarantine.
+# before: how many came in parts before this one; whole: none comes after it.
 APPLY: Final[LiteralString] = """
-CREATE FUNCTION lastgood.apply(statements text[]) RETURNS text LANGUAGE plpgsql AS $apply$
-DECLARE statement text; hit bigint; number int := 0;
+CREATE OR REPLACE FUNCTION lastgood.apply(statements text[], before int DEFAULT 0, whole boolean DEFAULT true)
+RETURNS text LANGUAGE plpgsql AS $apply$
+DECLARE statement text; hit bigint; number int := before;
 BEGIN
     SET CONSTRAINTS ALL DEFERRED;
     FOREACH statement IN ARRAY statements LOOP
@@ -163,7 +174,9 @@ BEGIN
             RETURN lastgood.refuse(number);
         END IF;
     END LOOP;
-    SET CONSTRAINTS ALL IMMEDIATE;
+    IF whole THEN
+        SET CONSTRAINTS ALL IMMEDIATE;
+    END IF;
     RETURN NULL;
 EXCEPTION
     WHEN SQLSTATE 'LG001' THEN
@@ -234,6 +247,8 @@ class Replay:
         if not is_begun(clone):
             _begin(clone, kept.slot, ledger)
         clone.execute(_TABLES_LATER)
+        clone.execute("DROP FUNCTION IF EXISTS lastgood.apply(text[])")  # of an earlier version
+        clone.execute(APPLY)
         self._progress, self._at_once = _progress(clone), AT_ONCE
         self._remembered, self._to_remember = 0, list[_Remembering]()
         self._to_remake = set[tuple[int, str]]()
@@ -695,12 +710,36 @@ class Replay:
                 answer = None
                 if said.statements:
                     keys = self._merge.keys(transaction.changes)
+                    if any(map(_is_long, (said.statements, keys.touched, keys.remade))):
+                        reason = self._carried_in_parts(said.statements, keys)
+                        if reason:
+                            self._note_remade(transaction.commit, keys.remade)
+                        carried.append(_Carried(transaction=transaction, said=said, reason=reason))
+                        continue
                     answer = self._clone.execute(
                         "SELECT lastgood.carry(%s, %s, %s, %s)",
                         [transaction.commit, list(said.statements), list(keys.touched), list(keys.remade)],
                     )
                 carried.append(_Carried(transaction=transaction, said=said, answer=answer))
         return carried
+
+    def _carried_in_parts(self, statements: Sequence[str], keys: Keys) -> str:
+        """Replay one that is too long for a value; return why not, and then nothing of it is replayed."""
+        reason, done = "", 0
+        with self._clone.transaction() as whole:
+            for part in _parts(keys.touched):
+                reason = reason or self._why_not("SELECT lastgood.follows(%s)", part)
+            for part in _parts(statements):
+                last = done + len(part) == len(statements)
+                reason = reason or self._why_not("SELECT lastgood.apply(%s, %s, %s)", part, done, last)
+                done += len(part)
+            if reason:
+                raise psycopg.Rollback(whole)
+        return reason
+
+    def _why_not(self, query: LiteralString, *values: object) -> str:
+        row = self._clone.execute(query, values).fetchone()
+        return str(row[0]) if row and row[0] else ""
 
     def _breaking(self, among: Collection[str] | None) -> dict[str, frozenset[str]]:
         """The keys that break each invariant now. among: only these are asked for."""
@@ -717,17 +756,18 @@ class Replay:
         for one in changed:
             transaction, said, reason = one.transaction, one.said, one.why_not()
             if reason:
+                texts = (json.dumps(told) for change in transaction.changes for told in _told(change))
+                first, *more = [*_parts(texts)] or [[]]
                 self._clone.execute(
-                    "INSERT INTO lastgood.quarantine VALUES (%s, %s, %s, %s, %s)",
-                    [
-                        transaction.commit,
-                        transaction.xid,
-                        transaction.committed_at,
-                        reason,
-                        Jsonb([told for change in transaction.changes for told in _told(change)]),
-                    ],
+                    "INSERT INTO lastgood.quarantine VALUES (%s, %s, %s, %s, %s::jsonb)",
+                    [transaction.commit, transaction.xid, transaction.committed_at, reason, f"[{','.join(first)}]"],
                 )
-                self._note_waiting(transaction, said if reason.endswith(REFERS) else None)
+                for number, part in enumerate(more):
+                    self._clone.execute(
+                        "INSERT INTO lastgood.quarantined VALUES (%s, %s, %s::jsonb)",
+                        [transaction.commit, number, f"[{','.join(part)}]"],
+                    )
+                self._note_waiting(transaction, said if reason.endswith(REFERS) and not more else None)
             elif one.skipped:
                 self._clone.execute(
                     "INSERT INTO lastgood.skipped VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
@@ -753,10 +793,9 @@ class Replay:
 
     def _note_remade(self, commit: int, places: Collection[str]) -> None:
         """A row that stands at one of these is not the one that whatever comes later means."""
-        if places:
+        for part in _parts(places):
             self._clone.execute(
-                "INSERT INTO lastgood.remade SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
-                [list(places), commit],
+                "INSERT INTO lastgood.remade SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING", [part, commit]
             )
 
     def _note_waiting(self, transaction: Transaction, said: Said | None) -> None:
@@ -787,6 +826,23 @@ class Replay:
                 "ON CONFLICT (name) DO UPDATE SET rows = lastgood.carried.rows + excluded.rows",
                 list(rows.items()),
             )
+
+
+def _is_long(texts: Iterable[str]) -> bool:
+    return sum(map(len, texts)) > PART
+
+
+def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield them in their order, as many at once as are sent in one value."""
+    part, length = list[str](), 0
+    for text in texts:
+        if part and length + len(text) > PART:
+            yield part
+            part, length = [], 0
+        part.append(text)
+        length += len(text)
+    if part:
+        yield part
 
 
 def _said_again(said: Said) -> dict[str, object]:
@@ -979,7 +1035,6 @@ def _begin(clone: Connection, slot: str, ledger: Connection) -> None:
         clone.execute(_TABLES)
         clone.execute(_TABLES_LATER)
         clone.execute(REFUSE)
-        clone.execute(APPLY)
         clone.execute(
             "INSERT INTO lastgood.progress VALUES (%s, %s, %s, 0, 0)", [slot, holds.commit, bool(holds.migrated)]
         )
@@ -1084,10 +1139,14 @@ def finish(source: Connection, clone: Connection, kept: shelf.KeptPoint, into: P
 
     def waiting() -> Iterator[object]:
         nonlocal quarantined
+        long = {commit for (commit,) in clone.execute("SELECT DISTINCT commit FROM lastgood.quarantined")}
         for commit, xid, at, reason, changes in clone.execute(
             "SELECT * FROM lastgood.quarantine ORDER BY commit < 0, abs(commit)"
         ):
             quarantined += 1
+            if commit in long:
+                asked = "SELECT changes FROM lastgood.quarantined WHERE commit = %s ORDER BY number"
+                changes += [change for (part,) in clone.execute(asked, [commit]) for change in part]
             lost.update(change["table"] for change in changes)
             yield {**_named(commit, xid, at), "reason": reason, "changes": changes}
 
