@@ -10,9 +10,31 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
-from tests.campaign.ledger import BOUGHT, PAID, Act, Add, Buy, Cancel, Ended, Join, Leave, Line, Mark, Move, Rename
+from tests.campaign import market_books
+from tests.campaign.ledger import (
+    BOUGHT,
+    PAID,
+    Act,
+    Add,
+    AtTheMarket,
+    Buy,
+    Cancel,
+    Deliver,
+    Ended,
+    Join,
+    Leave,
+    Line,
+    Mark,
+    Move,
+    Pick,
+    Rename,
+    Visit,
+)
+from tests.campaign.market import LATER_PART
+from tests.campaign.market_books import Market
+from tests.campaign.misfit import DEPENDS, DoesNotFit, check
 from tests.contract.rigs.postgres_shapes import Shape, Unfit
 
 NO_TOTAL: Final = 'null value in column "total"'
@@ -20,7 +42,7 @@ NEGATIVE: Final = "orders_total_check"
 NO_STATE: Final = "invalid input value for enum state"
 NO_CUSTOMER: Final = "orders_customer_fkey"
 NAMESAKE: Final = "customers_name_key"
-DEPENDS: Final = "depends on one in quarantine"
+REST_WAITS: Final = "the rest of its transaction waits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +58,10 @@ class Data:
 
     orders: dict[int, Order] = field(default_factory=dict[int, Order])
     customers: dict[int, str] = field(default_factory=dict[int, str])
+    market: Market = field(default_factory=Market)
 
     def copy(self) -> Data:
-        return Data(dict(self.orders), dict(self.customers))
+        return Data(dict(self.orders), dict(self.customers), self.market.copy())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,30 +89,28 @@ class Findings:
         return not (self.unaccounted or self.twice or self.wrong)
 
 
-class DoesNotFit(Exception):
-    """The old schema does not take a transaction. str(): what its reason must name."""
-
-
 def judge(lines: Sequence[Line], base: Data, found: Found, shape: Shape) -> Findings:
     """Compare. base: the rows before anybody wrote."""
     findings = Findings()
     live, kept = (Counter(token for token, _ in audit) for audit in (found.audit, found.kept_audit))
-    waiting = dict(_waiting(found, findings))
+    rests, waiting = dict(_rests(found, findings)), dict(_waiting(found, findings))
     findings.twice += sorted(token for token, count in live.items() if count > 1 or token in waiting)
     books = Books(base, shape)
     for line in lines:
         there = line.token in live or line.token in waiting
         if line.ended is Ended.FAILED:
-            if there or line.token in kept:
+            if there or line.token in kept or line.token in rests:
                 findings.wrong.append(f"{line.token} failed ({line.why}), and is there")
         elif line.token in kept:
+            apart = [act for act in line.acts if line.later and books.is_told_apart(act)]
             _replayed(line, books.replayed(line), live, waiting, findings)
+            _told_apart(line, apart, waiting, rests, findings)
         elif line.token in live:
             books.written(line)
         elif line.ended is Ended.ACKNOWLEDGED:
             findings.unaccounted.append(line.token)
     known = {line.token for line in lines}
-    findings.wrong += [f"{token} is in no ledger" for token in sorted({*live, *kept, *waiting} - known)]
+    findings.wrong += [f"{token} is in no ledger" for token in sorted({*live, *kept, *waiting, *rests} - known)]
     findings.wrong += books.wrong
     _compare_rows(books, found, findings)
     return findings
@@ -110,14 +131,53 @@ def _replayed(
         elif not any(misfit in reason for misfit in misfits):
             findings.wrong.append(f"{line.token} waits because of {misfits[0]!r}, and its reason says {reason!r}")
         findings.wrong += [
-            f"{line.token} waits, and {act} is not among its changes" for act in line.acts if not told(act)
+            f"{line.token} waits, and {act} is among its changes, which it took back"
+            for act in line.undone
+            if told(act)
         ]
+
+
+def _told_apart(
+    line: Line,
+    apart: Sequence[Act],
+    waiting: Mapping[str, Mapping[str, Any]],
+    rests: Mapping[str, Mapping[str, Any]],
+    findings: Findings,
+) -> None:
+    """All that one wrote which waits is told, by its entry or by that of the rows that are in no log; of one that is in
+    the live data nothing is."""
+    entry, rest = waiting.get(line.token), rests.get(line.token)
+    if entry is not None:
+        told = _told(entry, rest["changes"] if rest else [])
+        findings.wrong += [
+            f"{line.token} waits, and {act} is not among its changes"
+            for act in line.acts
+            if not (told.apart(act) if act in apart else told(act))
+        ]
+    if rest is not None and (entry is None or not apart):
+        findings.wrong.append(f"a rest of {line.token} waits that it does not have, or without it")
+
+
+def _rests(found: Found, findings: Findings) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The entries of rows that are in no log, by the tokens of who wrote them last."""
+    seen: set[str] = set()
+    for entry in found.quarantine:
+        if {change["table"] for change in entry["changes"]} != {LATER_PART}:
+            continue
+        tokens = {change["new"]["what"] for change in entry["changes"]}
+        if len(tokens) > 1 or entry["reason"] != REST_WAITS:
+            findings.wrong.append(f"rows of a later partition do not wait as they must: {json.dumps(entry)}")
+        findings.twice += sorted(tokens & seen)
+        seen |= tokens
+        yield min(tokens), entry
 
 
 def _waiting(found: Found, findings: Findings) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The entries by their tokens."""
     seen: set[str] = set()
     for entry in found.quarantine:
+        if {change["table"] for change in entry["changes"]} == {LATER_PART}:
+            continue
         tokens = [change["new"]["what"] for change in entry["changes"] if change["table"] == "audit"]
         if len(tokens) != 1 or not entry["reason"]:
             findings.wrong.append(f"an entry of the quarantine does not say whose it is, or why: {json.dumps(entry)}")
@@ -129,10 +189,14 @@ def _waiting(found: Found, findings: Findings) -> Iterator[tuple[str, Mapping[st
 
 
 class _told:  # noqa: N801 # read as a question
-    """Whether an entry of the quarantine tells of an act, with its values."""
+    """Whether an entry of the quarantine tells of an act, with its values. rest: what is told apart."""
 
-    def __init__(self, entry: Mapping[str, Any]) -> None:
-        self._changes = entry["changes"]
+    def __init__(self, entry: Mapping[str, Any], rest: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._changes, self._rest = entry["changes"], rest
+
+    def apart(self, act: Act) -> bool:
+        """Whether it is told, and of its row that is in no log apart."""
+        return isinstance(act, AtTheMarket) and market_books.tells(act, self._changes, self._rest)
 
     def __call__(self, act: Act) -> bool:
         match act:
@@ -160,7 +224,7 @@ class _told:  # noqa: N801 # read as a question
             case Leave(id=id_):
                 return bool(self._of("customers", "deleted", id_))
             case _:
-                assert_never(act)
+                return market_books.tells(act, self._changes, None)
 
     def _of(self, table: str, kind: str, id_: int) -> list[Mapping[str, Any]]:
         row = "old" if kind == "deleted" else "new"
@@ -179,8 +243,14 @@ class Books:
         self.before, self.now = base.copy(), base.copy()
         self.left_out: Counter[int] = Counter()
         self.wrong: list[str] = []
-        self._split = shape.unfit is Unfit.SPLIT
+        self._split, self._shape = shape.unfit is Unfit.SPLIT, shape
         self._given: set[tuple[str, int]] = set()
+        self._codes: set[str] = set()
+        """At which a good was made or deleted, or from or to which one went, by what waits."""
+
+    def is_told_apart(self, act: Act) -> bool:
+        """As market_books has it."""
+        return isinstance(act, AtTheMarket) and market_books.is_told_apart(act, self._shape)
 
     def replayed(self, line: Line) -> tuple[str, ...]:
         """Take a line of before the fence. Return what its reason must name one of, empty when it fits: what does not
@@ -189,6 +259,9 @@ class Books:
         fresh, grown = self.now.copy(), Counter[int]()
         misfit = ""
         without_total = self._split and line.later
+        unsayable = next(filter(None, (self._unsayable(act) for act in line.acts if line.later)), "")
+        at_the_market = any(isinstance(act, AtTheMarket) and self._follows(act, later=line.later) for act in line.acts)
+        follows = at_the_market or any(self._waits(act) for act in line.acts)
         try:
             for act in sorted(line.acts, key=lambda act: isinstance(act, Leave)):  # the replay deletes parents last
                 if isinstance(act, Add) and without_total:
@@ -197,37 +270,46 @@ class Books:
                     self._fit(act, fresh, without_total=without_total)
         except DoesNotFit as error:
             misfit = str(error)
-        follows = any(self._waits(act) for act in line.acts)
         for act in line.acts:
-            _do(act, self.before)
-        if not misfit:
+            _do(act, self.before, self._shape.zone)
+        if not (misfit or unsayable or at_the_market):
             self.now = fresh
             self.left_out += grown
             return ()
-        return (misfit, DEPENDS) if follows else (misfit,)
+        self._codes.update(
+            code for act in line.acts if isinstance(act, AtTheMarket) for code in market_books.codes(act)
+        )
+        if unsayable:
+            return (unsayable,)
+        return (misfit or DEPENDS, DEPENDS) if follows else (misfit,)
+
+    def _unsayable(self, act: Act) -> str:
+        return market_books.unsayable(act, self._shape) if isinstance(act, AtTheMarket) else ""
+
+    def _follows(self, act: AtTheMarket, *, later: bool) -> bool:
+        there, here = self.before.market, self.now.market
+        return market_books.follows(act, later=later, there=there, here=here, waiting=self._codes, shape=self._shape)
 
     def _waits(self, act: Act) -> bool:
-        """Whether it changes a row that was made by what waits."""
+        """Whether it changes a row of the rigs' shop that was made by what waits."""
         match act:
             case Add(id=id_) | Mark(id=id_) | Move(id=id_) | Cancel(id=id_):
                 return id_ in self.before.orders and id_ not in self.now.orders
             case Rename(id=id_) | Leave(id=id_):
                 return id_ in self.before.customers and id_ not in self.now.customers
-            case Buy() | Join():
-                return False
             case _:
-                assert_never(act)
+                return False
 
     def written(self, line: Line) -> None:
         """Take a line of after the swap: the live data took it as it is."""
         self._numbers(line)
         for act in line.acts:
-            if not _do(act, self.now):
+            if not _do(act, self.now, self._shape.zone):
                 self.wrong.append(f"{line.token} was acknowledged, and {act} has no row")
 
     def _numbers(self, line: Line) -> None:
-        for act in line.acts:
-            if isinstance(act, Buy | Join):
+        for act in (*line.acts, *line.undone):
+            if isinstance(act, Buy | Join | Pick | Deliver | Visit):
                 if (act.kind, act.id) in self._given:
                     self.wrong.append(f"{line.token}: number {act.id} was given out twice")
                 self._given.add((act.kind, act.id))
@@ -237,60 +319,56 @@ class Books:
         before, orders, customers = self.before, fresh.orders, fresh.customers
         match act:
             case Buy(customer=customer, total=total):
-                _check(not without_total, NO_TOTAL)
-                _check(total > 0, NEGATIVE)
-                _check(customer in customers, NO_CUSTOMER)
+                check(not without_total, NO_TOTAL)
+                check(total > 0, NEGATIVE)
+                check(customer in customers, NO_CUSTOMER)
             case Add(id=id_, by=by):
-                _check(id_ in orders, DEPENDS)
-                _check(orders[id_].total + by > 0, NEGATIVE)
+                check(id_ in orders, DEPENDS)
+                check(orders[id_].total + by > 0, NEGATIVE)
             case Mark(id=id_, state=state):
                 if before.orders[id_].state == state:
                     return
-                _check({before.orders[id_].state, state} <= {BOUGHT, PAID}, NO_STATE)
-                _check(id_ in orders and orders[id_].state == before.orders[id_].state, DEPENDS)
+                check({before.orders[id_].state, state} <= {BOUGHT, PAID}, NO_STATE)
+                check(id_ in orders and orders[id_].state == before.orders[id_].state, DEPENDS)
             case Move(id=id_, customer=customer):
                 if before.orders[id_].customer == customer:
                     return
-                _check(id_ in orders and orders[id_].customer == before.orders[id_].customer, DEPENDS)
-                _check(customer in customers, NO_CUSTOMER)
+                check(id_ in orders and orders[id_].customer == before.orders[id_].customer, DEPENDS)
+                check(customer in customers, NO_CUSTOMER)
             case Cancel(id=id_):
                 self._goes_as_found(id_, fresh, without_total=without_total)
             case Join(name=name):
-                _check(name not in customers.values(), NAMESAKE)
+                check(name not in customers.values(), NAMESAKE)
             case Rename(id=id_, name=name):
-                _check(id_ in customers and customers[id_] == before.customers[id_], DEPENDS)
-                _check(name not in customers.values(), NAMESAKE)
+                check(id_ in customers and customers[id_] == before.customers[id_], DEPENDS)
+                check(name not in customers.values(), NAMESAKE)
             case Leave(id=id_):
                 # whom the server took along there, and nobody else
                 here, there = (_of(data, id_) for data in (fresh, before))
                 for order in sorted(there):
                     self._goes_as_found(order, fresh, without_total=without_total)
-                _check(customers.get(id_) == before.customers[id_] and here <= there, DEPENDS)
+                check(customers.get(id_) == before.customers[id_] and here <= there, DEPENDS)
                 for order in there:
                     del orders[order]
             case _:
-                assert_never(act)
-        _do(act, fresh)
+                market_books.fit(act, before.market, fresh.market, self._shape.zone)
+                return
+        _do(act, fresh, self._shape.zone)
 
     def _goes_as_found(self, order: int, fresh: Data, *, without_total: bool) -> None:
         """What is deleted is in everything what the transaction found. Raises DoesNotFit."""
         found, there = self.before.orders[order], fresh.orders.get(order)
-        _check(found.state in (BOUGHT, PAID), NO_STATE)
+        check(found.state in (BOUGHT, PAID), NO_STATE)
         if there is not None and without_total:
             there = replace(there, total=found.total)
-        _check(there == found, DEPENDS)
-
-
-def _check(fits: bool, why_not: str) -> None:
-    if not fits:
-        raise DoesNotFit(why_not)
+        check(there == found, DEPENDS)
 
 
 def _of(data: Data, customer: int) -> set[int]:
     return {id_ for id_, order in data.orders.items() if order.customer == customer}
 
 
-def _do(act: Act, data: Data) -> bool:
+def _do(act: Act, data: Data, zone: str) -> bool:
     """Do it, as a server does that takes everything; whether its row was there."""
     orders, customers = data.orders, data.customers
     match act:
@@ -319,15 +397,20 @@ def _do(act: Act, data: Data) -> bool:
                 case Cancel():
                     del orders[id_]
         case _:
-            assert_never(act)
+            return market_books.do(act, data.market, zone)
     return True
 
 
 def _compare_rows(books: Books, found: Found, findings: Findings) -> None:
     """Every row of the live data, and its sum."""
-    tables: tuple[tuple[str, Mapping[int, object], Mapping[int, object]], ...] = (
+    must_be, is_there = books.now.market, found.data.market
+    tables: tuple[tuple[str, Mapping[Any, object], Mapping[Any, object]], ...] = (
         ("order", books.now.orders, found.data.orders),
         ("customer", books.now.customers, found.data.customers),
+        ("good", must_be.goods, is_there.goods),
+        ("pick", must_be.picks, is_there.picks),
+        ("stock", must_be.stocks, is_there.stocks),
+        ("visit", must_be.visits, is_there.visits),
     )
     for name, rows, there in tables:
         for id_ in sorted(rows.keys() | there.keys()):
@@ -336,6 +419,9 @@ def _compare_rows(books: Books, found: Found, findings: Findings) -> None:
     sums = [sum(order.total for order in orders.values()) for orders in (books.now.orders, found.data.orders)]
     if sums[0] != sums[1]:
         findings.wrong.append(f"all totals are {sums[1]}, and must be {sums[0]}")
+    sums = [sum(market.stocks.values()) for market in (must_be, is_there)]
+    if sums[0] != sums[1]:
+        findings.wrong.append(f"all stocks are {sums[1]}, and must be {sums[0]}")
     for id_ in sorted(books.left_out.keys() | found.left_out.keys()):
         must, is_ = books.left_out[id_], found.left_out.get(id_, 0)
         if must != is_:

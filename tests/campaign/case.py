@@ -8,7 +8,8 @@ from enum import StrEnum
 from random import Random
 from typing import Final
 
-from tests.contract.rigs.postgres_shapes import SHAPES, Shape
+from tests.campaign.market import SHAPES
+from tests.contract.rigs.postgres_shapes import Shape
 
 STEPS: Final = ("catch-up", "fence", "replay-writes", "swap-database")
 NAMES: Final = tuple(SHAPES)
@@ -58,7 +59,7 @@ class Case:
 
 
 def draw(seed: str, number: int, attempt: int = 0) -> Case:
-    """Draw one. Seventy-two in a row have every migration, every victim and every step together once."""
+    """Draw one. Ninety-six in a row have every migration, every victim and every step together once."""
     chance = Random(f"{seed}/{number}/{attempt}")  # noqa: S311 # it shall be drawn again
     kills = tuple(Kill)
     return Case(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.accounts import DEPENDS, NEGATIVE, NO_STATE, Books, Data, Findings, Found, Order, judge
+from tests.campaign.accounts import NEGATIVE, NO_STATE, Books, Data, Findings, Found, Order, judge
 from tests.campaign.ledger import PAID, REFUNDED, Act, Add, Buy, Cancel, Ended, Join, Leave, Line, Mark, Move
+from tests.campaign.misfit import DEPENDS
 from tests.contract.rigs.postgres_shapes import SHAPES, SPLIT
 
 AT = "2026-01-01"

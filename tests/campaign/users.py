@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from typing import IO, Any, Final, Self, assert_never
 import psycopg
 
 from lastgood.core.config import PostgresConfig
+from tests.campaign import trader
 from tests.campaign.ledger import (
     BOUGHT,
     LINE,
@@ -34,8 +36,12 @@ from tests.campaign.ledger import (
     Line,
     Mark,
     Move,
+    Postpone,
     Rename,
+    Visit,
 )
+from tests.campaign.market import FIRST_DAY, REFILLED_BY, SECOND_DAY
+from tests.campaign.trader import Trader
 from tests.contract.rigs.own_process import begin, ended
 from tests.contract.rigs.postgres_shapes import BEFORE, Shape, Unfit
 
@@ -69,6 +75,8 @@ class Office:
     def __init__(self, config: PostgresConfig, habits: Habits, ledger: IO[bytes]) -> None:
         self.config, self.habits = config, habits
         self.later, self.spoken, self.closed = False, 0, False
+        self.attached = not habits.shape.attach
+        """Whether there is a part for visits of the second day."""
         self._easy_since = -1
         self.may_write = threading.Event()
         self.acknowledged = 0
@@ -103,6 +111,7 @@ class User(threading.Thread):
         self.writing = threading.Lock()
         self._orders: dict[int, int] = {}
         self._customers: list[int] = []
+        self._trader = Trader(self._chance)
         self._spoken, self._later, self._tried = 0, False, 0
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
 
@@ -129,8 +138,9 @@ class User(threading.Thread):
         self._tried += 1
         token = f"{self.name}-{self._tried}"
         acts, end, why = self._acts(token), Ended.FAILED, ""
+        nested, undone = self._savepoints(token, acts)
         try:
-            acts = self._said(connection, acts)
+            acts, undone = self._said(connection, acts, nested=nested, undone=undone)
             connection.execute("INSERT INTO audit (what) VALUES (%s)", [token])
             end = Ended.UNKNOWN  # from here on only the answer tells
             connection.commit()
@@ -141,7 +151,18 @@ class User(threading.Thread):
             why = f"{error.sqlstate} {' '.join(str(error).split())}"
             if end is Ended.UNKNOWN and not connection.broken and error.sqlstate:
                 end = Ended.FAILED  # the server lives, and said no
-        office.note(Line(token=token, user=self.name, later=self._later, acts=acts, ended=end, why=why))
+        office.note(
+            Line(
+                token=token,
+                user=self.name,
+                later=self._later,
+                acts=acts,
+                ended=end,
+                why=why,
+                nested=nested,
+                undone=undone,
+            )
+        )
         if end is Ended.ACKNOWLEDGED:
             self._remember(acts)
         else:
@@ -180,9 +201,32 @@ class User(threading.Thread):
     # --- what a user does ----------------------------------------------------------------------------------------
 
     def _acts(self, token: str) -> tuple[Act, ...]:
-        chance = self._chance
+        chance, where = self._chance, self._chance.random()
         if self._later and chance.random() < 0.1:
-            return self._unfit(token)
+            return (*self._unfit(token), *(self._at_the_market(token) if where < 0.6 else ()))
+        if where < 0.3:
+            return self._at_the_market(token)
+        return (*self._at_the_desk(token), *(self._at_the_market(token) if where < 0.5 else ()))
+
+    def _at_the_market(self, token: str) -> tuple[Act, ...]:
+        shape = self._office.habits.shape
+        days = (FIRST_DAY, SECOND_DAY) if self._office.attached else (FIRST_DAY,)
+        return self._trader.drawn(token, unit=REFILLED_BY if self._later and shape.refill else 1, days=days)
+
+    def _savepoints(self, token: str, acts: Sequence[Act]) -> tuple[bool, tuple[Act, ...]]:
+        """Whether each act has a savepoint of its own, and what is rolled back to one."""
+        chance = self._chance
+        if self._office.habits.shape.attach and any(
+            isinstance(act, Visit | Postpone) and act.day == SECOND_DAY for act in acts
+        ):
+            return False, ()
+        nested = chance.random() < 0.2
+        if chance.random() < 0.8:
+            return nested, ()
+        return nested, (self._bought(0) if chance.random() < 0.3 else self._trader.undone(token),)
+
+    def _at_the_desk(self, token: str) -> tuple[Act, ...]:
+        chance = self._chance
         order = chance.choice(list(self._orders)) if self._orders else 0
         customer = chance.choice(self._customers) if self._customers else 0
         possible: list[tuple[int, Callable[[], tuple[Act, ...]]]] = [
@@ -234,43 +278,71 @@ class User(threading.Thread):
             case other:
                 assert_never(other)
 
-    def _said(self, connection: psycopg.Connection[tuple[Any, ...]], acts: Sequence[Act]) -> tuple[Act, ...]:
+    def _said(
+        self,
+        connection: psycopg.Connection[tuple[Any, ...]],
+        acts: Sequence[Act],
+        *,
+        nested: bool,
+        undone: Sequence[Act],
+    ) -> tuple[tuple[Act, ...], tuple[Act, ...]]:
         """Say them to the server; return them with the numbers that it gave. Raises Missed."""
-        words = self._office.habits.shape if self._later else BEFORE
         said: list[Act] = []
-        made = 0
-        for act in acts:
-            match act:
-                case Buy(customer=customer, total=total):
-                    who = customer or made
-                    row = connection.execute(words.insert.encode(), {"customer": who, "total": total}).fetchone()
-                    said.append(replace(act, customer=who, id=int(row[0]) if row else 0))
-                    continue
-                case Join(name=name):
-                    insert = f"INSERT INTO customers ({words.name}) VALUES (%s) RETURNING id"
-                    row = connection.execute(insert.encode(), [name]).fetchone()
-                    made = int(row[0]) if row else 0
-                    said.append(replace(act, id=made))
-                    continue
-                case Add(id=id_, by=by):
-                    done = connection.execute(words.add.encode(), {"by": by, "id": id_})
-                case Cancel(id=id_):
-                    done = connection.execute(words.drop.encode(), {"id": id_})
-                case Mark(id=id_, state=state):
-                    done = connection.execute("UPDATE orders SET state = %s WHERE id = %s", [state, id_])
-                case Move(id=id_, customer=customer):
-                    done = connection.execute("UPDATE orders SET customer = %s WHERE id = %s", [customer, id_])
-                case Rename(id=id_, name=name):
-                    update = f"UPDATE customers SET {words.name} = %s WHERE id = %s"
-                    done = connection.execute(update.encode(), [name, id_])
-                case Leave(id=id_):
-                    done = connection.execute("DELETE FROM customers WHERE id = %s", [id_])
-                case other:
-                    assert_never(other)
-            if done.rowcount != 1:
-                raise Missed(f"{act.kind} {act.id}: {done.rowcount} rows")
-            said.append(act)
-        return tuple(said)
+        taken_back: list[Act] = []
+        before = self._chance.randint(0, len(acts))
+        for place in range(len(acts) + 1):
+            if place == before:
+                taken_back = [self._taken_back(connection, act) for act in undone]
+            if place == len(acts):
+                break
+            if nested:
+                connection.execute("SAVEPOINT one")
+            made = next((act.id for act in said if isinstance(act, Join)), 0)
+            said.append(self._say(connection, acts[place], made))
+            if nested:
+                connection.execute("RELEASE SAVEPOINT one")
+        return tuple(said), tuple(taken_back)
+
+    def _taken_back(self, connection: psycopg.Connection[tuple[Any, ...]], act: Act) -> Act:
+        """Say it, and roll it back to a savepoint, which may stay; it may be that the server does not take it."""
+        connection.execute("SAVEPOINT back")
+        with suppress(psycopg.errors.UniqueViolation):
+            act = self._say(connection, act, 0)
+        connection.execute("ROLLBACK TO SAVEPOINT back")
+        if self._chance.random() < 0.5:
+            connection.execute("RELEASE SAVEPOINT back")
+        return act
+
+    def _say(self, connection: psycopg.Connection[tuple[Any, ...]], act: Act, made: int) -> Act:
+        """made: the customer whom the transaction made."""
+        words = self._office.habits.shape if self._later else BEFORE
+        match act:
+            case Buy(customer=customer, total=total):
+                who = customer or made
+                row = connection.execute(words.insert.encode(), {"customer": who, "total": total}).fetchone()
+                return replace(act, customer=who, id=int(row[0]) if row else 0)
+            case Join(name=name):
+                insert = f"INSERT INTO customers ({words.name}) VALUES (%s) RETURNING id"
+                row = connection.execute(insert.encode(), [name]).fetchone()
+                return replace(act, id=int(row[0]) if row else 0)
+            case Add(id=id_, by=by):
+                hit = connection.execute(words.add.encode(), {"by": by, "id": id_}).rowcount
+            case Cancel(id=id_):
+                hit = connection.execute(words.drop.encode(), {"id": id_}).rowcount
+            case Mark(id=id_, state=state):
+                hit = connection.execute("UPDATE orders SET state = %s WHERE id = %s", [state, id_]).rowcount
+            case Move(id=id_, customer=customer):
+                hit = connection.execute("UPDATE orders SET customer = %s WHERE id = %s", [customer, id_]).rowcount
+            case Rename(id=id_, name=name):
+                update = f"UPDATE customers SET {words.name} = %s WHERE id = %s"
+                hit = connection.execute(update.encode(), [name, id_]).rowcount
+            case Leave(id=id_):
+                hit = connection.execute("DELETE FROM customers WHERE id = %s", [id_]).rowcount
+            case _:
+                act, hit = trader.say(connection, act)
+        if hit != 1:
+            raise Missed(f"{act}: {hit} rows")
+        return act
 
     def _remember(self, acts: Sequence[Act]) -> None:
         for act in acts:
@@ -286,10 +358,11 @@ class User(threading.Thread):
                     self._orders = {order: whose for order, whose in self._orders.items() if whose != id_}
                 case Add() | Mark() | Rename():
                     pass
-                case other:
-                    assert_never(other)
+                case _:
+                    self._trader.remember(act)
 
     def _forget(self) -> None:
+        self._trader.forget()
         self._orders.clear()
         self._customers.clear()
 
@@ -325,7 +398,7 @@ class Users:
 
     def ask(self, what: str) -> None:
         """`go`, `hold` (until nobody writes), `easy` (fewer), `before` and `later` (whose words), `wait N` (until
-        so many more were acknowledged)."""
+        so many more were acknowledged), `attached` (there is another part for visits)."""
         self._say.write(f"{what}\n")
         self._say.flush()
         answer = self._answers.readline().strip()
@@ -358,6 +431,8 @@ def _done(office: Office, users: Sequence[User], what: str, count: str = "0") ->
                     pass
         case "easy":
             office.take_it_easy()
+        case "attached":
+            office.attached = True
         case "before" | "later":
             office.speak(later=what == "later")
         case "wait":

@@ -20,10 +20,19 @@ class Unfit(StrEnum):
     SPLIT = "an order without its total"
 
 
+class Refill(StrEnum):
+    """How a migration takes rows out that it puts in again."""
+
+    DELETED = "it deletes them"
+    EMPTIED = "it empties the table"
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A migration, and how the application writes after it. name: the column of a customer's name then. data: a second
-    migration, which is a transaction of its own; empty for none."""
+    migration, which is a transaction of its own; empty for none. zone: the database's, also where it has no
+    part in this. refill: how rows were taken out that are there again, in another unit. attach: what the application
+    does to the schema by itself some time after the migration; empty for nothing."""
 
     migration: str
     unfit: Unfit
@@ -32,6 +41,9 @@ class Shape:
     add: str = "UPDATE orders SET total = total + %(by)s WHERE id = %(id)s"
     drop: str = "DELETE FROM orders WHERE id = %(id)s"
     data: str = ""
+    zone: str = "UTC"
+    refill: Refill | None = None
+    attach: str = ""
 
     @property
     def files(self) -> Mapping[str, str]:
