@@ -263,7 +263,7 @@ class Books:
         at_the_market = any(isinstance(act, AtTheMarket) and self._follows(act, later=line.later) for act in line.acts)
         follows = at_the_market or any(self._waits(act) for act in line.acts)
         try:
-            for act in sorted(line.acts, key=lambda act: isinstance(act, Leave)):  # the replay deletes parents last
+            for act in line.acts:
                 if isinstance(act, Add) and without_total:
                     grown[act.id] += act.by
                 else:
