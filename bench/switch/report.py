@@ -45,7 +45,8 @@ What users notice while a bad release is taken out of traffic: by HyperCode's wr
 `docker compose up -d`, by a scale-up behind HAProxy, and by lastgood on each rung. Made by
 `.venv/bin/python -m bench.switch --json FILE` and then
 `.venv/bin/python -m bench.switch.report FILE > docs/switch.md`; not edited by hand. Machine: {machine}, {cores} cores,
-shared by the load and all that it asks; machines are noisy, so compare within a table, not across.
+shared by the load and all that it asks; machines are noisy, so compare within a table, not across. Several FILEs are of
+runs side by side, each with a stack and a load of its own.
 
 The stack: services with 20 ms of work that need 1.5 s to boot and end quietly on SIGTERM; a ledger that keeps what was
 posted; a worker that does not listen to SIGTERM, of which there is one in most stacks. Both releases are well, so
@@ -124,14 +125,16 @@ def longer(results: Sequence[Result]) -> Iterator[str]:
 
 
 def growth(results: Sequence[Result]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return head and rows of a table: how each way grows with the number of services."""
+    """Return head and rows of a table: how each way grows with the number of services, under the lowest load."""
+    rate = min(r.rate for r in results)
+    results = [r for r in results if r.rate == rate]
     sizes = sorted({r.services for r in results})
     body: list[tuple[str, ...]] = []
     for way in _ORDER:
         own = {r.services: r for r in results if r.way == way}
         if own:
             body.append((way, *(_grown(own[size].rollbacks) if size in own else "" for size in sizes)))
-    return ("way", *(f"{size} services" if size > 1 else "1 service" for size in sizes)), body
+    return (f"way, {rate:g} requests/s", *(f"{size} services" if size > 1 else "1 service" for size in sizes)), body
 
 
 def _grown(back: Sequence[Noticed]) -> str:

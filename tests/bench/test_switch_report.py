@@ -76,7 +76,7 @@ def test_the_page_has_a_table_for_each_load_and_one_for_the_growth() -> None:
         page(
             [
                 result("L0", seen(gap_s=0.01)),
-                result("L0", seen(gap_s=0.01), rate=1_000.0),
+                result("L0", seen(gap_s=0.9), rate=1_000.0),
                 result("L0", seen(gap_s=0.2), services=50),
             ]
         )
