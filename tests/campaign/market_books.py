@@ -125,14 +125,16 @@ def fit(act: AtTheMarket, before: Market, fresh: Market, zone: str) -> None:
 
 
 def follows(act: AtTheMarket, *, later: bool, there: Market, here: Market, waiting: set[str], shape: Shape) -> bool:
-    """Whether it changes a row that was made, deleted or given its key by what waits, or by the migration. waiting:
-    such codes."""
+    """Whether it changes a row that was made, deleted or given its key by what waits, or by the migration, or refers to
+    one. waiting: such codes."""
     match act:
         case Take() | Deliver() if later and shape.refill is Refill.EMPTIED:
             return True
-        case Pick():  # of what stands at the code now: see Trader._pickable
-            return False
-        case Repick(id=id_) | PutBack(id=id_):
+        case Pick(good=code):
+            return code in waiting
+        case Repick(id=id_, good=code):
+            return code in waiting or (id_ in there.picks and id_ not in here.picks)
+        case PutBack(id=id_):
             return id_ in there.picks and id_ not in here.picks
         case Recode(code=code, to=to, follow=follow):
             return not waiting.isdisjoint((code, to)) or not here.picks.keys() >= set(follow)

@@ -22,6 +22,7 @@ from tests.campaign.ledger import (
     PutBack,
     Recode,
     Renew,
+    Repick,
     Strike,
     Take,
     Visit,
@@ -237,12 +238,22 @@ def test_what_the_old_schema_does_not_take_is_known(acts: list[AtTheMarket], why
         pytest.param(Offer(code="a", name="C", since=SINCE), id="a good where one left"),
         pytest.param(Renew(code="c", name="A", since=SINCE), id="one that came"),
         pytest.param(Withdraw(code="c"), id="one that is gone again"),
+        pytest.param(Pick(good="c", id=2), id="a pick of it"),
+        pytest.param(Repick(id=1, good="c"), id="a pick that becomes one of it"),
     ],
 )
 def test_who_comes_to_a_key_of_what_waits_waits_as_well(second: AtTheMarket) -> None:
     books = Books(base(), SHAPES[ANEW])
     assert books.replayed(line("1", BAD, Recode(code="a", to="c", follow=(1,)))) == ("orders_total_check",)
     assert DEPENDS in books.replayed(line("2", second))
+    assert books.now.market == base().market
+
+
+def test_a_pick_of_what_stands_there_now_is_none_of_what_stands_there_after_the_way_back() -> None:
+    books = Books(base(), SHAPES[ANEW])
+    books.replayed(line("1", BAD, Recode(code="a", to="c", follow=(1,))))
+    books.replayed(line("2", Recode(code="b", to="a", follow=())))
+    assert books.replayed(line("3", Pick(good="a", id=2))) == (DEPENDS, DEPENDS)
     assert books.now.market == base().market
 
 

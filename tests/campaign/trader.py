@@ -44,8 +44,6 @@ class Trader:
         self._picks: dict[int, str] = {}
         self._free_codes: list[str] = []
         self._free_names: list[str] = []
-        self._used_again: set[str] = set()
-        """Codes at which other goods stood before."""
         self._stocks: list[int] = []
         self._visits: list[int] = []
 
@@ -62,9 +60,11 @@ class Trader:
         ]
         if self._goods:
             code = chance.choice(list(self._goods))
-            possible += [(12, lambda: (self._recoded(code, self._free_code(token)),)), *self._with_picks(code, token)]
-        if self._pickable():
-            possible.append((6, lambda: (Pick(good=chance.choice(self._pickable())),)))
+            possible += [
+                (12, lambda: (self._recoded(code, self._free_code(token)),)),
+                (6, lambda: (Pick(good=code),)),
+                *self._with_picks(code, token),
+            ]
         if len(self._goods) > 1:
             possible.append((6, lambda: self._swapped(token)))
         if self._stocks:
@@ -95,7 +95,7 @@ class Trader:
                 (8, lambda: (Withdraw(code=code), self._offer(self._free_code(token), name))),
                 (4, lambda: (Withdraw(code=code),)),
             ]
-        pick, others = self._chance.choice(picks), [other for other in self._pickable() if other != code]
+        pick, others = self._chance.choice(picks), [other for other in self._goods if other != code]
         return [
             (6, lambda: (PutBack(id=pick),)),
             (3, lambda: (*(PutBack(id=each) for each in picks), Withdraw(code=code))),
@@ -105,7 +105,7 @@ class Trader:
     def _offered(self, token: str) -> tuple[AtTheMarket, ...]:
         name = self._chance.choice([token, *self._free_names])
         good = self._offer(self._free_code(token), name)
-        return (good, Pick(good=good.code)) if good.code == token and self._chance.random() < 0.6 else (good,)
+        return (good, Pick(good=good.code)) if self._chance.random() < 0.6 else (good,)
 
     def _offer(self, code: str, name: str) -> Offer:
         return Offer(code=code, name=name, since=self._moment())
@@ -117,11 +117,6 @@ class Trader:
         one, other = self._chance.sample(list(self._goods), 2)
         away = replace(self._recoded(one, other), to=f"{token} away")
         return (away, self._recoded(other, one), replace(away, code=away.to, to=other))
-
-    def _pickable(self) -> list[str]:
-        """Goods at codes that were never another's: the replay does not see that a new pick means the good whose move
-        to its code waits, and not the one that stands there."""
-        return [code for code in self._goods if code not in self._used_again]
 
     def _picks_of(self, code: str) -> tuple[int, ...]:
         return tuple(sorted(pick for pick, good in self._picks.items() if good == code))
@@ -138,7 +133,7 @@ class Trader:
         match act:
             case Offer(code=code, name=name):
                 self._goods[code] = name
-                self._take_up(code)
+                self._free_codes = [free for free in self._free_codes if free != code]
                 self._free_names = [free for free in self._free_names if free != name]
             case Withdraw(code=code):
                 self._free_names.append(self._goods.pop(code))
@@ -146,8 +141,7 @@ class Trader:
             case Recode(code=code, to=to, follow=follow):
                 self._goods[to] = self._goods.pop(code)
                 self._picks |= dict.fromkeys(follow, to)
-                self._take_up(to)
-                self._free_codes.append(code)
+                self._free_codes = [code, *(free for free in self._free_codes if free != to)]
             case Pick(id=id_, good=good) | Repick(id=id_, good=good):
                 self._picks[id_] = good
             case PutBack(id=id_):
@@ -163,11 +157,6 @@ class Trader:
                 pass
             case _:
                 assert_never(act)
-
-    def _take_up(self, code: str) -> None:
-        if code in self._free_codes:
-            self._used_again.add(code)
-            self._free_codes.remove(code)
 
 
 def say(connection: psycopg.Connection[tuple[Any, ...]], act: AtTheMarket) -> tuple[AtTheMarket, int]:

@@ -1236,6 +1236,112 @@ def test_a_row_whose_move_waits_does_not_follow_the_key_that_it_left(embedded: P
     assert len(embedded.quarantine()) == 2
 
 
+REFERS: Final = (
+    "CREATE TABLE good (code text PRIMARY KEY, name text, UNIQUE (name, code)); "
+    "CREATE TABLE pick (id int PRIMARY KEY, good text REFERENCES good DEFERRABLE INITIALLY DEFERRED); "
+    "INSERT INTO good VALUES ('a', 'A'), ('b', 'B'), ('c', 'C'); INSERT INTO pick VALUES (1, 'c'); "
+    "CREATE TABLE hall (id int PRIMARY KEY, name text UNIQUE, UNIQUE (id, name)); "
+    "CREATE TABLE seat (id int PRIMARY KEY, hall varchar(9) REFERENCES hall (name) ON UPDATE CASCADE); "
+    "INSERT INTO hall VALUES (1, 'a'), (2, 'b'), (3, 'c'); INSERT INTO seat VALUES (1, 'c'); "
+    "CREATE TABLE room (id int PRIMARY KEY, floor numeric(4, 1), door int, UNIQUE (floor, door)); "
+    "CREATE TABLE desk (id int PRIMARY KEY, door bigint, floor numeric, "
+    "FOREIGN KEY (floor, door) REFERENCES room (floor, door)); "
+    "INSERT INTO room VALUES (1, 1, 1), (2, 1, 2), (3, 1, 3); INSERT INTO desk VALUES (1, 3, 1)"
+)
+
+
+@pytest.mark.parametrize(
+    "moves, refers",
+    [
+        pytest.param(
+            ("UPDATE good SET code = 'x' WHERE code = 'a'", "UPDATE good SET code = 'a' WHERE code = 'b'"),
+            "INSERT INTO pick VALUES (2, 'a')",
+            id="moved",
+        ),
+        pytest.param(
+            ("DELETE FROM good WHERE code = 'a'", "INSERT INTO good VALUES ('a', 'another')"),
+            "INSERT INTO pick VALUES (2, 'a')",
+            id="made",
+        ),
+        pytest.param(
+            ("UPDATE good SET code = 'x' WHERE code = 'a'", "UPDATE good SET code = 'a' WHERE code = 'b'"),
+            "UPDATE pick SET good = 'a' WHERE id = 1",
+            id="refers anew",
+        ),
+        pytest.param(
+            ("UPDATE hall SET name = 'x' WHERE id = 1", "UPDATE hall SET name = 'a' WHERE id = 2"),
+            "INSERT INTO seat VALUES (2, 'a')",
+            id="not by the primary key",
+        ),
+        pytest.param(
+            ("UPDATE hall SET name = 'x' WHERE id = 1", "INSERT INTO hall VALUES (4, 'a')"),
+            "UPDATE seat SET hall = 'a' WHERE id = 1",
+            id="made, not by the primary key",
+        ),
+        pytest.param(
+            ("UPDATE room SET door = 9 WHERE id = 1", "UPDATE room SET door = 1 WHERE id = 2"),
+            "INSERT INTO desk VALUES (2, 1, 1.00)",
+            id="by several columns",
+        ),
+    ],
+)
+def test_a_row_does_not_refer_to_another_one_than_it_did(
+    embedded: PostgresWorld, moves: tuple[str, str], refers: str
+) -> None:
+    embedded.sql(REFERS)
+    went_back(embedded, "ALTER TABLE customers ADD COLUMN note text", WAITS.format(moves[0]), moves[1], refers)
+    now = "SELECT id, good FROM pick UNION ALL SELECT id, hall FROM seat UNION ALL SELECT id, door::text FROM desk"
+    assert embedded.sql(now) == [(1, "c"), (1, "c"), (1, "3")]
+    waiting = reasons(embedded)
+    assert len(waiting) == 3
+    assert "depends on one in quarantine" in waiting[-1]
+
+
+def test_a_row_does_not_refer_to_one_that_the_migration_put_at_the_key_of_another(embedded: PostgresWorld) -> None:
+    embedded.sql(REFERS)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text; UPDATE good SET code = 'x' WHERE code = 'a'; "
+        "UPDATE good SET code = 'a' WHERE code = 'b'",
+        "INSERT INTO pick VALUES (2, 'a')",
+        "INSERT INTO pick VALUES (3, 'c')",
+    )
+    assert embedded.sql("SELECT * FROM pick ORDER BY id") == [(1, "c"), (3, "c")]
+    assert ["depends on one in quarantine" in reason for reason in reasons(embedded)] == [True]
+
+
+def test_nor_does_one_of_a_transaction_that_is_sent_in_parts(
+    embedded: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "PART", 10)
+    embedded.sql(REFERS)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        WAITS.format("UPDATE good SET code = 'x' WHERE code = 'a'"),
+        "UPDATE good SET code = 'a' WHERE code = 'b'",
+        "INSERT INTO pick VALUES (2, 'c'), (3, 'a')",
+        "INSERT INTO pick VALUES (4, 'c')",
+    )
+    assert embedded.sql("SELECT * FROM pick ORDER BY id") == [(1, "c"), (4, "c")]
+    assert ["depends on one in quarantine" in reason for reason in reasons(embedded)] == [False, True, True]
+
+
+def test_a_row_refers_to_what_its_transaction_made_though_something_waits_elsewhere(embedded: PostgresWorld) -> None:
+    embedded.sql(REFERS)
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        WAITS.format("INSERT INTO hall VALUES (4, 'd'), (5, 'e')"),
+        "DELETE FROM hall WHERE id = 4",
+        "BEGIN; INSERT INTO hall VALUES (6, 'd'); INSERT INTO seat VALUES (2, 'd'); COMMIT",
+        "INSERT INTO seat VALUES (3, 'e')",
+        "INSERT INTO seat VALUES (4, 'a')",
+    )
+    assert embedded.sql("SELECT * FROM seat ORDER BY id") == [(1, "c"), (2, "d"), (4, "a")]
+    assert [reason[-7:] for reason in reasons(embedded)][2:] == [replay.REFERS]
+
+
 @pytest.mark.parametrize("left", ["", ", kind text"])
 def test_a_row_whose_key_is_gone_is_not_taken_for_another(embedded: PostgresWorld, left: str) -> None:
     embedded.sql(f"CREATE TABLE seats (id int PRIMARY KEY{left}); INSERT INTO seats (id) VALUES (1), (2), (3)")
@@ -1669,6 +1775,22 @@ def test_a_transaction_that_refers_to_what_waits_is_not_carried_by_half(embedded
     assert "it empties audit" in emptied
     assert "(23503)" in refers
     assert rest == "the rest of its transaction waits"
+
+
+def test_what_is_tried_again_does_not_refer_to_another_row_than_it_did(embedded: PostgresWorld) -> None:
+    embedded.sql(REFERS + "; " + EVENTS + "; CREATE TABLE ev_rest PARTITION OF ev DEFAULT")
+    went_back(
+        embedded,
+        "ALTER TABLE customers ADD COLUMN note text",
+        LATER,
+        WAITS.format("INSERT INTO hall VALUES (4, 'd')"),
+        "INSERT INTO seat VALUES (2, 'd')",
+        "BEGIN; DELETE FROM seat WHERE id = 2; DELETE FROM hall WHERE id = 4; COMMIT",
+        "INSERT INTO hall VALUES (5, 'd')",
+    )
+    assert embedded.sql("SELECT id, name FROM hall WHERE name = 'd'") == [(5, "d")]
+    assert embedded.sql("SELECT id FROM seat") == [(1,)]
+    assert len(embedded.quarantine()) == 3
 
 
 @pytest.mark.full

@@ -136,6 +136,29 @@ JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamesp
 WHERE c.contype = 'f' AND c.confupdtype IN ('c', 'n', 'd') AND c.conparentid = 0
 """
 
+# Of a reference, and whether its values are written alike where they are equal, here and there.
+_REFERRING: Final[LiteralString] = """
+WITH kinds AS (
+    SELECT y.oid, CASE
+        WHEN b.oid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) THEN 'integer'
+        WHEN b.oid IN ('text'::regtype, 'varchar'::regtype) THEN 'text'
+        WHEN b.typtype = 'e' OR b.oid IN ('bool'::regtype, 'uuid'::regtype, 'date'::regtype, 'timestamp'::regtype,
+            'timestamptz'::regtype) THEN b.oid::text END AS kind
+    FROM pg_type y JOIN pg_type b ON b.oid = coalesce(nullif(y.typbasetype, 0), y.oid)
+)
+SELECT CASE WHEN m.nspname = 'public' THEN '' ELSE m.nspname || '.' END || s.relname, n.nspname, r.relname,
+    quote_ident(n.nspname) || '.' || quote_ident(r.relname), t.theirs, t.own, t.alike
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamespace,
+LATERAL (SELECT array_agg(p.attname::text ORDER BY i) AS theirs, array_agg(k.attname::text ORDER BY i) AS own,
+        bool_and(coalesce(a.kind = b.kind AND coalesce(l.collisdeterministic, true), false)) AS alike
+    FROM unnest(c.confkey, c.conkey) WITH ORDINALITY key (theirs, own, i)
+    JOIN pg_attribute p ON (p.attrelid, p.attnum) = (c.confrelid, key.theirs) JOIN kinds a ON a.oid = p.atttypid
+    JOIN pg_attribute k ON (k.attrelid, k.attnum) = (c.conrelid, key.own) JOIN kinds b ON b.oid = k.atttypid
+    LEFT JOIN pg_collation l ON l.oid = p.attcollation) t
+WHERE c.contype = 'f' AND c.conparentid = 0
+"""
+
 
 _Place: TypeAlias = tuple[int, int]
 """Of a column: its table's oid and its number."""
@@ -253,10 +276,12 @@ class Moves:
 class Keys:
     """Of changes, as text: table and key, or the table alone, which stands for any row of it. touched: of each row that
     they write to. remade: of each that they make, delete or give another key: what stands there is another row then in
-    a database that has not got them."""
+    a database that has not got them; by every key that others refer by. referred: of each to which they make a row
+    refer; with what stands for any row that got a key there, and a query that finds one that stands there."""
 
     touched: frozenset[str]
     remade: frozenset[str]
+    referred: frozenset[tuple[str, str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +330,18 @@ class _Following:
     cascades: bool
     theirs: tuple[str, ...]
     own: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Referring:
+    """A foreign key. parent: the table that it refers to, as people say it; table: as it is written in a statement.
+    theirs, own: names of the columns. alike: equal values are written alike."""
+
+    parent: str
+    table: str
+    theirs: tuple[str, ...]
+    own: tuple[str, ...]
+    alike: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,6 +419,18 @@ class Merge:
             self._following[label].append(
                 _Following(child=child, table=table, cascades=cascades, theirs=tuple(theirs), own=tuple(own))
             )
+        self._referring = defaultdict[str, list[_Referring]](list)
+        self._referred_by = defaultdict[str, set[tuple[str, ...]]](set)
+        self._not_alike = set[str]()
+        for child, schema, table, parent, theirs, own, alike in clone.execute(_REFERRING):
+            of = self._roots.get((schema, table))
+            label = of.label if of else table if schema == "public" else f"{schema}.{table}"
+            self._referring[child].append(
+                _Referring(parent=label, table=parent, theirs=tuple(theirs), own=tuple(own), alike=alike)
+            )
+            self._referred_by[label].add(tuple(theirs))
+            if not alike:
+                self._not_alike.add(label)
         self._type_of = _Types(source)
         self._known: dict[int, tuple[Relation, _Columns]] = {}
         # a backslash in a value is one, and not the beginning of something else
@@ -559,8 +608,9 @@ class Merge:
         return Moves(out=frozenset(out - into), into=frozenset((into - out) | roots))
 
     def keys(self, changes: Iterable[Change], *, whole: bool = True) -> Keys:
-        """Return at which keys these write, and at which another row stands after them. whole: else of which tables."""
-        touched, remade = set[str](), set[str]()
+        """Return at which keys these write, at which another row stands after them, and to which they refer. whole:
+        else of which tables."""
+        touched, remade, referred = set[str](), set[str](), set[tuple[str, str, str]]()
         for change in changes:
             if isinstance(change, Truncation):
                 remade.update(self._any_row(r.oid) for r in change.relations if r.oid in self._then)
@@ -579,9 +629,35 @@ class Merge:
             touched |= {any_row, *was}
             if row.old or row.then.key:  # a new row without a key is not looked for
                 touched |= made
+            referred |= set(self._referred(row))
+            was |= self._referable(row, row.old)
+            made |= self._referable(row, row.whole)
             if was != made:
                 remade |= was ^ made if whole else {any_row}
-        return Keys(touched=frozenset(touched), remade=frozenset(remade))
+                if made - was and not (whole and any_row not in self._not_alike):
+                    remade.add(_some_row(any_row))
+        return Keys(touched=frozenset(touched), remade=frozenset(remade), referred=frozenset(referred))
+
+    def _referable(self, row: _Row, told: Mapping[int, Value]) -> set[str]:
+        """Where others find it that refer to it."""
+        label, places = self._any_row(row.then.oid), set[str]()
+        for names in self._referred_by.get(label, ()):
+            values = _named(row.then, told, names)
+            if None not in values:
+                places.add(_at_key(label, zip(names, values, strict=True)))
+        return places
+
+    def _referred(self, row: _Row) -> Iterator[tuple[str, str, str]]:
+        """To which rows it refers that it did not refer to before."""
+        for label in {self._any_row(row.then.oid), row.then.label}:
+            for key in self._referring.get(label, ()) if row.new else ():
+                values = _named(row.then, row.whole, key.own)
+                if None in values or (row.old and values == _named(row.then, row.old, key.own)):
+                    continue
+                by = [*zip(key.theirs, values, strict=True)]
+                some = _some_row(key.parent)
+                there = " AND ".join(f"{_name(name)} = {_literal(value)}" for name, value in by)
+                yield _at_key(key.parent, by) if key.alike else some, some, f"SELECT FROM {key.table} WHERE {there}"
 
     def _remade_by_name(self, change: RowChange) -> set[str]:
         """Of a change whose columns are those of no known time: its key is told where its names are the same in all. A
@@ -615,13 +691,11 @@ class Merge:
 
     def _place_of(self, then: Table, values: Mapping[int, Value]) -> str:
         """Its table and its key, or all of it where it has none."""
-        if then.key:  # by name, which is the same in all parts of a table
-            key = json.dumps(dict(sorted((then.columns[number], values[number]) for number in then.key)))
-        else:
-            key = json.dumps([values[number] for number in sorted(values) if number in then.columns])
-        if len(key) > _LONGEST or not then.key:
-            key = hashlib.sha256(key.encode()).hexdigest()
-        return f"{self._any_row(then.oid)} {key}"
+        label = self._any_row(then.oid)
+        if then.key:
+            return _at_key(label, ((then.columns[number], values[number]) for number in then.key))
+        whole = json.dumps([values[number] for number in sorted(values) if number in then.columns])
+        return f"{label} {hashlib.sha256(whole.encode()).hexdigest()}"
 
     @staticmethod
     def _identity(row: _Row) -> tuple[object, ...]:
@@ -987,6 +1061,17 @@ def _of_new_table(change: RowChange) -> tuple[str, Mapping[str, Value], Mapping[
 def key_of(then: Table, values: Mapping[int, Value]) -> dict[str, Value]:
     """Return the key of a row by the names of the old schema."""
     return {then.columns[number]: values.get(number) for number in then.key}
+
+
+def _at_key(label: str, key: Iterable[tuple[str, Value]]) -> str:
+    """A place in a table. By name, which is the same in all parts of it."""
+    text = json.dumps(dict(sorted(key)))
+    return f"{label} {text if len(text) <= _LONGEST else hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _some_row(label: str) -> str:
+    """In place of a key at which a row was put, where it is not told or may be written otherwise."""
+    return f"{label}, some row"
 
 
 def _key_text(row: _Row) -> str:

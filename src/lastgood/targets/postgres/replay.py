@@ -126,10 +126,33 @@ BEGIN
     RETURN found || ': that a row was made or deleted there or got this key is the migration''s or waits in '
         'quarantine, so what stands there may be another row: this depends on one in quarantine';
 END $follows$;
-CREATE OR REPLACE FUNCTION lastgood.carry(number bigint, statements text[], touched text[], makes text[])
-RETURNS text LANGUAGE plpgsql AS $carry$
-DECLARE reason text := lastgood.follows(touched);
+CREATE OR REPLACE FUNCTION lastgood.refers(referred text[]) RETURNS text LANGUAGE plpgsql AS $refers$
+DECLARE found text; there boolean;
 BEGIN
+    FOR i IN 1..cardinality(referred) BY 3 LOOP
+        found := lastgood.follows(referred[i:i + 1]);
+        IF found IS NOT NULL THEN
+            BEGIN
+                EXECUTE 'SELECT EXISTS (' || referred[i + 2] || ')' INTO there;
+            EXCEPTION WHEN data_exception THEN  -- of a type that the old schema does not take
+                there := false;
+            END;
+            IF there THEN
+                RETURN found;
+            END IF;
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $refers$;
+CREATE OR REPLACE FUNCTION lastgood.carry(
+    number bigint, statements text[], touched text[], makes text[], referred text[]
+)
+RETURNS text LANGUAGE plpgsql AS $carry$
+DECLARE reason text := lastgood.follows(touched || referred);
+BEGIN
+    IF reason IS NOT NULL THEN
+        reason := coalesce(lastgood.follows(touched), lastgood.refers(referred));
+    END IF;
     IF reason IS NULL THEN
         reason := lastgood.apply(statements);
     END IF;
@@ -140,6 +163,7 @@ BEGIN
 END $carry$
 """
 # Why `carry` is a function: a batch is sent without waiting for answers, so only the clone knows in time what waits.
+# `refers`: in threes, as of Keys. Where nothing stands there the foreign key says so, and it may still come.
 _MIGRATED: Final[LiteralString] = "INSERT INTO lastgood.migrated VALUES (%s) ON CONFLICT DO NOTHING"
 # A row that the migration took out: what it was first counts. One that it puts in under the same key is that one
 # rewritten; else the table has a row more.
@@ -431,6 +455,7 @@ class Replay:
             _Referring(
                 transaction=Transaction(xid=xid, commit=commit, end=0, committed_at=at, changes=()),
                 said=_said_before(said),
+                referred=said.get("referred", []),
                 values=_short(
                     value for change in changes for when in ("old", "new") for value in change.get(when, {}).values()
                 ),
@@ -479,8 +504,19 @@ class Replay:
         except Misfit:
             return None
         said = [*(carried.said for carried in with_it if carried.said is not None), one.said]
-        answer = self._clone.execute("SELECT lastgood.apply(%s)", [[line for each in said for line in each.statements]])
-        return with_it if answer.fetchone() == (None,) else None
+        keys = [self._merge.keys(carried.transaction.changes) for carried in with_it]
+        referred = [*one.referred, *chain.from_iterable(chain.from_iterable(each.referred for each in keys))]
+        with self._clone.transaction() as attempt:
+            # where it made a row itself, what stands there is its own
+            self._clone.execute("DELETE FROM lastgood.remade WHERE commit = %s", [one.transaction.commit])
+            statements = [line for each in said for line in each.statements]
+            if not (
+                self._why_not("SELECT lastgood.refers(%s)", referred)
+                or self._why_not("SELECT lastgood.apply(%s)", statements)
+            ):
+                return with_it
+            raise psycopg.Rollback(attempt)
+        return None
 
     def _settle(self, one: _Referring, with_it: Sequence[_Carried]) -> None:
         for table in ("quarantine", "refers", "moved_out", "remade"):
@@ -710,15 +746,16 @@ class Replay:
                 answer = None
                 if said.statements:
                     keys = self._merge.keys(transaction.changes)
-                    if any(map(_is_long, (said.statements, keys.touched, keys.remade))):
+                    referred = [*chain.from_iterable(keys.referred)]
+                    if any(map(_is_long, (said.statements, keys.touched, keys.remade, referred))):
                         reason = self._carried_in_parts(said.statements, keys)
                         if reason:
                             self._note_remade(transaction.commit, keys.remade)
                         carried.append(_Carried(transaction=transaction, said=said, reason=reason))
                         continue
                     answer = self._clone.execute(
-                        "SELECT lastgood.carry(%s, %s, %s, %s)",
-                        [transaction.commit, list(said.statements), list(keys.touched), list(keys.remade)],
+                        "SELECT lastgood.carry(%s, %s, %s, %s, %s)",
+                        [transaction.commit, list(said.statements), list(keys.touched), list(keys.remade), referred],
                     )
                 carried.append(_Carried(transaction=transaction, said=said, answer=answer))
         return carried
@@ -729,6 +766,9 @@ class Replay:
         with self._clone.transaction() as whole:
             for part in _parts(keys.touched):
                 reason = reason or self._why_not("SELECT lastgood.follows(%s)", part)
+            references = iter(keys.referred)
+            while some := [*chain.from_iterable(islice(references, FETCHED))]:
+                reason = reason or self._why_not("SELECT lastgood.refers(%s)", some)
             for part in _parts(statements):
                 last = done + len(part) == len(statements)
                 reason = reason or self._why_not("SELECT lastgood.apply(%s, %s, %s)", part, done, last)
@@ -801,8 +841,10 @@ class Replay:
     def _note_waiting(self, transaction: Transaction, said: Said | None) -> None:
         """What `carry_partitions` must know of one that waits. said: of one that refers to a row."""
         if said is not None:
+            referred = [*chain.from_iterable(self._merge.keys(transaction.changes).referred)]
             self._clone.execute(
-                "INSERT INTO lastgood.refers VALUES (%s, %s)", [transaction.commit, Jsonb(_said_again(said))]
+                "INSERT INTO lastgood.refers VALUES (%s, %s)",
+                [transaction.commit, Jsonb({**_said_again(said), "referred": referred})],
             )
         with self._clone.cursor() as writing:
             writing.executemany(
@@ -886,10 +928,12 @@ def _short(values: Iterable[Value]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Referring:
-    """One that waits because it refers to a row. values: of the rows that it changed, as _values has them."""
+    """One that waits because it refers to a row. referred: to which ones, in threes; values: of the rows that it
+    changed, as _values has them."""
 
     transaction: Transaction
     said: Said
+    referred: Sequence[str]
     values: frozenset[str]
 
 
