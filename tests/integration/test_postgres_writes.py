@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 
 import pytest
 
@@ -420,18 +421,130 @@ def test_rows_that_exchanged_a_unique_value_go_back(embedded: PostgresWorld) -> 
     assert names == [(1, "customer 2"), (2, "customer 1"), (3, "customer 3"), (20, "customer 20")]
 
 
-def test_what_follows_a_unique_value_does_not_go_to_the_row_that_has_it_for_a_moment(embedded: PostgresWorld) -> None:
-    embedded.sql(
-        "CREATE TABLE hall (id int PRIMARY KEY, name text NOT NULL UNIQUE); "
-        "CREATE TABLE seat (id int PRIMARY KEY, hall text REFERENCES hall (name) ON UPDATE CASCADE); "
-        "INSERT INTO hall VALUES (1, 'a'), (2, 'b'); INSERT INTO seat VALUES (1, 'a'), (2, 'b')"
-    )
+HALLS: Final = (
+    "CREATE TABLE hall (id int PRIMARY KEY, name text NOT NULL UNIQUE, n int DEFAULT 1); "
+    "CREATE TABLE {seat} (id int PRIMARY KEY, hall text REFERENCES hall (name) ON UPDATE {how}); "
+    "INSERT INTO hall VALUES (1, 'a'), (2, 'b'), (3, 'c'); "
+    "INSERT INTO {seat} VALUES (1, 'a'), (2, 'b'), (3, 'a'), (4, 'c'), (5, NULL)"
+)
+EXCHANGED: Final = "; ".join(
+    f"UPDATE hall SET name = {n}" for n in ("'x' WHERE id = 1", "'a' WHERE id = 2", "'b' WHERE id = 1")
+)
+CONSTRAINTS: Final = (
+    "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), obj_description(oid, 'pg_constraint') "
+    "FROM pg_constraint ORDER BY 1, 2"
+)
+
+
+@pytest.mark.parametrize("how", ["CASCADE", "SET NULL", "SET DEFAULT"])
+@pytest.mark.parametrize("seat", ["a_seat", "seat"])
+def test_what_follows_a_key_is_afterwards_what_it_is_in_the_live_data(
+    embedded: PostgresWorld, seat: str, how: str
+) -> None:
+    embedded.sql(HALLS.format(seat=seat, how=how))
     migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
-    for statement in ("'x' WHERE id = 1", "'a' WHERE id = 2", "'b' WHERE id = 1"):
-        embedded.sql(f"UPDATE hall SET name = {statement}")
+    for statement in (
+        "UPDATE hall SET name = 'd' WHERE id = 1",
+        "UPDATE hall SET name = 'a' WHERE id = 2",
+        f"UPDATE {seat} SET hall = 'a' WHERE id IN (3, 5)",  # where it stood before, and now another one stands
+    ):
+        embedded.sql(statement)
+    now = (f"SELECT * FROM {seat} ORDER BY id", "SELECT * FROM hall ORDER BY id", CONSTRAINTS)
+    before = [embedded.sql(each) for each in now]
     embedded.go_back()
-    assert {entry["id"] for entry in embedded.quarantine()} == {"hall:1", "hall:2"}
-    assert embedded.sql("SELECT id, name FROM hall ORDER BY id") == [(1, "a"), (2, "b")]
+    assert embedded.quarantine() == []
+    assert [embedded.sql(each) for each in now] == before
+
+
+def test_keys_that_were_exchanged_go_back_with_what_follows_them(embedded: PostgresWorld) -> None:
+    embedded.sql(HALLS.format(seat="seat", how="CASCADE"))
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    embedded.sql(EXCHANGED)
+    embedded.go_back()
+    assert embedded.quarantine() == []
+    assert embedded.sql("SELECT id, name FROM hall ORDER BY id") == [(1, "b"), (2, "a"), (3, "c")]
+    assert embedded.sql("SELECT id, hall FROM seat ORDER BY id") == [(1, "b"), (2, "a"), (3, "b"), (4, "c"), (5, None)]
+
+
+@pytest.mark.parametrize("seat", ["a_seat", "seat"])
+def test_a_key_of_a_row_that_was_deleted_goes_to_another_one_with_what_follows_it(
+    embedded: PostgresWorld, seat: str
+) -> None:
+    embedded.sql(HALLS.format(seat=seat, how="CASCADE ON DELETE CASCADE"))
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    embedded.sql("DELETE FROM hall WHERE id = 1")
+    embedded.sql("UPDATE hall SET name = 'a' WHERE id = 2")
+    embedded.go_back()
+    assert embedded.quarantine() == []
+    assert embedded.sql("SELECT id, name FROM hall ORDER BY id") == [(2, "a"), (3, "c")]
+    assert embedded.sql(f"SELECT id, hall FROM {seat} ORDER BY id") == [(2, "a"), (4, "c"), (5, None)]
+
+
+@pytest.mark.parametrize("how", ["CASCADE", "NO ACTION"])
+def test_what_refers_to_a_key_that_waits_waits_with_it(embedded: PostgresWorld, how: str) -> None:
+    embedded.invariants = {"some": "SELECT id FROM hall WHERE n < 0"}
+    embedded.sql(HALLS.format(seat="seat", how=how))
+    embedded.sql("UPDATE seat SET hall = NULL WHERE id < 4")
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    embedded.sql(f"{EXCHANGED}; UPDATE hall SET n = -1 WHERE id = 1")
+    embedded.sql("INSERT INTO seat VALUES (6, 'a'), (7, 'c'); UPDATE seat SET hall = 'b' WHERE id = 1")
+    embedded.go_back()
+    assert {entry["id"] for entry in embedded.quarantine()} == {"hall:1", "hall:2", "seat:1", "seat:6"}
+    assert embedded.sql("SELECT id, name FROM hall ORDER BY id") == [(1, "a"), (2, "b"), (3, "c")]
+    assert embedded.sql("SELECT id, hall FROM seat WHERE hall IS NOT NULL ORDER BY id") == [(4, "c"), (7, "c")]
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+@pytest.mark.parametrize("how", ["CASCADE", "SET NULL"])
+def test_a_row_that_waits_refers_to_what_it_referred_to(embedded: PostgresWorld, how: str, *, taken: bool) -> None:
+    embedded.invariants = {"no": "SELECT id FROM seat WHERE id = 1 AND n < 0"}
+    embedded.sql(f"{HALLS.format(seat='seat', how=how)}; ALTER TABLE seat ADD COLUMN n int")
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    embedded.sql("UPDATE hall SET name = 'd' WHERE id = 1; UPDATE seat SET n = -1 WHERE id = 1")
+    embedded.sql(f"UPDATE hall SET name = '{'a' if taken else 'e'}' WHERE id = 2")
+    halls, seats = "SELECT name FROM hall ORDER BY id", "SELECT hall FROM seat ORDER BY id"
+    now = [embedded.sql(each) for each in (halls, seats)]
+    embedded.go_back()
+    waiting = {entry["id"] for entry in embedded.quarantine()}
+    if how == "CASCADE":
+        assert waiting == {"seat:1"}
+        assert [embedded.sql(each) for each in (halls, seats)] == now
+    else:
+        assert waiting == {"seat:1", "hall:1", *(("hall:2",) if taken else ())}
+        assert embedded.sql(seats)[0] == ("a",)
+        assert embedded.sql(halls)[0] == ("a",)
+
+
+REFERENCES: Final = """
+CREATE SCHEMA other;
+CREATE TABLE hall (id int PRIMARY KEY, name text, of int, UNIQUE (name, of));
+CREATE TABLE other."Seat" (id int, "Of" int, "Hall" text) PARTITION BY RANGE (id);
+CREATE TABLE seat_1 PARTITION OF other."Seat" FOR VALUES FROM (0) TO (9);
+CREATE TABLE seat_2 PARTITION OF other."Seat" FOR VALUES FROM (9) TO (20);
+ALTER TABLE other."Seat" ADD CONSTRAINT "in" FOREIGN KEY ("Hall", "Of") REFERENCES hall (name, of) {how};
+COMMENT ON CONSTRAINT "in" ON other."Seat" IS 'it''s so';
+CREATE TABLE old (id int PRIMARY KEY, hall text, of int);
+INSERT INTO old VALUES (1, 'gone', 0);
+ALTER TABLE old ADD FOREIGN KEY (hall, of) REFERENCES hall (name, of) ON UPDATE CASCADE NOT VALID;
+INSERT INTO hall VALUES (1, 'a', 0), (2, 'b', 0);
+INSERT INTO old VALUES (2, 'a', 0);
+ALTER TABLE seat_1 ADD PRIMARY KEY (id);
+ALTER TABLE seat_2 ADD PRIMARY KEY (id);
+INSERT INTO other."Seat" VALUES (1, 0, 'a'), (10, 0, 'a'), (11, 0, 'b')
+"""
+
+
+def test_references_are_afterwards_as_they_were(embedded: PostgresWorld) -> None:
+    how = "MATCH FULL ON UPDATE CASCADE ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED"
+    embedded.sql(REFERENCES.format(how=how))
+    migrated(embedded, "ALTER TABLE orders ADD COLUMN note text")
+    constraints = embedded.sql(CONSTRAINTS)
+    embedded.sql("UPDATE hall SET name = 'x' WHERE id = 1")
+    embedded.go_back()
+    assert embedded.quarantine() == []
+    assert embedded.sql(CONSTRAINTS) == constraints
+    assert embedded.sql("SELECT id, hall FROM old ORDER BY id") == [(1, "gone"), (2, "x")]
+    assert embedded.sql('SELECT id, "Hall" FROM other."Seat" ORDER BY id') == [(1, "x"), (10, "x"), (11, "b")]
 
 
 def test_what_only_looks_like_the_same_number_is_another_value(embedded: PostgresWorld) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -60,14 +60,23 @@ _WAITS_FOR_ANOTHER: Final = ("(23503)", _TAKEN)
 _GREATEST_SMALL: Final = 2**15 - 1
 _GREATEST: Final = 2**31 - 1
 _TEXTS: Final = ("text", "character varying", "citext")
-# Not where a key follows it: that would follow it to whoever has it in between.
 _UNIQUE: Final = """
 SELECT n.nspname, r.relname, ARRAY(SELECT a.attname::text FROM pg_attribute a
     WHERE a.attrelid = r.oid AND a.attnum = ANY(x.indkey[0:indnkeyatts - 1]) ORDER BY a.attnum)
 FROM pg_index x JOIN pg_class r ON r.oid = x.indrelid JOIN pg_namespace n ON n.oid = r.relnamespace
 WHERE x.indisunique AND NOT x.indisprimary AND x.indexprs IS NULL AND n.nspname NOT LIKE 'pg\\_%'
-AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = r.oid AND c.contype = 'f'
-    AND c.confupdtype IN ('c', 'n', 'd') AND c.confkey && x.indkey::int2[])
+"""
+_REFERENCES: Final[LiteralString] = """
+SELECT ARRAY[m.nspname, s.relname]::text[], ARRAY[n.nspname, r.relname]::text[], quote_ident(c.conname),
+    c.confupdtype IN ('c', 'n', 'd'), c.confupdtype = 'c',
+    pg_get_constraintdef(c.oid), obj_description(c.oid, 'pg_constraint'),
+    ARRAY(SELECT k.attname::text FROM unnest(c.conkey) WITH ORDINALITY key (n, i)
+          JOIN pg_attribute k ON (k.attrelid, k.attnum) = (c.conrelid, key.n) ORDER BY i),
+    ARRAY(SELECT p.attname::text FROM unnest(c.confkey) WITH ORDINALITY key (n, i)
+          JOIN pg_attribute p ON (p.attrelid, p.attnum) = (c.confrelid, key.n) ORDER BY i)
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_class s ON s.oid = c.conrelid JOIN pg_namespace m ON m.oid = s.relnamespace
+WHERE c.contype = 'f' AND c.conparentid = 0
 """
 _WHILE_IT_RAN: Final = (
     "{} rows that the migration wrote last are as they were before: what was written to one of them while its command "
@@ -98,6 +107,15 @@ class _Written:
     def label(self) -> str:
         return self.table or self.then.label
 
+    @property
+    def whole(self) -> Row:
+        """All that is known of it, as it is to be."""
+        return {**(self.old or {}), **self.key, **self.values}
+
+    def is_in(self, table: Name, roots: Mapping[Name, Name]) -> bool:
+        """Whether it stands there, or in a part of that."""
+        return table in (self.then.called, roots.get(self.then.called))
+
     def values_at(self, place: tuple[str, str, str] | None, roots: Mapping[Name, Name]) -> Collection[object]:
         """Return its value of the column that a place names, those of its key where no place is known."""
         if place is None:
@@ -117,6 +135,54 @@ class _Written:
             "reason": self.reason,
             "changes": [change],
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reference:
+    """A foreign key. follows: it changes with the key that it refers to; cascades: to what that becomes. own, theirs:
+    names of the columns."""
+
+    child: Name
+    parent: Name
+    name: str
+    follows: bool
+    cascades: bool
+    definition: str
+    comment: str | None
+    own: tuple[str, ...]
+    theirs: tuple[str, ...]
+
+    def let_go(self, clone: Connection) -> None:
+        """Take it out of the clone, until it is `put_back`."""
+        clone.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(sql.Identifier(*self.child), self._name))
+
+    def put_back(self, clone: Connection) -> None:
+        """Put it into the clone, as it was; the server looks whether all of it is so."""
+        table = sql.Identifier(*self.child)
+        clone.execute(
+            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(table, self._name, written(self.definition))
+        )
+        if self.comment is not None:
+            how = sql.SQL("COMMENT ON CONSTRAINT {} ON {} IS {}")
+            clone.execute(how.format(self._name, table, sql.Literal(self.comment)))
+
+    @property
+    def _name(self) -> sql.SQL:
+        return written(self.name)
+
+    def without_row(self, clone: Connection) -> Iterator[str | None]:
+        """Yield to what rows refer that is not there, as `_key` has it."""
+        own, theirs = (
+            sql.SQL(", ").join(sql.Identifier(of, name) for name in names)
+            for of, names in (("c", self.own), ("p", self.theirs))
+        )
+        known = sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(sql.Identifier("c", n)) for n in self.own)
+        asked = sql.SQL(
+            "SELECT row_to_json(k)::text FROM (SELECT DISTINCT {} FROM {} c WHERE {} "
+            "AND NOT EXISTS (SELECT FROM {} p WHERE ({}) = ({}))) k"
+        ).format(own, sql.Identifier(*self.child), known, sql.Identifier(*self.parent), theirs, own)
+        for (text,) in clone.execute(asked).fetchall():
+            yield _key(json_row(text), self.own)
 
 
 @dataclass(slots=True)
@@ -225,24 +291,35 @@ def carry(
     """
     found = _find(comparison, source, clone, kept, rewritten=rewritten, migrations=migrations, go_on=go_on)
     taken_out: list[_Written] = []
-    made, taken_along = catalog.generated(clone), _taken_along(clone)
+    made, references = catalog.generated(clone), _references(clone)
     for row in found.rows:
         row.values = {n: value for n, value in row.values.items() if (row.then.schema, row.then.name, n) not in made}
     with clone.transaction():
         _prepare(clone)
         before = {name: frozenset(keys_that_break(clone, text)) for name, text in invariants.items()}
+        let_go = references.that_follow(found.rows)
+        for reference in let_go:
+            reference.let_go(clone)
+        taken_along = _taken_along(clone)
         for _ in range(ROUNDS):
             with clone.transaction() as attempt:
                 refused = _put(clone, found.rows, taken_along, go_on=go_on)
-                breaking = list(_breaking(clone, found.rows, invariants, before))
+                waiting = [*refused, *taken_out, *found.doubtful]
+                breaking = list(references.left_behind(clone, let_go, found.rows, waiting))
+                breaking = breaking or list(_breaking(clone, found.rows, invariants, before))
+                breaking += references.to_what_waits(found.rows, [*waiting, *breaking])
+                breaking += references.to_nothing(clone, let_go, found.rows)
                 if breaking:
                     raise psycopg.Rollback(attempt)
             if not breaking:
                 break
             taken_out += breaking
-            found.rows = [row for row in found.rows if row not in breaking]
+            out = set(map(id, breaking))
+            found.rows = [row for row in found.rows if id(row) not in out]
         else:
             raise Refused(f"the rows written since {kept.point.id} break invariants, and it cannot be told which do")
+        for reference in let_go:
+            reference.put_back(clone)
         replayed = _write_down(found, [*taken_out, *refused], source, clone, kept, into)
         stale = catalog.to_refresh(view.as_string(clone) for view in catalog.materialized_views(clone))
         large = (catalog.LARGE_OBJECTS_MADE,) if comparison.large_objects_written() else ()
@@ -438,6 +515,112 @@ def _taken_along(clone: Connection) -> _TakenAlong:
     for schema, table, child, _, columns in clone.execute(CASCADING):
         found[schema, table].append((child, columns))
     return found | {leaf: found[root] for leaf, root in catalog.roots(clone).items() if root in found}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _References:
+    """The foreign keys of the clone. One that follows the key that it refers to would have rows follow it that are not
+    there any more, or are there already: what each became is in the live rows. So it is let go of while they are put
+    into the clone, and what it stands for is looked at afterwards."""
+
+    all: Sequence[_Reference]
+    roots: Mapping[Name, Name]
+
+    def that_follow(self, rows: Sequence[_Written]) -> list[_Reference]:
+        """Return those that would follow one of these."""
+        changed = defaultdict[Name, set[str]](set)
+        for row in rows:
+            if row.kind == UPDATED:
+                for table in {row.then.called, self.roots.get(row.then.called, row.then.called)}:
+                    changed[table] |= row.values.keys()
+        return [key for key in self.all if key.follows and not changed[key.parent].isdisjoint(key.theirs)]
+
+    def left_behind(
+        self, clone: Connection, let_go: Sequence[_Reference], rows: Sequence[_Written], waiting: Sequence[_Written]
+    ) -> Iterator[_Written]:
+        """Have rows that wait follow the one that they refer to in the clone; yield it where they do not."""
+        for key in let_go:
+            gone = [row for row in rows if row.kind == DELETED and row.is_in(key.parent, self.roots)]
+            moved = {
+                _key(row.old or {}, key.theirs): row for row in (*gone, *self._given(rows, key.parent, key.theirs))
+            }
+            moved.pop(None, None)
+            stay = [row for row in waiting if row.kind == DELETED and row.is_in(key.child, self.roots)]
+            for row in (*stay, *self._given(waiting, key.child, key.own)) if moved else ():
+                of = moved.get(_key(row.old, key.own)) if row.old else None
+                if of is None or of.reason:
+                    continue
+                if key.cascades and DELETED not in (of.kind, row.kind):
+                    values = {own: of.whole[theirs] for own, theirs in zip(key.own, key.theirs, strict=True)}
+                    follow = _statement(replace(row, values=values), {}).as_string(clone)
+                    if clone.execute("SELECT lastgood.apply(%s)", [[follow]]).fetchone() == (None,):
+                        continue
+                of.reason = f"rows of {'.'.join(key.child)} that wait refer to it as it was"
+                yield of
+
+    def to_what_waits(self, rows: Sequence[_Written], waiting: Sequence[_Written]) -> Iterator[_Written]:
+        """Yield rows that came through and refer by a new value to one that waits: at that key stands another one."""
+        for key in self.all:
+            meant = {_key(row.whole, key.theirs): row for row in self._given(waiting, key.parent, key.theirs)}
+            meant.pop(None, None)
+            for row in self._given(rows, key.child, key.own) if meant else ():
+                if not row.reason and (of := meant.get(_key(row.whole, key.own))) is not None:
+                    row.reason = f"what it refers to in {of.label} waits"
+                    yield row
+
+    def to_nothing(
+        self, clone: Connection, let_go: Sequence[_Reference], rows: Sequence[_Written]
+    ) -> Iterator[_Written]:
+        """Yield rows that refer to one that is not there, or that were at a key to which others still refer."""
+        for key in let_go:
+            missing = set(key.without_row(clone))
+            ours = [row for row in rows if not row.reason] if missing else []
+            for row in self._given(ours, key.child, key.own):
+                if _key(row.whole, key.own) in missing:
+                    row.reason = f"what it refers to in {'.'.join(key.parent)} is not there"
+                    yield row
+            missing -= {_key(row.whole, key.own) for row in self._given(ours, key.child, key.own)}
+            for row in ours:
+                if row.reason or not row.old or not row.is_in(key.parent, self.roots):
+                    continue
+                if _key(row.old, key.theirs) in missing:
+                    row.reason = f"rows of {'.'.join(key.child)} that stay refer to it as it was"
+                    yield row
+
+    def _given(self, rows: Iterable[_Written], table: Name, names: Sequence[str]) -> Iterator[_Written]:
+        """Yield those of a table that get a value there."""
+        for row in rows:
+            if row.kind != DELETED and not row.values.keys().isdisjoint(names) and row.is_in(table, self.roots):
+                yield row
+
+
+def _references(clone: Connection) -> _References:
+    told = clone.execute(_REFERENCES).fetchall()
+    return _References(
+        all=[
+            _Reference(
+                child=(child[0], child[1]),
+                parent=(parent[0], parent[1]),
+                name=name,
+                follows=follows,
+                cascades=cascades,
+                definition=definition,
+                comment=comment,
+                own=tuple(own),
+                theirs=tuple(theirs),
+            )
+            for child, parent, name, follows, cascades, definition, comment, own, theirs in told
+        ],
+        roots=catalog.roots(clone),
+    )
+
+
+def _key(row: Row, names: Sequence[str]) -> str | None:
+    """The same for what is equal; None where it refers to nothing, or is not told."""
+    values = [row.get(name) for name in names]
+    if None in values:
+        return None
+    return key_text(format(value.normalize(), "f") if isinstance(value, Decimal) else value for value in values)
 
 
 def _put(
