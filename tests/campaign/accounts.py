@@ -291,10 +291,12 @@ class Books:
         return market_books.follows(act, later=later, there=there, here=here, waiting=self._codes, shape=self._shape)
 
     def _waits(self, act: Act) -> bool:
-        """Whether it changes a row of the rigs' shop that was made by what waits."""
+        """Whether it changes a row of the rigs' shop that was made by what waits, or takes one along."""
         match act:
             case Add(id=id_) | Mark(id=id_) | Move(id=id_) | Cancel(id=id_):
                 return id_ in self.before.orders and id_ not in self.now.orders
+            case Leave(id=id_) if not _of(self.before, id_) <= self.now.orders.keys():
+                return True
             case Rename(id=id_) | Leave(id=id_):
                 return id_ in self.before.customers and id_ not in self.now.customers
             case _:

@@ -203,6 +203,13 @@ def test_only_who_changes_a_row_that_waits_may_wait_because_of_that() -> None:
     ]
 
 
+def test_who_leaves_with_an_order_that_waits_may_wait_because_of_either() -> None:
+    books = Books(base(), SHAPES["another type"])
+    books.replayed(line("a-1", Mark(id=1, state=REFUNDED)))
+    books.replayed(line("a-2", Buy(customer=1, total=-5, id=4), Buy(customer=1, total=5, id=5)))
+    assert books.replayed(line("a-3", Leave(id=1))) == (NO_STATE, DEPENDS)
+
+
 def test_a_customer_whose_order_stays_behind_does_not_leave() -> None:
     """The order left before the customer, in a transaction that waits: here it is still the customer's."""
     lines = (
