@@ -4,7 +4,7 @@ A session is the migration's when it calls itself as the migration command is to
 the migrations, or when it began after the command did and changed the schema and rows in one transaction. Whatever such
 a session wrote is the migration's, also in a transaction that changed no schema; what another one wrote is the
 application's, also beside a change of the schema. Where the sessions are not known, the catalogs tell who changed the
-schema, and it is said that only they did (docs/decisions/0005).
+schema, and it is said that only they did (docs/replay.md).
 
 The note is a file for each restore point, made with it and empty at first: one that is missing says that nothing is
 known, and not that there was no migration. It is begun before the command is run, so that one which was cut off is
