@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lastgood.core import yaml_tree
 from lastgood.core.config import (
     Config,
     ContainersTrigger,
@@ -20,11 +21,12 @@ from lastgood.core.config import (
     TrafficConfig,
     parse_config,
 )
-from lastgood.core.errors import ConfigError, Refused
+from lastgood.core.errors import ConfigError, NeedsHuman, Refused
 from lastgood.core.ports import Checker, Clock, Containers, Frontend, Notifier, SignalSource
 from lastgood.core.verdict import INSTANCES_SOURCE, TRAFFIC_SOURCE
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.notify.slack import SlackNotifier
+from lastgood.runbook import owner
 from lastgood.runbook.rooms import Memory, Rooms, Story, silent
 from lastgood.signals.access_log import AccessLog
 from lastgood.signals.discovery import health_address, metrics_address
@@ -49,8 +51,10 @@ from lastgood.targets.process import ProcessTarget
 from lastgood.targets.vercel import VercelTarget
 
 CONFIG_FILE = "lastgood.yaml"
+STATE = ".lastgood"
 __all__ = [
     "CONFIG_FILE",
+    "STATE",
     "EdgePlan",
     "Survey",
     "SurveyedPostgres",
@@ -59,6 +63,7 @@ __all__ = [
     "health_address",
     "load_config",
     "metrics_address",
+    "own_state",
     "private_folder",
     "put_edge",
     "survey",
@@ -117,11 +122,13 @@ def put_edge(path: Path) -> tuple[EdgePlan, str]:
 
 def build(path: Path, story: Story, update: Story = silent) -> Rooms:
     """Build the rooms of the stack whose lastgood.yaml is at `path`. Reads files, makes the state folder, and connects
-    to nothing yet."""
+    to nothing yet. Raises ConfigError when the state folder is another stack's."""
     config = load_config(path)
     root = path.resolve().parent
     state = private_folder(root / config.state)
     clock = SystemClock()
+    memory = Memory(SqliteJournal(state, clock=clock))
+    _take_state(path, config, state, memory)
     containers, workdir = _containers(config, root=root, state=state, clock=clock)
     invariants = {
         name: _sql_files(root, trigger.invariants)
@@ -147,7 +154,7 @@ def build(path: Path, story: Story, update: Story = silent) -> Rooms:
         )
     return Rooms(
         config=config,
-        memory=Memory(SqliteJournal(state, clock=clock)),
+        memory=memory,
         clock=clock,
         containers=containers,
         database=database,
@@ -160,6 +167,35 @@ def build(path: Path, story: Story, update: Story = silent) -> Rooms:
         who=f"{getpass.getuser()}@{socket.gethostname()}",
         story=story,
         update=update,
+    )
+
+
+def own_state(root: Path, project: str) -> str:
+    """Name the state folder for a compose project that has no lastgood.yaml yet: the usual one, or one of its own where
+    that is another stack's."""
+    memory = Memory(SqliteJournal(root / STATE, clock=SystemClock()))
+    try:
+        free = owner.owner(root / STATE, memory) in ("", owner.of_project(project))
+    except NeedsHuman:
+        free = False
+    return STATE if free else f"{STATE}-{project}"
+
+
+def _take_state(path: Path, config: Config, state: Path, memory: Memory) -> None:
+    """Keep two lastgood.yaml in one folder from going back to each other's releases."""
+    own = owner.named(config)
+    if (whose := owner.take(state, memory, own)) == own:
+        return
+    place, name = "stack", config.stack
+    if config.containers:
+        place, name = "containers.compose.project", config.containers.compose.project
+    line, column = yaml_tree.place_of(
+        yaml_tree.read(path.read_text(encoding="utf-8"), file=str(path)), place.split(".")
+    )
+    raise ConfigError(
+        f"{path}:{line}:{column}: {place}: {state} is kept for {whose}, and this is {own}: "
+        "each stack needs a state folder of its own",
+        hint=f"state: {STATE}-{name} in {path.name}",
     )
 
 

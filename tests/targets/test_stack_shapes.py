@@ -206,7 +206,19 @@ def test_two_projects_out_of_one_folder_are_not_guessed_between(case: Case) -> N
     case.engine.containers.append({**other, "Id": "other"})
     done = case.lastgood("init")
     assert f"lgstacks-named and lgstacks-staging run out of {case.root}" in said(done)
+    assert "`state: .lastgood-NAME`" in said(done)
     assert not (case.root / "lastgood.yaml").exists()
+
+
+@pytest.mark.parametrize("case", ["env-file-named"], indirect=True)
+def test_a_second_stack_of_the_folder_gets_a_state_of_its_own(case: Case) -> None:
+    case.up(build=1)
+    (case.root / ".lastgood" / "edge").mkdir(parents=True)
+    (case.root / ".lastgood" / "edge" / "haproxy.cfg").touch()
+    (case.root / ".lastgood" / "stack").write_text("compose project lgstacks-staging\n")
+    done = case.lastgood("init")
+    assert case.config()["state"] == ".lastgood-lgstacks-named", said(done)
+    assert case.lastgood("record", "--release", "v1").exit_code == 0
 
 
 @pytest.mark.parametrize("case", ["code-mounted"], indirect=True)

@@ -17,19 +17,20 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from lastgood.assembly import (
+    STATE,
     EdgePlan,
     Survey,
     SurveyedPostgres,
     compose_by_hand,
     health_address,
     metrics_address,
+    own_state,
     private_folder,
 )
 from lastgood.core.config import ComposeConfig
 from lastgood.core.deploying import not_run
 from lastgood.core.release import NAME_GRAMMAR
 
-STATE: Final = ".lastgood"
 USUAL_BOOT_S: Final = 60.0
 USUAL_STOP_S: Final = 10.0
 PASSWORD_FILE: Final = "postgres-password"  # noqa: S105 # a file's name
@@ -51,6 +52,9 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...], tupl
     tree = CommentedMap(version=1)
     tree["stack"] = survey.project if NAME_GRAMMAR.fullmatch(survey.project) else "stack"
     tree["mode"] = "observe"
+    state = own_state(root, survey.project)
+    if shared := state != STATE:
+        tree["state"] = state
     tree["watch"] = _watch(metrics)
     compose: dict[str, Any] = {"files": list(survey.files), "project": survey.project}
     if survey.profiles:
@@ -70,7 +74,9 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...], tupl
     tree["containers"] = containers
     not_found = [] if metrics else ["request metrics: 5xx and p95 are not watched"]
     if survey.postgres:
-        tree["database"] = database = _database(survey, survey.postgres, root)
+        tree["database"] = database = _database(survey, survey.postgres, root, state)
+        if shared:
+            database["restore_points"] = {"path": f"restore-points-{survey.project}"}
         if "migrations" not in database:
             places = ", ".join(("prisma/migrations", *ALEMBIC))
             not_found.append(f"{places}: migrations are not lastgood's to apply")
@@ -81,6 +87,8 @@ def first_config(survey: Survey, root: Path) -> tuple[str, tuple[str, ...], tupl
     _comments(tree).yaml_set_start_comment(_HEADER)
     modes = "only say; propose: ask first; automatic: containers and frontend at once"
     _comments(tree).yaml_add_eol_comment(modes, "mode")
+    if shared:
+        _comments(tree).yaml_add_eol_comment(f"{STATE} is another stack's", "state")
     _comments(containers).yaml_add_eol_comment("what a rollback may touch, and nothing else", "services")
     return _text(tree), tuple(not_found), _left(survey, tree)
 
@@ -109,7 +117,7 @@ def keep_password(survey: Survey, root: Path) -> None:
     """Write the database's password where the configuration says it is."""
     if survey.postgres is None or survey.postgres.password is None:
         return
-    folder = private_folder(root / STATE)
+    folder = private_folder(root / own_state(root, survey.project))
     with os.fdopen(os.open(folder / PASSWORD_FILE, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
         file.write(survey.postgres.password.reveal())
 
@@ -126,10 +134,10 @@ def _watch(metrics: list[str]) -> Mapping[str, Any]:
     return {"window": "1h", "traffic": {"metrics": metrics[0]}, "triggers": triggers}
 
 
-def _database(survey: Survey, found: SurveyedPostgres, root: Path) -> dict[str, Any]:
+def _database(survey: Survey, found: SurveyedPostgres, root: Path, state: str) -> dict[str, Any]:
     postgres = {"container": found.container, "user": found.user, "name": found.database}
     if found.password:
-        postgres["password"] = f"file:{STATE}/{PASSWORD_FILE}"
+        postgres["password"] = f"file:{state}/{PASSWORD_FILE}"
     database: dict[str, Any] = {"postgres": postgres}
     migrate, once = survey.migrate, _by_hand(survey, "run", "--rm", "--no-deps", "-T", survey.migrate)
     if (root / "prisma" / "migrations").is_dir():

@@ -7,7 +7,7 @@ leaves), no tags (they name what to construct), no key twice. A date is a text; 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -72,6 +72,13 @@ class Node:
         if self.items is not None and isinstance(key, int) and key < len(self.items):
             return self.items[key]
         return None
+
+
+def place_of(node: Node, keys: Sequence[str]) -> Place:
+    """Return where the value under these keys begins; of the deepest one that is there."""
+    for key in keys:
+        node = node.below(key) or node
+    return node.at
 
 
 class _Mark(Protocol):

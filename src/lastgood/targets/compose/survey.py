@@ -161,7 +161,7 @@ def _started_here(engine: Engine, root: Path) -> _Origin | None:
     if len(projects := sorted({c.project for c in mine})) > 1:
         raise Refused(
             f"{' and '.join(projects)} run out of {root}: say which one it is in a lastgood.yaml of your own, as "
-            "lastgood.example.yaml shows",
+            "lastgood.example.yaml shows, and for a second one there `state: .lastgood-NAME` as well",
             hint="docker compose ls --all",
         )
     newest = max(mine, key=lambda c: c.created_at)
