@@ -41,7 +41,7 @@ from lastgood.core.record import (
     Unfrozen,
     WatchStarted,
 )
-from lastgood.core.release import Deployment, Standing
+from lastgood.core.release import Composed, Deployment, Standing
 from lastgood.core.report import TerminalState
 from lastgood.core.returning import make_lift_plan
 from lastgood.testing.world import START
@@ -125,6 +125,18 @@ def test_the_last_good_release_is_the_newest_good_one_before_what_serves(
     story: Sequence[list[Event]], target: str | None
 ) -> None:
     assert last_good(told(*story)) == target
+
+
+def test_a_release_of_another_compose_project_is_no_way_back() -> None:
+    """As where two stacks noted their releases in one journal."""
+    composed = {name: Composed(project=p, files=("c.yml",), version="2") for name, p in (("a", "shop"), ("b", "stg"))}
+    events = [event for part in (A, B, C) for event in part]
+    composed["c"] = composed["a"]
+    noted = [
+        replace(e, release=replace(e.release, composed=composed[e.release.id])) if isinstance(e, ReleaseRecorded) else e
+        for e in events
+    ]
+    assert last_good(told(noted)) == "a"
 
 
 ROLLED_BACK = [TerminalState.ROLLED_BACK_VERIFIED, TerminalState.ROLLED_BACK_DEGRADED]

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from lastgood.assembly import SystemClock, build, own_state
-from lastgood.core.errors import ConfigError
-from lastgood.core.record import ReleaseRecorded
+from lastgood.core.config import ContainersConfig
+from lastgood.core.errors import ConfigError, Refused
+from lastgood.core.record import ReleaseJudged, ReleaseRecorded
 from lastgood.core.release import Composed
 from lastgood.journal.sqlite import SqliteJournal
 from lastgood.runbook.owner import MARK
+from lastgood.runbook.rollback import choose_target, plan_rollback
 from lastgood.runbook.rooms import Rooms, silent
 from tests.core.examples import release
+from tests.runbook.team import Team
 
 PROCESS = "process: {services: {api: {command: [api], port: 8000}}}"
 
@@ -98,6 +101,19 @@ def test_a_journal_that_cannot_be_read_keeps_nobody_from_looking_at_it(tmp_path:
     (tmp_path / ".lastgood" / "journal.head").write_text("?")
     assert use(config(tmp_path, "lastgood.yaml", "shop")).memory.journal.verify()
     assert not (tmp_path / ".lastgood" / MARK).exists()
+
+
+def test_a_release_of_another_project_in_the_same_journal_is_no_target(team: Team) -> None:
+    for name, project in (("ours", "shop"), ("theirs", "shop-stg")):
+        composed = Composed(project=project, files=("docker-compose.yml",), version="2.26.1")
+        team.journal.append(ReleaseRecorded(release=replace(release(name), composed=composed)))
+        team.journal.append(ReleaseJudged(release=name, good=True, by="ada"))
+    rooms = team.rooms()
+    containers = ContainersConfig.model_validate({"compose": {"project": "shop"}, "services": ["api"]})
+    rooms = replace(rooms, config=rooms.config.model_copy(update={"containers": containers, "process": None}))
+    with pytest.raises(Refused, match="theirs is of compose project shop-stg, and this is shop") as refused:
+        plan_rollback(rooms, choose_target(team.history, "theirs"), plan_id="r1")
+    assert refused.value.hint == "lastgood rollback ours"
 
 
 def test_a_second_stack_of_a_folder_gets_a_state_of_its_own_from_init(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lastgood.core.config import ContainersConfig
 from lastgood.core.plan import PassGate
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Composed, Release, ServiceRecord
 from lastgood.targets.compose.engine import Engine, connect
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.kept import KeptRelease, Shelf
@@ -90,6 +90,15 @@ def test_the_look_at_a_way_back_asks_once_for_each_container_of_others(host: Hos
     assert not list(missing(host.stack, host.engine, None, release))
     assert host.asked[f"{100:064x}"] == 1
     assert host.asked[f"{1:064x}"] <= 3
+
+
+def test_a_release_of_another_project_is_no_way_back(host: Host) -> None:
+    composed = Composed(project="shop-stg", files=("docker-compose.yml",), version="2.26.1")
+    release = Release(
+        id="v1", engine="compose", recorded_at=datetime(2026, 1, 5, tzinfo=UTC), services=RECORDS, composed=composed
+    )
+    (found,) = missing(host.stack, host.engine, None, release)
+    assert found.what == "v1 is of compose project shop-stg, and this is shop"
 
 
 def test_the_names_of_all_containers_are_one_question(host: Host) -> None:

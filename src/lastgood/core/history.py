@@ -190,12 +190,16 @@ class History:
 
     def last_good(self, *, before: str) -> ReleaseHistory | None:
         """The newest good release deployed before the one that runs; never `before` itself, never a barred one or one
-        that is not kept, never one that was deployed later: a rollback of a rollback would come back to it."""
+        that is not kept, never one that was deployed later: a rollback of a rollback would come back to it. Never one
+        of another compose project, which an older version noted in the same journal."""
         order = [d.deployment.release for d in self.deployments.values()]
         at = len(order) - 1 - order[::-1].index(before) if before in order else len(order)
         never = {before, *order[at:]}
         ranked = [*reversed(order[:at]), *reversed(self.releases)]
-        return next((self.releases[r] for r in ranked if r not in never and self.releases[r].is_way_back), None)
+        composed = self.releases[before].release.composed if before in self.releases else None
+        project = composed.project if composed else ""
+        found = (self.releases[r] for r in ranked if r not in never)
+        return next((r for r in found if r.is_way_back and not r.release.is_of_another(project)), None)
 
     def goes_back_to(self) -> tuple[ReleaseHistory, ...]:
         """Return the good releases to which a rollback would go: from what runs now, and from what is deployed next."""

@@ -129,6 +129,11 @@ class Release:
         """Return the service of that name, None when the release does not have it."""
         return next((s for s in self.services if s.name == name), None)
 
+    def is_of_another(self, project: str) -> bool:
+        """Whether it was resolved from another compose project: its containers and settings are those of another stack.
+        project: empty where none is known, and then nobody can tell."""
+        return self.composed is not None and project not in ("", self.composed.project)
+
     @property
     def content(self) -> frozenset[tuple[str, str, str]]:
         """What tells two releases apart: (service, artifact, config_hash). How a service is described grows with the

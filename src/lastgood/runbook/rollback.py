@@ -45,7 +45,7 @@ from lastgood.core.plan import (
 from lastgood.core.ports import Database
 from lastgood.core.reading import Bucket
 from lastgood.core.record import DeploymentEnded, Frozen, RestorePointKept, RunEnded, RunStarted, Unfrozen, WatchStarted
-from lastgood.core.release import Down, RestorePoint, Standing
+from lastgood.core.release import Down, Release, RestorePoint, Standing
 from lastgood.core.report import Check, DryRun, Loss, Replayed, Report, TerminalState, announcement
 from lastgood.core.retention import capture_over
 from lastgood.core.returning import (
@@ -165,6 +165,7 @@ def plan_rollback(
 ) -> Plan:
     """Look at everything and plan the way back. Changes nothing. Raises Refused or Retryable."""
     history = rooms.memory.history()
+    _refuse_another_stacks(rooms, history, target.release)
     facts = rooms.containers.observe()
     undone = _undone(history.deployments.values(), target.release.id)
     point = restore_point_before(history, target.release.id)
@@ -205,6 +206,19 @@ def plan_rollback(
         serving=bad,
         deadlines=rooms.deadlines,
         only=only,
+    )
+
+
+def _refuse_another_stacks(rooms: Rooms, history: History, target: Release) -> None:
+    """Two stacks may have noted their releases in one journal, before a state folder was of one stack."""
+    project = rooms.config.containers.compose.project if rooms.config.containers else ""
+    if target.composed is None or not target.is_of_another(project):
+        return
+    good = (known.release for known in reversed(history.releases.values()) if known.is_way_back)
+    ours = next((release.id for release in good if release.composed and not release.is_of_another(project)), "")
+    raise Refused(
+        f"{target.id} is of compose project {target.composed.project}, and this is {project}",
+        hint=f"lastgood rollback {ours}" if ours else "lastgood releases",
     )
 
 

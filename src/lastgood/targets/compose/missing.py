@@ -27,6 +27,10 @@ def missing(stack: Stack, engine: Engine, edge: Edge | None, release: Release) -
         refuse_compose_1(engine, stack)
     except Refused as error:
         yield Missing(what=error.message, fix=error.hint)
+    if release.composed and release.is_of_another(stack.name):
+        what = f"{release.id} is of compose project {release.composed.project}, and this is {stack.name}"
+        yield Missing(what=what, fix=_ANOTHER, lost=True, by_config=True)
+        return
     for record in release.services:
         yield from _image(engine, record)
     try:
