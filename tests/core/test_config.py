@@ -338,15 +338,15 @@ FAULTS = {
     ),
     "route-of-no-service": (
         EDGE + "edge: {routes: {api: 80}}}\n",
-        "6:13: containers: expected in edge only services that have a route and are no workers, not api",
+        "6:77: containers.edge.routes.api: expected the name of one of containers.services: web, up",
     ),
     "route-of-a-worker": (
         EDGE + "workers: [web], edge: {routes: {web: 80}}}\n",
-        "6:13: containers: expected in edge only services that have a route and are no workers, not web",
+        "6:93: containers.edge.routes.web: expected no name of containers.workers: they work by themselves",
     ),
     "one-at-a-time-without-a-route": (
         EDGE + "edge: {routes: {web: 80}, one_at_a_time: [up]}}\n",
-        "6:13: containers: expected in edge only services that have a route and are no workers, not up",
+        "6:103: containers.edge.one_at_a_time.0: expected the name of one of containers.edge.routes: web",
     ),
     "standby": (
         EDGE + "edge: {routes: {web: 80}, standby: warm}}\n",

@@ -28,7 +28,7 @@ from pydantic import (
 from lastgood.core import yaml_tree
 from lastgood.core.release import NAME_GRAMMAR
 from lastgood.core.secret import Secret
-from lastgood.core.setting_fault import Fault, fault, refusal, shown
+from lastgood.core.setting_fault import Fault, fault, misfit, refusal, shown
 from lastgood.core.yaml_tree import Node, Place
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -373,15 +373,17 @@ class ContainersConfig(_Section):
             raise ValueError(message)
         if self.edge is None:
             return self
-        routed = set(self.edge.routes)
-        once = set(self.edge.one_at_a_time)
-        if (
-            unknown := sorted(routed - set(self.services))
-            or sorted(once - routed)
-            or sorted(routed & set(self.workers))
-        ):
-            message = f"expected in edge only services that have a route and are no workers, not {', '.join(unknown)}"
-            raise ValueError(message)
+        for name in self.edge.routes:
+            at = ("edge", "routes", name, "[key]")
+            if name not in self.services:
+                raise misfit(at, f"expected the name of one of containers.services: {', '.join(self.services)}")
+            if name in self.workers:
+                raise misfit(at, "expected no name of containers.workers: they work by themselves")
+        for index, name in enumerate(self.edge.one_at_a_time):
+            if name not in self.edge.routes:
+                known = ", ".join(self.edge.routes)
+                place = ("edge", "one_at_a_time", index)
+                raise misfit(place, f"expected the name of one of containers.edge.routes: {known}")
         return self
 
 

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lastgood.core.errors import ConfigError
 from lastgood.core.yaml_tree import Node, Place
@@ -57,9 +57,14 @@ def refusal(file: str, faults: Iterable[Fault]) -> ConfigError:
     return ConfigError("\n".join(lines))
 
 
+def misfit(below: tuple[int | str, ...], expected: str) -> PydanticCustomError:
+    """What a section raises when one of its settings does not fit another. below: where it is, from the section on."""
+    return PydanticCustomError("misfit", "{expected}", {"expected": expected, "below": below})
+
+
 def fault(tree: Node, root: type[BaseModel], error: ErrorDetails) -> Fault:
     """Say one of pydantic's errors. tree: of the file. root: the section that it was read as."""
-    loc, kind = error["loc"], error["type"]
+    loc, kind = (*error["loc"], *error.get("ctx", {}).get("below", ())), error["type"]
     node, place = _walk(tree, loc, missing=kind == "missing")
     said = _EXPECTED.get(kind)
     knows = {**error.get("ctx", {}), "kinds": ", ".join(sorted(_kinds(_setting_at(root, loc))))}
