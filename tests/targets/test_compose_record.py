@@ -101,3 +101,14 @@ def test_a_release_whose_images_cannot_be_held_is_not_there(tmp_path: Path) -> N
     ):
         _keep(stack, engine, "v1", recorded_at=datetime.now(UTC), project=project(image="web"), records=[record])
     assert stack.shelf.names() == frozenset()
+
+
+def test_a_compose_file_that_was_renamed_is_named_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").touch()
+    config = ContainersConfig.model_validate({"compose": {"project": "shop"}, "services": ["web"]})
+    stack = Stack(config=config, root=tmp_path, state=tmp_path, shelf=Shelf(tmp_path), clock=CLOCK)
+    with pytest.raises(
+        Refused, match=r"docker-compose.yml, which containers.compose.files names, is not there"
+    ) as refused:
+        stack.resolve()
+    assert refused.value.hint == "containers.compose.files in lastgood.yaml"

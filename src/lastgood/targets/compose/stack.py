@@ -61,7 +61,8 @@ class Stack:
         project, env = self.config.compose, child.interpolation_environment(os.environ)
         for file in project.files:
             if not (self.root / file).is_file():
-                raise Refused(f"compose file {self.root / file} not found", hint="lastgood init")
+                what = f"{self.root / file}, which containers.compose.files names, is not there"
+                raise Refused(what, hint="containers.compose.files in lastgood.yaml")
         env_file = self.root / project.env_file if project.env_file else commands.home(project, self.root) / ".env"
         return resolve(commands.resolve(project, self.root), env=env, env_file=env_file)
 
