@@ -18,7 +18,7 @@ from lastgood.runbook import deploy as deploying
 from lastgood.runbook.frontend import await_frontend
 from lastgood.runbook.rollback import COMPENSATION
 from lastgood.runbook.watch import baking, start_watch
-from lastgood.testing.stack import SERVICES, WELL, Behaviour, artifact_of, commit_of
+from lastgood.testing.stack import SERVICES, WELL, Behaviour, MemoryContainers, artifact_of, commit_of
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
@@ -82,6 +82,36 @@ def test_what_the_services_wait_for_and_no_deploy_runs_is_said_before_anybody_ag
     (line,) = (line for line in plan_lines(shown[0]) if "is not run by lastgood" in line)
     assert line.startswith("note      buckets is not run by lastgood, ")
     assert line.endswith("before a deploy that needs it: compose run buckets")
+
+
+def test_what_a_deploy_leaves_as_it_is_and_is_not_as_its_file_says_is_told_before_it_and_at_its_end(team: Team) -> None:
+    team.stack.left_alone = (("mailer has no container", "compose up mailer"), ("cache is not as before", ""))
+    shown: list[Plan] = []
+
+    def see(plan: Plan) -> bool:
+        shown.append(plan)
+        return True
+
+    team.deploy(BAD, WELL, confirm=see)
+    lines = tuple(plan_lines(shown[0]))
+    assert "note      mailer has no container: compose up mailer" in lines
+    assert "note      cache is not as before" in lines
+    after = team.told[team.told.index(f"{BAD} serves") :]
+    assert "  note: mailer has no container: compose up mailer" in after
+    assert "  note: cache is not as before" in after
+
+
+def test_a_deploy_goes_on_where_nobody_can_tell_what_it_leaves_as_it_is(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left_alone(_: MemoryContainers) -> tuple[tuple[str, str], ...]:
+        raise Refused("the resolved configuration cannot be read again")
+
+    monkeypatch.setattr(MemoryContainers, "left_alone", left_alone)
+    team.deploy(BAD, WELL)
+    assert team.history.serving == BAD
+    why = "whether services of no release are as their file says could not be seen: the resolved configuration cannot"
+    assert any(line.startswith(f"  note: {why}") for line in team.told)
 
 
 def test_the_plan_that_was_shown_is_the_plan_that_is_carried_out(team: Team) -> None:

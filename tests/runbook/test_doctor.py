@@ -217,6 +217,13 @@ def test_what_no_deploy_runs_is_told_and_is_no_fault(team: Team) -> None:
     assert finding.evidence.endswith("before a deploy that needs it: compose run buckets")
 
 
+def test_a_service_that_no_deploy_touches_and_that_is_not_as_its_file_says_is_told_and_is_no_fault(team: Team) -> None:
+    team.stack.left_alone = (("mailer has no container", "compose up mailer"),)
+    finding = found(team)["left as it is"]
+    told = (finding.answer, finding.evidence, finding.hint)
+    assert told == (Answer.OK, "mailer has no container", "compose up mailer")
+
+
 def test_a_service_that_the_compose_file_no_longer_has_is_named_and_the_doctor_goes_on(
     team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,14 @@ def hint(result: Result) -> str:
     return result.exception.hint
 
 
+def left_alone(case: Case) -> dict[str, str]:
+    """What the doctor says of services that no deploy touches: what is so, and what to type."""
+    case.without_database()
+    findings = json.loads(case.lastgood("doctor", "--json").stdout)
+    assert {f["answer"] for f in findings if f["check"] == "left as it is"} <= {"ok"}
+    return {f["evidence"]: f["hint"] for f in findings if f["check"] == "left as it is"}
+
+
 def seen_as(found: Survey, expected: dict[str, Any]) -> dict[str, Any]:
     """The survey in the words of expected.yaml: of what keeps a service alone, the words that are expected."""
     seen: dict[str, Any] = {}
@@ -330,6 +338,69 @@ def test_who_has_to_run_what_the_services_wait_for_is_said_before_the_first_depl
     assert buckets.replace("buckets", "migrate") in found["evidence"]
 
 
+@pytest.mark.parametrize("case", ["traefik-in-front"], indirect=True)
+def test_what_no_deploy_starts_or_recreates_is_told_with_what_to_type(case: Case) -> None:
+    """Not what ends by itself, what belongs to a profile that is off, and what the file wants none of."""
+    case.up(build=1)
+    case.lastgood("init")
+    config = case.config()
+    config["containers"]["services"].remove("web")
+    case.say(config)
+    assert left_alone(case) == {}
+    file = case.root / "docker-compose.yml"
+    text = file.read_text().replace("image: nginx:1.27-alpine", "image: nginx:1.29-alpine")
+    text = text.replace('cache: {image: "valkey/valkey:8"}', 'cache: {image: "valkey/valkey:9"}')
+    text = text.replace(
+        "    image: acme/api:5\n",
+        "    image: acme/api:5\n    depends_on: {seed: {condition: service_completed_successfully}}\n",
+    )
+    file.write_text(f"""{text}
+  mailer: {{image: "acme/mailer:1", restart: always}}
+  digest: {{build: ., restart: always}}
+  queue: {{image: "redis:7"}}
+  seed: {{image: "acme/seed:1"}}
+  later: {{image: "acme/later:1", restart: always, deploy: {{replicas: 0}}}}
+  debug: {{image: "acme/debug:1", restart: always, profiles: [debug]}}
+""")
+    up = "docker compose --project-name lg-traefik-in-front --file docker-compose.yml up --detach --no-deps"
+    assert left_alone(case) == {
+        "web is not as the compose files have it by now, and no deploy recreates it": f"{up} web",
+        "mailer has no container, and no deploy makes one": f"{up} mailer",
+        "digest has no container, and no deploy makes one": f"{up} --build digest",
+        "cache is not as the compose files have it by now, and lastgood never touches it (its image is valkey)": "",
+        "queue has no container, and lastgood never touches it (its image is redis)": "",
+    }
+
+
+@pytest.mark.parametrize("case", ["traefik-in-front"], indirect=True)
+def test_what_ran_to_its_end_is_not_among_what_no_deploy_recreates(case: Case) -> None:
+    """Of one without a sign of its kind only that it ended well says so, as of what applies migrations."""
+    file = case.root / "docker-compose.yml"
+    text = file.read_text()
+    file.write_text(f'{text}\n  upgrade: {{image: "acme/api:5"}}\n')
+    case.up(build=1)
+    (ran,) = (c for c in case.engine.containers if c["Config"]["Labels"]["com.docker.compose.service"] == "upgrade")
+    file.write_text(f'{text}\n  upgrade: {{image: "acme/api:6"}}\n')
+    case.lastgood("init")
+    config = case.config()
+    for listed in ("services", "workers"):
+        config["containers"][listed].remove("upgrade")
+    case.say(config)
+    told = {}
+    for code in (0, 1):
+        ran["State"] = {"Status": "exited", "Running": False, "ExitCode": code}
+        told[code] = len(left_alone(case))
+    assert told == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("case", ["workers-of-one-image"], indirect=True)
+def test_an_edge_that_is_not_there_yet_is_not_among_what_no_deploy_starts(case: Case) -> None:
+    case.up(build=1)
+    case.lastgood("init")
+    case.lastgood("init", "--edge")
+    assert not any("lastgood-edge" in what for what in left_alone(case))
+
+
 @pytest.mark.parametrize("case", ["workers-of-one-image"], indirect=True)
 def test_an_edge_is_set_up_anew_as_lastgood_yaml_says_by_now(case: Case) -> None:
     case.up(build=1)
@@ -380,6 +451,7 @@ def test_what_runs_can_be_recorded_and_the_plan_names_the_way_back(case: Case) -
         assert recorded.exit_code == 0, said(recorded)
     findings = {f["check"]: f for f in json.loads(case.lastgood("doctor", "--json").stdout)}
     assert findings["rung"]["evidence"].startswith("L4")
+    assert "left as it is" not in findings, findings["left as it is"]
     assert findings["files"]["answer"] == "ok", findings["files"]
     assert findings["containers"]["answer"] == "ok", findings["containers"]
     planned = json.loads(case.lastgood("plan", "--json").stdout)

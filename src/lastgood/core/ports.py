@@ -103,6 +103,12 @@ class Containers(Target, Protocol):
         Raises Refused when they cannot be read."""
         ...
 
+    def left_alone(self) -> tuple[tuple[str, str], ...]:
+        """Return the services of the files on disk that no release has and that are not there as these say: what is so,
+        and what a person types for it; nothing where that might cost data. Not those that end by themselves. Changes
+        nothing. Raises Refused when the files cannot be read."""
+        ...
+
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         """Describe and hold what serves now, as a release of that name. For `init` and `record`."""
         ...

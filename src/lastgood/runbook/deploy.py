@@ -253,7 +253,7 @@ def _plan(rooms: Rooms, release: Release, history: History, *, watched: bool) ->
         lossy_because=lossy,
         unbounded=unbounded if watched else "",
         unrecoverable=_unrecoverable(rooms),
-        left_to_people=left_to_people(rooms),
+        left_to_people=(*left_to_people(rooms), *_left_alone(rooms)),
         rung=rooms.containers.rung("" if last_good in ("", history.serving) else last_good),
         boot_s=deadlines.boot_s,
         drain_s=deadlines.drain_s,
@@ -298,6 +298,15 @@ def left_to_people(rooms: Rooms) -> tuple[str, ...]:
     """What `docker compose up` would run before a release serves, and a deploy does not, one line each."""
     migrations = rooms.config.database.migrations if rooms.config.database else None
     return not_run(rooms.containers.awaited(), migrations.command if migrations else ())
+
+
+def _left_alone(rooms: Rooms) -> tuple[str, ...]:
+    """What `docker compose up` would start or recreate, and a deploy does not, one line each. No deploy stops because
+    that could not be seen."""
+    try:
+        return tuple(": ".join(filter(None, told)) for told in rooms.containers.left_alone())
+    except LastgoodError as error:
+        return (f"whether services of no release are as their file says could not be seen: {error.message}",)
 
 
 def _unrecoverable(rooms: Rooms) -> tuple[str, ...]:
@@ -371,6 +380,8 @@ def _go_on(rooms: Rooms, run: RunHistory, deployment: str, baseline: Callable[[]
     rooms.memory.note(ReleaseCompleted(release=plan.to_release, fingerprint=_fingerprint(rooms), says=rooms.named()))
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.to_release))
     let_go_of_old(rooms)
+    for line in _left_alone(rooms):
+        rooms.story(f"  note: {line}")
     return Deployed(deployment=deployment)
 
 

@@ -180,6 +180,8 @@ def _files(rooms: Rooms) -> Iterator[Finding]:
     )
     if left := left_to_people(rooms):
         yield Finding(check="left to you", answer=Answer.OK, evidence="; ".join(left))
+    for what, by_hand in rooms.containers.left_alone():
+        yield Finding(check="left as it is", answer=Answer.OK, evidence=what, hint=by_hand)
 
 
 def _database(rooms: Rooms, history: History) -> Iterator[Finding]:

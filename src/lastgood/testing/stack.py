@@ -138,10 +138,10 @@ class Stack(World):
 
     takes_s: how long a step takes, by its name. fits: whether the last good release runs on today's schema. obstacles:
     to a restore point; cautions: what a rollback would cost. unusable: why the files on disk make no release.
-    awaited: services that end before others start, and how a person runs them. written:
-    rows since the newest restore point, by table. unfit: those of them that the old schema has no place for. broken:
-    invalid rows, and whether the migration wrote them. points, broken_at, replayed: what each restore point holds, and
-    what became of the rows in each replay.
+    awaited: services that end before others start, and how a person runs them. left_alone: what is not as the files
+    have it and no deploy touches, and what a person types. written: rows since the newest restore point, by table.
+    unfit: those of them that the old schema has no place for. broken: invalid rows, and whether the migration wrote
+    them. points, broken_at, replayed: what each restore point holds, and what became of the rows in each replay.
     lossy_because: what keeps the server from keeping every transaction since a restore point. uncopied: what keeps its
     database from being copied; copy_s: for how long everybody waits for a copy. progress: how far a replay is. logged:
     SQL errors in the log of a service.
@@ -167,6 +167,7 @@ class Stack(World):
         self.cautions: tuple[str, ...] = ()
         self.unusable: tuple[str, ...] = ()
         self.awaited: tuple[tuple[str, str], ...] = ()
+        self.left_alone: tuple[tuple[str, str], ...] = ()
         self.written: Counter[str] = Counter()
         self.broken: dict[str, bool] = {}
         self.points: dict[str, RestorePoint] = {}
@@ -388,6 +389,9 @@ class MemoryContainers(Hand):
 
     def awaited(self) -> tuple[tuple[str, str], ...]:
         return self._stack.awaited
+
+    def left_alone(self) -> tuple[tuple[str, str], ...]:
+        return self._stack.left_alone
 
     def describe_running(self, name: str, recorded_at: datetime) -> Release:
         if not self.observe().serving:

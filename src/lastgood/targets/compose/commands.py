@@ -102,6 +102,12 @@ def once(service: str, *, built: bool) -> Words:
     return ["run", "--rm", "--no-deps", *(["--build"] if built else []), service]
 
 
+def up_alone(service: str, *, built: bool) -> Words:
+    """What a person has compose do to have one service as it is on disk, and no other touched: of one that is built
+    here, compose would take the image that was built last."""
+    return ["up", "--detach", "--no-deps", *(["--build"] if built else []), service]
+
+
 def build(project: ComposeConfig, root: Path, services: Sequence[str]) -> Words:
     """Build the images of `services` and of no other."""
     return [*_on_disk(project, root), "build", "--", *services]

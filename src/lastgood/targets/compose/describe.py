@@ -373,24 +373,30 @@ def _as_it_runs(
 
 def _check_it_is_what_runs(stack: Stack, as_it_runs: Project, container: Container) -> None:
     """Raise Refused when the files on disk would not make this container: recorded, they would make another one on
-    the day of a rollback. Where compose's hash cannot tell (another compose made the container), this says nothing."""
+    the day of a rollback."""
+    if differs(stack, as_it_runs, container):
+        raise Refused(
+            f"the compose file on disk is not what {container.service} was started from, so it cannot be recorded: "
+            "check out what was deployed, or start it from what is here",
+            hint=stack.by_hand("up", "--detach", "--no-deps", container.service),
+        )
+
+
+def differs(stack: Stack, project: Project, container: Container) -> bool:
+    """Whether compose would make another container of this model than the one that it made. False where its hash cannot
+    tell: another compose made the container, or it waits for too many."""
     service = container.service
     if container.labels.get(COMPOSE_VERSION, "").partition("-")[0] != stack.compose_version():
-        return
+        return False
     # It covers the paths of bind mounts as well, which compose writes as the shell's folder was called.
     here = str(commands.home(stack.config.compose, stack.root))
     there = container.started_in
     if there and os.path.realpath(there) == here != there:
-        as_it_runs = as_it_runs.with_folder(service, there, instead_of=here)
+        project = project.with_folder(service, there, instead_of=here)
     # The hash covers depends_on, of which `up` leaves out what was not asked for: any part of it may have been there.
-    needs = as_it_runs.dependencies(service)
+    needs = project.dependencies(service)
     if len(needs) > MOST_DEPENDENCIES:
-        return
+        return False
     parts = chain.from_iterable(combinations(needs, size) for size in range(len(needs), -1, -1))
     made_with = container.labels.get(COMPOSE_CONFIG)
-    if all(stack.hashes(as_it_runs.with_dependencies(service, part))[service] != made_with for part in parts):
-        raise Refused(
-            f"the compose file on disk is not what {service} was started from, so it cannot be recorded: check out "
-            "what was deployed, or start it from what is here",
-            hint=stack.by_hand("up", "--detach", "--no-deps", service),
-        )
+    return all(stack.hashes(project.with_dependencies(service, part))[service] != made_with for part in parts)

@@ -47,6 +47,7 @@ from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import pass_gate
 from lastgood.targets.compose.images import ensure_image
 from lastgood.targets.compose.kept import KeptRelease, Shelf
+from lastgood.targets.compose.left_alone import left_alone
 from lastgood.targets.compose.look import is_in_front, is_twin, look
 from lastgood.targets.compose.missing import missing, unreachable
 from lastgood.targets.compose.recreate import recreate, recreate_behind
@@ -222,6 +223,10 @@ class ComposeTarget:
         names = awaited(project, self._stack.config.services)
         once = {name: commands.once(name, built=project.is_built(name)) for name in names}
         return tuple((name, self._stack.by_hand(*words)) for name, words in once.items())
+
+    def left_alone(self) -> tuple[tuple[str, str], ...]:
+        with self._engine() as engine:
+            return tuple(left_alone(self._stack, engine, besides=self._edge.config.service if self._edge else ""))
 
     def _edge_waits(self, engine: Engine) -> str:
         """What keeps a release from being recorded between `init --edge` and its first start: by the files the edge has

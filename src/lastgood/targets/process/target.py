@@ -167,6 +167,9 @@ class ProcessTarget:
     def awaited(self) -> tuple[tuple[str, str], ...]:
         return ()
 
+    def left_alone(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     @property
     def _source(self) -> Path:
         return (self._root / self._config.source).resolve()
