@@ -165,8 +165,7 @@ class Team:
         if pushed:
             self.stack.push(name)
         rooms = self.rooms()
-        with self.journal.claim(rooms.who):
-            return deploying.deploy(rooms, name, first=first, override=override, confirm=confirm)
+        return deploying.deploy(rooms, name, first=first, override=override, confirm=confirm)
 
     def watch(self) -> WatchOutcome:
         """`lastgood watch`, of what is under way, or of the bake after a rollback."""

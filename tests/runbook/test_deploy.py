@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from lastgood.core.errors import NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.migration import Fit, FitsSchema
 from lastgood.core.plan import Plan, Role, TakeRestorePoint
 from lastgood.core.record import BaselineTaken, DeploymentEnded, StepStarted, WatchStarted
-from lastgood.core.release import Standing
+from lastgood.core.release import Release, Standing
 from lastgood.core.report import TerminalState
 from lastgood.runbook import deploy as deploying
+from lastgood.runbook import record as recording
 from lastgood.runbook.frontend import await_frontend
 from lastgood.runbook.rollback import COMPENSATION
 from lastgood.runbook.watch import baking, start_watch
@@ -749,3 +752,63 @@ def test_a_release_whose_artifacts_serve_already_changes_no_service(team: Team) 
     team.deploy("v1-again", WELL)
     assert not [step for step in begun(team) if step.startswith("serve-")]
     assert {i.artifact for i in team.stack.containers.serving} == {artifact_of(s, OLD) for s in SERVICES}
+
+
+def test_an_unanswered_question_keeps_nobody_from_a_rollback_and_is_refused_after_it(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+
+    def goes_home(_plan: Plan) -> bool:
+        assert team.watch().terminal is TerminalState.ROLLED_BACK_VERIFIED
+        return True
+
+    with pytest.raises(Refused, match="deploys are frozen by lastgood"):
+        team.deploy("v3", WELL, confirm=goes_home)
+    assert (team.history.serving, "d3" in team.history.deployments) == (OLD, False)
+
+
+@pytest.mark.parametrize(
+    "meanwhile, why",
+    [
+        (lambda team: (team.roll_back(), team.unfreeze()), f"rollback .* of {OLD} began meanwhile"),
+        (lambda team: team.watch(), f"the way back is {BAD} now"),
+    ],
+)
+def test_a_plan_that_is_no_longer_true_when_it_is_agreed_to_is_not_carried_out(
+    team: Team, meanwhile: Callable[[Team], object], why: str
+) -> None:
+    team.deploy(BAD, WELL)
+
+    def late(_plan: Plan) -> bool:
+        meanwhile(team)
+        return True
+
+    with pytest.raises(Refused, match=why):
+        team.deploy("v3", WELL, confirm=late)
+    assert "d3" not in team.history.deployments
+
+
+def test_what_was_built_while_somebody_went_back_is_not_recorded(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    team.deploy(BAD, ERRORS)
+    prepare = team.containers.prepare
+
+    def slowly(name: str, recorded_at: datetime) -> Release:
+        team.roll_back()
+        return prepare(name, recorded_at)
+
+    monkeypatch.setattr(team.containers, "prepare", slowly)
+    with pytest.raises(Refused, match="deploys are frozen"):
+        team.deploy("v3", WELL)
+    assert (team.history.serving, "v3" in team.history.releases) == (OLD, False)
+
+
+def test_two_do_not_prepare_at_once(team: Team) -> None:
+    def another(_plan: Plan) -> bool:
+        with pytest.raises(Refused, match="prepare is held by ada@laptop"):
+            team.deploy("v4", WELL)
+        with pytest.raises(Refused, match="prepare is held by ada@laptop"):
+            recording.record_good(team.rooms(), "v5", why="")
+        team.stack.push("v3")
+        return True
+
+    team.deploy("v3", WELL, confirm=another)
+    assert team.history.serving == "v3"

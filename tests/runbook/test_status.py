@@ -241,3 +241,18 @@ def test_what_a_run_waits_for_is_said_also_where_its_process_died(tmp_path: Path
     assert f"for: lastgood approve {team.waiting} " in " ".join(said.lines)
     team.approve()
     assert "lastgood approve" not in " ".join(status(team).lines)
+
+
+def test_who_holds_a_right_is_named(team: Team) -> None:
+    seen: list[Status] = []
+
+    def asked(_plan: object) -> bool:
+        seen.append(status(team))
+        with team.journal.claim("grace@laptop"):
+            seen.append(status(team))
+        return False
+
+    with pytest.raises(Refused, match="not confirmed"):
+        team.deploy(BAD, WELL, confirm=asked)
+    preparing = "a release is prepared by ada@laptop; a rollback does not wait for that"
+    assert (seen[0].lines[-1:], seen[1].lines[-1:]) == ((preparing,), ("the right to run is held by grace@laptop",))

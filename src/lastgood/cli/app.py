@@ -295,10 +295,7 @@ def deploy(
             say(line)
         return confirmed("Deploy?", yes=yes)
 
-    with leased(rooms):
-        done = deploying.deploy(
-            rooms, name, first=first, override=even_if_barred, confirm=confirm, watched=not no_watch
-        )
+    done = deploying.deploy(rooms, name, first=first, override=even_if_barred, confirm=confirm, watched=not no_watch)
     if done.report:
         ended(done.report)
     if no_watch:

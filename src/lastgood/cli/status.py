@@ -41,6 +41,7 @@ def look(rooms: Rooms) -> Status:
     history = rooms.memory.history()
     run, under = history.open_run, history.open_deployment
     state, lines = _state(rooms, history)
+    lines += _held(rooms)
     if history.frozen:
         lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
     answering = history.answering
@@ -55,6 +56,14 @@ def look(rooms: Rooms) -> Status:
         frozen=bool(history.frozen),
         lines=tuple(lines),
     )
+
+
+def _held(rooms: Rooms) -> Iterator[str]:
+    """Who would be named to whoever is refused because of them."""
+    if holder := rooms.memory.journal.holder(Right.PREPARE):
+        yield f"a release is prepared by {holder}; a rollback does not wait for that"
+    if holder := rooms.memory.journal.holder():
+        yield f"the right to run is held by {holder}"
 
 
 def _said(history: History) -> str:

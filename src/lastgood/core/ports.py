@@ -388,11 +388,12 @@ class Checker(Protocol):
 
 
 class Right(StrEnum):
-    """RUN: to carry a plan out. WATCH: to write the buckets of a watch, so that no request is counted twice; it never
-    keeps anybody from a rollback."""
+    """RUN: to carry a plan out. WATCH: to write the buckets of a watch, so that no request is counted twice. PREPARE:
+    to build and keep a release, and to ask about it. Only RUN keeps anybody from a rollback."""
 
     RUN = "run"
     WATCH = "watch"
+    PREPARE = "prepare"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

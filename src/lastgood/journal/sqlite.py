@@ -58,7 +58,7 @@ from lastgood.journal.private_file import (
 
 BUSY_TIMEOUT_S: Final = 10.0
 FILES: Final = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.head", "journal.lock")
-LEASES: Final = {Right.RUN: "lease.lock", Right.WATCH: "watch.lock"}
+LEASES: Final = {Right.RUN: "lease.lock", Right.WATCH: "watch.lock", Right.PREPARE: "prepare.lock"}
 
 RECORDS: Final = Table(
     "records",

@@ -26,6 +26,7 @@ from lastgood.core.plan import (
     TakeRestorePoint,
     put_by_others,
 )
+from lastgood.core.ports import Right
 from lastgood.core.reading import Bucket
 from lastgood.core.record import (
     BaselineTaken,
@@ -44,6 +45,7 @@ from lastgood.core.run import Stop, began_serving_change
 from lastgood.runbook.captures import bound_by_hand
 from lastgood.runbook.carry_out import carry_out
 from lastgood.runbook.given_up import keep_restore_points
+from lastgood.runbook.ground import Ground
 from lastgood.runbook.holding import let_go_of_old, let_go_of_unrecorded, look_through, warn
 from lastgood.runbook.looking import Eyes, patiently
 from lastgood.runbook.restore_points import next_pause
@@ -126,27 +128,40 @@ def deploy(
     confirm: Callable[[Plan], bool],
     watched: bool = True,
 ) -> Deployed:
-    """Deploy what the files on disk say, as release `name`. Needs the RUN lease.
+    """Deploy what the files on disk say, as release `name`. Takes the RUN lease once confirm said yes: until then
+    whoever wants to go back can.
 
     confirm: is shown the plan and says whether to go on. watched: whether somebody watches it from when it serves; else
     what the server keeps for a replay may have to end then (`captures.leave`). Raises Refused, nothing changed, when it
     may not be done.
     """
-    history = rooms.memory.history()
-    check_may_deploy(history)
-    check_release(history, name, first=first, override=override)
-    if not first:
-        check_way_back(rooms, history, name)
-    with _Baseline(rooms) as baseline:
+    with rooms.memory.journal.claim(rooms.who, Right.PREPARE), _Baseline(rooms) as baseline:
+        if holder := rooms.memory.journal.holder():
+            raise Refused(f"the right to run is held by {holder}", hint="lastgood status")
+        history = rooms.memory.history()
+        check_may_deploy(history)
+        check_release(history, name, first=first, override=override)
+        if not first:
+            check_way_back(rooms, history, name)
         rooms.story(f"preparing {name}")
         release = _prepared(rooms, name, override=override)
-        plan = _plan(rooms, release, rooms.memory.history(), watched=watched)
+        history = rooms.memory.history()
+        ground, way_back = Ground.of(history), history.last_good(before=name)
+        plan = _plan(rooms, release, history, watched=watched)
         if not confirm(plan):
             raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
-        # minutes may have passed since the first look
-        check_may_deploy(rooms.memory.history())
-        deployment = _begin(rooms, release, plan)
-        return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
+        with rooms.memory.journal.claim(rooms.who):
+            # minutes may have passed since the plan was made, and anybody may have gone back in them
+            history = rooms.memory.history()
+            check_may_deploy(history)
+            check_release(history, name, first=first, override=override)
+            lost = ground.lost(history)
+            if not lost and (found := history.last_good(before=name)) is not way_back:
+                lost = f"the way back is {found.release.id if found else 'none'} now"
+            if lost:
+                raise Refused(f"{name} was not deployed: {lost}", hint=f"lastgood deploy --release {name}")
+            deployment = _begin(rooms, release, plan)
+            return _go_on(rooms, rooms.memory.history().runs[plan.id], deployment, baseline.taken)
 
 
 def take_up(rooms: Rooms) -> Deployed | None:
@@ -162,7 +177,8 @@ def take_up(rooms: Rooms) -> Deployed | None:
     if not began_serving_change(run.plan, run.records):
         raise Refused(f"deploy of {run.plan.to_release} died before it changed what serves", hint="lastgood rollback")
     rooms.story(f"taking up the deploy of {run.plan.to_release} ({run.started.run})")
-    return _go_on(rooms, run, run.started.deployment, lambda: ())
+    with rooms.memory.journal.claim(rooms.who, Right.PREPARE):  # at its end old releases are let go of
+        return _go_on(rooms, run, run.started.deployment, lambda: ())
 
 
 def _barred_by_another_name(history: History, release: Release) -> str:
@@ -181,6 +197,8 @@ def _prepared(rooms: Rooms, name: str, *, override: bool) -> Release:
     it, and its name would stand for it."""
     release, known = rooms.containers.prepare(name, rooms.clock.now()), rooms.memory.history().releases.get(name)
     try:
+        # who went back meanwhile may have put the names of images back to what serves: then nobody knows what was held
+        check_may_deploy(rooms.memory.history())
         return _recorded(rooms, release, override=override)
     except LastgoodError:
         if known is None or known.let_go:

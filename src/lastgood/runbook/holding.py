@@ -60,7 +60,8 @@ def tell_what_is_missing(rooms: Rooms, found: Found, *, deployment: str, told: s
 
 
 def let_go_of_old(rooms: Rooms) -> None:
-    """Let go of the releases that need not be kept, and of those that nothing can bring back. Needs the RUN lease.
+    """Let go of the releases that need not be kept, and of those that nothing can bring back. Needs the RUN lease, and
+    the PREPARE lease: a release that is being prepared is none that is known yet.
 
     Never raises for the engine's sake: what serves is not touched by this, and nobody waits for it.
     """
@@ -72,7 +73,7 @@ def let_go_of_old(rooms: Rooms) -> None:
 
 
 def let_go_of_unrecorded(rooms: Rooms, release: Release) -> None:
-    """Let go of what was prepared and then refused. Needs the RUN lease. Never raises: why it was refused is what
+    """Let go of what was prepared and then refused. Needs the PREPARE lease. Never raises: why it was refused is what
     counts."""
     try:
         rooms.containers.let_go(release)

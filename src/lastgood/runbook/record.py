@@ -9,6 +9,7 @@ from typing import Final
 from lastgood.core.deploying import not_as_recorded
 from lastgood.core.errors import Refused
 from lastgood.core.history import History
+from lastgood.core.ports import Right
 from lastgood.core.record import DeploymentEnded, DeploymentStarted, ReleaseCompleted, ReleaseJudged, ReleaseRecorded
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import TerminalState
@@ -20,7 +21,7 @@ _STEM: Final = 56
 
 
 def record(rooms: Rooms, name: str) -> Release:
-    """Describe and hold what serves now, as release `name`. Needs the RUN lease.
+    """Describe and hold what serves now, as release `name`. Needs the RUN lease; takes PREPARE.
 
     Raises Refused, nothing changed, when the name is taken by something else or nothing serves.
     """
@@ -29,6 +30,11 @@ def record(rooms: Rooms, name: str) -> Release:
         raise Refused(f"{name!r} is not a release name", hint="lastgood record --release NAME")
     if (run := history.open_run) is not None:
         raise Refused(f"{run.plan.purpose.value} {run.started.run} did not finish", hint="lastgood rollback")
+    with rooms.memory.journal.claim(rooms.who, Right.PREPARE):
+        return _record(rooms, history, name)
+
+
+def _record(rooms: Rooms, history: History, name: str) -> Release:
     release = rooms.containers.describe_running(name, rooms.clock.now())
     if rooms.database:
         shipped = rooms.database.ships(name)
