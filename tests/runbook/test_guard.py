@@ -11,6 +11,7 @@ from lastgood.core.plan import Role
 from lastgood.core.ports import Right
 from lastgood.core.report import TerminalState
 from lastgood.runbook.guard import EVERY_S, guard
+from lastgood.runbook.watch import watch_on
 from lastgood.testing.stack import WELL
 from lastgood.testing.world import Crash, Crashes
 from tests.runbook.team import BAD, ERRORS, OLD, Team
@@ -25,6 +26,14 @@ class Interrupted(BaseException):
 def dies(_step: object) -> None:
     """The process dies before anything is sent."""
     raise Crash
+
+
+def dies_at_its_gate(team: Team, name: str) -> None:
+    """A deploy of it whose process dies once its gate has begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team.containers, "apply", dies)
+        with pytest.raises(Crash):
+            team.deploy(name, WELL)
 
 
 def guarded(team: Team, seconds: float) -> None:
@@ -60,14 +69,32 @@ def test_a_good_one_is_watched_to_its_end_and_the_next_one_as_well(team: Team) -
 
 def test_what_serves_is_watched_also_while_a_deploy_that_nobody_carries_on_lies_at_its_gate(team: Team) -> None:
     team.deploy(BAD, ERRORS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(team.containers, "apply", dies)
-        with pytest.raises(Crash):
-            team.deploy("v3", WELL)
+    dies_at_its_gate(team, "v3")
     left = team.waiting
     guarded(team, 600.0)
     assert (team.report.from_release, team.report.to_release, team.history.serving) == (BAD, OLD, OLD)
     assert any(f"run {left} is half-way" in text for text in team.channel.texts)
+
+
+def test_what_came_back_is_watched_also_while_a_deploy_that_nobody_carries_on_lies_at_its_gate(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=CONTAINERS, bake="10m")
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.unfreeze()
+    dies_at_its_gate(team, "v3")
+    team.stack.behaves[OLD] = ERRORS
+    guarded(team, 300.0)
+    assert any("after the rollback of v2 the system is bad still or again" in text for text in team.channel.texts)
+
+
+def test_a_bake_goes_on_beside_a_deploy_that_lies_at_its_gate(tmp_path: Path) -> None:
+    team = Team.with_a_good_release(tmp_path, parts=CONTAINERS, bake="10m")
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.unfreeze()
+    team.clock.after(60.0, lambda: dies_at_its_gate(team, "v3"))
+    watch_on(team.rooms(), "d2")
+    assert len(team.history.deployments["d2"].buckets) > 100
 
 
 def test_what_somebody_watches_is_theirs(team: Team) -> None:

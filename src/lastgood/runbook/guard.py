@@ -14,7 +14,7 @@ from lastgood.runbook import captures
 from lastgood.runbook.holding import CHECKED_S, look_through, tell_what_is_missing, ways_back
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell, tell_again
-from lastgood.runbook.watch import baking, watch_on
+from lastgood.runbook.watch import watch_on, watchable
 
 EVERY_S: Final = 30.0
 """How often it is looked whether something is unwatched: a watch that died misses no more of its window."""
@@ -41,13 +41,10 @@ def guard(rooms: Rooms) -> Never:
 
 
 def _watch_what_nobody_watches(rooms: Rooms) -> None:
-    history = rooms.memory.history()
-    unserved = history.unserved
-    # a deploy at its gate, or left there, is not what serves
-    under = history.open_beneath(unserved) if unserved else history.open_deployment or baking(rooms)
+    under = watchable(rooms)
     if under is None or under.watch is None or rooms.memory.journal.holder(Right.WATCH):
         return
-    if unserved:
+    if rooms.memory.history().unserved:
         _tell_what_was_left(rooms)
     rooms.story(f"guarding  nobody watches {rooms.memory.history().serving}: taking its watch up")
     outcome = watch_on(rooms, under.deployment.id)

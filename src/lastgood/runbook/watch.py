@@ -72,6 +72,13 @@ def baking(rooms: Rooms) -> DeploymentHistory | None:
     return newest if left_s(rooms, newest) > 0 else None
 
 
+def watchable(rooms: Rooms) -> DeploymentHistory | None:
+    """Return the deployment whose release serves and is to be watched, or whose rollback is. A deploy at its gate, or
+    left there, is not what serves."""
+    history = rooms.memory.history()
+    return history.open_beneath(history.unserved) or baking(rooms)
+
+
 def watch_on(rooms: Rooms, deployment: str) -> WatchOutcome:
     """Watch until the window ends or a rollback ended. Interruptible at any moment; call again to take it up.
 
@@ -120,10 +127,11 @@ def _claim(rooms: Rooms, right: ExitStack) -> None:
 
 def _is_over(rooms: Rooms, under: DeploymentHistory) -> bool:
     """Somebody rolled back, vouched, or deployed something else. A bake goes on after the end that it belongs to, until
-    something is deployed, after it began, that was not refused."""
+    something is deployed, after it began, that serves and was not refused."""
     if under.watch is None or not under.watch.bake:
         return under.ended is not None
-    newer = list(rooms.memory.history().deployments.values())[under.deployed :]
+    history = rooms.memory.history()
+    newer = [d for d in [*history.deployments.values()][under.deployed :] if d is not history.unserved]
     return any(d.ended is None or d.ended.terminal is not TerminalState.REFUSED for d in newer)
 
 
