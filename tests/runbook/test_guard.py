@@ -97,6 +97,14 @@ def test_a_bake_goes_on_beside_a_deploy_that_lies_at_its_gate(tmp_path: Path) ->
     assert len(team.history.deployments["d2"].buckets) > 100
 
 
+def test_a_deploy_left_at_its_gate_is_told_with_the_command_that_undoes_it(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.watch()
+    dies_at_its_gate(team, "v3")
+    guarded(team, 60.0)
+    assert any("is half-way" in text and text.endswith("Next: lastgood rollback") for text in team.channel.texts)
+
+
 def test_what_somebody_watches_is_theirs(team: Team) -> None:
     team.deploy("v2", WELL)
     with team.journal.claim("a deploy", Right.WATCH):

@@ -14,6 +14,7 @@ from lastgood.core.plan import Role
 from lastgood.core.record import ReleaseLetGo, ReleaseRecorded
 from lastgood.core.release import Standing
 from lastgood.core.report import TerminalState
+from lastgood.runbook.watch import watchable
 from lastgood.testing.stack import WELL, Behaviour
 from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, OLD, Team
@@ -256,3 +257,30 @@ def test_who_holds_a_right_is_named(team: Team) -> None:
         team.deploy(BAD, WELL, confirm=asked)
     preparing = "a release is prepared by ada@laptop; a rollback does not wait for that"
     assert (seen[0].lines[-1:], seen[1].lines[-1:]) == ((preparing,), ("the right to run is held by grace@laptop",))
+
+
+def test_no_watch_is_named_to_go_on_with_a_deploy_that_died_at_its_gate(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(_step: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(team.containers, "apply", dies)
+    with pytest.raises(Crash):
+        team.deploy(BAD, WELL)
+    assert status(team).lines[-1] == "next       lastgood rollback"
+
+
+def test_what_serves_can_be_watched_while_a_deploy_lies_at_its_gate(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(_step: object) -> None:
+        raise Crash
+
+    team.deploy(BAD, WELL)
+    monkeypatch.setattr(team.containers, "apply", dies)
+    with pytest.raises(Crash):
+        team.deploy("v3", WELL)
+    under = watchable(team.rooms())
+    assert under is not None
+    assert under.deployment.release == BAD

@@ -387,13 +387,15 @@ def record(
 def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
     """Take up the watch, or an interrupted run, where it was.
 
-    Changes what the mode allows, and finishes what a run had begun. After a rollback it watches what came back.
+    Changes what the mode allows, and finishes what a run had begun. After a rollback it watches what came back. A
+    deploy that was left at its gate is left there: `rollback` removes it.
 
     Example: lastgood watch
     """
     rooms = opened(config)
-    history = rooms.memory.history()
-    if history.open_run is not None:
+    under, run = watching.watchable(rooms), rooms.memory.history().open_run
+    # a deploy that was left at its gate keeps nobody from watching what serves
+    if run is not None and not (under and run.is_at_its_gate):
         with leased(rooms):
             report = returning.take_up(rooms)
             if report is not None:
@@ -401,7 +403,7 @@ def watch(config: ConfigOption = Path(CONFIG_FILE)) -> None:
             done = deploying.take_up(rooms)
         if done and done.report:
             ended(done.report)
-    under = rooms.memory.history().open_deployment or watching.baking(rooms)
+        under = watching.watchable(rooms)
     if under is None:
         raise Refused("nothing to watch: no deployment is under way", hint="lastgood deploy")
     if under.watch is None:

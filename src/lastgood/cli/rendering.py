@@ -196,7 +196,7 @@ def run_lines(run: RunHistory) -> Iterator[str]:
     if plan.outlook:
         yield from outlook_lines(plan.outlook)
     if run.ended is None:
-        others = "" if plan.purpose is Purpose.ROLLBACK else ", or lastgood watch"
+        others = "" if plan.purpose is Purpose.ROLLBACK or run.is_at_its_gate else ", or lastgood watch"
         yield f"next       lastgood rollback{others}"
 
 

@@ -86,6 +86,11 @@ class RunHistory:
         """The plan that was stored when the run began."""
         return self.started.plan
 
+    @property
+    def is_at_its_gate(self) -> bool:
+        """A deploy that changed nothing that serves so far: only a rollback goes on from there, if its process died."""
+        return self.plan.purpose is Purpose.DEPLOY and not began_serving_change(self.plan, self.records)
+
 
 @dataclass(slots=True)
 class DeploymentHistory:

@@ -55,10 +55,11 @@ def _tell_what_was_left(rooms: Rooms) -> None:
     run = rooms.memory.history().open_run
     if run is None or rooms.memory.journal.holder(Right.RUN):
         return
+    next_step = "lastgood rollback" if run.is_at_its_gate else "lastgood watch"
     tell(
         rooms,
         run.started.run,
-        f"👁 run {run.started.run} is half-way, and nobody carries it on: {run.started.sentence}. Next: lastgood watch",
+        f"👁 run {run.started.run} is half-way, and nobody carries it on: {run.started.sentence}. Next: {next_step}",
         event_id=f"{run.started.run}-left",
     )
 
