@@ -14,11 +14,12 @@ from lastgood.cli.rendering import plan_lines
 from lastgood.core.errors import LastgoodError, NeedsHuman, OutcomeUnknown, Refused, Retryable
 from lastgood.core.facts import DatabaseFacts
 from lastgood.core.migration import Fit, FitsSchema
-from lastgood.core.plan import HELD_AT_MOST_S, Plan, Role, Step
+from lastgood.core.plan import HELD_AT_MOST_S, Plan, Purpose, Role, Step
 from lastgood.core.record import ApprovalGiven, Event, Record, RunEnded, StepStarted, Told
 from lastgood.core.release import Standing
 from lastgood.core.report import DryRun, Loss, Replayed, Report, TerminalState
 from lastgood.runbook import by_hand
+from lastgood.runbook import record as recording
 from lastgood.runbook import rollback as returning
 from lastgood.runbook.watch import watch_on
 from lastgood.testing.stack import SERVICES, WELL, Behaviour, Stack, artifact_of
@@ -134,6 +135,26 @@ def test_the_plan_that_was_agreed_to_is_the_plan_that_is_carried_out(team: Team)
 
     deployed(team).roll_back(confirm=agree)
     assert shown == [team.run.plan]
+
+
+def test_an_unanswered_question_keeps_nobody_from_going_back_and_its_plan_is_refused_after_that(team: Team) -> None:
+    def late(_plan: Plan) -> bool:
+        team.roll_back(yes=True)
+        return True
+
+    with pytest.raises(Refused, match=f"not begun: rollback .* of {OLD} began meanwhile"):
+        deployed(team).roll_back(confirm=late)
+    assert [run.plan.purpose for run in team.history.runs.values()].count(Purpose.ROLLBACK) == 1
+
+
+def test_a_plan_that_was_shown_is_refused_where_something_else_was_recorded_meanwhile(team: Team) -> None:
+    def late(_plan: Plan) -> bool:
+        with team.journal.claim(team.who):
+            recording.record(team.rooms(), "v2b")
+        return True
+
+    with pytest.raises(Refused, match="not begun: v2b was recorded meanwhile as what serves"):
+        deployed(team).roll_back(confirm=late)
 
 
 @pytest.mark.parametrize("release", [BAD, "v9"])

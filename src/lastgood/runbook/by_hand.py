@@ -12,15 +12,18 @@ from lastgood.core.record import ApprovalGiven, Frozen, Unfrozen
 from lastgood.core.report import Report
 from lastgood.core.run import began_what_was_asked
 from lastgood.runbook.given_up import give_up, keep_restore_points, pass_over
+from lastgood.runbook.ground import Ground
 from lastgood.runbook.rollback import (
     BY_LASTGOOD,
     BY_PERSON,
     COMPENSATION,
     Cause,
+    Proposal,
+    begin,
     choose_target,
     left_by,
     passed_over,
-    roll_back,
+    propose,
     take_up,
 )
 from lastgood.runbook.rooms import Rooms
@@ -39,9 +42,11 @@ def go_back(
 ) -> Report:
     """Roll back; or follow the rollback that another process carries out, or finish the one that a process left.
 
-    confirm: is shown the plan and says whether to go on. yes: approves the one that is under way where it waits for a
-    person only because none had asked for it; a database step is never approved so. Raises Refused, nothing changed,
-    when confirm says no, when there is nothing to go back to, or when another process does something else.
+    confirm: is shown the plan and says whether to go on; without yes it is asked while nobody has the right to run, and
+    the plan that was shown is refused where it is no longer true after that. yes: approves the one that is under way
+    where it waits for a person only because none had asked for it; a database step is never approved so. Raises
+    Refused, nothing changed, when confirm says no, when there is nothing to go back to, or when another process does
+    something else.
     """
     run = rooms.memory.history().open_run
     holder = rooms.memory.journal.holder()
@@ -63,26 +68,45 @@ def go_back(
         if (left := rooms.memory.history().open_run) is not None:
             keep_restore_points(rooms, left.plan)
 
-        chosen = choose_target(rooms.memory.history(), target).release.id
+        if yes:  # nobody is waited for
+            return _begin(rooms, *_agreed(rooms, target, only, why, confirm), only)
+    # a question may stay open for long, and what serves may turn bad meanwhile
+    ground = Ground.of(rooms.memory.history())
+    agreed = _agreed(rooms, target, only, why, confirm)
+    _check_stands(rooms, ground)
+    with rooms.memory.journal.claim(rooms.who):
+        _check_stands(rooms, ground)
+        return _begin(rooms, *agreed, only)
 
-        def agreed(plan: Plan) -> bool:
-            if not confirm(plan):
-                return False
-            why, over = f"given up by {rooms.who}", passed_over(rooms.memory.history(), chosen)
-            if over is not None and Role.CONTAINERS in only:
-                pass_over(rooms, over.deployment.id, why)
-            else:
-                give_up(rooms, why)
-            return True
 
-        under = left_by(rooms.memory.history(), chosen)
-        cause = Cause(
-            trigger=BY_PERSON,
-            sentence=why or f"{rooms.who} asked for it",
-            by=rooms.who,
-            deployment=under.deployment.id if under else "",
-        )
-        return roll_back(rooms, cause, target=target, only=only, agreed=agreed)
+def _agreed(
+    rooms: Rooms, target: str | None, only: frozenset[Role], why: str, confirm: Callable[[Plan], bool]
+) -> tuple[Cause, Proposal]:
+    """What a person asks for, planned, shown and agreed to. Raises Refused, nothing changed, when it was not."""
+    history = rooms.memory.history()
+    under = left_by(history, choose_target(history, target).release.id)
+    cause = Cause(
+        trigger=BY_PERSON,
+        sentence=why or f"{rooms.who} asked for it",
+        by=rooms.who,
+        deployment=under.deployment.id if under else "",
+    )
+    return cause, propose(rooms, cause, target=target, only=only, agreed=confirm)
+
+
+def _check_stands(rooms: Rooms, ground: Ground) -> None:
+    if lost := ground.lost(rooms.memory.history()):
+        raise Refused(f"this rollback was not begun: {lost}", hint="lastgood status")
+
+
+def _begin(rooms: Rooms, cause: Cause, proposal: Proposal, only: frozenset[Role]) -> Report:
+    """Needs the RUN lease."""
+    why, over = f"given up by {rooms.who}", passed_over(rooms.memory.history(), proposal.plan.to_release)
+    if over is not None and Role.CONTAINERS in only:
+        pass_over(rooms, over.deployment.id, why)
+    else:
+        give_up(rooms, why)
+    return begin(rooms, cause, proposal)
 
 
 def _is_asked_for(run: RunHistory, target: str | None, only: frozenset[Role]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from lastgood.core.history import History
+from lastgood.runbook.rollback import COMPENSATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class Ground:
         """Say what came between; empty when nothing did. How a watch ended is nothing: no plan is made of that."""
         now, newest = Ground.of(history), next(reversed(history.runs.values()), None)
         if newest is not None and now.runs > self.runs:
+            if newest.started.trigger == COMPENSATION:
+                return f"{newest.started.run} ran meanwhile: {newest.started.sentence}"
             return f"{newest.plan.purpose.value} {newest.started.run} of {newest.plan.to_release} began meanwhile"
         if now.deployments > self.deployments or now.serving != self.serving:
             return f"{now.serving or 'nothing'} was recorded meanwhile as what serves"

@@ -94,6 +94,15 @@ class Cause:
     invalid_rows: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A plan that nothing was begun of. asks_itself: it waits for a person only because none had asked for it."""
+
+    plan: Plan
+    decided_at: datetime
+    asks_itself: bool
+
+
 def choose_target(history: History, name: str | None) -> ReleaseHistory:
     """Return the release to go back to: the named one, else the newest good one before what serves. A deployment that
     never came to serve leaves what serves, whether or not that is proved good.
@@ -380,13 +389,25 @@ def roll_back(
     target: str | None = None,
     only: frozenset[Role] = frozenset(Role),
     confirm: bool = False,
-    agreed: Callable[[Plan], bool] = lambda _plan: True,
 ) -> Report:
-    """Begin a rollback and carry it to its end. Needs the RUN lease.
+    """Begin a rollback and carry it to its end. Needs the RUN lease. As `propose` and `begin`."""
+    return begin(rooms, cause, propose(rooms, cause, target=target, only=only, confirm=confirm))
+
+
+def propose(
+    rooms: Rooms,
+    cause: Cause,
+    *,
+    target: str | None = None,
+    only: frozenset[Role] = frozenset(Role),
+    confirm: bool = False,
+    agreed: Callable[[Plan], bool] = lambda _plan: True,
+) -> Proposal:
+    """Plan a rollback that begins now. Changes nothing, and needs no lease.
 
     confirm: a person must approve the plan in the journal, before its first effect. agreed: is shown the plan that
     will be carried out, and says whether it begins. Raises Refused or Retryable when it could not be planned, or was
-    not agreed to; then nothing changed.
+    not agreed to.
     """
     history, decided_at = rooms.memory.history(), rooms.clock.now()
     chosen = choose_target(history, target)
@@ -400,7 +421,13 @@ def roll_back(
         plan = asking(plan)
     if not agreed(plan):
         raise Refused("not confirmed", hint="lastgood rollback --yes")
-    if not history.frozen:
+    return Proposal(plan=plan, decided_at=decided_at, asks_itself=asks_itself)
+
+
+def begin(rooms: Rooms, cause: Cause, proposal: Proposal) -> Report:
+    """Carry a proposal to its end. Needs the RUN lease, and that what the plan was made on is still so."""
+    run, plan = proposal.plan.id, proposal.plan
+    if not rooms.memory.history().frozen:
         rooms.memory.note(Frozen(by=BY_LASTGOOD, why=f"rollback {run}"))
     rooms.memory.note(
         RunStarted(
@@ -410,9 +437,9 @@ def roll_back(
             sentence=cause.sentence,
             by=cause.by,
             deployment=cause.deployment,
-            decided_at=decided_at,
+            decided_at=proposal.decided_at,
             proof=cause.proof,
-            asks_itself=asks_itself,
+            asks_itself=proposal.asks_itself,
         )
     )
     save_evidence(rooms, run, cause)
