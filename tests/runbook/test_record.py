@@ -12,8 +12,8 @@ from lastgood.core.errors import Refused
 from lastgood.core.release import Standing
 from lastgood.runbook import record as recording
 from lastgood.runbook.doctor import examine
-from lastgood.testing.stack import WELL, artifact_of
-from tests.runbook.team import BAD, OLD, Team
+from lastgood.testing.stack import SERVICES, WELL, artifact_of
+from tests.runbook.team import BAD, ERRORS, OLD, Team
 
 
 @pytest.fixture
@@ -103,3 +103,64 @@ def test_a_release_that_somebody_put_back_by_hand_is_recorded_as_what_serves(tea
     team.stack.containers = replace(team.stack.containers, serving=serving)
     recording.record_good(team.rooms(), OLD, why="put back")
     assert team.history.serving == OLD
+
+
+def brought_back_by_hand(team: Team, *services: str) -> None:
+    """v2 was rolled back, and `docker compose up` put these services of it into the place of v1's."""
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    facts = team.stack.containers
+    serving = tuple(
+        replace(i, artifact=artifact_of(i.service, BAD)) if i.service in services else i for i in facts.serving
+    )
+    team.stack.containers = replace(facts, serving=serving)
+
+
+def test_the_doctor_says_to_put_back_what_serves_where_a_barred_release_stands_in_its_place(team: Team) -> None:
+    brought_back_by_hand(team, SERVICES[1])
+    finding = next(f for f in examine(team.rooms()) if f.check == "what serves")
+    assert finding.hint == f"lastgood rollback {OLD}"
+    team.roll_back(OLD)
+    assert {i.artifact for i in team.stack.containers.serving} == {artifact_of(s, OLD) for s in SERVICES}
+
+
+def test_the_doctor_says_to_put_back_what_serves_or_to_vouch_for_what_is_new(team: Team) -> None:
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    deployed_by_hand(team)
+    finding = next(f for f in examine(team.rooms()) if f.check == "what serves")
+    assert finding.hint == f"lastgood record --good --release {OLD}-2   (or go back: lastgood rollback {OLD})"
+
+
+def test_nobody_vouches_by_a_new_name_for_what_only_a_barred_release_has(team: Team) -> None:
+    brought_back_by_hand(team, SERVICES[1])
+    before = len(team.journal.kept)
+    with pytest.raises(Refused, match=f"{SERVICES[1]} is of {BAD}") as refused:
+        recording.record_good(team.rooms(), f"{OLD}-2", why="seen")
+    assert refused.value.hint.startswith(f"lastgood rollback {OLD} ")
+    assert len(team.journal.kept) == before
+
+
+def test_what_was_recorded_first_and_only_a_barred_release_has_is_not_vouched_for_later(team: Team) -> None:
+    brought_back_by_hand(team, *SERVICES)
+    recording.record(team.rooms(), f"{OLD}-2")
+    with pytest.raises(Refused, match=f"is of {BAD}"):
+        recording.record_good(team.rooms(), f"{OLD}-2", why="seen")
+    assert team.history.releases[f"{OLD}-2"].standing is Standing.RECORDED
+
+
+def test_who_knows_better_vouches_even_for_what_only_a_barred_release_has(team: Team) -> None:
+    brought_back_by_hand(team, *SERVICES)
+    recording.record_good(team.rooms(), f"{OLD}-2", why="it was the api", override=True)
+    assert team.history.releases[f"{OLD}-2"].standing is Standing.GOOD
+
+
+def test_what_lastgood_deployed_with_a_service_of_a_barred_release_may_be_vouched_for(team: Team) -> None:
+    """A fix keeps what was not at fault."""
+    team.deploy(BAD, ERRORS)
+    team.watch()
+    team.unfreeze()
+    team.stack.on_disk = BAD
+    team.deploy("v3", WELL, override=True)
+    recording.record_good(team.rooms(), "v3", why="seen")
+    assert team.history.releases["v3"].standing is Standing.GOOD

@@ -359,6 +359,9 @@ def record(
         str | None, typer.Option("--release", help="Name; defaults to what serves, else `git describe`.")
     ] = None,
     good: Annotated[bool, typer.Option("--good", help="A person vouches for it: it becomes a target.")] = False,
+    even_if_barred: Annotated[
+        bool, typer.Option("--even-if-barred", help="With --good: also what only a release has that was rolled back.")
+    ] = False,
     why: Why = "",
 ) -> None:
     """Record what serves now; with --good, vouch for it.
@@ -375,7 +378,7 @@ def record(
             recording.record(rooms, name)
         out(f"recorded {name}")
         return
-    if recording.record_good(rooms, name, why=why):
+    if recording.record_good(rooms, name, why=why, override=even_if_barred):
         out(f"recorded {name}")
     serves = name == rooms.memory.history().serving
     but = "" if serves else "; what serves is something else, and was not recorded"

@@ -7,7 +7,7 @@ removing what the gate started.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from lastgood.core.facts import ContainerFacts, DatabaseFacts
@@ -31,7 +31,7 @@ from lastgood.core.plan import (
     runs,
 )
 from lastgood.core.record import StepSeen
-from lastgood.core.release import Release, ServiceRecord
+from lastgood.core.release import Release, ServiceRecord, Standing
 from lastgood.core.report import Check
 
 BYTES_PER_S = 134e6
@@ -264,6 +264,22 @@ def not_as_recorded(release: Release, containers: ContainerFacts) -> tuple[str, 
     records = {record.name: record for record in release.services}
     others = (i.service for i in containers.serving if i.service in records and not runs(records[i.service], i))
     return tuple(sorted({*others}))
+
+
+def only_barred(history: History, serving: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Say which of these services run what only barred releases have, one line each. serving: (service, artifact). What
+    a good release has too was not at fault."""
+    of = {standing: _artifacts(history, standing) for standing in (Standing.GOOD, Standing.BARRED)}
+    found = {
+        one[0]: of[Standing.BARRED][one] for one in serving if one in of[Standing.BARRED].keys() - of[Standing.GOOD]
+    }
+    return tuple(f"{service} is of {release}" for service, release in sorted(found.items()))
+
+
+def _artifacts(history: History, standing: Standing) -> dict[tuple[str, str], str]:
+    """(service, artifact) of the releases of this standing, with the newest one that has it."""
+    known = (r.release for r in history.releases.values() if r.standing is standing)
+    return {(s.name, s.artifact): release.id for release in known for s in release.services}
 
 
 def stays_as_it_is(service: str, release: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lastgood.core.deploying import not_as_recorded
+from lastgood.core.deploying import not_as_recorded, only_barred
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
@@ -18,7 +18,7 @@ from lastgood.runbook import captures
 from lastgood.runbook.deploy import left_to_people
 from lastgood.runbook.holding import ways_back
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.record import free_name
+from lastgood.runbook.record import free_name, put_back
 from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms
@@ -128,12 +128,14 @@ def _past_us(rooms: Rooms, history: History, facts: ContainerFacts) -> Iterator[
     """What somebody deployed without lastgood: in the place of the release that serves, or beside it."""
     serving = history.releases.get(history.serving)
     if serving is not None and history.open_run is None and (others := not_as_recorded(serving.release, facts)):
-        name = free_name(rooms, history.serving)
+        back, barred = put_back(history), only_barred(history, ((i.service, i.artifact) for i in facts.serving))
+        good = f"lastgood record --good --release {free_name(rooms, history.serving)}"
         yield Finding(
             check="what serves",
             answer=Answer.FAILED,
-            evidence=f"{', '.join(others)}: not what was recorded as {history.serving}; deployed past lastgood?",
-            hint=f"lastgood record --good --release {name}   (or go back: lastgood rollback)",
+            evidence=f"{', '.join(others)}: not what was recorded as {history.serving}; deployed past lastgood?"
+            + (f" {', '.join(barred)}, which was rolled back" if barred else ""),
+            hint=back if barred and back else f"{good}   (or go back: {back})" if back else good,
         )
     if beside := [i for i in facts.strays if i.running]:
         yield Finding(

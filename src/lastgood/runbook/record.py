@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
 from typing import Final
 
-from lastgood.core.deploying import not_as_recorded
+from lastgood.core.deploying import not_as_recorded, only_barred
 from lastgood.core.errors import Refused
 from lastgood.core.history import History
 from lastgood.core.ports import Right
@@ -76,22 +77,24 @@ def _record(rooms: Rooms, history: History, name: str) -> Release:
     return release
 
 
-def record_good(rooms: Rooms, name: str, *, why: str) -> bool:
+def record_good(rooms: Rooms, name: str, *, why: str, override: bool = False) -> bool:
     """Make a release good, on a person's word; return whether what serves was recorded for that. It is not where it was
     recorded by that name already, nor where the name is that of an earlier release, which does not serve now: two may
-    have the same containers, and to record the earlier one would forget its frontend and its schema. Raises Refused as
-    `record` and `vouch` do."""
+    have the same containers, and to record the earlier one would forget its frontend and its schema. override: also
+    what only a barred release has. Raises Refused as `record` and `vouch` do, before anything is recorded."""
     history = rooms.memory.history()
     known, serving = history.releases.get(name), history.releases.get(history.serving)
     new = name != history.serving
-    if new and known is not None:
+    if new:
         facts = rooms.containers.observe()
         past_us = serving is None or bool(not_as_recorded(serving.release, facts))
-        new = past_us and not not_as_recorded(known.release, facts)
+        new = known is None or (past_us and not not_as_recorded(known.release, facts))
+        if new and not override:
+            _check_not_only_barred(history, name, ((i.service, i.artifact) for i in facts.serving))
     if new:
         with rooms.memory.journal.claim(rooms.who):
             record(rooms, name)
-    vouch(rooms, name, why=why)
+    vouch(rooms, name, why=why, override=override)
     return new
 
 
@@ -103,10 +106,20 @@ def free_name(rooms: Rooms, like: str) -> str:
     return next(name for number in count(2) if (name := f"{like[:_STEM]}-{number}") not in taken)
 
 
-def vouch(rooms: Rooms, name: str, *, why: str) -> None:
+def put_back(history: History) -> str:
+    """What a person types to have what serves stand as it was recorded: a rollback to itself. Where it is not proved
+    good it is no target, and they leave it; empty where there is nothing to go back to."""
+    serving = history.releases.get(history.serving)
+    if serving is not None and serving.is_way_back:
+        return f"lastgood rollback {history.serving}"
+    return "lastgood rollback" if history.last_good(before=history.serving) else ""
+
+
+def vouch(rooms: Rooms, name: str, *, why: str, override: bool = False) -> None:
     """Make a release good on a person's word, and end its watch. Raises Refused when it is unknown, was rolled back, or
     serves and is sick, or where something else than what was recorded serves in its place: that would be what went by
-    a good release's name."""
+    a good release's name. Also where it was recorded past lastgood and only a barred one has what it runs, but for
+    override: deployed by lastgood it went through the gate, and somebody knew what they deployed."""
     history = rooms.memory.history()
     if name not in history.releases:
         known = ", ".join(history.releases) or "none"
@@ -117,6 +130,10 @@ def vouch(rooms: Rooms, name: str, *, why: str) -> None:
         raise Refused(f"{name} is not kept any more: {history.releases[name].let_go}", hint="lastgood releases")
     if name == history.serving:
         _check_it_serves(rooms, history, name)
+    newest = next((d for d in reversed(history.deployments.values()) if d.deployment.release == name), None)
+    if newest is not None and newest.by_others and not override:
+        services = history.releases[name].release.services
+        _check_not_only_barred(history, name, ((s.name, s.artifact) for s in services))
     rooms.memory.note(ReleaseJudged(release=name, good=True, by=rooms.who, why=why))
     under = history.open_deployment
     if under and under.deployment.release == name and history.open_run is None:
@@ -139,4 +156,15 @@ def _check_it_serves(rooms: Rooms, history: History, name: str) -> None:
         raise Refused(
             f"{', '.join(others)}: not what was recorded as {name}",
             hint=f"lastgood record --good --release {free_name(rooms, name)}",
+        )
+
+
+def _check_not_only_barred(history: History, name: str, serving: Iterable[tuple[str, str]]) -> None:
+    """A habitual `docker compose up` brings back what was rolled back, and one word would make it a target."""
+    if found := only_barred(history, serving):
+        even_so = f"lastgood record --good --release {name} --even-if-barred"
+        back = put_back(history)
+        raise Refused(
+            f"{name} was not made good: {', '.join(found)}, which was rolled back",
+            hint=f"{back}   (or, if that was not at fault: {even_so})" if back else even_so,
         )
