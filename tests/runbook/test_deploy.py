@@ -46,7 +46,7 @@ def test_a_deploy_without_a_good_release_asks_for_first(tmp_path: Path) -> None:
     team = Team(tmp_path)
     with pytest.raises(Refused) as refused:
         team.deploy(OLD)
-    assert refused.value.hint == "lastgood deploy --first"
+    assert refused.value.hint == f"lastgood deploy --release {OLD} --first"
 
 
 def test_a_first_deploy_serves(tmp_path: Path) -> None:
@@ -70,6 +70,16 @@ def test_a_person_who_says_no_leaves_everything_as_it_was(team: Team) -> None:
         team.deploy(BAD, WELL, confirm=nothing)
     assert team.stack.containers.serving == before
     assert begun(team) == []
+
+
+def test_who_is_told_how_to_say_yes_is_told_to_deploy_the_same_in_the_same_way(team: Team) -> None:
+    """Without its name the checkout's would be deployed."""
+    with pytest.raises(Refused) as refused:
+        team.deploy(BAD, WELL, confirm=nothing)
+    assert refused.value.hint == f"lastgood deploy --release {BAD} --yes"
+    with pytest.raises(Refused) as refused:
+        team.deploy(BAD, WELL, first=True, override=True, confirm=nothing)
+    assert refused.value.hint == f"lastgood deploy --release {BAD} --first --even-if-barred --yes"
 
 
 def test_what_the_services_wait_for_and_no_deploy_runs_is_said_before_anybody_agrees(team: Team) -> None:

@@ -126,6 +126,27 @@ def test_a_plan_that_was_not_agreed_to_leaves_everything_as_it_was(team: Team) -
     assert team.history.frozen is None
 
 
+@pytest.mark.parametrize(
+    "target, only, typed",
+    [
+        (None, frozenset(Role), "lastgood rollback --yes"),
+        (OLD, frozenset(Role), f"lastgood rollback {OLD} --yes"),
+        (None, frozenset({Role.FRONTEND}), "lastgood rollback --only frontend --yes"),
+        (
+            OLD,
+            frozenset({Role.FRONTEND, Role.CONTAINERS}),
+            f"lastgood rollback {OLD} --only containers,frontend --yes",
+        ),
+    ],
+)
+def test_who_is_told_how_to_say_yes_is_told_to_go_back_to_the_same(
+    team: Team, target: str | None, only: frozenset[Role], typed: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        deployed(team).roll_back(target, only=only, confirm=lambda _plan: False)
+    assert refused.value.hint == typed
+
+
 def test_the_plan_that_was_agreed_to_is_the_plan_that_is_carried_out(team: Team) -> None:
     shown: list[Plan] = []
 

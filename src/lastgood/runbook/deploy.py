@@ -104,7 +104,7 @@ def check_release(history: History, name: str, *, first: bool, override: bool) -
                 f"{name} is recorded already, is good and serves; another release needs a name of its own",
                 hint="lastgood deploy --release ANOTHER-NAME",
             )
-        hint = "lastgood record --good" if history.serving else "lastgood deploy --first"
+        hint = "lastgood record --good" if history.serving else f"lastgood deploy --release {name} --first"
         raise Refused("there is no good release to go back to, so this deploy could not be rolled back", hint=hint)
 
 
@@ -149,7 +149,10 @@ def deploy(
         ground, way_back = Ground.of(history), history.last_good(before=name)
         plan = _plan(rooms, release, history, watched=watched)
         if not confirm(plan):
-            raise Refused(f"{name} was not deployed: not confirmed", hint="lastgood deploy --yes")
+            # without its name what the checkout is called would be deployed
+            how = f"{' --first' if first else ''}{' --even-if-barred' if override else ''}"
+            again = f"lastgood deploy --release {name}{how} --yes"
+            raise Refused(f"{name} was not deployed: not confirmed", hint=again)
         with rooms.memory.journal.claim(rooms.who):
             # minutes may have passed since the plan was made, and anybody may have gone back in them
             history = rooms.memory.history()

@@ -420,7 +420,11 @@ def propose(
     if confirm:
         plan = asking(plan)
     if not agreed(plan):
-        raise Refused("not confirmed", hint="lastgood rollback --yes")
+        # the same once more: without its name another release may be the target
+        named = f" {target}" if target else ""
+        part = f" --only {','.join(role for role in Role if role in only)}" if only != frozenset(Role) else ""
+        again = f"lastgood rollback{named}{part} --yes"
+        raise Refused("not confirmed", hint=again)
     return Proposal(plan=plan, decided_at=decided_at, asks_itself=asks_itself)
 
 
