@@ -375,3 +375,20 @@ def test_a_deploy_that_had_nothing_to_change_is_what_serves(team: Team) -> None:
         "v3",
         TerminalState.ROLLED_BACK_VERIFIED,
     )
+
+
+def test_what_is_said_in_mode_observe_goes_back_from_what_is_bad_also_past_a_hotfix_left_at_its_gate(
+    team: Team,
+) -> None:
+    """Without a name the rollback would undo the hotfix, bar it, and keep the release that is bad."""
+    team.mode = "observe"
+    team.deploy(BAD, ERRORS)
+    dies_in_its_gate(team, "v3")
+    team.clock.after(120.0, die)
+    with pytest.raises(Crash):
+        watching.watch_on(team.rooms(), "d2")
+    said = next(text for text in team.channel.texts if "Mode observe" in text)
+    assert said.endswith(f"To go back: lastgood rollback {OLD}")
+    team.roll_back(said.rpartition(" ")[2])
+    assert (team.history.serving, serving(team)) == (OLD, {OLD})
+    assert team.history.releases["v3"].standing is Standing.RECORDED

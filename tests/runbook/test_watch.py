@@ -334,7 +334,7 @@ def test_mode_observe_says_it_once_and_what_to_type(tmp_path: Path) -> None:
     team.watch()
     said = [text for text in team.channel.texts if "Mode observe: nothing is done" in text]
     assert len(said) == 1
-    assert "lastgood rollback" in said[0]
+    assert said[0].endswith(f"lastgood rollback {OLD}")
 
 
 def test_a_bad_release_in_mode_observe_does_not_become_good(tmp_path: Path) -> None:
@@ -628,6 +628,17 @@ def test_something_else_that_serves_is_told_with_what_to_type(team: Team) -> Non
     team.watch()
     assert "lastgood record" in team.channel.texts[-1]
     assert "lastgood rollback" in team.channel.texts[-1]
+
+
+def test_something_else_that_serves_during_the_bake_is_told_with_the_way_back_to_what_was_put_back(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.watch()
+    team.deploy("v3", ERRORS)
+    team.watch()
+    assert team.history.serving == BAD
+    team.clock.after(20.0, lambda: team.stack.put("agent", "agent-hotfix"))
+    team.watch()
+    assert team.channel.texts[-1].endswith(f"if not: lastgood rollback {BAD}")
 
 
 def test_something_else_that_serves_is_never_rolled_over(team: Team) -> None:

@@ -16,9 +16,9 @@ from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
 from lastgood.runbook.deploy import left_to_people
-from lastgood.runbook.holding import ways_back
+from lastgood.runbook.holding import put_back, ways_back
 from lastgood.runbook.looking import Eyes
-from lastgood.runbook.record import free_name, put_back
+from lastgood.runbook.record import free_name
 from lastgood.runbook.restore_points import next_pause
 from lastgood.runbook.rollback import bad_release
 from lastgood.runbook.rooms import Rooms

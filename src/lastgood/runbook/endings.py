@@ -13,6 +13,7 @@ from lastgood.core.plan import Purpose
 from lastgood.core.record import DeploymentEnded, ReleaseJudged
 from lastgood.core.report import Report, TerminalState, announcement
 from lastgood.core.verdict import Healthy, Inconclusive, Unhealthy, Verdict
+from lastgood.runbook.holding import back_from, put_back
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, incident, save_evidence, stand_down
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell
@@ -105,12 +106,13 @@ def refused(rooms: Rooms, under: DeploymentHistory, cause: Cause, error: Lastgoo
 def taken_over(rooms: Rooms, under: DeploymentHistory, found: tuple[str, ...]) -> WatchOutcome:
     """Somebody else changed what serves, round this tool: what is read is no longer of the release that is watched."""
     sentence = f"somebody else changed what serves: {'; '.join(found)}"
+    back = put_back(rooms.memory.history()) or "lastgood releases"
     tell(
         rooms,
         "",
         f"🚨 The watch of {under.deployment.release} stopped: {sentence}. Nothing was done. "
         f"{rooms.config.notify.owner} is needed. "
-        "If it is meant: lastgood record --release NAME; if not: lastgood rollback",
+        f"If it is meant: lastgood record --release NAME; if not: {back}",
         event_id=f"{under.deployment.id}-taken-over",
     )
     return _ended(rooms, under, TerminalState.NEEDS_HUMAN, sentence)
@@ -119,9 +121,10 @@ def taken_over(rooms: Rooms, under: DeploymentHistory, found: tuple[str, ...]) -
 def out_of_reach(rooms: Rooms, under: DeploymentHistory, cause: Cause, error: LastgoodError) -> WatchOutcome:
     """It is bad, the window is over, and nobody could plan a way back all that time."""
     sentence = f"{cause.sentence}; no way back could be planned: {error.message}"
+    back = back_from(rooms.memory.history(), under.deployment.release) or "lastgood releases"
     text = (
         f"🚨 {under.deployment.release} is bad and serves still: {sentence}. {rooms.config.notify.owner} is needed. "
-        "Next: lastgood doctor; lastgood rollback"
+        f"Next: lastgood doctor; {back}"
     )
     tell(rooms, "", text, event_id=f"{under.deployment.id}-out-of-reach")
     return _ended(rooms, under, TerminalState.NEEDS_HUMAN, sentence)

@@ -27,6 +27,22 @@ def ways_back(history: History) -> tuple[ReleaseHistory, ...]:
     return tuple(known for known in reversed(history.releases.values()) if known.is_way_back)
 
 
+def back_from(history: History, bad: str) -> str:
+    """What a person types to go back from a release that is bad. By name: without one it would undo a deploy that lies
+    at its gate, and leave what is bad. Empty where there is nothing to go back to."""
+    good = history.last_good(before=bad)
+    return f"lastgood rollback {good.release.id}" if good else ""
+
+
+def put_back(history: History) -> str:
+    """What a person types to have what serves stand as it was recorded: a rollback to itself. Where it is not proved
+    good it is no target, and they leave it; empty where there is nothing to go back to."""
+    serving = history.releases.get(history.serving)
+    if serving is not None and serving.is_way_back:
+        return f"lastgood rollback {history.serving}"
+    return back_from(history, history.serving)
+
+
 def warn(rooms: Rooms, release: Release) -> None:
     """Say what a person should know of a release while it is recorded."""
     for line in release.unresolved:

@@ -14,7 +14,7 @@ from lastgood.core.ports import Right
 from lastgood.core.record import DeploymentEnded, DeploymentStarted, ReleaseCompleted, ReleaseJudged, ReleaseRecorded
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import TerminalState
-from lastgood.runbook.holding import warn
+from lastgood.runbook.holding import put_back, warn
 from lastgood.runbook.rooms import Rooms
 
 _STEM: Final = 56
@@ -104,15 +104,6 @@ def free_name(rooms: Rooms, like: str) -> str:
     if like not in taken:
         return like
     return next(name for number in count(2) if (name := f"{like[:_STEM]}-{number}") not in taken)
-
-
-def put_back(history: History) -> str:
-    """What a person types to have what serves stand as it was recorded: a rollback to itself. Where it is not proved
-    good it is no target, and they leave it; empty where there is nothing to go back to."""
-    serving = history.releases.get(history.serving)
-    if serving is not None and serving.is_way_back:
-        return f"lastgood rollback {history.serving}"
-    return "lastgood rollback" if history.last_good(before=history.serving) else ""
 
 
 def vouch(rooms: Rooms, name: str, *, why: str, override: bool = False) -> None:

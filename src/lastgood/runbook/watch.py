@@ -25,7 +25,7 @@ from lastgood.runbook.captures import let_grow
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
 from lastgood.runbook.given_up import pass_over
-from lastgood.runbook.holding import CHECKED_S, look_through, tell_what_is_missing, ways_back
+from lastgood.runbook.holding import CHECKED_S, back_from, look_through, tell_what_is_missing, ways_back
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, clear_candidates, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -351,5 +351,7 @@ def _say_only(rooms: Rooms, under: DeploymentHistory, verdict: Unhealthy) -> Non
     sentence = "; ".join(e.sentence for e in verdict.evidence)
     rooms.story(f"UNHEALTHY  {sentence}")
     bad = under.deployment.release
-    text = f"👁 {bad} is bad ({sentence}). Mode observe: nothing is done. To go back: lastgood rollback"
+    back = back_from(rooms.memory.history(), bad)
+    how = f"To go back: {back}" if back else "There is no good release to go back to"
+    text = f"👁 {bad} is bad ({sentence}). Mode observe: nothing is done. {how}"
     tell(rooms, "", text, event_id=f"{under.deployment.id}-observed")
