@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from lastgood.core.errors import Refused
+from lastgood.core.plan import Role, Step
 from lastgood.core.release import Standing
+from lastgood.core.report import TerminalState
 from lastgood.runbook import record as recording
 from lastgood.runbook.doctor import examine
 from lastgood.testing.stack import SERVICES, WELL, artifact_of
+from lastgood.testing.world import Crash
 from tests.runbook.team import BAD, ERRORS, OLD, Team
 
 
@@ -164,3 +167,82 @@ def test_what_lastgood_deployed_with_a_service_of_a_barred_release_may_be_vouche
     team.deploy("v3", WELL, override=True)
     recording.record_good(team.rooms(), "v3", why="seen")
     assert team.history.releases["v3"].standing is Standing.GOOD
+
+
+# --- what serves is down ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "edge"])
+def contained(request: pytest.FixtureRequest, tmp_path: Path) -> Team:
+    """v1 serves and is good, without and behind an edge, and there is nothing but containers."""
+    team = Team.with_a_good_release(tmp_path, parts=frozenset({Role.CONTAINERS}))
+    if request.param:
+        team.put_behind_an_edge()
+    return team
+
+
+def stops(team: Team, service: str) -> None:
+    """`docker stop`, or a host that came up again without a restart policy."""
+    facts = team.stack.containers
+    serving = tuple(replace(i, running=False, exit_code=0) if i.service == service else i for i in facts.serving)
+    team.stack.containers = replace(facts, serving=serving)
+
+
+def said_of_it(team: Team) -> str:
+    """What the doctor says to type."""
+    return next(f for f in examine(team.rooms()) if f.check == "containers").hint
+
+
+def test_a_good_release_with_a_service_that_is_down_is_put_back_by_a_rollback_to_itself(contained: Team) -> None:
+    contained.deploy(BAD, WELL)
+    contained.watch()
+    stops(contained, SERVICES[0])
+    assert said_of_it(contained) == f"lastgood rollback {BAD}"
+    report = contained.roll_back(BAD)
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert all(i.serves for i in contained.stack.containers.serving)
+
+
+def test_a_rollback_that_leaves_no_release_freezes_no_deploys(contained: Team) -> None:
+    stops(contained, SERVICES[0])
+    report = contained.roll_back(OLD)
+    assert contained.history.frozen is None
+    assert not [line for line in report.next_steps if line.startswith("lastgood unfreeze")]
+    contained.deploy(BAD, WELL)
+    assert contained.history.serving == BAD
+
+
+def test_a_release_that_is_not_proved_with_a_service_that_is_down_is_deployed_again(contained: Team) -> None:
+    contained.deploy(BAD, WELL)
+    stops(contained, SERVICES[0])
+    assert said_of_it(contained) == f"lastgood deploy --release {BAD}"
+    with pytest.raises(Refused, match="does not serve") as refused:
+        recording.record_good(contained.rooms(), BAD, why="seen")
+    assert refused.value.hint == f"lastgood deploy --release {BAD}"
+    contained.deploy(BAD, WELL)
+    assert all(i.serves for i in contained.stack.containers.serving)
+
+
+def test_a_release_that_is_not_proved_and_runs_sick_is_left(contained: Team) -> None:
+    contained.deploy(BAD, WELL)
+    contained.stack.sicken(SERVICES[0])
+    assert said_of_it(contained) == f"lastgood rollback {OLD}"
+
+
+def test_a_first_release_that_is_not_proved_and_down_is_deployed_again_as_the_first(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    team.deploy(OLD, WELL, first=True)
+    stops(team, SERVICES[0])
+    assert said_of_it(team) == f"lastgood deploy --release {OLD} --first"
+
+
+def test_while_a_run_is_open_what_is_down_is_its_business(contained: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(_step: Step) -> None:
+        raise Crash
+
+    contained.deploy(BAD, WELL)
+    monkeypatch.setattr(contained.containers, "apply", die)
+    with pytest.raises(Crash):
+        contained.roll_back()
+    stops(contained, SERVICES[0])
+    assert said_of_it(contained) == "lastgood rollback"

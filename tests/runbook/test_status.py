@@ -9,7 +9,7 @@ import pytest
 
 from lastgood.cli.rendering import history_rows, release_rows, report_lines
 from lastgood.cli.status import Status, look
-from lastgood.core.errors import NeedsHuman, Refused
+from lastgood.core.errors import NeedsHuman, Refused, Retryable
 from lastgood.core.plan import Role
 from lastgood.core.record import ReleaseLetGo, ReleaseRecorded
 from lastgood.core.release import Standing
@@ -284,3 +284,15 @@ def test_what_serves_can_be_watched_while_a_deploy_lies_at_its_gate(
     under = watchable(team.rooms())
     assert under is not None
     assert under.deployment.release == BAD
+
+
+def test_what_does_not_serve_though_its_release_does_is_said_with_what_to_type(team: Team) -> None:
+    team.stack.sicken("agent")
+    assert f"not serving now: agent   (next: lastgood rollback {OLD})" in status(team).lines
+
+
+def test_an_engine_that_does_not_answer_keeps_no_status_back(team: Team) -> None:
+    team.stack.away[Role.CONTAINERS] = Retryable("the engine does not answer", delay_s=1.0)
+    found = status(team)
+    assert found.said == f"{OLD} serves"
+    assert "what runs now could not be seen: the engine does not answer" in found.lines

@@ -1,5 +1,6 @@
-"""What serves, what is watched and what waits for a person, as `lastgood status` says it: from the journal alone, so
-that it can be asked at any moment. Where the journal cannot tell which release serves, it says so and names none."""
+"""What serves, what is watched and what waits for a person, as `lastgood status` says it: from the journal, so that it
+can be asked at any moment, and with one look at what runs, which may fail. Where the journal cannot tell which release
+serves, it says so and names none."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from typing import Final
 
 from lastgood.cli.rendering import GOOD_ENDS, outlook_before, run_lines
 from lastgood.core.answering import NOTHING
+from lastgood.core.errors import LastgoodError
 from lastgood.core.history import History, RunHistory
 from lastgood.core.ports import Right
 from lastgood.core.report import TerminalState
 from lastgood.core.run import AwaitApproval, advance
 from lastgood.core.verdict import Watching
 from lastgood.runbook import watch as watching
+from lastgood.runbook.holding import start_again
 from lastgood.runbook.rooms import Rooms
 
 ENDED_WELL: Final = GOOD_ENDS | {TerminalState.SUPERSEDED, TerminalState.INCONCLUSIVE_KEPT}
@@ -37,11 +40,12 @@ class Status:
 
 
 def look(rooms: Rooms) -> Status:
-    """Read the journal. Changes nothing."""
+    """Read the journal, and look at what runs. Changes nothing."""
     history = rooms.memory.history()
     run, under = history.open_run, history.open_deployment
     state, lines = _state(rooms, history)
     lines += _held(rooms)
+    lines += _down(rooms, history)
     if history.frozen:
         lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
     answering = history.answering
@@ -64,6 +68,21 @@ def _held(rooms: Rooms) -> Iterator[str]:
         yield f"a release is prepared by {holder}; a rollback does not wait for that"
     if holder := rooms.memory.journal.holder():
         yield f"the right to run is held by {holder}"
+
+
+def _down(rooms: Rooms, history: History) -> Iterator[str]:
+    """What does not serve though its release does: the journal does not know of a host that came up without it. Nothing
+    while a run is open, which is on its way, and says how far it is."""
+    if history.open_run is not None or not history.serving:
+        return
+    try:
+        facts = rooms.containers.observe()
+    except LastgoodError as error:
+        yield f"what runs now could not be seen: {error.message}"
+        return
+    if down := [i for i in facts.serving if not i.serves]:
+        names = ", ".join(sorted({i.service for i in down}))
+        yield f"not serving now: {names}   (next: {start_again(history, down)})"
 
 
 def _said(history: History) -> str:

@@ -16,7 +16,7 @@ from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
 from lastgood.runbook.deploy import left_to_people
-from lastgood.runbook.holding import put_back, ways_back
+from lastgood.runbook.holding import put_back, start_again, ways_back
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.record import free_name
 from lastgood.runbook.restore_points import next_pause
@@ -103,12 +103,13 @@ def _last_good(history: History) -> Iterator[Finding]:
 
 def _containers(rooms: Rooms, history: History) -> Iterator[Finding]:
     facts: ContainerFacts = rooms.containers.observe()
-    down = [i.service for i in facts.serving if not i.serves]
+    down = [i for i in facts.serving if not i.serves]
     yield Finding(
         check="containers",
         answer=Answer.FAILED if down or not facts.serving else Answer.OK,
-        evidence=f"{len(facts.serving)} serving" + (f"; not serving: {', '.join(down)}" if down else ""),
-        hint="lastgood status" if down or not facts.serving else "",
+        evidence=f"{len(facts.serving)} serving"
+        + (f"; not serving: {', '.join(i.service for i in down)}" if down else ""),
+        hint=start_again(history, down) if down or not facts.serving else "",
     )
     if facts.unwritten:
         yield Finding(

@@ -6,9 +6,11 @@ is tried again after the next deploy.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from lastgood.core.errors import LastgoodError
+from lastgood.core.facts import InstanceFacts
 from lastgood.core.history import History, ReleaseHistory
 from lastgood.core.record import ReleaseLetGo
 from lastgood.core.release import Missing, Release
@@ -41,6 +43,22 @@ def put_back(history: History) -> str:
     if serving is not None and serving.is_way_back:
         return f"lastgood rollback {history.serving}"
     return back_from(history, history.serving)
+
+
+def start_again(history: History, down: Iterable[InstanceFacts]) -> str:
+    """What a person types where these instances of what serves do not: a rollback to itself starts them anew. What is
+    not proved good is no target: it is deployed again where something stopped, and left where it runs and is sick."""
+    serving, name = history.releases.get(history.serving), history.serving
+    if history.open_run is not None:
+        return "lastgood rollback"
+    if serving is None:
+        return "lastgood deploy --first"
+    if serving.is_way_back:
+        return f"lastgood rollback {name}"
+    if all(i.running for i in down) and (back := back_from(history, name)):
+        return back
+    alone = not any(known.release.id != name for known in ways_back(history))
+    return f"lastgood deploy --release {name}{' --first' if alone else ''}"
 
 
 def warn(rooms: Rooms, release: Release) -> None:

@@ -14,7 +14,7 @@ from lastgood.core.ports import Right
 from lastgood.core.record import DeploymentEnded, DeploymentStarted, ReleaseCompleted, ReleaseJudged, ReleaseRecorded
 from lastgood.core.release import NAME_GRAMMAR, Deployment, Release, Standing
 from lastgood.core.report import TerminalState
-from lastgood.runbook.holding import put_back, warn
+from lastgood.runbook.holding import put_back, start_again, warn
 from lastgood.runbook.rooms import Rooms
 
 _STEM: Final = 56
@@ -139,8 +139,9 @@ def vouch(rooms: Rooms, name: str, *, why: str, override: bool = False) -> None:
 
 def _check_it_serves(rooms: Rooms, history: History, name: str) -> None:
     facts = rooms.containers.observe()
-    if sick := [i.service for i in facts.serving if not i.serves]:
-        raise Refused(f"{', '.join(sick)} of {name} does not serve, so nobody can vouch for it", hint="lastgood doctor")
+    if down := [i for i in facts.serving if not i.serves]:
+        sick = ", ".join(i.service for i in down)
+        raise Refused(f"{sick} of {name} does not serve, so nobody can vouch for it", hint=start_again(history, down))
     # while a run is open two releases may serve, and nobody deployed past lastgood
     others = () if history.open_run else not_as_recorded(history.releases[name].release, facts)
     if others:

@@ -431,7 +431,9 @@ def propose(
 def begin(rooms: Rooms, cause: Cause, proposal: Proposal) -> Report:
     """Carry a proposal to its end. Needs the RUN lease, and that what the plan was made on is still so."""
     run, plan = proposal.plan.id, proposal.plan
-    if not rooms.memory.history().frozen:
+    # what serves is only started again as it was: no release is to blame, and the next deploy has nothing to wait for
+    only_again = plan.from_release == plan.to_release and all(step.role is Role.CONTAINERS for step in plan.steps)
+    if not rooms.memory.history().frozen and not only_again:
         rooms.memory.note(Frozen(by=BY_LASTGOOD, why=f"rollback {run}"))
     rooms.memory.note(
         RunStarted(
@@ -795,10 +797,9 @@ def _report(
             advice.append(f"lastgood watch   ({f'the watch of {still} goes on' if still else minutes})")
         if plan.invalid_rows:
             advice.append("lastgood repair   (shows what the invalid rows were before, and asks)")
-        advice += [
-            f"read the evidence in {incident(rooms, plan.id)}",
-            "lastgood unfreeze -m 'fixed: ...' once the cause is known",
-        ]
+        advice.append(f"read the evidence in {incident(rooms, plan.id)}")
+        if history.frozen:
+            advice.append("lastgood unfreeze -m 'fixed: ...' once the cause is known")
     return Report(
         run=plan.id,
         terminal=terminal,
