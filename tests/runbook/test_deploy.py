@@ -505,6 +505,17 @@ def test_a_gate_that_fails_bars_its_release(team: Team) -> None:
     assert team.history.releases[BAD].standing is Standing.BARRED
 
 
+def test_a_deploy_that_never_served_leaves_no_name_that_starts_it(team: Team) -> None:
+    """Else whoever types `docker compose up` afterwards, from habit, puts it into production after all."""
+    team.deploy(BAD, NEVER_BOOTS)
+    assert (team.containers.named, f"the names are of {OLD} again" in team.report.notes) == (OLD, True)
+
+
+def test_a_deploy_that_stopped_before_its_gate_leaves_no_name_that_starts_it(team: Team) -> None:
+    without_a_restore_point(team)
+    assert team.containers.named == OLD
+
+
 def test_a_gate_that_fails_asks_nobody(tmp_path: Path) -> None:
     team = Team.with_a_good_release(tmp_path, mode="propose", parts=frozenset({Role.CONTAINERS}))
     team.deploy(BAD, NEVER_BOOTS)

@@ -1389,3 +1389,25 @@ def test_an_incident_whose_watch_dies_anywhere_ends_the_same_with_each_effect_on
         watch = team.deployment.watch
         assert watch is not None
         assert watch.bake is (terminal is TerminalState.ROLLED_BACK_VERIFIED), f"killed at {at}"
+
+
+# --- what others start from ---------------------------------------------------------------------------------------
+
+
+def test_after_a_rollback_the_names_are_of_what_serves_again(team: Team) -> None:
+    deployed(team).roll_back()
+    assert team.containers.named == OLD
+    assert f"the names are of {OLD} again" in team.report.notes
+
+
+def test_names_that_cannot_be_put_back_are_told_and_fail_no_rollback(team: Team) -> None:
+    deployed(team)
+    team.containers.nameless = Refused("the disk is full", hint="df")
+    report = team.roll_back()
+    assert report.terminal is TerminalState.ROLLED_BACK_VERIFIED
+    assert [note for note in report.notes if "the disk is full" in note]
+
+
+def test_a_rollback_of_the_database_alone_moves_no_name(team: Team) -> None:
+    deployed(team, MIGRATING).roll_back(only=frozenset({Role.DATABASE}))
+    assert team.containers.named == BAD

@@ -127,6 +127,12 @@ class Containers(Target, Protocol):
         """Hold again what is here of `release` and lost what held it. What is gone stays gone. Safe to repeat."""
         ...
 
+    def name_again(self, release: Release) -> tuple[str, ...]:
+        """Have the names from which others than lastgood start the services lead to the artifacts of `release`, where
+        another one took them along when it was made. Return what became of that, one line each, with what to type where
+        they do not; empty when they do already. What serves goes on. Safe to repeat."""
+        ...
+
     def kept(self) -> frozenset[str]:
         """Return the names of the releases of which anything is kept here."""
         ...

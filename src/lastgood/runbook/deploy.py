@@ -56,6 +56,7 @@ from lastgood.runbook.rollback import (
     Cause,
     automatic_allowed,
     clear_candidates,
+    name_again,
     new_run_id,
     roll_back,
     supersede,
@@ -426,6 +427,8 @@ def _undo(rooms: Rooms, plan: Plan, deployment: str, stop: Stop) -> Deployed:
     rooms.memory.note(RunEnded(run=plan.id, terminal=None, serving=plan.from_release, stopped=stop.reason))
     records = rooms.memory.history().runs[plan.id].records
     if not _began(plan, records):
+        for line in name_again(rooms, plan.from_release):
+            rooms.story(f"  {line}")
         sentence = f"{plan.to_release} was not deployed: {stop.reason}"
         rooms.memory.note(DeploymentEnded(deployment=deployment, terminal=stop.terminal, sentence=sentence))
         kind = NeedsHuman if stop.terminal is TerminalState.NEEDS_HUMAN else Refused

@@ -508,6 +508,7 @@ def finish(rooms: Rooms, run: str) -> Report:
     good = all(check.passed for check in checks)
     replayed, notes = _replayed(rooms, plan)
     aside, told = _set_aside(rooms, plan)
+    named = name_again(rooms, plan.to_release) if Role.CONTAINERS in plan.scope else ()
     report = _report(
         rooms,
         started,
@@ -516,10 +517,23 @@ def finish(rooms: Rooms, run: str) -> Report:
         replayed=replayed,
         uncounted=_left(plan),
         aside=aside,
-        notes=(*notes, *told),
+        notes=(*notes, *told, *named),
     )
     serving = plan.to_release if Role.CONTAINERS in plan.scope else history.serving
     return _end(rooms, report, serving=serving)
+
+
+def name_again(rooms: Rooms, release: str) -> tuple[str, ...]:
+    """Have the names from which others start the services lead to what serves: they are of the release that was made
+    last, and a `docker compose up` from habit would bring it back. Returns what a person should know.
+
+    Never raises: nothing that lastgood does goes by these names.
+    """
+    known = rooms.memory.history().releases.get(release)
+    try:
+        return rooms.containers.name_again(known.release) if known else ()
+    except LastgoodError as error:
+        return (f"whose images docker compose would start now is not known: {error.message}; next: docker image ls",)
 
 
 def supersede(rooms: Rooms, deployment: str, why: str, *, but: str = "") -> None:

@@ -358,7 +358,8 @@ class MemoryContainers(Hand):
 
     commits: of a release, where it is not that of its content. unresolved: submodules of what is prepared. kept_names:
     releases of which something is kept. in_use: those that cannot be removed now. unheld: those whose images are here
-    and would not survive the next cleaning.
+    and would not survive the next cleaning. named: the release that others would start: the one made last; nameless:
+    why that cannot be put right.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -371,6 +372,8 @@ class MemoryContainers(Hand):
         self.kept_names: set[str] = set()
         self.in_use: set[str] = set()
         self.unheld: set[str] = set()
+        self.named = ""
+        self.nameless: LastgoodError | None = None
 
     def observe(self) -> ContainerFacts:
         facts = super().observe()
@@ -382,6 +385,7 @@ class MemoryContainers(Hand):
         made = self._release(name, content=self._stack.on_disk or name, recorded_at=recorded_at)
         held = self._stack.containers.held | {s.artifact for s in made.services}
         self._stack.containers = replace(self._stack.containers, held=held)
+        self.named = name
         return made
 
     def preflight(self) -> tuple[str, ...]:
@@ -411,6 +415,13 @@ class MemoryContainers(Hand):
     def hold(self, release: Release) -> None:
         self._answer()
         self.unheld.discard(release.id)
+
+    def name_again(self, release: Release) -> tuple[str, ...]:
+        self._answer()
+        if self.nameless:
+            raise self.nameless
+        moved, self.named = self.named not in ("", release.id), release.id
+        return (f"the names are of {release.id} again",) if moved else ()
 
     def kept(self) -> frozenset[str]:
         self._answer()

@@ -45,7 +45,7 @@ from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.evidence import logs_of, save_evidence
 from lastgood.targets.compose.foreign import refuse_compose_1
 from lastgood.targets.compose.gate import pass_gate
-from lastgood.targets.compose.images import ensure_image
+from lastgood.targets.compose.images import ensure_image, name_again
 from lastgood.targets.compose.kept import KeptRelease, Shelf
 from lastgood.targets.compose.left_alone import left_alone
 from lastgood.targets.compose.look import is_in_front, is_twin, look
@@ -253,6 +253,10 @@ class ComposeTarget:
             for record in release.services:
                 if engine.image(record.artifact) is not None:
                     ensure_image(engine, record)
+
+    def name_again(self, release: Release) -> tuple[str, ...]:
+        with self._engine() as engine:
+            return tuple(name_again(self._stack.shelf, engine, release.id))
 
     def kept(self) -> frozenset[str]:
         return self._stack.shelf.names()

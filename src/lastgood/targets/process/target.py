@@ -109,6 +109,9 @@ class ProcessTarget:
     def hold(self, release: Release) -> None:
         """A copy of the files needs nothing that holds it."""
 
+    def name_again(self, release: Release) -> tuple[str, ...]:  # noqa: ARG002 # nothing but lastgood starts these
+        return ()
+
     def kept(self) -> frozenset[str]:
         return self._shelf.names()
 
