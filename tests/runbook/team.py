@@ -118,6 +118,12 @@ class Team:
         serving = tuple(replace(i, release=self.history.serving) for i in facts.serving)
         self.stack.containers = replace(facts, switchable=frozenset(SERVICES), serving=serving)
 
+    def start_beside(self, instance: str, *, running: bool = True) -> None:
+        """Somebody has compose start a copy of its own of a service that switches."""
+        facts = self.stack.containers
+        copy = replace(facts.serving[0], release="", instance=instance, running=running)
+        self.stack.containers = replace(facts, candidates=(*facts.candidates, copy))
+
     def rooms(self) -> Rooms:
         """The rooms of one process."""
         return Rooms(

@@ -149,3 +149,22 @@ def test_an_engine_that_does_not_answer_ends_nothing(team: Team, monkeypatch: py
     guarded(team, 5 * EVERY_S)
     assert len(asked) > 4
     assert any("the engine does not answer; looking again in" in line for line in team.told)
+
+
+def test_copies_that_somebody_woke_beside_the_edge_are_told_once_with_what_stops_them(team: Team) -> None:
+    """As `docker compose restart` does: whoever asks for the service by its name is answered by the old release."""
+    team.put_behind_an_edge()
+    guarded(team, 2 * EVERY_S)
+    assert not [text for text in team.channel.texts if "docker stop" in text]
+    team.start_beside("1234567890abcdef")
+    guarded(team, 4 * EVERY_S)
+    (said,) = [text for text in team.channel.texts if "docker stop" in text]
+    assert "core of no release: started past lastgood, and asked by name inside of the stack" in said
+    assert said.endswith("Next: docker stop 1234567890ab")
+
+
+def test_copies_that_stand_still_beside_the_edge_are_nothing_to_tell(team: Team) -> None:
+    team.put_behind_an_edge()
+    team.start_beside("1234567890abcdef", running=False)
+    guarded(team, 2 * EVERY_S)
+    assert not [text for text in team.channel.texts if "docker stop" in text]

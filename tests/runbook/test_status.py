@@ -296,3 +296,15 @@ def test_an_engine_that_does_not_answer_keeps_no_status_back(team: Team) -> None
     found = status(team)
     assert found.said == f"{OLD} serves"
     assert "what runs now could not be seen: the engine does not answer" in found.lines
+
+
+# --- what runs beside ---------------------------------------------------------------------------------------------
+
+
+def test_status_says_who_is_asked_beside_the_edge_and_what_stops_them(team: Team) -> None:
+    team.put_behind_an_edge()
+    assert not [line for line in status(team).lines if "docker stop" in line]
+    team.start_beside("1234567890abcdef")
+    (said,) = [line for line in status(team).lines if "docker stop" in line]
+    assert said.startswith("core of no release: started past lastgood")
+    assert said.endswith("(next: docker stop 1234567890ab)")

@@ -694,3 +694,11 @@ def test_a_channel_that_is_down_does_not_change_how_a_watch_ends(team: Team) -> 
     team.channel.errors = [Retryable("slack: told to wait", delay_s=60.0)] * 10
     assert team.watch().terminal is TerminalState.HEALTHY_KEPT
     assert [event.delivered for event in team.events(Told)] == [False]
+
+
+def test_copies_that_somebody_woke_beside_the_edge_are_told_once_by_the_watch(team: Team) -> None:
+    team.deploy(BAD, WELL)
+    team.put_behind_an_edge()
+    team.start_beside("1234567890abcdef")
+    team.watch()
+    assert len([text for text in team.channel.texts if text.endswith("Next: docker stop 1234567890ab")]) == 1

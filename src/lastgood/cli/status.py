@@ -11,6 +11,7 @@ from typing import Final
 
 from lastgood.cli.rendering import GOOD_ENDS, outlook_before, run_lines
 from lastgood.core.answering import NOTHING
+from lastgood.core.deploying import asked_beside
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import History, RunHistory
 from lastgood.core.ports import Right
@@ -45,7 +46,7 @@ def look(rooms: Rooms) -> Status:
     run, under = history.open_run, history.open_deployment
     state, lines = _state(rooms, history)
     lines += _held(rooms)
-    lines += _down(rooms, history)
+    lines += _seen(rooms, history)
     if history.frozen:
         lines.append(f"deploys are frozen by {history.frozen.by}: {history.frozen.why}")
     answering = history.answering
@@ -70,9 +71,9 @@ def _held(rooms: Rooms) -> Iterator[str]:
         yield f"the right to run is held by {holder}"
 
 
-def _down(rooms: Rooms, history: History) -> Iterator[str]:
-    """What does not serve though its release does: the journal does not know of a host that came up without it. Nothing
-    while a run is open, which is on its way, and says how far it is."""
+def _seen(rooms: Rooms, history: History) -> Iterator[str]:
+    """What the journal cannot know: what does not serve though its release does, as after a reboot, and copies that
+    somebody woke beside an edge. Nothing while a run is open, which is on its way, and says how far it is."""
     if history.open_run is not None or not history.serving:
         return
     try:
@@ -83,6 +84,9 @@ def _down(rooms: Rooms, history: History) -> Iterator[str]:
     if down := [i for i in facts.serving if not i.serves]:
         names = ", ".join(sorted({i.service for i in down}))
         yield f"not serving now: {names}   (next: {start_again(history, down)})"
+    beside, stop = asked_beside(facts)
+    if beside:
+        yield f"{beside}   (next: {stop})"
 
 
 def _said(history: History) -> str:

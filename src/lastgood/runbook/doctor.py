@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lastgood.core.deploying import not_as_recorded, only_barred
+from lastgood.core.deploying import asked_beside, not_as_recorded, only_barred
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
@@ -138,14 +138,9 @@ def _past_us(rooms: Rooms, history: History, facts: ContainerFacts) -> Iterator[
             + (f" {', '.join(barred)}, which was rolled back" if barred else ""),
             hint=back if barred and back else f"{good}   (or go back: {back})" if back else good,
         )
-    if beside := [i for i in facts.strays if i.running]:
-        yield Finding(
-            check="beside the edge",
-            answer=Answer.FAILED,
-            evidence=f"{', '.join(sorted({i.service for i in beside}))} of no release: "
-            "started past lastgood, and asked by name inside of the stack",
-            hint=f"docker stop {' '.join(i.instance[:12] for i in beside)}",
-        )
+    beside, stop = asked_beside(facts)
+    if beside:
+        yield Finding(check="beside the edge", answer=Answer.FAILED, evidence=beside, hint=stop)
 
 
 def _ways_back(rooms: Rooms, history: History) -> Iterator[Finding]:

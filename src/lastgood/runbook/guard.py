@@ -11,7 +11,7 @@ from typing import Final, Never
 from lastgood.core.errors import LastgoodError
 from lastgood.core.ports import Right
 from lastgood.runbook import captures
-from lastgood.runbook.holding import CHECKED_S, look_through, tell_what_is_missing, ways_back
+from lastgood.runbook.holding import CHECKED_S, look_through, tell_what_is_missing, tell_who_is_beside, ways_back
 from lastgood.runbook.rooms import Rooms
 from lastgood.runbook.tell import tell, tell_again
 from lastgood.runbook.watch import watch_on, watchable
@@ -35,6 +35,8 @@ def guard(rooms: Rooms) -> Never:
                 checked_at = rooms.clock.now()
             captures.mind(rooms)
             tell_again(rooms)
+            if rooms.memory.history().open_run is None:  # a run stops at its end what it found beside
+                tell_who_is_beside(rooms, rooms.containers.observe())
         except LastgoodError as error:
             rooms.story(f"guarding  {error.message}; looking again in {EVERY_S:.0f} s")
         rooms.clock.sleep(EVERY_S)

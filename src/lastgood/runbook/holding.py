@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from lastgood.core.deploying import asked_beside
 from lastgood.core.errors import LastgoodError
-from lastgood.core.facts import InstanceFacts
+from lastgood.core.facts import ContainerFacts, InstanceFacts
 from lastgood.core.history import History, ReleaseHistory
 from lastgood.core.record import ReleaseLetGo
 from lastgood.core.release import Missing, Release
@@ -91,6 +92,15 @@ def tell_what_is_missing(rooms: Rooms, found: Found, *, deployment: str, told: s
                 f"👁 {release.id} {how}: {'; '.join(m.what for m in missing)}. Next: {missing[0].fix}",
                 event_id=f"{deployment}-lacks-{release.id}",
             )
+
+
+def tell_who_is_beside(rooms: Rooms, facts: ContainerFacts) -> None:
+    """Tell the team of copies that run beside an edge and are of no release, once in a deployment."""
+    said, stop = asked_beside(facts)
+    if said:
+        under = next(reversed(rooms.memory.history().deployments), "")
+        services = "-".join(sorted({i.service for i in facts.strays if i.running}))
+        tell(rooms, "", f"👁 {said}. Next: {stop}", event_id=f"{under}-beside-{services}")
 
 
 def let_go_of_old(rooms: Rooms) -> None:

@@ -25,7 +25,14 @@ from lastgood.runbook.captures import let_grow
 from lastgood.runbook.endings import WatchOutcome
 from lastgood.runbook.frontend import learn_frontend
 from lastgood.runbook.given_up import pass_over
-from lastgood.runbook.holding import CHECKED_S, back_from, look_through, tell_what_is_missing, ways_back
+from lastgood.runbook.holding import (
+    CHECKED_S,
+    back_from,
+    look_through,
+    tell_what_is_missing,
+    tell_who_is_beside,
+    ways_back,
+)
 from lastgood.runbook.looking import DEADLINE_S, Aside, Eyes, patiently
 from lastgood.runbook.rollback import BY_LASTGOOD, Cause, automatic_allowed, clear_candidates, roll_back, take_up
 from lastgood.runbook.rooms import Rooms
@@ -212,6 +219,7 @@ class _Beside:
         if history.open_run is not None:
             return ()
         self._say_what_is_gone(shown)
+        tell_who_is_beside(self._rooms, shown)
         self._check_ways_back()
         self._mind_the_capture()
         watched = history.serving if self._bake else self._under.deployment.release
