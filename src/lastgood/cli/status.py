@@ -1,5 +1,5 @@
 """What serves, what is watched and what waits for a person, as `lastgood status` says it: from the journal, so that it
-can be asked at any moment, and with one look at what runs, which may fail. Where the journal cannot tell which release
+can be asked at any moment, and by one look at what runs, which may fail. Where the journal cannot tell which release
 serves, it says so and names none."""
 
 from __future__ import annotations
