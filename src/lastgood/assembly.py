@@ -42,7 +42,7 @@ from lastgood.targets.compose import (
     Survey,
     SurveyedPostgres,
     compose_by_hand,
-    edge_file,
+    own_edge_file,
     set_up_edge,
     survey,
 )
@@ -117,7 +117,7 @@ def put_edge(path: Path) -> tuple[EdgePlan, str]:
     root = path.resolve().parent
     state = private_folder(root / config.state)
     plan = set_up_edge(config.containers, root=root, state=state, clock=SystemClock())
-    return plan, edge_file(config.containers)
+    return plan, own_edge_file(config.containers, root=root, state=state)
 
 
 def build(path: Path, story: Story, update: Story = silent) -> Rooms:

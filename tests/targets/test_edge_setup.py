@@ -16,10 +16,17 @@ from ruamel.yaml import YAML
 
 from lastgood.assembly import EdgePlan
 from lastgood.cli.first_config import with_edge
-from lastgood.core.config import ContainersConfig, EdgeConfig, parse_config
+from lastgood.core.config import ComposeConfig, ContainersConfig, EdgeConfig, parse_config
 from lastgood.core.errors import Refused
 from lastgood.targets.compose.edge import Edge
-from lastgood.targets.compose.edge_setup import COMPOSE_FILE, plan_edge, rewrite_edge, unknown_at_the_edge, write_edge
+from lastgood.targets.compose.edge_setup import (
+    COMPOSE_FILE,
+    own_edge_file,
+    plan_edge,
+    rewrite_edge,
+    unknown_at_the_edge,
+    write_edge,
+)
 from lastgood.targets.compose.engine import connect
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.project import Project
@@ -167,6 +174,25 @@ def test_an_edge_that_is_set_up_anew_keeps_who_serves_and_from_where(tmp_path: P
         {"target": 20001, "published": "8001", "protocol": "tcp"},
     ]
     assert '"web":' not in into.read_text()
+
+
+def test_the_edge_file_of_another_stack_in_the_folder_is_left_to_it(tmp_path: Path) -> None:
+    """It binds the other one's folder: the other edge would be started from these names at the next `up`."""
+    project = a_project(web={"expose": ["8000"]})
+    written(tmp_path, project)
+    config = a_stack(tmp_path, ["web"]).config
+    other = config.model_copy(update={"compose": ComposeConfig(project="stg")})
+    assert own_edge_file(config, root=tmp_path, state=tmp_path / ".lastgood") == COMPOSE_FILE
+    assert own_edge_file(other, root=tmp_path, state=tmp_path / ".lastgood-stg") == "docker-compose.edge-stg.yml"
+    copied = other.compose.model_copy(update={"files": ("docker-compose.yml", COMPOSE_FILE)})
+    with pytest.raises(Refused, match=r"docker-compose.edge.yml starts the edge of another stack"):
+        own_edge_file(other.model_copy(update={"compose": copied}), root=tmp_path, state=tmp_path / ".lastgood-stg")
+
+
+def test_the_edge_file_of_a_checkout_that_was_moved_is_its_own(tmp_path: Path) -> None:
+    written(tmp_path, a_project(web={"expose": ["8000"]}))
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
+    assert own_edge_file(a_stack(moved, ["web"]).config, root=moved, state=moved / ".lastgood") == COMPOSE_FILE
 
 
 def test_a_service_that_was_renamed_is_served_by_who_serves_until_a_deploy(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Final, cast
 from lastgood.core.config import ContainersConfig, EdgeConfig
 from lastgood.core.errors import Refused, Retryable
 from lastgood.core.ports import Clock
-from lastgood.targets.compose.edge import Edge, edge_of
+from lastgood.targets.compose.edge import FOLDER, Edge, edge_of
 from lastgood.targets.compose.engine import Container, Engine, connect
 from lastgood.targets.compose.haproxy import CONFIG_FILE, INSIDE, MOST_INSTANCES
 from lastgood.targets.compose.kept import Shelf
@@ -38,6 +39,7 @@ from lastgood.targets.compose.stack import Stack
 COMPOSE_FILE: Final = "docker-compose.edge.yml"
 ANSWERS_S: Final = 2.0
 IMAGE: Final = "haproxy:2.6"
+_BOUND: Final = re.compile(r'"source": ("(?:[^"\\]|\\.)*")')
 _ABSENT: Final = "the compose file does not have it"
 _HEADER: Final = (
     "Written by `lastgood init --edge`: the ports of these services belong to the edge, which sends each request to\n"
@@ -149,7 +151,7 @@ def set_up_edge(config: ContainersConfig, *, root: Path, state: Path, clock: Clo
     Raises Refused, nothing written, when none can be had so; Retryable when the engine does not answer. What runs is
     not touched.
     """
-    file = edge_file(config)
+    file = own_edge_file(config, root=root, state=state)
     files = tuple(name for name in config.compose.files if os.path.normpath(name) != os.path.normpath(file))
     if config.edge is not None and files == config.compose.files:
         raise Refused(f"there is an edge, and {file} is not in containers.compose.files", hint="lastgood doctor")
@@ -194,6 +196,32 @@ def _as_said(edge: Edge, project: Project, plan: EdgePlan, *, there: Collection[
 def edge_file(config: ContainersConfig) -> str:
     """The compose file of the edge, relative to lastgood.yaml: beside the stack's first one."""
     return str(Path(config.compose.files[0]).with_name(COMPOSE_FILE))
+
+
+def own_edge_file(config: ContainersConfig, *, root: Path, state: Path) -> str:
+    """The compose file of this stack's edge: the usual one, or one with the project's name where another stack of the
+    folder has that. Raises Refused when lastgood.yaml names the other one's."""
+    usual = edge_file(config)
+    own = str(Path(usual).with_name(f"{Path(COMPOSE_FILE).stem}-{config.compose.project}.yml"))
+    named = {os.path.normpath(name) for name in config.compose.files}
+    if os.path.normpath(own) in named:
+        return own
+    if not _starts_another(root / usual, state / FOLDER):
+        return usual
+    if os.path.normpath(usual) in named:
+        raise Refused(
+            f"{usual} starts the edge of another stack: take it and containers.edge out of lastgood.yaml",
+            hint="lastgood init --edge",
+        )
+    return own
+
+
+def _starts_another(file: Path, folder: Path) -> bool:
+    """Whether an edge's compose file binds another folder than `folder`. One that is gone was the same, before somebody
+    moved the checkout."""
+    found = _BOUND.search(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else None
+    bound = Path(json.loads(found[1]).replace("$$", "$")) if found else folder
+    return bound.is_dir() and bound.resolve() != folder.resolve()
 
 
 def write_edge(
