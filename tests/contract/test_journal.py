@@ -60,9 +60,10 @@ def test_a_right_that_is_held_is_refused_naming_its_holder(journal: Journal) -> 
         assert lease.owner == "bob@host"
 
 
-def test_watching_keeps_nobody_from_a_run(journal: Journal) -> None:
-    with journal.claim("watcher", Right.WATCH), journal.claim("runner", Right.RUN):
-        assert "watcher" in (journal.holder(Right.WATCH) or "")
+@pytest.mark.parametrize("right", [Right.WATCH, Right.PREPARE])
+def test_watching_and_preparing_keep_nobody_from_a_run(journal: Journal, right: Right) -> None:
+    with journal.claim("somebody", right), journal.claim("runner", Right.RUN):
+        assert "somebody" in (journal.holder(right) or "")
         assert "runner" in (journal.holder(Right.RUN) or "")
 
 
