@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from lastgood.core.config import ContainersConfig
 from lastgood.core.errors import Refused
 from lastgood.core.release import KeptCode, ServiceRecord
 from lastgood.targets import tree
+from lastgood.targets.compose.code import keep_code
 from lastgood.targets.compose.kept import Shelf
 from lastgood.targets.compose.obstacles import bound_code, obstacles
 from lastgood.targets.compose.project import Json, Project
+from lastgood.targets.compose.stack import Stack
+from tests.contract.rigs.clock import CLOCK
 
 
 @pytest.fixture
@@ -190,3 +194,16 @@ def test_a_path_with_a_dollar_is_the_same_path_in_the_model(tmp_path: Path) -> N
     (found,) = bound_code(model, "web", root=tmp_path / "root")
     assert found.source == odd
     assert model.with_source("web", "/app", str(odd)).mounts("web") == (escaped,)
+
+
+def test_what_another_stack_of_the_folder_keeps_is_in_no_copy(root: Path) -> None:
+    """It holds that one's secrets, and changes with each of its commands: no copy would be that of the last release."""
+    for folder in (".lastgood", ".lastgood-stg"):
+        (root / folder).mkdir()
+        (root / folder / "journal.sqlite").touch()
+    config = ContainersConfig.model_validate({"compose": {"project": "shop"}, "services": ["web"]})
+    state = root / ".lastgood"
+    stack = Stack(config=config, root=root, state=state, shelf=Shelf(state), clock=CLOCK)
+    kept, _ = keep_code(stack, project(web=[bind(root)]), "web")
+    copy = Path(str(kept.mounts("web")[0]["source"]))
+    assert [path.name for path in copy.iterdir()] == ["app"]

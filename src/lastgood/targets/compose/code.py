@@ -33,7 +33,9 @@ def keep_code(stack: Stack, project: Project, service: str) -> tuple[Project, tu
         # What the service mounts over its code it does not see; of that, the place to mount it on must be there.
         below = [str(m["target"]) for m in project.mounts(service) if _is_below(str(m["target"]), code.inside)]
         hollow = {code.source / Path(target).relative_to(code.inside) for target in below}
-        left_out = {code.source / ".git", stack.state, *stack.private}
+        # another stack of the folder has its state beside: its secrets, and other files after each of its commands
+        others = {journal.parent for journal in stack.root.glob("*/journal.sqlite")}
+        left_out = {code.source / ".git", stack.state, *stack.private, *others}
         try:
             size = tree.size_bytes(code.source, leave_out=left_out | hollow)
             if size > LIMIT_BYTES:
