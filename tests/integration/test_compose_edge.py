@@ -367,7 +367,8 @@ def sicken(container: Container) -> None:
     """Wait until Docker says so of it."""
     container.exec_run(["mv", "/www/index.html", "/www/gone"])
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and container.attrs["State"]["Health"]["Status"] != "unhealthy":
+    while container.attrs["State"]["Health"]["Status"] != "unhealthy":
+        assert time.monotonic() < deadline
         container.reload()
         time.sleep(0.1)
 

@@ -11,7 +11,6 @@ from typing import Final
 
 from lastgood.cli.rendering import GOOD_ENDS, outlook_before, run_lines
 from lastgood.core.answering import NOTHING
-from lastgood.core.deploying import asked_beside
 from lastgood.core.errors import LastgoodError
 from lastgood.core.history import History, RunHistory
 from lastgood.core.ports import Right
@@ -19,7 +18,7 @@ from lastgood.core.report import TerminalState
 from lastgood.core.run import AwaitApproval, advance
 from lastgood.core.verdict import Watching
 from lastgood.runbook import watch as watching
-from lastgood.runbook.holding import start_again
+from lastgood.runbook.holding import asked_beside, start_again
 from lastgood.runbook.rooms import Rooms
 
 ENDED_WELL: Final = GOOD_ENDS | {TerminalState.SUPERSEDED, TerminalState.INCONCLUSIVE_KEPT}

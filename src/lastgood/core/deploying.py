@@ -282,17 +282,6 @@ def _artifacts(history: History, standing: Standing) -> dict[tuple[str, str], st
     return {(s.name, s.artifact): release.id for release in known for s in release.services}
 
 
-def asked_beside(containers: ContainerFacts) -> tuple[str, str]:
-    """Say what runs beside an edge and is of no release, and what to type; both empty when nothing does. Compose wakes
-    its old copies with everything else that it starts again, and siblings outside of a release are answered by them."""
-    running = [i for i in containers.strays if i.running]
-    if not running:
-        return "", ""
-    services = ", ".join(sorted({i.service for i in running}))
-    said = f"{services} of no release: started past lastgood, and asked by name inside of the stack"
-    return said, f"docker stop {' '.join(i.instance[:12] for i in running)}"
-
-
 def stays_as_it_is(service: str, release: str) -> str:
     """Say that a service of a release is among those that are never touched by now."""
     return f"{service} of {release} is not touched: containers.services does not name it any more"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lastgood.core.deploying import asked_beside, not_as_recorded, only_barred
+from lastgood.core.deploying import not_as_recorded, only_barred
 from lastgood.core.errors import LastgoodError, Refused
 from lastgood.core.facts import ContainerFacts, DatabaseFacts, FrontendFacts
 from lastgood.core.history import History
@@ -16,7 +16,7 @@ from lastgood.core.reading import NoData, SourceDown
 from lastgood.core.release import Release, Standing
 from lastgood.runbook import captures
 from lastgood.runbook.deploy import left_to_people
-from lastgood.runbook.holding import put_back, start_again, ways_back
+from lastgood.runbook.holding import asked_beside, put_back, start_again, ways_back
 from lastgood.runbook.looking import Eyes
 from lastgood.runbook.record import free_name
 from lastgood.runbook.restore_points import next_pause

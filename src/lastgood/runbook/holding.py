@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from lastgood.core.deploying import asked_beside
 from lastgood.core.errors import LastgoodError
 from lastgood.core.facts import ContainerFacts, InstanceFacts
 from lastgood.core.history import History, ReleaseHistory
@@ -92,6 +91,17 @@ def tell_what_is_missing(rooms: Rooms, found: Found, *, deployment: str, told: s
                 f"👁 {release.id} {how}: {'; '.join(m.what for m in missing)}. Next: {missing[0].fix}",
                 event_id=f"{deployment}-lacks-{release.id}",
             )
+
+
+def asked_beside(containers: ContainerFacts) -> tuple[str, str]:
+    """Say what runs beside an edge and is of no release, and what to type; both empty when nothing does. Compose wakes
+    its old copies with everything else that it starts again, and siblings outside of a release are answered by them."""
+    running = [i for i in containers.strays if i.running]
+    if not running:
+        return "", ""
+    services = ", ".join(sorted({i.service for i in running}))
+    said = f"{services} of no release: started past lastgood, and asked by name inside of the stack"
+    return said, f"docker stop {' '.join(i.instance[:12] for i in running)}"
 
 
 def tell_who_is_beside(rooms: Rooms, facts: ContainerFacts) -> None:
